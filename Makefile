@@ -1,0 +1,74 @@
+# make quickstart   set up, train on the docstrings of the installed packages, search in them
+# make test         set up, check style and types, run the tests
+# make lint         style and types only          make format   apply the style
+# make clean        remove the environment and caches; runs/ stays
+#
+# PYTHON=python3.12      the interpreter the environment is made with
+# TORCH="torch==2.12.1"  another build of torch, such as one with CUDA; any words pip takes
+# FAISS=gpu              FAISS with GPU support (in an environment that has no faiss-cpu: make clean first)
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+FAISS ?= cpu
+RANKS ?= 2
+QUESTION ?= how do I split a tensor into chunks of equal size?
+
+BIN := .venv/bin
+RUN := runs/quickstart
+DATA := runs/quickstart-data
+
+# deepspeed and mpirun start each other by name: they must be found in the environment, not beside it.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint format clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+# The pinned torch goes in before everything that depends on it: a dependant alone would let pip pick the newest torch,
+# gigabytes of it. DeepSpeed comes as source; pip builds it in an isolated environment that holds setuptools only, which
+# is enough (its native operators are compiled at first use, and none is used here), so no second torch is fetched.
+.venv/.torch: Makefile
+	[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	touch $@
+
+# A stamp is older than setup.cfg once a dependency changes there; then pip runs again.
+.venv/.%: .venv/.torch setup.cfg pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[$(FAISS),$*]'
+	touch $@
+
+test: lint
+	$(BIN)/python -m pytest -q
+
+lint: .venv/.test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: .venv/.test
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# Made once: the installed packages are the data, and a run refuses to go on with other data than it began with.
+$(DATA)/corpus.jsonl: | .venv/.quickstart
+	$(BIN)/python -m launcher docstrings --out $(DATA)
+
+# NCCL wants a GPU for each rank: with fewer, all ranks run on the CPU.
+quickstart: .venv/.quickstart $(DATA)/corpus.jsonl
+	@words=""; \
+	if (( $$($(BIN)/python -c 'import torch; print(torch.cuda.device_count())') < $(RANKS) )); then \
+		export DS_ACCELERATOR=cpu; words="run.device=cpu"; \
+	fi; \
+	set -x; \
+	$(BIN)/deepspeed --num_accelerators $(RANKS) launcher/run.py --config configs/quickstart.yaml \
+		data.path=$(DATA) run.path=$(RUN) $$words; \
+	$(BIN)/python -m launcher search $(RUN) "$(QUESTION)"
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find engine launcher shards tests -name __pycache__ -prune -exec rm -rf {} +
