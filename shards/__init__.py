@@ -1,0 +1,1 @@
+"""The corpus on disk: formats, tokenised shards, embeddings; knows no model."""

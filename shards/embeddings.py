@@ -1,0 +1,253 @@
+"""Document embeddings on disk: one part for each shard, stamped with the weights and the corpus that made it.
+
+A part is an array and, written after it, a JSON marker; a part without a valid marker does not exist. Any rank may
+write any part, writing one again is harmless, and a store opens only when every part is there and carries the same
+stamp, so that an index can never mix two retrievers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shards.errors import ArtifactError
+from shards.files import OpenFiles, read_json, sha256_file, write_atomically, write_json
+from shards.manifest import CorpusManifest, ShardEntry
+
+Embeddings = npt.NDArray[np.floating[Any]]
+_DTYPES = ("float16", "float32")
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What an artifact of the refresh was made from; whoever reads one compares all of it."""
+
+    iteration: str
+    """The iteration of Algorithm 1 whose retriever made it, for people to read."""
+    weights_sha256: str
+    """Hash of the retriever's weights."""
+    corpus_sha256: str
+    """`CorpusManifest.sha256`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Marker:
+    stamp: Stamp
+    shape: tuple[int, int]
+    dtype: str
+    first_document: int
+    num_bytes: int
+    sha256: str
+
+
+def write_part(folder: Path, entry: ShardEntry, embeddings_ND: Embeddings, stamp: Stamp) -> None:
+    """Write the embeddings of one shard's documents, the marker last.
+
+    Args:
+        folder: The store's folder; made if needed.
+        entry: The shard.
+        embeddings_ND: float16 or float32 [N, D], N the shard's documents in order, all finite.
+        stamp: What made them.
+
+    Raises:
+        ArtifactError: Another shape or type, or a number that is not finite.
+    """
+    shape, dtype = embeddings_ND.shape, embeddings_ND.dtype.name
+    if len(shape) != 2 or shape[0] != entry.num_documents or shape[1] < 1 or dtype not in _DTYPES:
+        raise ArtifactError(
+            f"the embeddings of shard {entry.name} are {dtype} {list(shape)}",
+            expected=f"float16 or float32 [{entry.num_documents}, D]",
+        )
+    bad = np.flatnonzero(~np.isfinite(embeddings_ND).all(axis=1))
+    if bad.size:
+        raise ArtifactError(
+            f"the embedding of document {entry.first_document + int(bad[0])} (shard {entry.name}) is not finite, "
+            f"as are {bad.size - 1} more of this shard",
+            expected="finite numbers, which a search can compare",
+            remedy=f"look for a training run that diverged; {dtype} holds numbers up to {np.finfo(dtype).max:.0f}",
+        )
+    array_path, marker_path = _paths(folder, entry)
+    # A marker of an earlier iteration must not stand next to the new array, not even for a moment.
+    marker_path.unlink(missing_ok=True)
+    with write_atomically(array_path) as temporary:
+        with open(temporary, "wb") as file:
+            np.save(file, np.ascontiguousarray(embeddings_ND), allow_pickle=False)
+        num_bytes, sha256 = temporary.stat().st_size, sha256_file(temporary)
+    marker = _Marker(stamp, (shape[0], shape[1]), dtype, entry.first_document, num_bytes, sha256)
+    write_json(marker_path, asdict(marker))
+
+
+def part_is_complete(folder: Path, entry: ShardEntry, stamp: Stamp) -> bool:
+    """Tell whether a shard's embeddings are already there, so that a resumed pass can skip it.
+
+    Args:
+        folder: The store's folder.
+        entry: The shard.
+        stamp: What the caller would make them from.
+
+    Returns:
+        Whether the part has a valid marker with an equal stamp, the shard's number of rows and the right size.
+    """
+    return not _fault(folder, entry, stamp)[0]
+
+
+class EmbeddingStore:
+    """The embeddings of a whole corpus, mapped into memory part by part at first use.
+
+    Threads, forked workers and spawned ones may read through one object.
+
+    Args:
+        folder: The store's folder.
+        manifest: The corpus.
+        stamp: What made the embeddings.
+        dimension: D.
+        dtype: `float16` or `float32`. `EmbeddingStore.open` finds and checks these.
+    """
+
+    def __init__(self, folder: Path, manifest: CorpusManifest, stamp: Stamp, dimension: int, dtype: str) -> None:
+        self.folder, self.manifest, self.stamp = Path(folder), manifest, stamp
+        self.dimension, self.dtype = dimension, dtype
+        self._firsts_P = np.array([entry.first_document for entry in manifest.shards], dtype=np.int64)
+        self._parts: OpenFiles[Embeddings] = OpenFiles(self._open_part)
+
+    @classmethod
+    def open(cls, folder: Path, manifest: CorpusManifest, stamp: Stamp, *, verify: bool = False) -> EmbeddingStore:
+        """Open a store and check that every part is there, whole and of the same stamp.
+
+        Args:
+            folder: The store's folder.
+            manifest: The corpus that was encoded. Parts beyond its shards are ignored.
+            stamp: What must have made the embeddings.
+            verify: Hash every part too; without it, parts are checked by size.
+
+        Returns:
+            The store.
+
+        Raises:
+            ArtifactError: Parts are missing, stale, short or damaged, or the stamp names another corpus.
+        """
+        if stamp.corpus_sha256 != manifest.sha256:
+            raise ArtifactError(
+                f"embeddings@{stamp.iteration} were asked for corpus {stamp.corpus_sha256}",
+                expected=f"corpus {manifest.sha256}, which the shards hold",
+                remedy="encode the corpus again",
+            )
+        faults: list[tuple[ShardEntry, str]] = []
+        num_rows, forms = 0, set()
+        for entry in manifest.shards:
+            fault, marker = _fault(folder, entry, stamp)
+            if not fault and marker and verify and sha256_file(_paths(folder, entry)[0]) != marker.sha256:
+                fault, marker = "is damaged (its bytes do not have the recorded hash)", None
+            if fault:
+                faults.append((entry, fault))
+            if marker:
+                num_rows += marker.shape[0]
+                forms.add((marker.shape[1], marker.dtype))
+        if faults:
+            entry, fault = faults[0]
+            more = f", and {len(faults) - 1} more part(s) are not usable" if len(faults) > 1 else ""
+            raise ArtifactError(
+                f"embeddings@{stamp.iteration} has {num_rows} rows, the corpus manifest says "
+                f"{manifest.num_documents}; part {entry.number} {fault}{more}",
+                remedy=f"delete {Path(folder) / f'part-{entry.number:06d}'}.* and run the encoding again",
+            )
+        if len(forms) > 1:
+            raise ArtifactError(
+                f"embeddings@{stamp.iteration} mixes parts of (dimension, type) {sorted(forms)}",
+                expected="one dimension and one type",
+                remedy=f"delete {folder} and run the encoding again",
+            )
+        return cls(folder, manifest, stamp, *forms.pop())
+
+    def __reduce__(self) -> tuple[type[EmbeddingStore], tuple[Any, ...]]:
+        return EmbeddingStore, (self.folder, self.manifest, self.stamp, self.dimension, self.dtype)
+
+    @property
+    def num_documents(self) -> int:
+        """Number of rows, one a document."""
+        return self.manifest.num_documents
+
+    def rows(self, indices_K: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Read the embeddings of some documents.
+
+        Args:
+            indices_K: Global document indices, int64 [K], in any order, with repeats if wanted.
+
+        Returns:
+            float32 [K, D], row k for indices_K[k].
+
+        Raises:
+            IndexError: An index outside 0..num_documents-1, such as the -1 that pads a list of hits.
+        """
+        indices_K = np.asarray(indices_K, dtype=np.int64)
+        if indices_K.size and (indices_K.min() < 0 or indices_K.max() >= self.num_documents):
+            raise IndexError(
+                f"rows {indices_K.min()} to {indices_K.max()} of embeddings with {self.num_documents} rows"
+            )
+        rows_KD = np.empty((indices_K.size, self.dimension), dtype=np.float32)
+        # Sorted, each part is opened once and its pages are read in order.
+        order_K = np.argsort(indices_K, kind="stable")
+        sorted_K = indices_K[order_K]
+        bounds = np.searchsorted(sorted_K, np.append(self._firsts_P, self.num_documents))
+        for part in np.flatnonzero(np.diff(bounds)).tolist():
+            here = slice(bounds[part], bounds[part + 1])
+            rows_KD[order_K[here]] = self._parts[part][sorted_K[here] - self._firsts_P[part]]
+        return rows_KD
+
+    def parts(self) -> Iterator[tuple[int, Embeddings]]:
+        """Read the whole store in order, part by part.
+
+        Yields:
+            (global index of the part's first document, float16 or float32 [N, D] mapped from the file, read-only).
+        """
+        for part, entry in enumerate(self.manifest.shards):
+            yield entry.first_document, self._parts[part]
+
+    def _open_part(self, part: int) -> Embeddings:
+        entry = self.manifest.shards[part]
+        path = _paths(self.folder, entry)[0]
+        expected = f"{self.dtype} {[entry.num_documents, self.dimension]}"
+        remedy = f"delete {path.with_suffix('')}.* and run the encoding again"
+        try:
+            embeddings_ND: Embeddings = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"{path} cannot be opened ({error})", expected=expected, remedy=remedy) from error
+        found = f"{embeddings_ND.dtype} {list(embeddings_ND.shape)}"
+        if found != expected:
+            raise ArtifactError(f"{path} holds {found}", expected=expected, remedy=remedy)
+        return embeddings_ND
+
+
+def _paths(folder: Path, entry: ShardEntry) -> tuple[Path, Path]:
+    stem = f"part-{entry.number:06d}"
+    return Path(folder) / f"{stem}.npy", Path(folder) / f"{stem}.json"
+
+
+def _fault(folder: Path, entry: ShardEntry, stamp: Stamp) -> tuple[str, _Marker | None]:
+    """Return what is wrong with a part ("" if nothing), and its marker where its rows carry the right stamp."""
+    array_path, marker_path = _paths(folder, entry)
+    if not marker_path.is_file() or not array_path.is_file():
+        return "is missing", None
+    try:
+        values = read_json(marker_path, "the marker of an embedding part")
+        values["stamp"], values["shape"] = Stamp(**values["stamp"]), tuple(values["shape"])
+        marker = _Marker(**values)
+        num_rows, _ = marker.shape
+    except (ArtifactError, KeyError, TypeError, ValueError):
+        return "has a damaged marker", None
+    if marker.stamp != stamp:
+        made = f"iteration {marker.stamp.iteration}, weights {marker.stamp.weights_sha256[:12]}"
+        return f"is stale: it was made by {made}, corpus {marker.stamp.corpus_sha256[:12]}", None
+    num_bytes = array_path.stat().st_size
+    if num_bytes != marker.num_bytes:
+        word = "short" if num_bytes < marker.num_bytes else "damaged"
+        return f"is {word} ({num_bytes} of {marker.num_bytes} bytes)", None
+    if (num_rows, marker.first_document) != (entry.num_documents, entry.first_document):
+        word = "short" if num_rows < entry.num_documents else "damaged"
+        return f"is {word} ({num_rows} of {entry.num_documents} rows)", marker
+    return "", marker

@@ -1,0 +1,34 @@
+"""The root of every error that Sparring raises on purpose.
+
+A message states the fact with its values, what was expected, and what to do about it, so that a person at a
+terminal can act on it without reading code. `engine.errors` adds the learning side's errors to these.
+"""
+
+from __future__ import annotations
+
+
+class SparringError(Exception):
+    """An error with a fact, an expectation and a remedy.
+
+    Args:
+        fact: What was found, with its values.
+        expected: What should have been found; may be empty where the fact implies it.
+        remedy: What the user can do; may be empty where the expectation implies it.
+    """
+
+    def __init__(self, fact: str, *, expected: str = "", remedy: str = "") -> None:
+        self.fact, self.expected, self.remedy = fact, expected, remedy
+        parts = [fact.rstrip(".")]
+        if expected:
+            parts.append(f"expected: {expected.rstrip('.')}")
+        if remedy:
+            parts.append(f"remedy: {remedy.rstrip('.')}")
+        super().__init__(". ".join(part[0].upper() + part[1:] if i else part for i, part in enumerate(parts)) + ".")
+
+
+class DataError(SparringError):
+    """The user's corpus, queries or judgements are not usable as they are."""
+
+
+class ArtifactError(SparringError):
+    """Something that a run wrote is missing, damaged, half-written or stale."""

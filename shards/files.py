@@ -1,0 +1,158 @@
+"""Files that exist either whole or not at all, and the JSON and hashes that describe them.
+
+Every artifact of a run goes through `write_atomically`: a process that is killed at any moment leaves the previous
+file, or none, never half of one. A leftover temporary file starts with a dot and is never read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from shards.errors import ArtifactError
+
+T = TypeVar("T")
+
+
+def sha256_file(path: Path) -> str:
+    """Hash a file's bytes.
+
+    Args:
+        path: The file, of any size; it is streamed.
+
+    Returns:
+        The SHA-256 as 64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fsync(path: Path) -> None:
+    """Make a file's bytes, or a folder's list of names, survive a power cut.
+
+    Args:
+        path: A file or a folder that exists.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def write_atomically(path: Path) -> Iterator[Path]:
+    """Give the body a temporary path to write; publish it under `path` only when the body succeeds.
+
+    The temporary file lies in the same folder (made if needed), so that the last step is one rename. When the body
+    raises, whatever lay at `path` before is untouched.
+
+    Args:
+        path: The file to make or replace.
+
+    Yields:
+        The temporary path, which does not exist yet; the body must create a file there.
+
+    Raises:
+        FileNotFoundError: The body wrote nothing.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.tmp-{secrets.token_hex(6)}"
+    try:
+        yield temporary
+        fsync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync(path.parent)
+
+
+def canonical_json(obj: object) -> str:
+    """Write an object as the one JSON text that stands for it, so that equal objects have equal hashes.
+
+    Args:
+        obj: Anything JSON can hold; NaN and infinities are refused.
+
+    Returns:
+        JSON with sorted keys and no spaces.
+    """
+    return json.dumps(obj, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def write_json(path: Path, obj: object) -> None:
+    """Write an object as indented JSON, atomically.
+
+    Args:
+        path: The file to make or replace.
+        obj: Anything JSON can hold; NaN and infinities are refused.
+    """
+    text = json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=False)
+    with write_atomically(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Read JSON that a run wrote.
+
+    Args:
+        path: The file.
+        what: What the file is, in words, for the error, such as "the corpus manifest".
+
+    Returns:
+        The object, whose shape the caller checks.
+
+    Raises:
+        ArtifactError: The file is missing, not UTF-8 or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"{what} is missing: there is no {path}",
+            remedy="the step that writes it did not finish; run it again",
+        ) from None
+    except ValueError as error:  # includes malformed JSON and malformed UTF-8
+        raise ArtifactError(
+            f"{what} is damaged: {path} is not valid JSON ({error})",
+            remedy=f"delete {path} and run the step that writes it again",
+        ) from error
+
+
+class OpenFiles(Generic[T]):
+    """The files of a store that are open right now: opened at first use, a bounded number of them at a time.
+
+    A corpus may have more shards than a process may have open files, hence the bound. Threads may share it without a
+    lock (which a fork could leave locked for ever): at worst a file is opened twice, and one that is dropped while
+    another thread still reads it is closed when that thread lets go.
+
+    Args:
+        open_one: Opens the file of a number.
+        limit: How many stay open at a time.
+    """
+
+    def __init__(self, open_one: Callable[[int], T], *, limit: int = 128) -> None:
+        self._open_one, self._limit = open_one, limit
+        self._opened: dict[int, T] = {}
+
+    def __getitem__(self, number: int) -> T:
+        found = self._opened.get(number)
+        if found is None:
+            found = self._open_one(number)
+            for oldest in list(self._opened)[: max(0, len(self._opened) - self._limit + 1)]:
+                self._opened.pop(oldest, None)
+            self._opened[number] = found
+        return found
+
+    def __len__(self) -> int:
+        return len(self._opened)

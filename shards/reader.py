@@ -1,0 +1,266 @@
+"""Reads a corpus: in order for encoding, at random for training and search.
+
+A damaged tar is not an error to webdataset or tarfile: cut between two members, or with one header overwritten, it
+just ends early. So nothing here trusts the tar: sizes are compared with the manifest when a corpus is opened, a pass
+must meet exactly the documents that the manifest promises, and random access checks the name of what it reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import tarfile
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from webdataset.tariterators import group_by_keys, tar_file_expander  # type: ignore[import-untyped]
+
+from shards.errors import ArtifactError, DataError
+from shards.files import OpenFiles, sha256_file
+from shards.manifest import DOCIDS_NAME, CorpusManifest, ShardEntry
+from shards.records import Document
+from shards.writer import TOKEN_DTYPE, member_name
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenShard:
+    tar: mmap.mmap
+    offsets: npt.NDArray[np.int64]
+
+
+class CorpusShards:
+    """A corpus on disk. Cheap to open; shards are mapped into memory at first use.
+
+    Threads, forked workers and spawned ones (it pickles as its folder and manifest) may read through one object.
+
+    Args:
+        folder: The corpus folder.
+        manifest: Its manifest. `CorpusShards.open` reads and checks both.
+    """
+
+    def __init__(self, folder: Path, manifest: CorpusManifest) -> None:
+        self.folder, self.manifest = Path(folder), manifest
+        self._first_documents = [entry.first_document for entry in manifest.shards]
+        self._shards: OpenFiles[_OpenShard] = OpenFiles(self._open_shard)
+
+    @classmethod
+    def open(cls, folder: Path, expect: Mapping[str, str] | None = None, *, verify: bool = False) -> CorpusShards:
+        """Open a corpus and check that it is whole.
+
+        Args:
+            folder: The corpus folder.
+            expect: Tokenizer fingerprint by stream name: the streams that the caller is going to read.
+            verify: Hash every file too (reads the whole corpus); without it files are checked by size, which
+                leaves flipped bits unseen.
+
+        Returns:
+            The corpus.
+
+        Raises:
+            ArtifactError: The manifest, a shard or a stream is missing, damaged or made by another tokenizer.
+        """
+        folder = Path(folder)
+        manifest = CorpusManifest.load(folder)
+        corpus = cls(folder, manifest)
+        for stream, fingerprint in (expect or {}).items():
+            found = manifest.streams[manifest.stream_index(stream)].tokenizer_sha256
+            if found != fingerprint:
+                raise ArtifactError(
+                    f"the {stream} tokens in {folder} were made by tokenizer {found}",
+                    expected=f"tokenizer {fingerprint}",
+                    remedy=f"delete {folder} and write the shards again",
+                )
+        known = {entry.name for entry in manifest.shards}
+        extra = sorted(path.name for path in folder.glob("*.tar") if path.name not in known)
+        if extra:
+            raise ArtifactError(
+                f"{folder} holds {extra[0]}, which is not in its manifest ({len(extra)} such file(s))",
+                expected=f"{len(known)} shards, {min(known)} to {max(known)}",
+                remedy=f"delete {folder / extra[0]} if it is a leftover, else write the shards again",
+            )
+        for entry in manifest.shards:
+            corpus._check_files(entry, verify)
+        if verify:
+            _ = corpus.docids
+        elif not (folder / DOCIDS_NAME).is_file():
+            raise corpus._broken(DOCIDS_NAME, "is missing", "")
+        return corpus
+
+    def __reduce__(self) -> tuple[type[CorpusShards], tuple[Path, CorpusManifest]]:
+        return CorpusShards, (self.folder, self.manifest)
+
+    @property
+    def num_documents(self) -> int:
+        """Number of documents in the corpus."""
+        return self.manifest.num_documents
+
+    @cached_property
+    def docids(self) -> list[str]:
+        """All docids in the order of the global indices; read at first use."""
+        path = self.folder / DOCIDS_NAME
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            raise self._broken(DOCIDS_NAME, "is missing", "") from None
+        found = hashlib.sha256(content).hexdigest()
+        if found != self.manifest.docids_sha256:
+            raise self._broken(DOCIDS_NAME, f"has sha256 {found}", f"sha256 {self.manifest.docids_sha256}")
+        return content.decode().split("\n")[:-1]
+
+    @cached_property
+    def _indices(self) -> dict[str, int]:
+        return {docid: index for index, docid in enumerate(self.docids)}
+
+    def index_of(self, docid: str) -> int:
+        """Return a document's global index.
+
+        Args:
+            docid: Its id.
+
+        Raises:
+            DataError: The corpus has no such document.
+        """
+        try:
+            return self._indices[docid]
+        except KeyError:
+            raise DataError(
+                f"there is no document {docid!r} in the corpus",
+                expected=f"one of the {self.num_documents} docids in {self.folder / DOCIDS_NAME}",
+            ) from None
+
+    def iterate(self, shard_number: int, stream: str) -> Iterator[tuple[int, npt.NDArray[np.uint32]]]:
+        """Read the token ids of a shard from first to last.
+
+        Args:
+            shard_number: The shard, 0 <= shard_number < len(manifest.shards).
+            stream: The token stream.
+
+        Yields:
+            (global document index, ids uint32 [L] without special tokens), every document of the shard once.
+
+        Raises:
+            ArtifactError: The shard holds anything but the manifest's documents. What is missing at the end shows
+                only at the end, so a caller must not publish what it made before the iterator is exhausted.
+        """
+        self.manifest.stream_index(stream)
+        entry = self.manifest.shards[shard_number]
+        expected_fields = {"json"} | {f"{one.name}.ids" for one in self.manifest.streams}
+        expected = iter(entry.documents)
+        try:
+            with open(self.folder / entry.name, "rb") as file:
+                # webdataset's stages are given the open file: its own opener splits shards by RANK and WORLD_SIZE and
+                # runs `pipe:` names in a shell. Without a handler that goes on, an error raises here.
+                members = tar_file_expander([{"url": entry.name, "stream": file}])
+                for sample in group_by_keys(members):
+                    document = next(expected, None)
+                    fields = {name for name in sample if not name.startswith("__")}
+                    if document is None or sample["__key__"] != f"{document:09d}" or fields != expected_fields:
+                        raise self._broken(
+                            entry.name,
+                            f"has a sample {sample['__key__']} with {sorted(fields)}",
+                            f"document {document} with {sorted(expected_fields)}"
+                            if document is not None
+                            else "no more documents",
+                        )
+                    yield document, self._ids(entry, sample[f"{stream}.ids"])
+        except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+            raise self._broken(entry.name, f"cannot be read ({error})", "a whole tar file") from error
+        missing = next(expected, None)
+        if missing is not None:
+            raise self._broken(
+                entry.name,
+                f"ends before document {missing}",
+                f"{entry.num_documents} documents, up to {entry.documents[-1]}",
+            )
+
+    def tokens(self, doc_index: int, stream: str) -> npt.NDArray[np.uint32]:
+        """Read a document's token ids.
+
+        Args:
+            doc_index: Its global index, 0 <= doc_index < num_documents.
+            stream: The token stream.
+
+        Returns:
+            Ids, uint32 [L], without special tokens.
+
+        Raises:
+            ArtifactError: The shard or its offsets are damaged.
+            IndexError: There is no such document.
+        """
+        column = 1 + self.manifest.stream_index(stream)
+        entry, payload = self._payload(doc_index, column, f"{stream}.ids")
+        return self._ids(entry, payload)
+
+    def document(self, doc_index: int) -> Document:
+        """Read a document's id, title and text.
+
+        Args:
+            doc_index: Its global index, 0 <= doc_index < num_documents.
+
+        Raises:
+            ArtifactError: The shard or its offsets are damaged.
+            IndexError: There is no such document.
+        """
+        entry, payload = self._payload(doc_index, 0, "json")
+        try:
+            record = json.loads(payload)
+            return Document(id=record["id"], title=record["title"], text=record["text"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._broken(entry.name, f"holds a document {doc_index} that cannot be read ({error})", "") from error
+
+    def _payload(self, doc_index: int, column: int, suffix: str) -> tuple[ShardEntry, bytes]:
+        if not 0 <= doc_index < self.num_documents:
+            raise IndexError(f"document {doc_index} of a corpus of {self.num_documents}")
+        doc_index = int(doc_index)
+        number = bisect_right(self._first_documents, doc_index) - 1
+        entry, shard = self.manifest.shards[number], self._shards[number]
+        offset, length = shard.offsets[doc_index - entry.first_document, column].tolist()
+        name = member_name(doc_index, suffix).encode() + b"\0"
+        header = offset - tarfile.BLOCKSIZE
+        inside = header >= 0 and 0 <= length <= len(shard.tar) - offset
+        if not inside or shard.tar[header : header + len(name)] != name:
+            raise self._broken(entry.name, f"has no {name[:-1].decode()} at byte {offset}", "it there, by the offsets")
+        return entry, shard.tar[offset : offset + length]
+
+    def _ids(self, entry: ShardEntry, payload: bytes) -> npt.NDArray[np.uint32]:
+        if len(payload) % TOKEN_DTYPE.itemsize:
+            raise self._broken(entry.name, f"holds {len(payload)} bytes of token ids", "a multiple of four")
+        return np.frombuffer(payload, dtype=TOKEN_DTYPE).astype(np.uint32)
+
+    def _open_shard(self, number: int) -> _OpenShard:
+        entry = self.manifest.shards[number]
+        try:
+            offsets = np.load(self.folder / entry.offsets_name, mmap_mode="r", allow_pickle=False)
+            with open(self.folder / entry.name, "rb") as file:
+                tar = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise self._broken(entry.name, f"or its offsets cannot be opened ({error})", "") from error
+        shape = (entry.num_documents, 1 + len(self.manifest.streams), 2)
+        if offsets.shape != shape or offsets.dtype != np.int64:
+            raise self._broken(entry.offsets_name, f"has {offsets.dtype} {offsets.shape}", f"int64 {shape}")
+        return _OpenShard(tar, offsets)
+
+    def _check_files(self, entry: ShardEntry, verify: bool) -> None:
+        for name, sha256 in ((entry.name, entry.sha256), (entry.offsets_name, entry.offsets_sha256)):
+            path = self.folder / name
+            if not path.is_file():
+                raise self._broken(name, "is missing", f"{len(self.manifest.shards)} shards in {self.folder}")
+            if name == entry.name and path.stat().st_size != entry.num_bytes:
+                raise self._broken(name, f"has {path.stat().st_size} bytes", f"{entry.num_bytes} bytes")
+            if verify:
+                found = sha256_file(path)
+                if found != sha256:
+                    raise self._broken(name, f"has sha256 {found}", f"sha256 {sha256}")
+
+    def _broken(self, name: str, fact: str, expected: str) -> ArtifactError:
+        return ArtifactError(
+            f"the shard file {self.folder / name} {fact}",
+            expected=expected,
+            remedy=f"delete {self.folder} and write the shards again",
+        )

@@ -1,0 +1,116 @@
+"""Files are whole or absent, whatever happens to the process that writes them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shards.errors import ArtifactError
+from shards.files import OpenFiles, canonical_json, read_json, sha256_file, write_atomically, write_json
+
+
+def test_publishes_what_the_body_wrote_and_leaves_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "folder" / "file.bin"
+    with write_atomically(target) as temporary:
+        temporary.write_bytes(b"content")
+        assert temporary.parent == target.parent
+        assert temporary.name.startswith(".file.bin.tmp-")
+        assert not target.exists()
+    assert target.read_bytes() == b"content"
+    assert [path.name for path in target.parent.iterdir()] == ["file.bin"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_exception_leaves_the_target_as_it_was(tmp_path: Path, error: type[BaseException]) -> None:
+    target = tmp_path / "file.txt"
+    target.write_text("before")
+
+    def fail() -> None:
+        with write_atomically(target) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert target.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_killed_process_leaves_the_target_as_it_was(tmp_path: Path) -> None:
+    target = tmp_path / "file.txt"
+    target.write_text("before")
+    script = (
+        "import os, pathlib; from shards.files import write_atomically\n"
+        f"with write_atomically(pathlib.Path({str(target)!r})) as temporary:\n"
+        "    temporary.write_text('half'); os._exit(9)\n"
+    )
+    root = Path(__file__).parents[3]
+    assert subprocess.run([sys.executable, "-c", script], cwd=root, check=False).returncode == 9
+    assert target.read_text() == "before"
+    leftovers = [path.name for path in tmp_path.iterdir() if path != target]
+    assert len(leftovers) == 1
+    assert leftovers[0].startswith(".file.txt.tmp-")
+
+
+def test_a_body_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), write_atomically(tmp_path / "file.txt"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_comes_back_as_it_went(tmp_path: Path) -> None:
+    value = {"ä": [1, 2.5, None], "b": {"c": "日本\u2028"}}
+    write_json(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json", "a test file") == value
+
+
+def test_json_refuses_nan_before_it_touches_the_target(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", [1])
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "a.json", [float("nan")])
+    assert read_json(tmp_path / "a.json", "a test file") == [1]
+
+
+@pytest.mark.parametrize("content", [b'{"a": 1', b"", b'"\xff"'])
+def test_damaged_json_names_the_file_and_what_it_is(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"(?s)the ledger is damaged.*a.json.*delete"):
+        read_json(path, "the ledger")
+
+
+def test_missing_json_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="the ledger is missing"):
+        read_json(tmp_path / "a.json", "the ledger")
+
+
+def test_canonical_json_does_not_depend_on_the_order_of_keys() -> None:
+    assert canonical_json({"b": 1, "a": "é"}) == canonical_json({"a": "é", "b": 1}) == '{"a":"é","b":1}'
+
+
+def test_sha256_is_the_standard_one(tmp_path: Path) -> None:
+    path = tmp_path / "abc"
+    path.write_bytes(b"abc")
+    assert sha256_file(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    path.write_bytes(b"a" * 1_000_000 * 2)
+    one_piece = sha256_file(path)
+    path.write_bytes(b"a" * 1_000_000 * 2 + b"b")
+    assert sha256_file(path) != one_piece
+
+
+def test_open_files_opens_once_and_keeps_no_more_than_its_limit() -> None:
+    opened: list[int] = []
+
+    def open_one(number: int) -> str:
+        opened.append(number)
+        return f"file {number}"
+
+    files = OpenFiles(open_one, limit=2)
+    assert [files[number] for number in (1, 1, 2, 1, 3)] == ["file 1", "file 1", "file 2", "file 1", "file 3"]
+    assert opened == [1, 2, 3]
+    assert len(files) == 2
+    assert files[1] == "file 1"  # the oldest was dropped, and is opened again
+    assert opened == [1, 2, 3, 1]
