@@ -1,0 +1,224 @@
+"""BM25: the yardstick every dense retriever is measured against, and the negatives that G0 is warmed up with.
+
+Words are lower-cased runs of two or more letters, digits or underscores, without English stop words, stemmed by
+Snowball's English stemmer; scores are Lucene's variant. They are computed by bm25s when the index is built, so that a
+search only adds up columns. Every rank opens the same files, mapped into memory rather than read.
+
+    build_bm25((render(template, document) for document in dataset.documents()), folder, metadata={...})
+    hits = BM25Searcher.open(folder).search(queries, top_k=100)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import bm25s  # type: ignore[import-untyped]
+import numpy as np
+import Stemmer  # type: ignore[import-not-found]
+from bm25s.stopwords import STOPWORDS_EN  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+from engine.errors import ArtifactError, DataError
+from engine.retrievers import Hits, top_of_row
+from shards.files import fsync, read_json, sha256_file, write_json
+from shards.records import Query
+
+_MANIFEST = "bm25.json"
+_VERSION = 1
+_WORD = re.compile(r"\w\w+")
+_STOP_WORDS = frozenset(STOPWORDS_EN)
+
+
+def build_bm25(
+    texts: Iterable[str],
+    folder: Path,
+    *,
+    k1: float = 0.9,
+    b: float = 0.4,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Index the texts of a corpus and publish the index as a folder, whole or not at all.
+
+    Args:
+        texts: One text for each document, in the order of the global document index; streamed, their word ids are kept
+            in memory until the index is written.
+        folder: Where the index goes; an older one is replaced.
+        k1: How soon further occurrences of a word stop counting, > 0. The defaults of `k1` and `b` are Anserini's.
+        b: How much long documents are marked down, 0..1.
+        metadata: What the index was made of, such as `{"corpus_sha256": ...}`; `BM25Searcher.open` compares it.
+
+    Raises:
+        DataError: No text has a single word that could be indexed.
+
+    Source: Robertson and Zaragoza (2009); the variant is Lucene's (Kamphuis et al., 2020).
+    """
+    analyzer = _Analyzer()
+    ids_of_documents = [analyzer.learn(text) for text in texts]
+    if not analyzer.vocabulary:
+        raise DataError(
+            f"None of {len(ids_of_documents)} documents has a word to index",
+            expected="words of two or more letters or digits that are not all stop words",
+            remedy="check the corpus file's text field",
+        )
+    index = bm25s.BM25(k1=k1, b=b, method="lucene", backend="numpy")
+    index.index((ids_of_documents, analyzer.vocabulary), create_empty_token=False, show_progress=False)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.parent / f".{folder.name}.tmp-{secrets.token_hex(4)}"
+    try:
+        index.save(temporary, show_progress=False)
+        files = sorted(temporary.iterdir())
+        for path in files:
+            fsync(path)
+        write_json(
+            temporary / _MANIFEST,
+            {
+                "version": _VERSION,
+                "num_documents": len(ids_of_documents),
+                "num_words": len(analyzer.vocabulary),
+                "k1": k1,
+                "b": b,
+                "metadata": dict(metadata or {}),
+                "files": {path.name: {"num_bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in files},
+            },
+        )
+        _replace_folder(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+class BM25Searcher:
+    """Answers queries from an index that `build_bm25` published; use `BM25Searcher.open`.
+
+    Attributes:
+        source: `bm25`.
+        num_documents: Documents in the index.
+    """
+
+    source: str
+
+    def __init__(self, index: bm25s.BM25, num_documents: int) -> None:
+        self.source, self.num_documents = "bm25", num_documents
+        self._index = index
+        self._analyzer = _Analyzer(index.vocab_dict)
+
+    @classmethod
+    def open(cls, folder: Path, *, metadata: Mapping[str, Any] | None = None, verify: bool = False) -> BM25Searcher:
+        """Open a published index; its arrays stay on disk and are mapped.
+
+        Args:
+            folder: What `build_bm25` wrote.
+            metadata: What the index must have been made of; None takes any.
+            verify: Hash every file too; sizes are always compared.
+
+        Returns:
+            A searcher.
+
+        Raises:
+            ArtifactError: The index is missing, damaged, or made of something else.
+        """
+        remedy = f"delete {folder} and build the index again"
+        manifest = read_json(folder / _MANIFEST, "BM25 manifest")
+        try:
+            if manifest["version"] != _VERSION:
+                raise ArtifactError(f"{folder / _MANIFEST} has version {manifest['version']}", remedy=remedy)
+            found, num_documents = dict(manifest["metadata"]), int(manifest["num_documents"])
+            files = {
+                str(name): (int(file["num_bytes"]), str(file["sha256"])) for name, file in manifest["files"].items()
+            }
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ArtifactError(f"{folder / _MANIFEST} is not a BM25 manifest: {error!r}", remedy=remedy) from error
+        if metadata is not None and found != dict(metadata):
+            raise ArtifactError(
+                f"The BM25 index in {folder} was made of {json.dumps(found)}",
+                expected=json.dumps(dict(metadata)),
+                remedy=remedy,
+            )
+        for name, (num_bytes, sha256) in files.items():
+            path = folder / name
+            size = path.stat().st_size if path.is_file() else None
+            if size != num_bytes:
+                state = "is missing" if size is None else f"has {size} bytes"
+                raise ArtifactError(f"{path} {state}", expected=f"{num_bytes} bytes", remedy=remedy)
+            if verify and sha256_file(path) != sha256:
+                raise ArtifactError(f"{path} is not the file that was written", expected=sha256, remedy=remedy)
+        return cls(bm25s.BM25.load(folder, mmap=True, load_corpus=False, show_progress=False), num_documents)
+
+    def search(self, queries: Sequence[Query], top_k: int) -> Hits:
+        """Find the documents that share the rarest and most words with each query.
+
+        Documents that share none score 0 and fill the row up, in the order of their index; a caller that must not take
+        them for retrieved ones cuts at a score of 0.
+
+        Args:
+            queries: Q queries.
+            top_k: Documents per query, at least 1.
+
+        Returns:
+            Hits [Q, top_k]; sorted by score descending, then by document index ascending.
+        """
+        documents_QK = np.empty((len(queries), top_k), dtype=np.int64)
+        scores_QK = np.empty((len(queries), top_k), dtype=np.float32)
+        for row, query in enumerate(queries):
+            scores_N = self._scores(query.text)
+            # Most documents share no word with a query; selecting among the others is much cheaper in a large corpus.
+            sharing = np.flatnonzero(scores_N)
+            if len(sharing) >= top_k:
+                places_K, scores_QK[row] = top_of_row(scores_N[sharing], top_k)
+                documents_QK[row] = sharing[places_K]
+            else:
+                documents_QK[row], scores_QK[row] = top_of_row(scores_N, top_k)
+        return Hits(documents_QK, scores_QK)
+
+    def _scores(self, text: str) -> NDArray[np.float32]:
+        scores_N: NDArray[np.float32] = self._index.get_scores_from_ids(self._analyzer.look_up(text))
+        return scores_N
+
+
+class _Analyzer:
+    """Text to word ids, the same for documents and queries.
+
+    bm25s has a tokenizer of its own; it numbers words in the order of a set of strings, which differs between
+    processes, so that the same corpus would give other bytes every time.
+    """
+
+    def __init__(self, vocabulary: Mapping[str, int] | None = None) -> None:
+        self.vocabulary = dict(vocabulary or {})
+        self._stemmer = Stemmer.Stemmer("english")
+        self._stem_of: dict[str, str] = {}
+
+    def learn(self, text: str) -> list[int]:
+        """Return the ids of a document's words; a new word gets the next id."""
+        return [self.vocabulary.setdefault(stem, len(self.vocabulary)) for stem in self._stems(text)]
+
+    def look_up(self, text: str) -> list[int]:
+        """Return the ids of the words of a query that occur in the corpus."""
+        return [self.vocabulary[stem] for stem in self._stems(text) if stem in self.vocabulary]
+
+    def _stems(self, text: str) -> list[str]:
+        stems = []
+        for word in _WORD.findall(text.lower()):
+            if word in _STOP_WORDS:
+                continue
+            stem = self._stem_of.get(word)
+            if stem is None:
+                stem = self._stem_of[word] = self._stemmer.stemWord(word)
+            stems.append(stem)
+        return stems
+
+
+def _replace_folder(new: Path, target: Path) -> None:
+    """Rename a finished folder into place; a crash on the way leaves the old one, or none, never a mixture."""
+    aside = target.parent / f".{target.name}.old-{secrets.token_hex(4)}"
+    if target.exists():
+        os.replace(target, aside)
+    os.replace(new, target)
+    fsync(target.parent)
+    shutil.rmtree(aside, ignore_errors=True)
