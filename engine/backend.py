@@ -1,0 +1,293 @@
+"""DeepSpeed engines: one for each model, each with its own configuration, optimizer and ZeRO stage.
+
+All that depends on the ZeRO stage or the numeric type is in this file: how a model is wrapped, stepped, saved,
+gathered and moved out of the way while the other model works. Batch sizes, learning rate and clipping are ours and
+are written into DeepSpeed's configuration; a DeepSpeed file that sets one of them is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from engine.config import ModelConfig, OptimConfig
+from engine.errors import ArtifactError, ConfigError, TrainingError
+
+_OWNED_KEYS = frozenset(
+    {
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+        "gradient_clipping",
+        "optimizer",
+        "scheduler",
+        "fp16",
+        "bf16",
+    }
+)
+_CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "configs" / "deepspeed"
+_NO_DECAY = ("bias", "LayerNorm.weight", "layer_norm.weight", "norm.weight")
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What one optimizer step did.
+
+    Attributes:
+        grad_norm: Global gradient norm before clipping; None where DeepSpeed computed none.
+        applied: False where fp16's loss scaling found an overflow and skipped the update.
+    """
+
+    grad_norm: float | None
+    applied: bool
+
+
+class TrainedModel:
+    """A model in a DeepSpeed engine.
+
+    Args:
+        name: `retriever` or `ranker`; used in messages.
+        module: The model on the CPU, in float32.
+        config: Its ZeRO stage and numeric type.
+        optim: Optimizer of its first stage; learning rates are set at every step.
+    """
+
+    def __init__(self, name: str, module: nn.Module, config: ModelConfig, optim: OptimConfig) -> None:
+        self.name = name
+        self.zero_stage = config.zero_stage
+        self._offloaded = False
+        self._engine = _initialize(module, config, optim)
+
+    @property
+    def module(self) -> nn.Module:
+        """The wrapped model; under ZeRO-3 its parameters are partitioned."""
+        module: nn.Module = self._engine.module
+        return module
+
+    @property
+    def device(self) -> torch.device:
+        """Where the engine computes."""
+        return torch.device(self._engine.device)
+
+    def __call__(self, **inputs: Any) -> Any:
+        """Run the model's forward. Under ZeRO-3 this is a collective: all ranks call it equally often."""
+        return self._engine(**inputs)
+
+    def train(self) -> None:
+        """Switch dropout on."""
+        self._engine.train()
+
+    def begin_stage(self, optim: OptimConfig) -> None:
+        """Take over a stage's clipping and weight decay."""
+        self._engine._config.gradient_clipping = optim.max_grad_norm
+        inner = self._engine.optimizer
+        if hasattr(inner, "clip_grad"):
+            inner.clip_grad = optim.max_grad_norm
+        for group in inner.param_groups:
+            group["betas"], group["eps"] = optim.betas, optim.eps
+            if group.get("decayed", True):
+                group["weight_decay"] = optim.weight_decay
+
+    def backward(self, loss: Tensor, *, last: bool, share: float = 1.0) -> None:
+        """Accumulate the gradient of one micro-batch's loss.
+
+        Args:
+            loss: Scalar, mean over the micro-batch.
+            last: Whether the optimizer step follows; only then gradients are reduced over the ranks.
+            share: What this micro-batch weighs in the step, 1 / number of micro-batches for a mean over all.
+        """
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss * share, scale_wrt_gas=False)
+
+    def step(self, lr: float) -> StepReport:
+        """Update the weights with the accumulated gradients.
+
+        Args:
+            lr: Learning rate of this step.
+
+        Raises:
+            TrainingError: The gradients are not finite although nothing scales the loss.
+        """
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        norm = self._reduced_grad_norm() if self.zero_stage == 0 else None
+        self._engine.step()
+        if norm is None:
+            norm = self._engine.get_global_grad_norm()
+        norm = None if norm is None else float(norm)
+        applied = bool(self._engine.was_step_applied())
+        finite = norm is None or math.isfinite(norm)
+        if not self._engine.fp16_enabled() and not (applied and finite):
+            raise TrainingError(
+                f"the {self.name}'s gradient is not finite (norm {norm})",
+                expected="finite gradients at every step",
+                remedy="lower the learning rate, or train in bf16 or fp32; the last checkpoint is from before this step",
+            )
+        return StepReport(norm, applied)
+
+    def _reduced_grad_norm(self) -> Tensor:
+        """Return the norm that DeepSpeed does not report without ZeRO; the gradients are already averaged."""
+        return torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
+
+    def reset_optimizer(self) -> None:
+        """Forget the optimizer's moments and step count, as a freshly made optimizer would have none."""
+        for state in _torch_optimizer(self._engine.optimizer).state.values():
+            for value in state.values():
+                if torch.is_tensor(value):
+                    value.zero_()
+
+    def full_state_dict(self) -> dict[str, Tensor]:
+        """Gather all weights on the CPU of rank 0. A collective.
+
+        Returns:
+            Parameter name to tensor on rank 0, an empty mapping elsewhere.
+        """
+        keep = not dist.is_initialized() or dist.get_rank() == 0
+        gathered: dict[str, Tensor] = {}
+        for name, parameter in self.module.named_parameters():
+            whole = (
+                deepspeed.zero.GatheredParameters([parameter], modifier_rank=None)
+                if self.zero_stage == 3
+                else contextlib.nullcontext()
+            )
+            with whole:
+                if keep:
+                    gathered[name] = parameter.detach().to("cpu", copy=True)
+        if keep:
+            gathered |= {name: buffer.detach().cpu().clone() for name, buffer in self.module.named_buffers()}
+        return gathered
+
+    def save_state(self, folder: Path, tag: str) -> None:
+        """Write the engine's weights and optimizer. A collective; `engine.checkpoint` makes it complete or absent."""
+        self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+
+    def load_state(self, folder: Path, tag: str) -> None:
+        """Load what `save_state` wrote. A collective.
+
+        Raises:
+            ArtifactError: DeepSpeed found nothing to load.
+        """
+        loaded, _ = self._engine.load_checkpoint(str(folder), tag=tag, load_lr_scheduler_states=False)
+        if loaded is None:
+            raise ArtifactError(
+                f"DeepSpeed loaded nothing for the {self.name} from {folder}", remedy=f"delete {folder} and start again"
+            )
+
+    def offload(self) -> None:
+        """Move weights, gradients and optimizer to host memory; on a CPU there is nowhere to move them to."""
+        if self._offloaded or self.device.type == "cpu":
+            return
+        if self.zero_stage == 0:
+            self.module.to("cpu")
+            _move_optimizer(_torch_optimizer(self._engine.optimizer), torch.device("cpu"))
+        else:
+            self._engine.offload_states()
+        torch.cuda.empty_cache()
+        self._offloaded = True
+
+    def reload(self) -> None:
+        """Bring back what `offload` moved away."""
+        if not self._offloaded:
+            return
+        if self.zero_stage == 0:
+            self.module.to(self.device)
+            _move_optimizer(_torch_optimizer(self._engine.optimizer), self.device)
+        else:
+            self._engine.reload_states()
+        self._offloaded = False
+
+
+@dataclass
+class Models:
+    """The two players; at most one of them occupies the device."""
+
+    retriever: TrainedModel
+    ranker: TrainedModel
+
+    @contextlib.contextmanager
+    def training(self, model: TrainedModel) -> Iterator[TrainedModel]:
+        """Keep one model on the device while the body trains it; afterwards both are offloaded."""
+        for other in (self.retriever, self.ranker):
+            if other is not model:
+                other.offload()
+        model.reload()
+        try:
+            yield model
+        finally:
+            model.offload()
+
+
+def _initialize(module: nn.Module, config: ModelConfig, optim: OptimConfig) -> Any:
+    optimizer = torch.optim.AdamW(_parameter_groups(module, optim), lr=optim.lr, betas=optim.betas, eps=optim.eps)
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=deepspeed_config(config, optim))
+    return engine
+
+
+def deepspeed_config(config: ModelConfig, optim: OptimConfig) -> dict[str, Any]:
+    """Merge the DeepSpeed file of a model with the numbers that our configuration owns.
+
+    Raises:
+        ConfigError: The file is missing, is no JSON object, sets a number that we own, or names another ZeRO stage.
+    """
+    path = config.deepspeed or _CONFIG_FOLDER / f"zero{config.zero_stage}.json"
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"the DeepSpeed file {path} cannot be read: {error}", remedy="name a JSON file") from error
+    clash = sorted(_OWNED_KEYS & settings.keys())
+    if clash:
+        raise ConfigError(
+            f"the DeepSpeed file {path} sets {', '.join(clash)}",
+            expected="these in the recipe, which writes them into DeepSpeed's configuration",
+            remedy="remove them from the file",
+        )
+    stage = settings.get("zero_optimization", {}).get("stage", 0)
+    if stage != config.zero_stage:
+        raise ConfigError(f"the DeepSpeed file {path} has stage {stage}, the recipe zero_stage {config.zero_stage}")
+    settings |= {
+        "train_micro_batch_size_per_gpu": 1,  # accumulation boundaries are set at every backward instead
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": optim.max_grad_norm,
+    }
+    if config.precision == "bf16":
+        settings["bf16"] = {"enabled": True, "check_grad_overflow": True}
+    elif config.precision == "fp16":
+        settings["fp16"] = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16}
+    return dict(settings)
+
+
+def _parameter_groups(module: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
+    decayed, plain = [], []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            (plain if name.endswith(_NO_DECAY) else decayed).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": optim.weight_decay, "decayed": True},
+        {"params": plain, "weight_decay": 0.0, "decayed": False},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _torch_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TrainingError(f"DeepSpeed wraps an optimizer of type {type(optimizer).__name__}, not one of torch")
+    return optimizer
+
+
+def _move_optimizer(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    for state in optimizer.state.values():
+        for key, value in state.items():
+            if torch.is_tensor(value):
+                state[key] = value.to(device)

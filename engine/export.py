@@ -1,0 +1,350 @@
+"""Trained models as others load them: transformers, sentence-transformers, CrossEncoder.
+
+An export is written under a temporary name, loaded again by the library that will read it, compared with our own
+scores on raw text, and only then renamed: what is there has been tried. The JSON files are written by hand in the form
+that sentence-transformers wrote up to its version 5, which later versions read too, so that exporting does not need
+that library; without it, the comparison is made with transformers alone.
+
+What an export cannot carry: the recipe's score scale (it changes no order), and the template that joins a document's
+title and text (the README of the export tells it).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import secrets
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from engine.errors import ArtifactError
+from engine.models.loading import METADATA_FILE, load_tokenizer, quiet_transformers, read_metadata
+from engine.models.ranker import Ranker
+from engine.models.retriever import DOCUMENT, QUERY, Pooling, Retriever, pool
+from engine.models.template import InputTemplate
+from shards.files import fsync, read_json, write_json
+
+MAX_DIFFERENCE = 1e-4
+"""Largest difference between our numbers and a library's; relative to the largest number where that is above 1."""
+
+_MODULES = "sentence_transformers.models."
+_LEFT_BEHIND = ("weights.json",)
+_QUERIES = ("what is this?", "Who wrote the second letter, and when?", "tables", "naïve café 東京 42%")
+_DOCUMENTS = (
+    "A short one.",
+    "Lists, tuples and dictionaries are containers. " * 40,
+    "The café in Tōkyō opens at 8:30; on Sundays it's closed (except in May).",
+    "word " * 600,
+)
+
+
+def export_retriever(weights_folder: Path, target: Path) -> float:
+    """Export a retriever for transformers (AutoModel) and sentence-transformers (SentenceTransformer).
+
+    A tied retriever is one Hugging Face folder. One with two towers has a plain Hugging Face folder for each, `query`
+    and `document`, joined by a Router, so that `encode_query` and `encode_document` take the right one. Where the
+    library knows one length for both sides, it is the document's.
+
+    Args:
+        weights_folder: A folder that `Retriever.save` wrote, with `max_length` and `query_max_length` in its metadata.
+        target: Folder to make; an earlier export there is replaced.
+
+    Returns:
+        The largest difference found by `verify_export`.
+
+    Raises:
+        ArtifactError: The weights are missing or damaged, the reloaded export gives other numbers, or something that
+            is no export lies at `target`.
+    """
+    metadata = read_metadata(weights_folder, "retriever")
+    _require_lengths(metadata, weights_folder, "max_length", "query_max_length")
+    return _publish(weights_folder, target, lambda folder: _describe_retriever(folder, metadata))
+
+
+def export_ranker(weights_folder: Path, target: Path) -> float:
+    """Export a ranker for transformers and sentence-transformers' CrossEncoder, which then gives raw logits.
+
+    CrossEncoder cuts the longer of two texts, we cut the document: scores differ for queries longer than half of the
+    input.
+
+    Args:
+        weights_folder: A folder that `Ranker.save` wrote, with `max_length` in its metadata.
+        target: Folder to make; an earlier export there is replaced.
+
+    Returns:
+        The largest difference found by `verify_export`.
+
+    Raises:
+        ArtifactError: As in `export_retriever`.
+    """
+    metadata = read_metadata(weights_folder, "ranker")
+    _require_lengths(metadata, weights_folder, "max_length")
+    return _publish(weights_folder, target, lambda folder: _describe_ranker(folder, metadata))
+
+
+def verify_export(
+    weights_folder: Path,
+    target: Path,
+    queries: Sequence[str] = _QUERIES,
+    documents: Sequence[str] = _DOCUMENTS,
+) -> float:
+    """Load an export with the libraries it is made for and compare it with our own model on raw text.
+
+    Retrievers are compared by the components of their embeddings, rankers by the scores of all pairs.
+
+    Args:
+        weights_folder: Where our own model is.
+        target: The export.
+        queries: Texts of queries; for a ranker, those longer than half of its input are left out (`export_ranker`).
+        documents: Texts of documents.
+
+    Returns:
+        Largest absolute difference, divided by the largest of our numbers where that is above 1.
+
+    Raises:
+        ArtifactError: It is above `MAX_DIFFERENCE`.
+    """
+    kind = read_json(weights_folder / METADATA_FILE, "the description of the model").get("model")
+    compare = _compare_ranker if kind == "ranker" else _compare_retriever
+    with torch.inference_mode(), quiet_transformers():
+        differences = compare(weights_folder, target, list(queries), list(documents))
+    library, difference = max(differences.items(), key=lambda item: item[1])
+    if not difference <= MAX_DIFFERENCE:  # also where it is NaN
+        raise ArtifactError(
+            f"the {kind} exported to {target} differs from ours by {difference:.3g} when {library} loads it",
+            expected=f"at most {MAX_DIFFERENCE}",
+            remedy=f"check that the installed version of {library} is one this project supports",
+        )
+    return difference
+
+
+def _publish(weights_folder: Path, target: Path, describe: Callable[[Path], None]) -> float:
+    if target.exists() and not (target / METADATA_FILE).exists():
+        raise ArtifactError(
+            f"{target} exists and is no export",
+            expected="a new folder or an earlier export",
+            remedy="name another folder",
+        )
+    nonce = secrets.token_hex(6)
+    temporary = target.parent / f".{target.name}.tmp-{nonce}"
+    replaced = target.parent / f".{target.name}.old-{nonce}"
+    try:
+        shutil.copytree(weights_folder, temporary, ignore=shutil.ignore_patterns(*_LEFT_BEHIND))
+        describe(temporary)
+        difference = verify_export(weights_folder, temporary)
+        for path in temporary.rglob("*"):
+            fsync(path)
+        fsync(temporary)
+        if target.exists():
+            target.rename(replaced)
+        temporary.rename(target)
+        fsync(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+    return difference
+
+
+def _describe_retriever(folder: Path, metadata: dict[str, Any]) -> None:
+    lengths = {QUERY: metadata["query_max_length"], DOCUMENT: metadata["max_length"]}
+    if metadata["tied"]:
+        _describe_tower(folder, lengths[DOCUMENT])
+        _describe_pooling(folder / "1_Pooling", folder, metadata["pooling"])
+        modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    else:
+        structure: dict[str, list[str]] = {}
+        types: dict[str, str] = {}
+        for tower, length in lengths.items():
+            pooling = f"{tower}_pooling"
+            _describe_tower(folder / tower, length)
+            _describe_pooling(folder / pooling, folder / tower, metadata["pooling"])
+            structure[tower] = [tower, pooling]
+            types |= {tower: f"{_MODULES}Transformer", pooling: f"{_MODULES}Pooling"}
+        parameters = {"default_route": DOCUMENT, "allow_empty_key": True}
+        router = {"types": types, "structure": structure, "parameters": parameters}
+        write_json(folder / "router_config.json", router)
+        modules = [("", "Router")]
+    if metadata["similarity"] == "cosine":
+        number = len(modules)
+        (folder / f"{number}_Normalize").mkdir()
+        modules.append((f"{number}_Normalize", "Normalize"))
+    write_json(
+        folder / "modules.json",
+        [
+            {"idx": number, "name": str(number), "path": path, "type": _MODULES + name}
+            for number, (path, name) in enumerate(modules)
+        ],
+    )
+    settings = {
+        "__version__": _versions("3.0.0" if metadata["tied"] else "5.0.0"),
+        "prompts": {},
+        "default_prompt_name": None,
+        "similarity_fn_name": metadata["similarity"],
+    }
+    write_json(folder / "config_sentence_transformers.json", settings)
+    (folder / "README.md").write_text(_retriever_readme(metadata), encoding="utf-8")
+
+
+def _describe_tower(folder: Path, max_length: int) -> None:
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
+    _limit_tokenizer(folder, max_length)
+
+
+def _describe_pooling(folder: Path, model_folder: Path, pooling: Pooling) -> None:
+    config = transformers.AutoConfig.from_pretrained(model_folder, trust_remote_code=False)
+    folder.mkdir()
+    write_json(
+        folder / "config.json",
+        {
+            "word_embedding_dimension": config.hidden_size,
+            "pooling_mode_cls_token": pooling == "cls",
+            "pooling_mode_mean_tokens": pooling == "mean",
+            "pooling_mode_max_tokens": False,
+            "pooling_mode_mean_sqrt_len_tokens": False,
+        },
+    )
+
+
+def _describe_ranker(folder: Path, metadata: dict[str, Any]) -> None:
+    config = read_json(folder / "config.json", "the ranker's configuration")
+    # Without an activation named here, CrossEncoder applies a sigmoid to a single logit.
+    config["sentence_transformers"] = {"version": "4.0.0", "activation_fn": "torch.nn.modules.linear.Identity"}
+    write_json(folder / "config.json", config)
+    _limit_tokenizer(folder, metadata["max_length"])
+    (folder / "README.md").write_text(_ranker_readme(metadata), encoding="utf-8")
+
+
+def _retriever_readme(metadata: dict[str, Any]) -> str:
+    towers = "one encoder for both sides" if metadata["tied"] else "one encoder in `query/`, one in `document/`"
+    template = metadata.get("template", "{text}")
+    return f"""# A dense retriever: {towers}
+
+Pooling: {metadata["pooling"]}. Similarity: {metadata["similarity"]}. A document is given as `{template}`.
+Trained on queries of {metadata["query_max_length"]} and documents of {metadata["max_length"]} tokens at most.
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("this/folder")
+scores = model.similarity(model.encode_query(queries), model.encode_document(documents))
+```
+"""
+
+
+def _ranker_readme(metadata: dict[str, Any]) -> str:
+    return f"""# A cross-encoder ranker
+
+Scores are raw logits, without a sigmoid. A document is given as `{metadata.get("template", "{text}")}`.
+Query and document together: {metadata["max_length"]} tokens at most.
+
+```python
+from sentence_transformers import CrossEncoder
+
+scores = CrossEncoder("this/folder").predict([(query, document) for document in documents])
+```
+"""
+
+
+def _limit_tokenizer(folder: Path, max_length: int) -> None:
+    """Make the length part of the tokenizer, from which transformers and CrossEncoder take it."""
+    path = folder / "tokenizer_config.json"
+    write_json(path, {**read_json(path, "the tokenizer's configuration"), "model_max_length": max_length})
+
+
+def _versions(sentence_transformers: str) -> dict[str, str]:
+    return {
+        "sentence_transformers": sentence_transformers,
+        "transformers": transformers.__version__,
+        "pytorch": str(torch.__version__),
+    }
+
+
+def _require_lengths(metadata: dict[str, Any], folder: Path, *names: str) -> None:
+    missing = [name for name in names if not isinstance(metadata.get(name), int)]
+    if missing:
+        raise ArtifactError(
+            f"{folder / METADATA_FILE} does not tell {' and '.join(missing)}", remedy="save the model again with them"
+        )
+
+
+def _compare_retriever(
+    weights_folder: Path, target: Path, queries: list[str], documents: list[str]
+) -> dict[str, float]:
+    metadata = read_metadata(weights_folder, "retriever")
+    ours = Retriever.open(weights_folder)
+    tokenizer = load_tokenizer(str(weights_folder))
+    template = InputTemplate.from_tokenizer(tokenizer)
+    query_length = metadata["max_length"] if metadata["tied"] else metadata["query_max_length"]
+    queries_BD = ours.encode_queries(_inputs(template, tokenizer, queries, query_length))
+    documents_ND = ours.encode_documents(_inputs(template, tokenizer, documents, metadata["max_length"]))
+
+    def by_transformers(tower: str, texts: list[str]) -> Tensor:
+        folder = target if metadata["tied"] else target / tower
+        reader = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model = transformers.AutoModel.from_pretrained(folder, trust_remote_code=False).eval()
+        batch = reader(texts, padding=True, truncation=True, return_tensors="pt")
+        embeddings = pool(model(**batch).last_hidden_state, batch["attention_mask"], metadata["pooling"])
+        cosine = metadata["similarity"] == "cosine"
+        return torch.nn.functional.normalize(embeddings, dim=-1) if cosine else embeddings
+
+    differences = {
+        "transformers": max(
+            _difference(queries_BD, by_transformers(QUERY, queries)),
+            _difference(documents_ND, by_transformers(DOCUMENT, documents)),
+        )
+    }
+    if importlib.util.find_spec("sentence_transformers") is not None:
+        from sentence_transformers import SentenceTransformer
+
+        model = SentenceTransformer(str(target), device="cpu", local_files_only=True)
+        options: dict[str, Any] = {"convert_to_tensor": True, "show_progress_bar": False}
+        differences["sentence-transformers"] = max(
+            _difference(queries_BD, model.encode_query(queries, **options)),
+            _difference(documents_ND, model.encode_document(documents, **options)),
+        )
+    return differences
+
+
+def _compare_ranker(weights_folder: Path, target: Path, queries: list[str], documents: list[str]) -> dict[str, float]:
+    metadata = read_metadata(weights_folder, "ranker")
+    tokenizer = load_tokenizer(str(weights_folder))
+    template = InputTemplate.from_tokenizer(tokenizer)
+    longest = (metadata["max_length"] - template.num_special_pair) // 2
+    queries = [*queries, "?"]  # one that is short enough in any vocabulary
+    tokenized = zip(queries, _token_ids(tokenizer, queries), strict=True)
+    asked = [(query, ids) for query, ids in tokenized if len(ids) <= longest]
+    pairs = [(query, document) for query, _ in asked for document in documents]
+    document_ids = _token_ids(tokenizer, documents)
+    ours_N = Ranker.open(weights_folder)(
+        template.pad([template.pair(ids, other, metadata["max_length"]) for _, ids in asked for other in document_ids])
+    )
+    reader = transformers.AutoTokenizer.from_pretrained(target, trust_remote_code=False)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(target, trust_remote_code=False).eval()
+    batch = reader(*map(list, zip(*pairs, strict=True)), padding=True, truncation=True, return_tensors="pt")
+    differences = {"transformers": _difference(ours_N, model(**batch).logits.squeeze(-1))}
+    if importlib.util.find_spec("sentence_transformers") is not None:
+        from sentence_transformers import CrossEncoder
+
+        scores = CrossEncoder(str(target), device="cpu", local_files_only=True).predict(
+            pairs, convert_to_tensor=True, show_progress_bar=False
+        )
+        differences["sentence-transformers"] = _difference(ours_N, scores)
+    return differences
+
+
+def _inputs(template: InputTemplate, tokenizer: Any, texts: list[str], max_length: int) -> dict[str, Tensor]:
+    return template.pad([template.single(ids, max_length) for ids in _token_ids(tokenizer, texts)])
+
+
+def _token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+    return ids
+
+
+def _difference(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).abs().max() / ours.abs().max().clamp(min=1))

@@ -1,0 +1,142 @@
+"""The ranker D: a cross-encoder that reads query and document together and gives one score (AR2 Eq. 4).
+
+Shapes: N query-document pairs, L tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification
+
+from engine.models.loading import (
+    Attention,
+    load_backbone,
+    longest_input,
+    own_weights,
+    read_metadata,
+    resolve_model,
+    save_backbone,
+    saved_metadata,
+    write_metadata,
+)
+
+_HEADS = ("classifier", "score", "pooler", "pre_classifier", "head", "sequence_summary", "logits_proj")
+"""How sequence classifiers name the layers above their backbone; a base checkpoint lacks them."""
+
+
+class Ranker(nn.Module):
+    """A sequence classifier with one logit, taken raw.
+
+    The paper's w . E([q, d]) is the classifier's own head here: for BERT, a linear layer on the pooled (dense and
+    tanh) CLS state. AR2's released code puts its linear layer on the raw CLS state, without pooler and without
+    segment ids, so its checkpoints are not this model and are never mapped onto it. With the standard head, what is
+    trained here loads in other libraries as it is.
+
+    Args:
+        classifier: A Hugging Face model for sequence classification with `num_labels` 1.
+    """
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        num_layers: int | None = None,
+        dropout: float | None = None,
+        attention: Attention = "sdpa",
+        gradient_checkpointing: bool = False,
+        seed: int = 0,
+    ) -> Ranker:
+        """Load a ranker from pre-trained weights, with or without a head, or one that `save` wrote.
+
+        Args:
+            name: Hub id, local folder or `package:NAME`.
+            num_layers: Keep only the first layers; None keeps all.
+            dropout: Dropout of hidden states and attention, in [0, 1); None keeps the model's own.
+            attention: Attention kernel.
+            gradient_checkpointing: Recompute activations in the backward pass.
+            seed: Initialises a head that the checkpoint lacks, equally on every rank. The global random state is left
+                as it was.
+
+        Returns:
+            The ranker in float32, in evaluation mode.
+
+        Raises:
+            ModelError: The model cannot be loaded, or has a head with more than one logit.
+        """
+        has_head = saved_metadata(resolve_model(name)).get("model") == "ranker"
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            classifier = load_backbone(
+                AutoModelForSequenceClassification,
+                name,
+                num_layers=num_layers,
+                dropout=dropout,
+                attention=attention,
+                gradient_checkpointing=gradient_checkpointing,
+                settings={"num_labels": 1},
+                may_be_fresh=() if has_head else _HEADS,
+            )
+        return cls(classifier).eval()
+
+    @classmethod
+    def open(cls, folder: Path, *, attention: Attention = "sdpa") -> Ranker:
+        """Load what `save` wrote.
+
+        Raises:
+            ArtifactError: The folder has no description, or a damaged one.
+            ModelError: The folder holds no ranker.
+        """
+        read_metadata(folder, "ranker")
+        return cls.load(str(folder), attention=attention)
+
+    @property
+    def longest_input(self) -> int | None:
+        """Tokens that the model's positions allow; None where its configuration does not say."""
+        return longest_input(self.classifier.config)
+
+    def forward(self, pairs: dict[str, Tensor]) -> Tensor:
+        """Score pairs.
+
+        Args:
+            pairs: Padded inputs of N pairs: `input_ids` [N, L], `attention_mask` [N, L] and so on.
+
+        Returns:
+            Raw logits [N] in float32.
+
+        Source: AR2 Eq. 4, D(q, d) = w . E([q, d]).
+        """
+        scores_N: Tensor = self.classifier(**pairs).logits.squeeze(-1).float()
+        return scores_N
+
+    def save(
+        self,
+        folder: Path,
+        tokenizer: Any,
+        state_dict: Mapping[str, Tensor] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write a Hugging Face folder, in place; whoever calls publishes it.
+
+        Args:
+            folder: Where to; made if needed.
+            tokenizer: Saved with the weights.
+            state_dict: Full weights by this module's names; None takes the module's own, which must then be whole.
+            metadata: Whatever else goes into sparring.json: lengths, template, score_scale.
+
+        Raises:
+            ModelError: `state_dict` lacks a weight.
+        """
+        weights = own_weights(self) if state_dict is None else state_dict
+        own = {name.removeprefix("classifier."): weight for name, weight in weights.items()}
+        save_backbone(self.classifier, folder, tokenizer, own)
+        write_metadata(folder, {**(metadata or {}), "model": "ranker"})

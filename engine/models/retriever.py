@@ -1,0 +1,246 @@
+"""The retriever G: a dual encoder whose score is an inner product of embeddings (AR2 Eq. 1 and 4).
+
+Shapes: B queries, N documents of a query or in all, L tokens, D embedding dimension, H hidden size (equal to D).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel
+
+from engine.errors import ModelError
+from engine.models.loading import (
+    Attention,
+    load_backbone,
+    longest_input,
+    own_weights,
+    read_metadata,
+    resolve_model,
+    save_backbone,
+    saved_metadata,
+    under_prefix,
+    write_metadata,
+)
+
+Pooling = Literal["cls", "mean"]
+Similarity = Literal["dot", "cosine"]
+QUERY, DOCUMENT, SHARED = "query", "document", "shared"
+"""Names of the towers; a tied retriever has only the shared one."""
+
+
+class Retriever(nn.Module):
+    """A dual encoder with one tower for both sides (tied) or one for each.
+
+    AR2's released code has two towers, CLS pooling and no normalisation; the paper writes one E_theta.
+
+    Args:
+        towers: Backbones by tower name: `shared`, or `query` and `document`.
+        pooling: What of the last layer is the embedding: the first token, or the mean over the tokens.
+        similarity: `cosine` makes embeddings unit vectors, so that their inner product is the cosine.
+    """
+
+    def __init__(self, towers: Mapping[str, nn.Module], *, pooling: Pooling, similarity: Similarity) -> None:
+        super().__init__()
+        # A shared backbone is registered once: wrappers that walk the modules would otherwise handle it twice.
+        self.towers = nn.ModuleDict(dict(towers))
+        self.pooling: Pooling = pooling
+        self.similarity: Similarity = similarity
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        pooling: Pooling,
+        similarity: Similarity,
+        tied: bool,
+        num_layers: int | None = None,
+        dropout: float | None = None,
+        attention: Attention = "sdpa",
+        gradient_checkpointing: bool = False,
+    ) -> Retriever:
+        """Load a retriever from pre-trained weights, or one that `save` wrote.
+
+        Args:
+            name: Hub id, local folder or `package:NAME`.
+            pooling: `cls` (AR2) or `mean`.
+            similarity: `dot` (AR2) or `cosine`.
+            tied: One tower for both sides; False copies a single backbone into two.
+            num_layers: Keep only the first layers; None keeps all.
+            dropout: Dropout of hidden states and attention, in [0, 1); None keeps the model's own.
+            attention: Attention kernel.
+            gradient_checkpointing: Recompute activations in the backward pass.
+
+        Returns:
+            The retriever in float32, in evaluation mode.
+
+        Raises:
+            ModelError: The model cannot be loaded, or has two towers where one was asked for.
+        """
+        two_towers = saved_metadata(resolve_model(name)).get("tied") is False
+        if two_towers and tied:
+            raise ModelError(
+                f"{name} holds a retriever with two towers", expected="one tower", remedy="set retriever.tied to false"
+            )
+
+        def backbone(folder: str) -> Any:
+            model = load_backbone(
+                AutoModel,
+                name,
+                folder=folder,
+                num_layers=num_layers,
+                dropout=dropout,
+                attention=attention,
+                gradient_checkpointing=gradient_checkpointing,
+                may_be_fresh=("pooler",),
+            )
+            return _without_pooler(model)
+
+        if two_towers:
+            towers = {QUERY: backbone(QUERY), DOCUMENT: backbone(DOCUMENT)}
+        elif tied:
+            towers = {SHARED: backbone("")}
+        else:
+            query = backbone("")
+            towers = {QUERY: query, DOCUMENT: copy.deepcopy(query)}
+        return cls(towers, pooling=pooling, similarity=similarity).eval()
+
+    @classmethod
+    def open(cls, folder: Path, *, attention: Attention = "sdpa") -> Retriever:
+        """Load what `save` wrote, with the pooling, similarity and towers it was saved with.
+
+        Raises:
+            ArtifactError: The folder has no description, or a damaged one.
+            ModelError: The folder holds no retriever.
+        """
+        saved = read_metadata(folder, "retriever")
+        return cls.load(
+            str(folder),
+            pooling=saved["pooling"],
+            similarity=saved["similarity"],
+            tied=saved["tied"],
+            attention=attention,
+        )
+
+    @property
+    def tied(self) -> bool:
+        """Whether queries and documents share a tower."""
+        return SHARED in self.towers
+
+    @property
+    def dimension(self) -> int:
+        """D, the length of an embedding."""
+        return int(self._tower(DOCUMENT).config.hidden_size)
+
+    @property
+    def longest_input(self) -> int | None:
+        """Tokens that the model's positions allow; None where its configuration does not say."""
+        return longest_input(self._tower(DOCUMENT).config)
+
+    def forward(
+        self, queries: dict[str, Tensor] | None = None, documents: dict[str, Tensor] | None = None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Embed queries, documents or both in one call: under ZeRO-3 a forward is a collective.
+
+        Args:
+            queries: Padded inputs of B queries, `input_ids` [B, L] and so on; None to leave them out.
+            documents: Padded inputs of N documents; None to leave them out.
+
+        Returns:
+            Query embeddings [B, D] and document embeddings [N, D] in float32, None for what was left out.
+
+        Source: AR2 Eq. 1 and 4, E(q) and E(d).
+        """
+        return (
+            None if queries is None else self.encode_queries(queries),
+            None if documents is None else self.encode_documents(documents),
+        )
+
+    def encode_queries(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Embed padded queries as float32 [B, D]."""
+        return self._encode(QUERY, inputs)
+
+    def encode_documents(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Embed padded documents as float32 [N, D]."""
+        return self._encode(DOCUMENT, inputs)
+
+    @staticmethod
+    def score(query_BD: Tensor, documents_BND: Tensor) -> Tensor:
+        """Score each query's own documents.
+
+        Args:
+            query_BD: Query embeddings [B, D].
+            documents_BND: Embeddings of each query's documents [B, N, D].
+
+        Returns:
+            Inner products [B, N].
+
+        Source: AR2 Eq. 4, G(q, d) = E(q) . E(d).
+        """
+        return torch.einsum("bd,bnd->bn", query_BD, documents_BND)
+
+    def save(
+        self,
+        folder: Path,
+        tokenizer: Any,
+        state_dict: Mapping[str, Tensor] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write Hugging Face folders: `folder` itself where tied, else `folder/query` and `folder/document`.
+
+        The files are written in place; whoever calls publishes the folder.
+
+        Args:
+            folder: Where to; made if needed.
+            tokenizer: Saved with the weights.
+            state_dict: Full weights by this module's names; None takes the module's own, which must then be whole.
+            metadata: Whatever else goes into sparring.json: lengths, template, score_scale.
+
+        Raises:
+            ModelError: `state_dict` lacks a weight.
+        """
+        weights = own_weights(self) if state_dict is None else state_dict
+        for name, tower in self.towers.items():
+            target = folder if name == SHARED else folder / name
+            save_backbone(tower, target, tokenizer, under_prefix(weights, f"towers.{name}."))
+        description = {"model": "retriever", "pooling": self.pooling, "similarity": self.similarity, "tied": self.tied}
+        write_metadata(folder, {**(metadata or {}), **description})
+
+    def _tower(self, side: str) -> Any:
+        return self.towers[SHARED if self.tied else side]
+
+    def _encode(self, side: str, inputs: dict[str, Tensor]) -> Tensor:
+        hidden_NLH = self._tower(side)(**inputs).last_hidden_state
+        embeddings_ND = pool(hidden_NLH, inputs["attention_mask"], self.pooling)
+        return nn.functional.normalize(embeddings_ND, dim=-1) if self.similarity == "cosine" else embeddings_ND
+
+
+def pool(hidden_NLH: Tensor, mask_NL: Tensor, pooling: Pooling) -> Tensor:
+    """Make one embedding of each input's token states, in float32.
+
+    Args:
+        hidden_NLH: Last layer [N, L, H] in any floating type; padded positions may hold anything, NaN included.
+        mask_NL: 1 at tokens, 0 at padding.
+        pooling: First token, or mean over the tokens.
+
+    Returns:
+        Embeddings [N, H].
+    """
+    if pooling == "cls":
+        return hidden_NLH[:, 0].float()
+    tokens_NL1 = mask_NL.bool().unsqueeze(-1)
+    sums_NH = torch.where(tokens_NL1, hidden_NLH.float(), 0.0).sum(1)
+    return sums_NH / tokens_NL1.sum(1).clamp(min=1)
+
+
+def _without_pooler(model: Any) -> Any:
+    # Its output is not used: an unused parameter gets no gradient, which sharded optimizers handle badly.
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    return model

@@ -1,0 +1,289 @@
+"""The training phases that Algorithm 1 of AR2 names: both warm-ups, the retriever's phase and the ranker's.
+
+Each builds an objective (what one step does), hands it to the loop, and publishes the weights that come out. Tensors:
+B queries of this rank, N = 1 + n documents of a query (column 0 is the positive), P documents in a shared pool, D the
+embedding dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather
+
+from engine import losses
+from engine.backend import Models, TrainedModel
+from engine.batches import (
+    BatchPlan,
+    Group,
+    count_tokens,
+    document_batch,
+    micro_batches,
+    own_share,
+    pair_batch,
+    query_batch,
+    step_groups,
+)
+from engine.checkpoint import Checkpoints
+from engine.config import Config
+from engine.corpus import Data
+from engine.gradient_cache import contrastive_backward
+from engine.loop import Objective, Schedule, step_seed, train
+from engine.metrics import Metric
+from engine.negatives import Candidates
+from engine.run import Run, Stage
+from engine.weights import frozen_ranker, iteration_name, publish_weights
+
+
+def warmup_retriever(stage: Stage, models: Models, data: Data, bm25: Candidates) -> dict[str, Any]:
+    """Train G0 with the negatives of the whole batch and BM25's (Algorithm 1 line 2, Eq. 2)."""
+    config = stage.run.config.warmup_retriever
+    schedule = Schedule(config.optim, config.steps)
+    with models.training(models.retriever) as model:
+        plan = _plan(stage, "warmup_retriever", config.batch_size, config.hard_negatives)
+        result = train(
+            stage,
+            model,
+            checkpoints_of(stage.run, model),
+            _contrastive_objective(stage, plan, data, bm25),
+            schedule,
+            first_step=0,
+            steps=config.steps,
+            tag="warmup_retriever",
+        )
+        return result | publish_weights(stage.run, model, data.retriever_text, iteration_name(0))
+
+
+def warmup_ranker(stage: Stage, models: Models, data: Data, candidates: Candidates) -> dict[str, Any]:
+    """Train D0 on negatives that G0 retrieves (Algorithm 1 line 5, Eq. 7)."""
+    config = stage.run.config.warmup_ranker
+    with models.training(models.ranker) as model:
+        plan = _plan(stage, "warmup_ranker", config.batch_size, config.num_negatives)
+        result = train(
+            stage,
+            model,
+            checkpoints_of(stage.run, model),
+            _ranker_objective(stage, plan, data, candidates, config.micro_batch_size),
+            Schedule(config.optim, config.steps),
+            first_step=0,
+            steps=config.steps,
+            tag="warmup_ranker",
+        )
+        return result | publish_weights(stage.run, model, data.ranker_text, iteration_name(0))
+
+
+def train_retriever(
+    stage: Stage, models: Models, data: Data, candidates: Candidates, *, iteration: int, opponent: int
+) -> dict[str, Any]:
+    """Train G against the fixed ranker (Algorithm 1 lines 7-10, Eq. 9 and 12).
+
+    Args:
+        stage: Where this runs.
+        models: Both players.
+        data: Corpus and training queries.
+        candidates: What the newest index retrieved.
+        iteration: Number of the iteration, from 1.
+        opponent: Iteration whose ranker is the opponent and teacher.
+    """
+    phase, game = stage.run.config.ar2.retriever, stage.run.config.ar2
+    with models.training(models.retriever) as model:
+        plan = _plan(stage, "retriever", phase.batch_size, game.num_negatives)
+        result = train(
+            stage,
+            model,
+            checkpoints_of(stage.run, model),
+            _game_objective(stage, plan, data, candidates, _opponent(stage.run, opponent)),
+            Schedule(phase.optim, phase.steps * game.iterations),
+            first_step=(iteration - 1) * phase.steps,
+            steps=phase.steps,
+            tag="retriever",
+        )
+        return result | publish_weights(stage.run, model, data.retriever_text, iteration_name(iteration))
+
+
+def train_ranker(stage: Stage, models: Models, data: Data, candidates: Candidates, *, iteration: int) -> dict[str, Any]:
+    """Train D on negatives of the current retriever (Algorithm 1 lines 12-15, Eq. 7)."""
+    phase, game = stage.run.config.ar2.ranker, stage.run.config.ar2
+    with models.training(models.ranker) as model:
+        plan = _plan(stage, "ranker", phase.batch_size, game.num_negatives)
+        result = train(
+            stage,
+            model,
+            checkpoints_of(stage.run, model),
+            _ranker_objective(stage, plan, data, candidates, phase.micro_batch_size),
+            Schedule(phase.optim, phase.steps * game.iterations),
+            first_step=(iteration - 1) * phase.steps,
+            steps=phase.steps,
+            tag="ranker",
+        )
+        return result | publish_weights(stage.run, model, data.ranker_text, iteration_name(iteration))
+
+
+def checkpoints_of(run: Run, model: TrainedModel) -> Checkpoints:
+    """Return a model's checkpoints; one object a run, since it counts them."""
+    if model.name not in run.checkpoints:
+        folder = run.folder.checkpoints / model.name
+        run.checkpoints[model.name] = Checkpoints(folder, run.coordinator, run.config.run.keep_checkpoints)
+    found: Checkpoints = run.checkpoints[model.name]
+    return found
+
+
+def _plan(stage: Stage, stream: str, batch_size: int, num_negatives: int) -> BatchPlan:
+    coordinator = stage.run.coordinator
+    return BatchPlan(stream, stage.seed, batch_size, num_negatives, coordinator.rank, coordinator.world_size)
+
+
+def _candidates_of(data: Data, candidates: Candidates) -> Callable[[int], np.ndarray]:
+    return lambda row: candidates.row(data.train.queries[row].id)
+
+
+def _contrastive_objective(stage: Stage, plan: BatchPlan, data: Data, bm25: Candidates) -> Objective:
+    config, settings = stage.run.config.warmup_retriever, stage.run.config.retriever
+    device = stage.run.device
+
+    def objective(model: TrainedModel, step: int) -> dict[str, Metric]:
+        groups = step_groups(plan, data, _candidates_of(data, bm25), step)
+        own = own_share(plan, groups)
+        chunks = [
+            {
+                "queries": query_batch(data, chunk, settings.query_max_length, device),
+                "documents": document_batch(data, chunk, settings.max_length, device),
+            }
+            for chunk, *_ in micro_batches(own, config.micro_batch_size)
+        ]
+        pool = groups if config.gather_negatives else own
+        excluded_BP = _known_positives(data, own, pool).to(device)
+        first = plan.rank * len(own) if config.gather_negatives else 0
+
+        def loss_of(queries_BD: Tensor, documents_ND: Tensor) -> tuple[Tensor, dict[str, Metric]]:
+            pool_PD = gather_documents(documents_ND) if config.gather_negatives else documents_ND
+            scores_BP = queries_BD @ pool_PD.T
+            width = 1 + plan.num_negatives
+            targets_B = (torch.arange(len(own), device=device) + first) * width
+            excluded = excluded_BP.scatter(1, targets_B[:, None], False)
+            loss = losses.contrastive(scores_BP, targets_B, score_scale=settings.score_scale, excluded_BN=excluded)
+            hits = (scores_BP.detach().masked_fill(excluded, -torch.inf).argmax(1) == targets_B).float().mean()
+            return loss, {"loss": Metric(loss.detach()), "accuracy": Metric(hits)}
+
+        rank = plan.rank
+        metrics = contrastive_backward(model, chunks, loss_of, lambda n: step_seed(stage, step, rank) + n)
+        tokens = sum(count_tokens(chunk["queries"], chunk["documents"]) for chunk in chunks)
+        return metrics | {"tokens": Metric(tokens, "sum")}
+
+    return objective
+
+
+def _ranker_objective(
+    stage: Stage, plan: BatchPlan, data: Data, candidates: Candidates, micro_batch_size: int
+) -> Objective:
+    settings, device = stage.run.config.ranker, stage.run.device
+
+    def objective(model: TrainedModel, step: int) -> dict[str, Metric]:
+        own = own_share(plan, step_groups(plan, data, _candidates_of(data, candidates), step))
+        total, hits, tokens = 0.0, 0.0, 0.0
+        for chunk, share, last in micro_batches(own, micro_batch_size):
+            pairs = pair_batch(data, chunk, settings.max_length, device)
+            scores_BN = model(pairs=pairs).view(len(chunk), -1)
+            loss = losses.ranker_cross_entropy(scores_BN, score_scale=settings.score_scale)
+            model.backward(loss, last=last, share=share)
+            total += float(loss.detach()) * share
+            hits += float((scores_BN.detach().argmax(1) == 0).float().mean()) * share
+            tokens += count_tokens(pairs)
+        return {"loss": Metric(total), "accuracy": Metric(hits), "tokens": Metric(tokens, "sum")}
+
+    return objective
+
+
+def _game_objective(
+    stage: Stage, plan: BatchPlan, data: Data, candidates: Candidates, ranker: torch.nn.Module
+) -> Objective:
+    config, device = stage.run.config, stage.run.device
+    phase = config.ar2.retriever
+
+    def objective(model: TrainedModel, step: int) -> dict[str, Metric]:
+        own = own_share(plan, step_groups(plan, data, _candidates_of(data, candidates), step))
+        sums: dict[str, float] = {}
+        tokens = 0.0
+        for chunk, share, last in micro_batches(own, phase.micro_batch_size):
+            queries = query_batch(data, chunk, config.retriever.query_max_length, device)
+            documents = document_batch(data, chunk, config.retriever.max_length, device)
+            pairs = pair_batch(data, chunk, config.ranker.max_length, device)
+            with torch.no_grad():
+                ranker_scores_BN = ranker(pairs).view(len(chunk), -1)
+            queries_BD, documents_MD = model(queries=queries, documents=documents)
+            retriever_scores_BN = torch.einsum(
+                "bd,bnd->bn", queries_BD, documents_MD.view(len(chunk), -1, queries_BD.shape[-1])
+            )
+            loss, parts = retriever_loss(stage.run.config, retriever_scores_BN, ranker_scores_BN)
+            model.backward(loss, last=last, share=share)
+            for name, value in parts.items():
+                sums[name] = sums.get(name, 0.0) + float(value) * share
+            tokens += count_tokens(queries, documents, pairs)
+        return {name: Metric(value) for name, value in sums.items()} | {"tokens": Metric(tokens, "sum")}
+
+    return objective
+
+
+def retriever_loss(
+    config: Config, retriever_scores_BN: Tensor, ranker_scores_BN: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Weigh Eq. 9 and Eq. 12 into the retriever's objective.
+
+    Args:
+        config: For the weights, forms and score scales. With `adversarial_reduction: sum` the mean is multiplied by
+            `reference_batch_size`, so that the form of the released code does not depend on the number of ranks.
+        retriever_scores_BN: G's scores, column 0 the positive.
+        ranker_scores_BN: D's scores of the same documents; no gradient flows into them.
+
+    Returns:
+        The scalar loss, and its parts with reward and entropy (Table 6) for the log.
+    """
+    game, tau_g, tau_d = config.ar2, config.retriever.score_scale, config.ranker.score_scale
+    ranker_scores_BN = ranker_scores_BN.detach()
+    adversarial = losses.adversarial(
+        retriever_scores_BN,
+        ranker_scores_BN,
+        form=game.adversarial,
+        reduction="mean",
+        retriever_score_scale=tau_g,
+        ranker_score_scale=tau_d,
+    )
+    if game.adversarial_reduction == "sum":
+        adversarial = adversarial * game.reference_batch_size
+    distillation = losses.distillation(
+        retriever_scores_BN, ranker_scores_BN, retriever_score_scale=tau_g, ranker_score_scale=tau_d
+    )
+    loss = game.adversarial_weight * adversarial + game.distillation_weight * distillation
+    with torch.no_grad():
+        parts = {
+            "loss": loss.detach(),
+            "adversarial": adversarial.detach(),
+            "distillation": distillation.detach(),
+            "reward": losses.pairwise_reward(ranker_scores_BN, score_scale=tau_d).mean(),
+            "entropy": losses.entropy(retriever_scores_BN, score_scale=tau_g),
+            "accuracy": (retriever_scores_BN.argmax(1) == 0).float().mean(),
+            "ranker_accuracy": (ranker_scores_BN.argmax(1) == 0).float().mean(),
+        }
+    return loss, parts
+
+
+def _opponent(run: Run, iteration: int) -> torch.nn.Module:
+    return frozen_ranker(run.config, run.folder.weights("ranker", iteration_name(iteration)), run.device)
+
+
+def _known_positives(data: Data, own: list[Group], pool: list[Group]) -> Tensor:
+    """Mark pool documents that are positives of a query: bool [B, P]. They are no negatives for it."""
+    documents_P = np.concatenate([group.documents for group in pool])
+    return torch.from_numpy(np.stack([np.isin(documents_P, data.train.positives[group.query]) for group in own]))
+
+
+def gather_documents(documents_ND: Tensor) -> Tensor:
+    """Gather documents over the ranks with gradients: [N, D] -> [W * N, D], in rank order."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return documents_ND
+    return torch.cat(all_gather(documents_ND.contiguous()))

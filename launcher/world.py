@@ -1,0 +1,388 @@
+"""The world of a run: which ranks there are, what each computes on, and how they reach each other.
+
+`open_world` finds out how the process was started and makes everything below it look the same:
+
+* `deepspeed`, `torchrun` and their like set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT;
+* `mpirun`, `deepspeed --launcher openmpi` and `srun --mpi=pmix` form an MPI world, from which these five are made;
+* anything else is a world of one.
+
+Starters can fail in silence: an `srun` without PMIx, or an allocation where somebody typed `python`, gives N processes
+that each believe to be alone, and that would all write into one run folder. Where the signs contradict each other, the
+world does not open. `guarded` is the other end: it makes sure that an error on one rank is told once and ends them all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import struct
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+
+from engine.coordinator import Coordinator, LocalTransport, MpiTransport, PeerError, StoreTransport
+from engine.errors import ConfigError, CoordinationError, SparringError
+from engine.log import get_logger
+
+_log = get_logger(__name__)
+
+_TORCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_MPI_SIGNS = ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK")
+_QUIET_SECONDS = 1.0
+"""How long a rank with nothing to report stays, so that launchers that end all with the first do not cut off the
+rank that has."""
+
+EXIT_CRASH, EXIT_REFUSED, EXIT_INTERRUPTED = 1, 2, 130
+
+
+@dataclass(frozen=True)
+class World:
+    """The ranks of a run, seen from one of them."""
+
+    rank: int
+    """This process, 0 to world_size - 1."""
+    world_size: int
+    """Number of processes."""
+    local_rank: int
+    """This process among those of its host, from 0."""
+    device: torch.device
+    """What this rank computes on."""
+    coordinator: Coordinator
+    """Where the ranks meet."""
+    description: str
+    """One line for the person who started it."""
+    _held: Any = field(default=None, repr=False)
+
+    def close(self) -> None:
+        """Wait for all ranks, then take down the process group and the coordinator.
+
+        Raises:
+            CoordinationError: Another rank has failed, or does not come.
+        """
+        self.coordinator.barrier("end of the run")
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        self.coordinator.barrier("process group closed")  # until here, rank 0's stores are needed
+        self.coordinator.close()
+
+
+def open_world(
+    *,
+    coordinator: Literal["auto", "mpi", "store"] = "auto",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    timeout_seconds: float = 600.0,
+) -> World:
+    """Join the ranks that were started with this process, and start torch.distributed through DeepSpeed.
+
+    Sets the five variables of torch's `env://` rendezvous where the starter did not, and OMP_NUM_THREADS where nobody
+    did: the cores of the host, divided among its ranks.
+
+    Args:
+        coordinator: How control messages travel. "auto" takes MPI where the processes form an MPI world of their
+            size, and a store of torch's where they do not.
+        device: What to compute on; "auto" takes CUDA where there is a device. One device a local rank.
+        timeout_seconds: How long a rank waits for the others, here and at later points and collectives, above 0.
+
+    Returns:
+        The world. Close it after the work; `guarded` does.
+
+    Raises:
+        ConfigError: The environment is contradictory, or does not have what was asked for.
+        CoordinationError: Not all ranks came.
+    """
+    mpi = _join_mpi(os.environ, coordinator, timeout_seconds)
+    rank, world_size = _find_place(os.environ, mpi)
+    _refuse_lonely_task(os.environ, world_size)
+    store_holder = _set_rendezvous(mpi, rank, world_size)
+    local_rank = int(os.environ["LOCAL_RANK"])
+    with mpi.agreement("device") if mpi else contextlib.nullcontext():
+        chosen = _choose_device(device, local_rank)
+    with mpi.agreement("torch.distributed", timeout_seconds) if mpi else contextlib.nullcontext():
+        _start_process_group(chosen, rank, world_size, timeout_seconds)
+    meeting = _choose_coordinator(coordinator, mpi, rank, world_size, chosen, timeout_seconds)
+    num_threads = _share_cores(meeting)
+    num_hosts = len(set(meeting.hosts))
+    road = {"mpi": "MPI", "store": "a store of torch.distributed", "local": "none needed"}[meeting.kind]
+    description = (
+        f"{world_size} rank{'s' * (world_size > 1)} on {num_hosts} host{'s' * (num_hosts > 1)}, "
+        f"{chosen.type} with {num_threads} thread{'s' * (num_threads > 1)} a rank, coordinator: {road}"
+    )
+    return World(rank, world_size, local_rank, chosen, meeting, description, store_holder)
+
+
+def _join_mpi(environ: Mapping[str, str], asked: str, timeout_seconds: float) -> Coordinator | None:
+    """Return a coordinator over MPI where a starter of MPI processes has left its signs."""
+    if not any(sign in environ for sign in _MPI_SIGNS):  # without them, some sites' MPI aborts the process at import
+        if asked == "mpi":
+            raise ConfigError(
+                f"an MPI coordinator is asked for, but none of {', '.join(_MPI_SIGNS)} is set",
+                expected="processes started by mpirun, or by srun --mpi=pmix",
+                remedy="start with `mpirun -n N ...` or `deepspeed --launcher openmpi ...`, or let it be chosen",
+            )
+        return None
+    transport = MpiTransport()
+    sys.excepthook = _abort_after(sys.excepthook)
+    claimed = {name: int(environ[name]) for name in ("OMPI_COMM_WORLD_SIZE", "WORLD_SIZE") if environ.get(name)}
+    if wrong := {name: size for name, size in claimed.items() if size != transport.world_size}:
+        raise ConfigError(
+            f"MPI has {transport.world_size} rank(s), but {', '.join(f'{k}={v}' for k, v in wrong.items())}",
+            expected="one world of one size",
+            remedy="start the processes with the mpirun that comes with the environment's MPI, in a shell where "
+            "WORLD_SIZE is not set",
+        )
+    if int(environ.get("RANK") or transport.rank) != transport.rank:
+        raise ConfigError(
+            f"MPI calls this process rank {transport.rank}, but RANK={environ['RANK']}",
+            expected="the same rank from both",
+            remedy="unset RANK, WORLD_SIZE and LOCAL_RANK, and let MPI decide",
+        )
+    return Coordinator(transport, timeout_seconds)
+
+
+def _find_place(environ: Mapping[str, str], mpi: Coordinator | None) -> tuple[int, int]:
+    """Return (rank, world_size)."""
+    if mpi is not None:
+        return mpi.rank, mpi.world_size
+    found = [name for name in _TORCH_VARIABLES if environ.get(name)]
+    if not {"RANK", "WORLD_SIZE"} & set(found):
+        return 0, 1  # an address alone says nothing about ranks
+    if absent := [name for name in _TORCH_VARIABLES if name not in found]:
+        raise ConfigError(
+            f"{', '.join(found)} are set, but {', '.join(absent)} are not",
+            expected=f"all of {', '.join(_TORCH_VARIABLES)}, or no RANK and WORLD_SIZE",
+            remedy="start with deepspeed, torchrun or mpirun, which set what they need; unset them for a single rank",
+        )
+    try:
+        rank, world_size, local_rank = (int(environ[name]) for name in _TORCH_VARIABLES[:3])
+    except ValueError as error:
+        raise ConfigError(f"RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers: {error}") from error
+    if not (0 <= rank < world_size and 0 <= local_rank < world_size):
+        raise ConfigError(
+            f"RANK={rank}, WORLD_SIZE={world_size} and LOCAL_RANK={local_rank} contradict each other",
+            expected="ranks from 0 to WORLD_SIZE - 1",
+        )
+    return rank, world_size
+
+
+def _refuse_lonely_task(environ: Mapping[str, str], world_size: int) -> None:
+    """Stop a SLURM task that believes to be alone: each of its siblings would do the whole run in the same folder."""
+    num_tasks = int(environ.get("SLURM_NTASKS") or 1)
+    if world_size == 1 and num_tasks > 1:
+        raise ConfigError(
+            f"SLURM_NTASKS is {num_tasks}, but this process has found no other rank",
+            expected=f"{num_tasks} ranks in one world, not {num_tasks} runs in one folder",
+            remedy="start with `mpirun` inside the batch script, or with `srun --mpi=pmix` where the site has PMIx; "
+            "for a single process inside the allocation, unset SLURM_NTASKS",
+        )
+
+
+def _set_rendezvous(mpi: Coordinator | None, rank: int, world_size: int) -> Any:
+    """Set the five variables where the starter did not; return what keeps the chosen port in our hands."""
+    if mpi is None and world_size > 1:
+        return None
+    holder = None
+    if rank == 0 and not (mpi is None and os.environ.get("RANK")):
+        # Rank 0 opens the port before anybody hears of it and keeps it, so that no other process can take it in
+        # between; torch's rendezvous in this process finds the open store and shares it.
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+        address = _own_address(mpi.hosts if mpi else [socket.gethostname()], os.environ)
+        holder = TCPStore(address, 0, world_size, True, wait_for_workers=False, multi_tenant=True)
+        os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(holder.port))
+    local_rank = 0
+    if mpi is not None:
+        place = mpi.broadcast("rendezvous", [os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")])
+        os.environ.update(MASTER_ADDR=place[0], MASTER_PORT=place[1])
+        local_rank = mpi.hosts[:rank].count(mpi.hosts[rank])
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size))
+    os.environ["LOCAL_RANK"] = os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK") or str(local_rank)
+    return holder
+
+
+def _own_address(hosts: list[str], environ: Mapping[str, str]) -> str:
+    """Return the address at which the other hosts reach this one; nothing is sent to find it."""
+    if len(set(hosts)) == 1:
+        return "127.0.0.1"
+    if address := environ.get("MASTER_ADDR"):
+        return address
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        interface = environ.get(name, "").split(",")[0].removeprefix("=")
+        if interface and not interface.startswith("^"):
+            with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                request = struct.pack("256s", interface[:15].encode())
+                answer = fcntl.ioctl(probe.fileno(), 0x8915, request)  # SIOCGIFADDR
+                return socket.inet_ntoa(answer[20:24])
+    other = next(host for host in hosts if host != hosts[0])
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((other, 9))  # chooses the route, sends nothing
+        address = str(probe.getsockname()[0])
+        if not address.startswith("127."):
+            return address
+    raise ConfigError(
+        f"rank 0 (host {hosts[0]}) does not know at which address {other} reaches it",
+        expected="a host name that resolves, or a named interface",
+        remedy="set MASTER_ADDR to the address of rank 0's host, or GLOO_SOCKET_IFNAME to its interface",
+    )
+
+
+def _choose_device(asked: str, local_rank: int) -> torch.device:
+    if asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):
+        os.environ["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed guesses anew, and warns when it guesses this
+        return torch.device("cpu")
+    if (num_devices := torch.cuda.device_count()) <= local_rank:
+        raise ConfigError(
+            f"local rank {local_rank} on {socket.gethostname()} finds {num_devices} CUDA device(s)",
+            expected="one device a rank",
+            remedy="start fewer ranks on this host, or choose device=cpu",
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def _start_process_group(device: torch.device, rank: int, world_size: int, timeout_seconds: float) -> None:
+    import deepspeed  # type: ignore[import-untyped]
+    from deepspeed.utils import logger  # type: ignore[import-untyped]
+
+    logger.setLevel("WARNING")
+    # On CPU, DeepSpeed would compile a shared-memory all-reduce that only its inference engine uses: minutes at the
+    # first start, a compiler on every host, and a lock that a killed process leaves behind for ever.
+    vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    try:
+        deepspeed.init_distributed(backend, verbose=False, timeout=timedelta(seconds=timeout_seconds))
+    except (RuntimeError, OSError, ValueError) as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise CoordinationError(
+            f"torch.distributed ({backend}) did not start on rank {rank} of {world_size} with {place}: "
+            f"{str(error).splitlines()[0]}",
+            expected=f"rank 0 listening there and {world_size} ranks reaching it within {timeout_seconds:g} s",
+            remedy="where another job has the port, choose one with --master_port; else look at the other ranks",
+        ) from error
+    if (dist.get_rank(), dist.get_world_size()) != (rank, world_size):
+        raise CoordinationError(
+            f"torch.distributed calls this process rank {dist.get_rank()} of {dist.get_world_size()}",
+            expected=f"rank {rank} of {world_size}",
+        )
+
+
+def _choose_coordinator(
+    asked: str, mpi: Coordinator | None, rank: int, world_size: int, device: torch.device, timeout_seconds: float
+) -> Coordinator:
+    if mpi is not None and (asked == "mpi" or (asked == "auto" and world_size > 1)):
+        return mpi
+    if world_size == 1 and asked != "store":
+        return Coordinator(LocalTransport(), timeout_seconds)
+    address = os.environ["MASTER_ADDR"]
+    transport = StoreTransport(0, world_size, address, timeout_seconds=timeout_seconds) if rank == 0 else None
+    port = torch.tensor([transport.port if transport else 0], device=device)
+    dist.broadcast(port, 0)
+    if transport is None:
+        transport = StoreTransport(rank, world_size, address, int(port.item()), timeout_seconds)
+    return Coordinator(transport, timeout_seconds)
+
+
+def _share_cores(meeting: Coordinator) -> int:
+    """Set the number of threads of this rank so that the ranks of a host use each core once; return it.
+
+    Some starters bind each rank to cores of its own and some do not. What all ranks of the host may use together,
+    divided by their number, is right for both.
+    """
+    if os.environ.get("OMP_NUM_THREADS"):
+        return torch.get_num_threads()
+    own = sorted(os.sched_getaffinity(0))
+    cores = meeting.gather("processor cores", own)
+    here = [cores[rank] for rank, host in enumerate(meeting.hosts) if host == meeting.hosts[meeting.rank]]
+    num_threads = max(1, min(len(own), len(set().union(*here)) // len(here)))
+    os.environ["OMP_NUM_THREADS"] = str(num_threads)  # for libraries that are loaded later
+    torch.set_num_threads(num_threads)
+    return num_threads
+
+
+def guarded(world: World | None, function: Callable[[], int | None]) -> int:
+    """Run a program's main function; on an error, tell it once and end this rank so that no other is left waiting.
+
+    An error of ours is one message without a traceback, on the rank whose error it is. The other ranks stop at the
+    next point where they meet, silently where another one reports. Where the ranks form an MPI world, an error aborts
+    all of them and this function does not return: MPI would wait at the exit of the process for the others' exit.
+
+    Args:
+        world: Closed afterwards; None before it is opened.
+        function: What to run; an integer that it returns is the exit code.
+
+    Returns:
+        The exit code for `sys.exit`: 0; 2 where the user can mend it (configuration, data, artifacts, a lost rank);
+        1 after a crash; 130 after an interrupt.
+    """
+    try:
+        code = function() or 0
+        if world is not None and code == 0:
+            world.close()
+        return code or 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            _tell(world, end.code)
+        return _end(code) if code else 0
+    except KeyboardInterrupt as error:
+        if world is not None:
+            world.coordinator.report_failure(error)
+        return _end(EXIT_INTERRUPTED)
+    except PeerError:
+        time.sleep(_QUIET_SECONDS)
+        return _end(EXIT_REFUSED)
+    except SparringError as error:
+        if world is None or not _told_by_another(world, error):
+            _tell(world, f"error: {error}")
+        else:
+            time.sleep(_QUIET_SECONDS)
+        return _end(EXIT_REFUSED)
+    except Exception as error:
+        _tell(world, traceback.format_exc())  # first: what follows takes seconds that this process may not have
+        if world is not None:
+            world.coordinator.report_failure(error)
+        return _end(EXIT_CRASH)
+
+
+def _told_by_another(world: World, error: SparringError) -> bool:
+    """Spread the error; where ranks before this one fail alike (all read the same file), leave it to the first."""
+    failures = world.coordinator.report_failure(error)
+    return any(failure["rank"] < world.rank and failure["message"] == str(error) for failure in failures)
+
+
+def _tell(world: World | None, text: str) -> None:
+    rank = os.environ.get("RANK") or os.environ.get("OMPI_COMM_WORLD_RANK", "0")
+    world_size = os.environ.get("WORLD_SIZE") or os.environ.get("OMPI_COMM_WORLD_SIZE", "1")
+    if world is not None:
+        rank, world_size = str(world.rank), str(world.world_size)
+    where = "" if world_size == "1" else f"[rank {rank} on {socket.gethostname()}] "
+    sys.stderr.write("".join(f"{where}{line}\n" for line in text.rstrip().splitlines()))
+    sys.stderr.flush()
+
+
+def _end(code: int) -> int:
+    """Return the exit code, or abort the MPI world with it."""
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized() and mpi.COMM_WORLD.Get_size() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        mpi.COMM_WORLD.Abort(code)
+    return code
+
+
+def _abort_after(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Return an exception hook that also ends the MPI world: for errors that no `guarded` catches."""
+
+    def report_and_abort(*args: Any) -> None:
+        hook(*args)
+        _end(EXIT_CRASH)
+
+    return report_and_abort

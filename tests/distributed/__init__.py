@@ -1,0 +1,1 @@
+"""Tests with real processes: ranks under torch's variables, under mpirun, and under the deepspeed launcher."""

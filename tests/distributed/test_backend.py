@@ -1,0 +1,160 @@
+"""Real DeepSpeed engines under ZeRO 0 to 3, on one rank and on two: the same batch must give the same training.
+
+The functions named `..._on_every_rank` run on the ranks and print one JSON line; the tests compare worlds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed.processes import run_ranks
+
+HERE = "tests.distributed.test_backend"
+STEPS, QUERIES, LR = 3, 8, 1e-3
+
+
+# --- on the ranks ----------------------------------------------------------------------------------------------------
+
+
+def make_engine(stage: int, folder: Path) -> Any:
+    from engine.backend import TrainedModel
+    from engine.config import OptimConfig, RetrieverConfig
+    from engine.models.retriever import Retriever
+
+    model = Retriever.load(str(folder), pooling="cls", similarity="dot", tied=True, dropout=0.0)
+    optim = OptimConfig(lr=LR, eps=1e-3)  # a large eps keeps Adam from blowing rounding up to the size of a step
+    engine = TrainedModel("retriever", model, RetrieverConfig(name="tiny", zero_stage=stage), optim)
+    engine.begin_stage(optim)
+    engine.train()
+    return engine
+
+
+def contrastive_steps(engine: Any, num_chunks: int) -> tuple[list[float], list[float]]:
+    import torch
+    import torch.distributed as dist
+
+    from engine.gradient_cache import contrastive_backward
+    from engine.losses import contrastive
+    from engine.metrics import Metric
+    from engine.phases import gather_documents
+
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    generator = torch.Generator().manual_seed(0)
+    queries = torch.randint(5, 20, (QUERIES, 6), generator=generator)
+    documents = torch.randint(5, 20, (2 * QUERIES, 9), generator=generator)
+    own = QUERIES // world_size
+    size = own // num_chunks
+
+    def batch(ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def loss_of(queries_BD: torch.Tensor, documents_ND: torch.Tensor) -> tuple[torch.Tensor, dict[str, Metric]]:
+        targets = 2 * (torch.arange(own) + rank * own)
+        loss = contrastive(queries_BD @ gather_documents(documents_ND).T, targets)
+        return loss, {"loss": Metric(loss.detach())}
+
+    starts = range(rank * own, (rank + 1) * own, size)
+    chunks = [
+        {"queries": batch(queries[at : at + size]), "documents": batch(documents[2 * at : 2 * (at + size)])}
+        for at in starts
+    ]
+    losses, norms = [], []
+    for _ in range(STEPS):
+        loss = torch.as_tensor(float(contrastive_backward(engine, chunks, loss_of, lambda chunk: chunk)["loss"].value))
+        dist.all_reduce(loss)
+        losses.append(float(loss) / world_size)
+        norms.append(float(engine.step(LR).grad_norm))
+    return losses, norms
+
+
+def matrix_on_every_rank() -> None:
+    import torch
+    import torch.distributed as dist
+
+    from launcher.world import open_world
+
+    world = open_world(device="cpu")
+    torch.set_num_threads(1)
+    folder, results = Path(os.environ["TEST_MODEL"]), {}
+    for stage in range(4):
+        for num_chunks in (1, 4):
+            engine = make_engine(stage, folder)
+            losses, norms = contrastive_steps(engine, num_chunks)
+            state = engine.full_state_dict()
+            name = f"{stage}/{num_chunks}"
+            weights = state["towers.shared.encoder.layer.0.attention.self.query.weight"].flatten() if state else None
+            results[name] = {"losses": losses, "norms": norms, "weights": weights[:8].tolist() if state else None}
+            if num_chunks == 1:
+                results[f"{stage}/resumed"] = resumed(world, engine, stage, folder, state)
+    if dist.get_rank() == 0:
+        print(json.dumps(results))
+    world.close()
+
+
+def resumed(world: Any, engine: Any, stage: int, folder: Path, state: dict[str, Any]) -> bool:
+    """Checkpoint, load into a fresh engine, train both on: are they bit-equal?"""
+    import torch
+
+    from engine.checkpoint import Checkpoints
+
+    saved = Checkpoints(Path(os.environ["TEST_CHECKPOINTS"]) / f"{stage}", world.coordinator, keep=1)
+    saved.save(engine, "retriever/1", STEPS)
+    contrastive_steps(engine, 1)
+    undisturbed = engine.full_state_dict()
+    fresh = make_engine(stage, folder)
+    found = Checkpoints(Path(os.environ["TEST_CHECKPOINTS"]) / f"{stage}", world.coordinator, keep=1)
+    position = found.restore(fresh)
+    assert position is not None
+    assert (position.stage, position.step) == ("retriever/1", STEPS)
+    loaded = fresh.full_state_dict()
+    contrastive_steps(fresh, 1)
+    ended = fresh.full_state_dict()
+    return all(torch.equal(loaded[name], state[name]) for name in state) and all(
+        torch.equal(ended[name], undisturbed[name]) for name in undisturbed
+    )
+
+
+# --- the tests -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+    from engine.models.random import make_random_model
+
+    model = make_random_model(tmp_path_factory.mktemp("model"), ["some words for a small vocabulary"] * 4)
+    results = {}
+    for world_size in (1, 2):
+        env = {"TEST_MODEL": str(model), "TEST_CHECKPOINTS": str(tmp_path_factory.mktemp(f"world{world_size}"))}
+        ranks = run_ranks(f"{HERE}:matrix_on_every_rank", world_size, "store", timeout=240, env=env)
+        for result in ranks:
+            assert result.returncode == 0, result.stderr
+        results[world_size] = json.loads(ranks[0].stdout.strip().splitlines()[-1])
+    return results
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("num_chunks", [1, 4])
+def test_every_stage_and_chunking_gives_the_training_of_the_plain_large_batch(
+    worlds: dict[int, dict[str, Any]], world_size: int, stage: int, num_chunks: int
+) -> None:
+    plain, other = worlds[1]["0/1"], worlds[world_size][f"{stage}/{num_chunks}"]
+    assert other["losses"] == pytest.approx(plain["losses"], abs=2e-5)
+    assert other["norms"] == pytest.approx(plain["norms"], rel=1e-3)
+    assert other["weights"] == pytest.approx(plain["weights"], abs=1e-5)
+
+
+def test_the_training_moves_the_weights(worlds: dict[int, dict[str, Any]]) -> None:
+    losses = worlds[1]["0/1"]["losses"]
+    assert losses[-1] < losses[0] - 1e-3
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("stage", range(4))
+def test_a_checkpoint_goes_on_bit_equal(worlds: dict[int, dict[str, Any]], world_size: int, stage: int) -> None:
+    assert worlds[world_size][f"{stage}/resumed"] is True
