@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import deepspeed
+import deepspeed  # type: ignore[import-untyped]
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from engine.config import ModelConfig, OptimConfig
@@ -36,6 +37,16 @@ _OWNED_KEYS = frozenset(
     }
 )
 _CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "configs" / "deepspeed"
+_BUFFERS = (
+    OffloadStateTypeEnum.lp_params,
+    OffloadStateTypeEnum.lp_grads,
+    OffloadStateTypeEnum.contiguous_grad_buffer,
+)
+_OFFLOADED = {
+    1: (*_BUFFERS, OffloadStateTypeEnum.hp_params),
+    2: (*_BUFFERS, OffloadStateTypeEnum.hp_params),
+    3: _BUFFERS,
+}
 _NO_DECAY = ("bias", "LayerNorm.weight", "layer_norm.weight", "norm.weight")
 
 
@@ -120,18 +131,17 @@ class TrainedModel:
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
-        norm = self._reduced_grad_norm() if self.zero_stage == 0 else None
+        reduced = self._reduced_grad_norm() if self.zero_stage == 0 else None
         self._engine.step()
-        if norm is None:
-            norm = self._engine.get_global_grad_norm()
-        norm = None if norm is None else float(norm)
+        reported = self._engine.get_global_grad_norm() if reduced is None else reduced
+        norm = None if reported is None else float(reported)
         applied = bool(self._engine.was_step_applied())
         finite = norm is None or math.isfinite(norm)
         if not self._engine.fp16_enabled() and not (applied and finite):
             raise TrainingError(
                 f"the {self.name}'s gradient is not finite (norm {norm})",
                 expected="finite gradients at every step",
-                remedy="lower the learning rate, or train in bf16 or fp32; the last checkpoint is from before this step",
+                remedy="lower the learning rate, or train in bf16 or fp32; the last checkpoint is older than this step",
             )
         return StepReport(norm, applied)
 
@@ -184,15 +194,21 @@ class TrainedModel:
             )
 
     def offload(self) -> None:
-        """Move weights, gradients and optimizer to host memory; on a CPU there is nowhere to move them to."""
-        if self._offloaded or self.device.type == "cpu":
+        """Move weights, gradients and optimizer to host memory; `reload` brings them back.
+
+        DeepSpeed moves what it holds under ZeRO 1 to 3, but under ZeRO-3 the float32 copies and the moments only for
+        an optimizer of its own, so these are moved here; without ZeRO everything is.
+        """
+        if self._offloaded:
             return
         if self.zero_stage == 0:
             self.module.to("cpu")
-            _move_optimizer(_torch_optimizer(self._engine.optimizer), torch.device("cpu"))
         else:
-            self._engine.offload_states()
-        torch.cuda.empty_cache()
+            pinned = self.device.type != "cpu"
+            self._engine.offload_states(include=_OFFLOADED[self.zero_stage], pin_memory=pinned)
+        self._move_optimizer(torch.device("cpu"))
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
         self._offloaded = True
 
     def reload(self) -> None:
@@ -201,15 +217,24 @@ class TrainedModel:
             return
         if self.zero_stage == 0:
             self.module.to(self.device)
-            _move_optimizer(_torch_optimizer(self._engine.optimizer), self.device)
         else:
             self._engine.reload_states()
+        self._move_optimizer(self.device)
         self._offloaded = False
+
+    def _move_optimizer(self, device: torch.device) -> None:
+        for state in _torch_optimizer(self._engine.optimizer).state.values():
+            for key, value in state.items():
+                if torch.is_tensor(value) and value.dim():  # AdamW wants its step count on the CPU
+                    state[key] = value.to(device)
+        if self.zero_stage == 3:
+            for master in self._engine.optimizer.fp32_partitioned_groups_flat:
+                master.data = master.data.to(device)
 
 
 @dataclass
 class Models:
-    """The two players; at most one of them occupies the device."""
+    """The two players; at most one of them occupies the device. On a CPU there is nowhere else to be."""
 
     retriever: TrainedModel
     ranker: TrainedModel
@@ -217,14 +242,16 @@ class Models:
     @contextlib.contextmanager
     def training(self, model: TrainedModel) -> Iterator[TrainedModel]:
         """Keep one model on the device while the body trains it; afterwards both are offloaded."""
-        for other in (self.retriever, self.ranker):
-            if other is not model:
-                other.offload()
+        self.rest(*(other for other in (self.retriever, self.ranker) if other is not model))
         model.reload()
-        try:
-            yield model
-        finally:
-            model.offload()
+        yield model
+        self.rest(model)
+
+    def rest(self, *models: TrainedModel) -> None:
+        """Offload models that are not trained now, so that encoding and the other model have the device."""
+        for model in models:
+            if model.device.type != "cpu":
+                model.offload()
 
 
 def _initialize(module: nn.Module, config: ModelConfig, optim: OptimConfig) -> Any:
@@ -267,7 +294,8 @@ def deepspeed_config(config: ModelConfig, optim: OptimConfig) -> dict[str, Any]:
 
 
 def _parameter_groups(module: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             (plain if name.endswith(_NO_DECAY) else decayed).append(parameter)
@@ -284,10 +312,3 @@ def _torch_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TrainingError(f"DeepSpeed wraps an optimizer of type {type(optimizer).__name__}, not one of torch")
     return optimizer
-
-
-def _move_optimizer(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-    for state in optimizer.state.values():
-        for key, value in state.items():
-            if torch.is_tensor(value):
-                state[key] = value.to(device)

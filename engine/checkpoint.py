@@ -12,6 +12,7 @@ import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from engine.backend import TrainedModel
 from engine.coordinator import Coordinator
@@ -119,7 +120,7 @@ class Checkpoints:
             return dict(commit["position"])
         return None
 
-    def _verify(self, folder: Path, commit: dict[str, dict[str, dict[str, object]]]) -> None:
+    def _verify(self, folder: Path, commit: dict[str, Any]) -> None:
         if commit["world_size"] != self._coordinator.world_size:
             raise ArtifactError(
                 f"the checkpoint {folder} was written by {commit['world_size']} ranks, this run has "

@@ -120,7 +120,7 @@ class ModelConfig(_Section):
     deepspeed: Path | None = None
     """A DeepSpeed JSON file to use in place of that one."""
     max_length: int = Field(128, ge=8)
-    """Tokens of an input, special tokens included: the document for the retriever, query and document for the ranker."""
+    """Tokens of an input, special tokens included: a document for the retriever, query and document for the ranker."""
 
 
 class RetrieverConfig(ModelConfig):
@@ -206,7 +206,7 @@ class Ar2Config(_Section):
     top_k: int = Field(100, ge=1)
     """Depth of the candidates from which they are drawn, positives taken out."""
     mine: Literal["all", "sampled"] = "all"
-    """Training queries searched at a refresh: all, or just those that the next phases draw (the same training)."""
+    """Training queries searched at a refresh: all, or those that the next phases draw (trains the same)."""
     remove_answers: bool = True
     """Also take out documents that contain an answer, where the query has answers."""
     adversarial: Literal["paper", "with_positive", "released"] = "paper"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,21 @@ def require_training_queries(data: Data) -> None:
         )
 
 
+def require_enough_documents(config: Config, dataset: Dataset) -> None:
+    """Refuse a corpus that is too small for the negatives a step draws, before any work is done.
+
+    Raises:
+        DataError: Even with all documents but the positive, n cannot be drawn.
+    """
+    needed = max(config.ar2.num_negatives, config.warmup_ranker.num_negatives, config.warmup_retriever.hard_negatives)
+    if dataset.num_documents <= needed:
+        raise DataError(
+            f"the corpus has {dataset.num_documents} documents, a step draws {needed} negatives and a positive",
+            expected=f"more than {needed} documents",
+            remedy="lower num_negatives, or use a larger corpus",
+        )
+
+
 def random_model_folder(config: Config, dataset: Dataset, folder: RunFolder) -> Path:
     """Make the untrained model that the name `random` stands for; its tokenizer is learnt on the corpus."""
     path = folder.path / "random_model"
@@ -218,7 +234,7 @@ def _tokenizations(config: Config, texts: tuple[ModelText, ModelText]) -> list[T
     return [
         Tokenization(
             TokenStream(stream, tokenizer_fingerprint(text.tokenizer), lengths[stream]),
-            lambda strings, text=text, limit=lengths[stream]: _token_ids(text.tokenizer, strings, limit),
+            partial(_token_ids, text.tokenizer, limit=lengths[stream]),
         )
         for stream, text in sorted(by_stream.items())
     ]

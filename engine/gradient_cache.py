@@ -73,8 +73,8 @@ def _differentiate(
     return (
         list(
             zip(
-                query_gradients.split([len(queries) for queries, _ in represented]),
-                document_gradients.split([len(documents) for _, documents in represented]),
+                torch.split(query_gradients, [len(queries) for queries, _ in represented]),
+                torch.split(document_gradients, [len(documents) for _, documents in represented]),
                 strict=True,
             )
         ),

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from tqdm import tqdm
 
@@ -46,7 +47,7 @@ def get_logger(name: str) -> logging.Logger:
 
 
 @contextmanager
-def progress_bar(description: str, total: int, unit: str, *, shown: bool, initial: int = 0) -> Iterator[tqdm[None]]:
+def progress_bar(description: str, total: int, unit: str, *, shown: bool, initial: int = 0) -> Iterator[Any]:
     """Show how far a stage is, at which speed, and how long it will still take.
 
     Args:

@@ -91,7 +91,7 @@ class MetricsWriter:
         if active:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+            self._board = SummaryWriter(str(folder / "tensorboard"))
 
     def write(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """Write one point.

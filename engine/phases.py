@@ -286,4 +286,4 @@ def gather_documents(documents_ND: Tensor) -> Tensor:
     """Gather documents over the ranks with gradients: [N, D] -> [W * N, D], in rank order."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return documents_ND
-    return torch.cat(all_gather(documents_ND.contiguous()))
+    return torch.cat(all_gather(documents_ND.contiguous()))  # type: ignore[no-untyped-call]

@@ -120,6 +120,10 @@ class Run:
     metrics: MetricsWriter
     _finished: dict[str, Any] = field(default_factory=dict)
     checkpoints: dict[str, Any] = field(default_factory=dict)
+    _of_earlier_starts: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._of_earlier_starts = frozenset(self._finished)
 
     @classmethod
     def open(cls, config: Config, coordinator: Coordinator, device: torch.device) -> Run:
@@ -180,7 +184,8 @@ class Run:
             CoordinationError: A rank did not come to the barrier before or after the stage.
         """
         if name in self._finished:
-            log.info("%-28s finished earlier, skipped", name)
+            if name in self._of_earlier_starts:
+                log.info("%-28s finished earlier, skipped", name)
             result: R = self._finished[name]["result"]
             return result
         self.coordinator.barrier(f"{name}: start")

@@ -138,6 +138,7 @@ class StarTransport(ABC):
         self.rank, self.world_size, self.hosts = rank, world_size, list[str]()
         self._number = 0
         self._broken = ""
+        self._inbox: list[Frame] = []
         self._connection_errors: tuple[type[Exception], ...] = ()
 
     def exchange(self, name: str, payload: bytes, timeout_seconds: float, *, failed: bool = False) -> list[bytes]:
@@ -180,9 +181,21 @@ class StarTransport(ABC):
 
     def close(self) -> None:
         """Give up the connection, after the other ranks have taken what was sent to them."""
-        self._broken = self._broken or "the connection was closed"
+        if self._broken:
+            return  # whoever could still take its answer has had the time for it
+        self._broken = "the connection was closed"
         with contextlib.suppress(*self._connection_errors):  # the other side has gone: nothing is left to wait for
             self._flush(range(self.world_size), GRACE_SECONDS)
+
+    def _take(self, number: int) -> list[Frame]:
+        """Return what has arrived for an exchange.
+
+        Frames of earlier ones are dropped: last words of ranks whose exchange was decided without them. Frames of
+        later ones are kept: a root that fails decides at once, and may do so again before a slow follower has looked.
+        """
+        waiting = [frame for frame in [*self._inbox, *self._receive()] if frame.number >= number]
+        self._inbox = [frame for frame in waiting if frame.number > number]
+        return [frame for frame in waiting if frame.number == number]
 
     # The root's side
 
@@ -195,9 +208,7 @@ class StarTransport(ABC):
                 gave_up[0] = timeout_seconds
             else:
                 patience.pause()
-            for frame in self._receive():
-                if frame.number != own.number:
-                    continue  # the last word of a rank whose exchange was decided without it
+            for frame in self._take(own.number):
                 if frame.kind == "gave_up":
                     gave_up[frame.sender] = float(frame.payload)
                 else:
@@ -238,9 +249,8 @@ class StarTransport(ABC):
         self._send(0, own.encode())
         patience, asked = Patience(timeout_seconds), False
         while True:
-            for frame in self._receive():
-                if frame.number == own.number:
-                    return frame
+            if frames := self._take(own.number):
+                return frames[0]
             if not patience.over:
                 patience.pause()
             elif not asked:

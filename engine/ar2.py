@@ -1,0 +1,45 @@
+"""AR2: the adversarial game between a retriever and a ranker.
+
+Source: Zhang et al. 2022, "Adversarial Retriever-Ranker for Dense Text Retrieval", Algorithm 1 and Eq. 5; the numbers
+at the right are the algorithm's lines. What the lines mean is in `engine.phases` and `engine.refresh`.
+"""
+
+from __future__ import annotations
+
+from engine.backend import Models
+from engine.corpus import Data
+from engine.evaluate import evaluate_iteration, evaluate_yardsticks
+from engine.negatives import Candidates
+from engine.phases import train_ranker, train_retriever, warmup_ranker, warmup_retriever
+from engine.refresh import bm25_candidates, refresh_index
+from engine.run import Run
+
+
+def train_ar2(models: Models, data: Data, run: Run) -> None:
+    """Play the game in the order of the paper: retriever, refresh, ranker."""
+    candidates = warm_up(models, data, run)  # 1-5
+    for t in run.iterations():  # 6
+        run.once(f"retriever/{t}", train_retriever, models, data, candidates, iteration=t, opponent=t - 1)  # 7-10
+        candidates = refresh_index(run, data, iteration=t)  # 11
+        run.once(f"ranker/{t}", train_ranker, models, data, candidates, iteration=t)  # 12-15
+        run.once(f"evaluate/{t}", evaluate_iteration, data, iteration=t)
+
+
+def train_ar2_released(models: Models, data: Data, run: Run) -> None:
+    """Play in the order of the authors' released code: ranker and retriever on the same candidates, then refresh."""
+    candidates = warm_up(models, data, run)
+    for t in run.iterations():
+        run.once(f"ranker/{t}", train_ranker, models, data, candidates, iteration=t)
+        run.once(f"retriever/{t}", train_retriever, models, data, candidates, iteration=t, opponent=t)
+        candidates = refresh_index(run, data, iteration=t)
+        run.once(f"evaluate/{t}", evaluate_iteration, data, iteration=t)
+
+
+def warm_up(models: Models, data: Data, run: Run) -> Candidates:
+    """Make the players' starting states, G0 and D0, and measure them; return what G0 retrieves."""
+    run.once("evaluate/yardsticks", evaluate_yardsticks, models, data)
+    run.once("warmup_retriever", warmup_retriever, models, data, bm25_candidates(run, data))  # 2: Eq. 2
+    candidates = refresh_index(run, data, iteration=0)  # 3-4
+    run.once("warmup_ranker", warmup_ranker, models, data, candidates)  # 5: Eq. 7
+    run.once("evaluate/0", evaluate_iteration, data, iteration=0)
+    return candidates

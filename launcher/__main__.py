@@ -1,0 +1,75 @@
+"""The other commands: `python -m launcher search | evaluate | export | docstrings`.
+
+Training itself is started by `deepspeed launcher/run.py`; these use what a run made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from engine.log import set_up_logging
+from launcher.world import guarded
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line, run the command and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m launcher", description="Use what a run made.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    search = commands.add_parser("search", help="retrieve, re-rank and print the ten best documents")
+    search.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    search.add_argument("question", nargs="?", help="left out, questions are read from the terminal")
+    search.add_argument("--top-k", type=int, default=10, help="documents to print (10)")
+
+    evaluate = commands.add_parser("evaluate", help="score the trained models on a data folder")
+    evaluate.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    evaluate.add_argument("--data", type=Path, required=True, metavar="DIR", help="data folder, BEIR layout or others")
+    evaluate.add_argument("--split", default="test", help="split to score (test)")
+    evaluate.add_argument("--max-queries", type=int, help="score a sample of the queries")
+
+    export = commands.add_parser("export", help="write the models of an iteration for other libraries")
+    export.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    export.add_argument("--iteration", type=int, help="0 is the warm-up; left out, the last finished one")
+    export.add_argument("--out", type=Path, help="target folder; left out, RUN/export")
+
+    docstrings = commands.add_parser("docstrings", help="make a data folder of the installed packages' docstrings")
+    docstrings.add_argument("--out", type=Path, required=True, help="folder to write, in the BEIR layout")
+    docstrings.add_argument("--max-documents", type=int, default=4000, help="size of the corpus (4000)")
+    docstrings.add_argument("--seed", type=int, default=0, help="draws documents and splits (0)")
+
+    arguments = parser.parse_args(argv)
+    set_up_logging(rank=0, world_size=1)
+    return guarded(None, lambda: _COMMANDS[arguments.command](arguments))
+
+
+def _search(arguments: argparse.Namespace) -> None:
+    from launcher.search import answer_questions
+
+    answer_questions(arguments.run, arguments.question, top_k=arguments.top_k)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from launcher.evaluate import evaluate_run
+
+    evaluate_run(arguments.run, arguments.data, split=arguments.split, max_queries=arguments.max_queries)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from launcher.export import export_run
+
+    export_run(arguments.run, iteration=arguments.iteration, out=arguments.out)
+
+
+def _docstrings(arguments: argparse.Namespace) -> None:
+    from launcher.docstrings import build_docstring_dataset
+
+    counts = build_docstring_dataset(arguments.out, max_documents=arguments.max_documents, seed=arguments.seed)
+    print(f"{arguments.out}: " + ", ".join(f"{number} {what}" for what, number in counts.items()))
+
+
+_COMMANDS = {"search": _search, "evaluate": _evaluate, "export": _export, "docstrings": _docstrings}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""What a recipe does from end to end: data, shards, both models, the game, the test split, exports.
+
+Heavy imports happen here and below, after the configuration was found valid and the world is open.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine.ar2 import train_ar2, train_ar2_released
+from engine.backend import Models, TrainedModel
+from engine.config import Config
+from engine.corpus import (
+    Data,
+    model_texts,
+    open_data,
+    random_model_folder,
+    require_enough_documents,
+    require_training_queries,
+    write_corpus,
+)
+from engine.evaluate import evaluate_systems, summary_table
+from engine.export import export_ranker, export_retriever
+from engine.log import get_logger
+from engine.models.ranker import Ranker
+from engine.models.retriever import Retriever
+from engine.phases import checkpoints_of
+from engine.run import Run, Stage
+from engine.weights import iteration_name
+
+generate_dataset = None
+from launcher.world import World
+from shards.formats import open_dataset
+from shards.records import Dataset
+
+log = get_logger(__name__)
+
+
+def play(config: Config, world: World) -> None:
+    """Run the whole recipe of a configuration."""
+    run = Run.open(config, world.coordinator, world.device)
+    log.info("%s", world.description)
+    log.info("run folder %s", run.folder.path)
+    dataset = _dataset(run)
+    data = _data(run, dataset)
+    models = make_models(run, *_model_names(run, dataset))
+    algorithm = train_ar2 if config.ar2.order == "paper" else train_ar2_released
+    algorithm(models, data, run)
+    if config.evaluation.test_at_end:
+        run.once("evaluate/test", evaluate_systems, data, run.folder, "test")
+    run.once("export", export_models, iteration=config.ar2.iterations)
+    run.metrics.close()
+    if run.is_main:
+        log.info("results (%s)\n\n%s\n", run.folder.summary, summary_table(run.folder))
+
+
+def make_models(run: Run, retriever_name: str, ranker_name: str) -> Models:
+    """Build both engines and bring them to where the newest checkpoints are.
+
+    Raises:
+        ModelError: A model cannot be found or loaded.
+        ArtifactError: A checkpoint is damaged.
+    """
+    config = run.config
+    g, d = config.retriever, config.ranker
+    retriever = Retriever.load(
+        retriever_name,
+        pooling=g.pooling,
+        similarity=g.similarity,
+        tied=g.tied,
+        num_layers=g.num_layers,
+        dropout=g.dropout,
+        attention=g.attention,
+        gradient_checkpointing=g.gradient_checkpointing,
+    )
+    ranker = Ranker.load(
+        ranker_name,
+        num_layers=d.num_layers,
+        dropout=d.dropout,
+        attention=d.attention,
+        gradient_checkpointing=d.gradient_checkpointing,
+        seed=config.run.seed,
+    )
+    models = Models(
+        TrainedModel("retriever", retriever, g, config.warmup_retriever.optim),
+        TrainedModel("ranker", ranker, d, config.warmup_ranker.optim),
+    )
+    for model in (models.retriever, models.ranker):
+        checkpoints_of(run, model).restore(model)
+    models.rest(models.retriever, models.ranker)
+    return models
+
+
+def export_models(stage: Stage, *, iteration: int) -> dict[str, str]:
+    """Write both models of an iteration as other libraries load them."""
+    run, name = stage.run, iteration_name(iteration)
+
+    def export() -> None:
+        export_retriever(run.folder.weights("retriever", name), run.folder.export("retriever"))
+        export_ranker(run.folder.weights("ranker", name), run.folder.export("ranker"))
+
+    run.coordinator.only_rank_zero(f"{stage.name}: write", export)
+    return {"retriever": str(run.folder.export("retriever")), "ranker": str(run.folder.export("ranker"))}
+
+
+def _dataset(run: Run) -> Dataset:
+    path = run.config.data.path
+    if path is None:
+        path = run.folder.path / "data"
+        count, seed = run.config.data.generated_documents, run.config.run.seed
+        run.once("generate", _generate, path=path, num_documents=count, seed=seed)
+    with run.coordinator.agreement("read data"):
+        dataset = open_dataset(path, run.config.data.format)
+    splits = ", ".join(f"{split} {len(qrels)}" for split, qrels in dataset.qrels.items())
+    log.info("data %s: %d documents, queries: %s", path, dataset.num_documents, splits)
+    for reason, number in sorted(dataset.dropped.items()):
+        log.info("  dropped %d: %s", number, reason)
+    return dataset
+
+
+def _generate(stage: Stage, *, path: Path, num_documents: int, seed: int) -> dict[str, int]:
+    def write() -> None:
+        generate_dataset(path, num_documents=num_documents, seed=seed)
+
+    stage.run.coordinator.only_rank_zero("generate data", write)
+    return {"documents": num_documents}
+
+
+def _model_names(run: Run, dataset: Dataset) -> tuple[str, str]:
+    names = run.config.retriever.name, run.config.ranker.name
+    if "random" in names:
+        folder = run.coordinator.only_rank_zero(
+            "make random model", lambda: str(random_model_folder(run.config, dataset, run.folder))
+        )
+        return tuple(folder if name == "random" else name for name in names)  # type: ignore[return-value]
+    return names
+
+
+def _data(run: Run, dataset: Dataset) -> Data:
+    with run.coordinator.agreement("check data and tokenizers"):
+        require_enough_documents(run.config, dataset)
+        texts = model_texts(run.config, *_model_names(run, dataset))
+    run.once("shards", write_corpus, dataset, texts, run.folder)
+    with run.coordinator.agreement("open shards"):
+        data = open_data(run.config, dataset, texts, run.folder)
+        require_training_queries(data)
+    return data

@@ -1,0 +1,76 @@
+"""Run a recipe: what `deepspeed launcher/run.py --config FILE [key=value ...]` starts on every rank.
+
+The same file works under `deepspeed` (one node, or a hostfile with pdsh or Open MPI), under `mpirun`, and alone as a
+world of one.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+_ROOT = Path(__file__).resolve().parent.parent
+# A script's own folder comes first in sys.path; here it would shadow packages that are named like one of our files.
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _ROOT / "launcher"]
+if str(_ROOT) not in sys.path:
+    sys.path.insert(0, str(_ROOT))
+
+import argparse  # noqa: E402
+
+from engine.config import Config  # noqa: E402
+from engine.config_file import load_config  # noqa: E402
+from engine.errors import ConfigError  # noqa: E402
+from engine.log import set_up_logging  # noqa: E402
+from launcher.world import World, guarded, open_world  # noqa: E402
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line, open the world and run the recipe; return the exit code."""
+    parser = argparse.ArgumentParser(prog="launcher/run.py", description="Run a whole recipe on all ranks.")
+    parser.add_argument(
+        "--config", type=Path, required=True, metavar="FILE", help="the recipe, such as configs/tiny.yaml"
+    )
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.path=DIR run.path=DIR")
+    arguments = parser.parse_args(argv)
+    config, failure = _read(arguments.config, arguments.overrides)
+    opened: list[World] = []
+
+    def start() -> None:
+        settings = config.run if config else None
+        opened.append(
+            open_world(
+                coordinator=settings.coordinator if settings else "auto",
+                device=settings.device if settings else "auto",
+                timeout_seconds=settings.timeout_seconds if settings else 60.0,
+            )
+        )
+
+    code = guarded(None, start)
+    return code or guarded(opened[0], lambda: run_recipe(config, failure, opened[0]))
+
+
+def _read(path: Path, overrides: list[str]) -> tuple[Config | None, ConfigError | None]:
+    """Read the configuration; an error waits until the world is open, so that it is told once and not by each rank."""
+    try:
+        return load_config(path, overrides), None
+    except ConfigError as error:
+        return None, error
+
+
+def run_recipe(config: Config | None, failure: ConfigError | None, world: World) -> None:
+    """Run a recipe in an open world; a run folder that an earlier start left is gone on with.
+
+    Raises:
+        ConfigError: What reading the configuration found.
+    """
+    set_up_logging(world.rank, world.world_size)
+    if config is None:
+        raise failure or ConfigError("there is no configuration")
+    from launcher.recipe import play
+
+    play(config, world)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
