@@ -184,7 +184,6 @@ class DenseIndex:
                 if nprobe >= ivf.nlist:
                     break
                 nprobe = min(2 * nprobe, ivf.nlist)
-            ivf.nprobe = self.manifest.plan.nprobe
         return documents_QC
 
 
