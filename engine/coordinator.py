@@ -217,10 +217,11 @@ class Coordinator:
         seconds = self._seconds(timeout_seconds)
         if not isinstance(error, Exception):  # an interrupt or an exit: whoever asked for it will not wait long
             seconds = min(seconds, _LAST_WORD_SECONDS)
-        text = str(error) if isinstance(error, SparringError) else f"{type(error).__name__}: {error}"
-        word = json.dumps({"host": self._host, "message": text[:_MAX_MESSAGE_CHARACTERS]}).encode()
+        crashed = not isinstance(error, SparringError)
+        text = f"{type(error).__name__}: {error}" if crashed else str(error)
+        word = {"host": self._host, "message": text[:_MAX_MESSAGE_CHARACTERS], "crashed": crashed}
         try:
-            answers = self._transport.exchange(label, word, seconds, failed=True)
+            answers = self._transport.exchange(label, json.dumps(word).encode(), seconds, failed=True)
         except CoordinationError as refusal:
             _log.warning("The other ranks could not be told that this one fails: %s", refusal)
             answers = []

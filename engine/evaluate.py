@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from tabulate import tabulate
 
 from engine.answers import AnswerMatcher
-from engine.backend import Models
 from engine.corpus import Data
 from engine.log import get_logger, progress_bar
 from engine.measures import answer_measures, read_trec, score_run, write_trec
@@ -28,9 +27,14 @@ from shards.files import read_json, write_json
 from shards.partition import split_range
 from shards.records import Query
 
+if TYPE_CHECKING:  # search and evaluation need no DeepSpeed, which takes seconds to import
+    from engine.backend import Models
+
 log = get_logger(__name__)
 Ranking = dict[str, dict[str, float]]
 """Query id to docid to score."""
+_CURVES = {"G0": "retriever", "G": "retriever", "D0": "ranker", "D": "ranker"}
+"""Systems whose points are one curve over the iterations, which begins with the warm-up at 0 (Figure 3)."""
 ENTROPY_DEPTH = 15
 """Documents over which the entropy of the retriever's distribution is taken (Table 6)."""
 
@@ -117,7 +121,9 @@ def evaluate_retriever(
     searcher = open_searcher(run, data, folder, name)
     ranking = retrieve(stage, data, searcher, queries, system)
     entropy = _mean_entropy(ranking, run.config.retriever.score_scale)
-    run.metrics.write(stage.name, iteration or 0, {f"{split}/{system}/entropy@{ENTROPY_DEPTH}": entropy})
+    run.metrics.write(
+        stage.name, iteration or 0, {f"{split}/{_CURVES.get(system, system)}/entropy@{ENTROPY_DEPTH}": entropy}
+    )
     return _record(stage, data, folder, ranking, system, system, iteration, split)
 
 
@@ -256,7 +262,7 @@ def _record(
     split: str,
 ) -> dict[str, float]:
     qrels = {qid: data.dataset.qrels[split][qid] for qid in ranking}
-    metrics = score_run(ranking, qrels)
+    metrics = score_run(ranking, qrels) if any(qrels.values()) else {}  # some splits have answers, no judgements
     answered = _answered(stage, data, ranking, system)
     if answered:
         metrics |= answer_measures(ranking, answered)
@@ -271,9 +277,9 @@ def _record(
         write_json(folder.summary, [*rows, row])
 
     stage.run.coordinator.only_rank_zero(f"{stage.name}: record {system}", write)
-    values = {f"{split}/{system}/{name}": value for name, value in metrics.items()}
+    values = {f"{split}/{_CURVES.get(system, system)}/{name}": value for name, value in metrics.items()}
     stage.run.metrics.write(stage.name, iteration or 0, values)
-    return {f"{system} MRR@10": metrics["MRR@10"], f"{system} R@1": metrics["R@1"]}
+    return {f"{system} {name}": metrics[name] for name in ("MRR@10", "R@1", "A@1") if name in metrics}
 
 
 def _answered(stage: Stage, data: Data, ranking: Ranking, label: str) -> dict[str, set[str]]:

@@ -10,12 +10,11 @@ from __future__ import annotations
 import hashlib
 import shutil
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
 
-from engine.backend import TrainedModel
 from engine.config import Config, ModelConfig
 from engine.corpus import ModelText
 from engine.errors import ArtifactError
@@ -23,6 +22,9 @@ from engine.models.ranker import Ranker
 from engine.models.retriever import Retriever
 from engine.run import Run
 from shards.files import read_json, sha256_file, write_json
+
+if TYPE_CHECKING:  # who only reads weights needs no DeepSpeed
+    from engine.backend import TrainedModel
 
 ZERO_SHOT = "zero-shot"
 """The name of the state before any training, where others are named by their iteration."""

@@ -30,10 +30,13 @@ _MARKUP: list[tuple[re.Pattern[str], str]] = [
     (re.compile(r"\|(\w+)\|"), r"\1"),
     (re.compile(r"\\([`*_|~\\ ])"), r"\1"),
     # Fields such as `:param int size: ...` and `:return: ...`
-    (re.compile(r"(?m)^(\s*):(?:param|keyword|arg|ivar|cvar|var|raises?)\s+(?:[^:\n]*\s)?~?([\w.*]+):"), r"\1\2:"),
+    (
+        re.compile(r"(?m)^(\s*):(?:param|keyword|arg|ivar|cvar|var|raises?|exception)\s+(?:[^:\n]*\s)?~?([\w.*]+):"),
+        r"\1\2:",
+    ),
     (re.compile(r"(?m)^(\s*):(return|yield)s?:"), r"\1Returns:"),
     # What introduces a block of code that is gone.
-    (re.compile(r"::(?=\s|$)"), ":"),
+    (re.compile(r"\s*::(?=\s|$)"), ":"),
 ]
 _DIRECTIVE = re.compile(r"^\s*\.\.\s+([\w.-]+(?::[\w.-]+)?)::\s*(.*)$")
 _REMARKS = ("note", "warning", "tip", "important", "caution", "hint", "attention")
@@ -45,9 +48,8 @@ _FENCE = re.compile(r"^\s*(?:```|~~~).*$")
 _PLACEHOLDER = re.compile(r"(?<!\{)\{[a-z_]\w*\}(?!\})")
 _SIGNATURE = re.compile(r"[A-Za-z_][\w.]*\s*\(.*\)(\s*(->|→|:=|=).{1,80})?:?", re.DOTALL)
 _FIELD = re.compile(
-    r"\s*(:(?:param|type|return|returns|rtype|raises|raise|arg|args|keyword|ivar|cvar|var|meta|yields)\b.*"
-    r"|@(?:param|return|type|raise|rtype)\b.*)",
-    re.IGNORECASE | re.DOTALL,
+    r"\s*(?::(?:param|type|returns?|rtype|raises?|arg|keyword|[ic]?var|meta|yields?)\b|@(?:param|return|type|raise)\b)",
+    re.IGNORECASE,
 )
 # Sections that a docstring may begin with in place of a summary.
 _SECTION = re.compile(
@@ -77,8 +79,10 @@ _UNLIKELY_START = re.compile(
     re.IGNORECASE,
 )
 _ANNOUNCEMENT = re.compile(
-    r"this (?:class|function|method|module|object|routine|package|decorator|context manager|property|operator)"
-    r"(?: (?:can be|is|may be|should be) used (?:to|for)| allows? (?:you )?to| is(?= an?\b)| will)? ",
+    r"this (?:is an? (?:\w+ )?)?"
+    r"(?:class|function|method|module|object|routine|package|decorator|context manager|property|operator)"
+    r"(?: (?:can be|is|may be|should be) used (?:to|for)| allows? (?:you )?to| is(?= an?\b)| will| for| to"
+    r"| that| which)? ",
     re.IGNORECASE,
 )
 _UNFINISHED = re.compile(
@@ -145,10 +149,10 @@ def split_docstring(docstring: str) -> tuple[str, str] | None:
     Returns:
         Summary, without its full stop, and body, at most `MAX_BODY_CHARACTERS` long; None where there is no summary.
     """
-    paragraphs = _paragraphs(docstring)
+    paragraphs = [] if _FIELD.match(docstring) else _paragraphs(docstring)
     while paragraphs and _SIGNATURE.fullmatch(paragraphs[0]):
         paragraphs = paragraphs[1:]
-    if not paragraphs or _FIELD.fullmatch(paragraphs[0]) or _begins_with_section(paragraphs[0]):
+    if not paragraphs or _begins_with_section(paragraphs[0]):
         return None
     summary, remainder = _first_sentence(" ".join(paragraphs[0].split()))
     body = " ".join(" ".join([remainder, *paragraphs[1:]]).split())
@@ -166,7 +170,7 @@ def is_useful(summary: str, body: str, qualified_name: str) -> bool:
         qualified_name: The document's title.
     """
     words = _WORD.findall(summary)
-    if not MIN_QUERY_WORDS <= len(words) <= MAX_QUERY_WORDS or len(_WORD.findall(body)) < MIN_BODY_WORDS:
+    if not MIN_QUERY_WORDS <= len(words) <= MAX_QUERY_WORDS or _num_words(body) < MIN_BODY_WORDS:
         return False
     if (
         not summary[0].isalpha()
@@ -230,9 +234,9 @@ def _without_empty_sections(lines: list[str]) -> list[str]:
     """Drop headings that nothing is left under."""
     kept: list[str] = []
     indent_below = -1  # of the next line that has words; a heading has none
-    for line in reversed(lines):
+    for place, line in reversed([*enumerate(lines)]):
         text, indent = line.strip(), len(line) - len(line.lstrip())
-        is_heading = _SECTION.fullmatch(text) is not None
+        is_heading = place > 0 and _SECTION.fullmatch(text) is not None  # the first line shows no indentation
         # What belongs to `Args:` is indented; what belongs to a heading that was underlined is not.
         if is_heading and indent_below < indent + text.endswith(":"):
             continue
@@ -247,6 +251,10 @@ def _first_sentence(paragraph: str) -> tuple[str, str]:
         if not _ABBREVIATION.search(paragraph[: end.start()]):
             return paragraph[: end.start()], paragraph[end.end() :]
     return paragraph, ""
+
+
+def _num_words(text: str) -> int:
+    return sum(word.strip("\"'(),.:;!?-").replace("-", "").isalpha() for word in text.split())
 
 
 def _imperative(summary: str) -> str:

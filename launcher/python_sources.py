@@ -124,7 +124,11 @@ def read_package(root: Path) -> Iterator[Documented]:
 
 def _is_wanted(part: str) -> bool:
     lower = part.lower()
-    return lower not in _UNWANTED_PARTS and not lower.startswith("test_") and not lower.endswith(("_test", "_tests"))
+    return (
+        lower not in _UNWANTED_PARTS
+        and not lower.startswith(("test_", "testing_"))
+        and not lower.endswith(("_test", "_tests"))
+    )
 
 
 def is_private(name: str) -> bool:

@@ -27,8 +27,7 @@ from engine.models.retriever import Retriever
 from engine.phases import checkpoints_of
 from engine.run import Run, Stage
 from engine.weights import iteration_name
-
-generate_dataset = None
+from launcher.generated import generate_dataset
 from launcher.world import World
 from shards.formats import open_dataset
 from shards.records import Dataset

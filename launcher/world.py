@@ -38,8 +38,7 @@ _log = get_logger(__name__)
 _TORCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _MPI_SIGNS = ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK")
 _QUIET_SECONDS = 1.0
-"""How long a rank with nothing to report stays, so that launchers that end all with the first do not cut off the
-rank that has."""
+"""How long a failed rank stays, because starters end all ranks with the first: another may still have to report."""
 
 EXIT_CRASH, EXIT_REFUSED, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -336,20 +335,17 @@ def guarded(world: World | None, function: Callable[[], int | None]) -> int:
         if world is not None:
             world.coordinator.report_failure(error)
         return _end(EXIT_INTERRUPTED)
-    except PeerError:
-        time.sleep(_QUIET_SECONDS)
-        return _end(EXIT_REFUSED)
+    except PeerError as error:
+        return _leave(world, EXIT_CRASH if error.crashed else EXIT_REFUSED)
     except SparringError as error:
         if world is None or not _told_by_another(world, error):
             _tell(world, f"error: {error}")
-        else:
-            time.sleep(_QUIET_SECONDS)
-        return _end(EXIT_REFUSED)
+        return _leave(world, EXIT_REFUSED)
     except Exception as error:
         _tell(world, traceback.format_exc())  # first: what follows takes seconds that this process may not have
         if world is not None:
             world.coordinator.report_failure(error)
-        return _end(EXIT_CRASH)
+        return _leave(world, EXIT_CRASH)
 
 
 def _told_by_another(world: World, error: SparringError) -> bool:
@@ -366,6 +362,14 @@ def _tell(world: World | None, text: str) -> None:
     where = "" if world_size == "1" else f"[rank {rank} on {socket.gethostname()}] "
     sys.stderr.write("".join(f"{where}{line}\n" for line in text.rstrip().splitlines()))
     sys.stderr.flush()
+
+
+def _leave(world: World | None, code: int) -> int:
+    """End a failed rank after those that come to the same point within seconds have learnt why from it."""
+    if world is not None and world.world_size > 1:
+        time.sleep(_QUIET_SECONDS)
+        world.coordinator.close()
+    return _end(code)
 
 
 def _end(code: int) -> int:

@@ -1,8 +1,15 @@
-"""The records that every corpus format is read into."""
+"""The one form that every data set is read into: documents, queries, judgements by split.
+
+Nothing here knows a file format; `shards.formats` reads each layout into a `Dataset`, checked as a whole before any
+work begins.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,3 +32,49 @@ class Query:
 
 Qrels = dict[str, dict[str, int]]
 """qid -> docid -> grade; a grade above 0 is a positive."""
+
+
+@dataclass
+class Dataset:
+    """A data folder that was read and found valid. The corpus stays on disk.
+
+    Attributes:
+        path: The folder.
+        format: Its layout: `beir`, `dpr` or `msmarco`.
+        queries: qid -> query, for the queries of all splits.
+        qrels: split (`train`, `dev`, `test`) -> judgements. A query without any stands in a split only where answers
+            alone are known of it.
+        dropped: reason -> number of records that are left out of the above.
+        fingerprint: SHA-256 over the source files, as 64 hexadecimal digits: equal exactly for equal data.
+        num_documents: Number of documents that `documents` yields.
+        read_documents: Starts a pass over the corpus file.
+    """
+
+    path: Path
+    format: str
+    queries: dict[str, Query]
+    qrels: dict[str, Qrels]
+    dropped: Counter[str]
+    fingerprint: str
+    num_documents: int
+    read_documents: Callable[[], Iterator[Document]] = field(repr=False)
+
+    def documents(self) -> Iterator[Document]:
+        """Stream the corpus; each call starts a new pass with the same documents in the same order.
+
+        Raises:
+            DataError: The file changed since it was checked, and can no longer be read.
+        """
+        return self.read_documents()
+
+    def positives(self, split: str, qid: str) -> list[str]:
+        """Return the docids that a split judges relevant to a query, in the order of the judgements.
+
+        Args:
+            split: `train`, `dev` or `test`.
+            qid: The query.
+
+        Returns:
+            Docids with a grade above 0; empty for a split or a query that the data does not have.
+        """
+        return [docid for docid, grade in self.qrels.get(split, {}).get(qid, {}).items() if grade > 0]

@@ -49,6 +49,9 @@ _LONGEST_PAUSE_SECONDS = 0.05
 class PeerError(CoordinationError):
     """An exchange ended early and another rank reports why: this rank did nothing wrong and need not report it."""
 
+    crashed = False
+    """Whether what stopped the other rank is an error of the program, not one that its user can mend."""
+
 
 class Transport(Protocol):
     """What a coordinator needs of the ranks' connection."""
@@ -273,11 +276,13 @@ class StarTransport(ABC):
                 return [json.dumps(failure).encode() for failure in verdict["failures"]]
             first = verdict["failures"][0]
             where = f"rank {first['rank']} (host {first.get('host') or 'unknown'})"
-            raise PeerError(
+            error = PeerError(
                 f"{where} failed at {first['name']}: {first['message']}",
                 expected=f"every rank to get through it; {self._who(self.rank)} was at {name}",
                 remedy="mend what that rank reports and start again",
             )
+            error.crashed = any(failure.get("crashed") for failure in verdict["failures"])
+            raise error
         error_class = CoordinationError if self.rank == 0 else PeerError
         if reason == "size":
             raise error_class(

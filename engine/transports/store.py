@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections import Counter
 from collections.abc import Sequence
@@ -65,14 +66,18 @@ class StoreTransport(StarTransport):
     def _receive(self) -> list[Frame]:
         frames = []
         for sender in range(1, self.world_size) if self.rank == 0 else (0,):
-            while self._store.check([key := f"{sender}>{self.rank}/{self._taken[sender]}"]):
-                self._taken[sender] += 1
-                num_more, _, message = self._store.get(key).partition(b"\n")
-                for place in range(int(num_more)):
-                    message += self._store.get(f"{key}/{place}")
-                    self._store.delete_key(f"{key}/{place}")
-                self._store.delete_key(key)  # last: its absence says that all was taken
-                frames.append(Frame.decode(message))
+            if not self._store.check([key := f"{sender}>{self.rank}/{self._taken[sender]}"]):
+                continue
+            self._taken[sender] += 1
+            num_more, _, message = self._store.get(key).partition(b"\n")
+            for place in range(int(num_more)):
+                message += self._store.get(f"{key}/{place}")
+                self._store.delete_key(f"{key}/{place}")
+            frames.append(Frame.decode(message))
+            # Last, for its absence says that all was taken: rank 0 may go this very moment, and the store with it. So
+            # a follower must not lose what it holds to a connection that ends here, nor ask for more before it is used.
+            with contextlib.suppress(*self._connection_errors):
+                self._store.delete_key(key)
         return frames
 
     def _flush(self, receivers: Sequence[int], seconds: float) -> None:

@@ -27,12 +27,16 @@ _WORLD_PREFIXES = ("OMPI_", "PMIX_", "PMI_", "SLURM_", "PRTE_")
 
 
 class RankResult(NamedTuple):
-    """How one rank ended. Under `mpirun` and `deepspeed` the return code is the launcher's, the same for all."""
+    """How one rank ended. Under `mpirun` and `deepspeed` the return code is the launcher's, the same for all.
+
+    `log` is what the launcher itself printed, or the rank before it had files of its own to print to.
+    """
 
     rank: int
     returncode: int
     stdout: str
     stderr: str
+    log: str
 
 
 def free_port() -> int:
@@ -107,8 +111,18 @@ def run_ranks(
             raise TimeoutError(f"{launcher} with {world_size} ranks still ran after {timeout:g} s\n{report}") from None
         finally:
             _kill_all(folder, processes)
-        codes = [process.returncode for process in processes]
-        return [_result(folder, rank, codes[min(rank, len(codes) - 1)]) for rank in range(world_size)]
+        starter = [min(rank, len(processes) - 1) for rank in range(world_size)]  # one for all, or one each
+        return [
+            _result(folder, rank, processes[number].returncode, folder / f"launcher-{number}.log")
+            for rank, number in enumerate(starter)
+        ]
+
+
+def report(results: Sequence[RankResult]) -> str:
+    """Return all that ranks printed, for the message of a test that fails."""
+    return "\n".join(
+        f"--- rank {r.rank} ended with {r.returncode}\n{r.stdout}{r.stderr}--- its launcher\n{r.log}" for r in results
+    )
 
 
 def _commands(
@@ -150,15 +164,10 @@ def _kill_all(folder: Path, processes: Sequence[subprocess.Popen[bytes]]) -> Non
                 os.kill(pid, signal.SIGKILL)
 
 
-def _result(folder: Path, rank: int, returncode: int) -> RankResult:
-    def text(suffix: str) -> str | None:
-        path = folder / f"rank-{rank}.{suffix}"
-        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
-
-    stdout, stderr = text("out"), text("err")
-    if stdout is None or stderr is None:  # the rank never started; its launcher may say why
-        stderr = "\n".join(path.read_text(errors="replace") for path in sorted(folder.glob("launcher-*.log")))
-    return RankResult(rank, returncode, stdout or "", stderr)
+def _result(folder: Path, rank: int, returncode: int, log: Path) -> RankResult:
+    paths = [folder / f"rank-{rank}.out", folder / f"rank-{rank}.err", log]
+    texts = [path.read_text(encoding="utf-8", errors="replace") if path.exists() else "" for path in paths]
+    return RankResult(rank, returncode, *texts)
 
 
 def _run_one_rank(folder: Path, target: str) -> int:
@@ -183,4 +192,5 @@ def _run_one_rank(folder: Path, target: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_run_one_rank(Path(sys.argv[1]), sys.argv[2]))
+    words = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]  # deepspeed adds one
+    sys.exit(_run_one_rank(Path(words[0]), words[1]))

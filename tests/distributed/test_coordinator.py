@@ -18,7 +18,7 @@ import pytest
 from engine.coordinator import Coordinator, LocalTransport, MpiTransport, PeerError, StoreTransport
 from engine.errors import ArtifactError, CoordinationError
 from engine.transports import star
-from tests.distributed.processes import free_port, run_ranks
+from tests.distributed.processes import free_port, report, run_ranks
 
 HERE = "tests.distributed.test_coordinator"
 HOST = socket.gethostname()
@@ -299,8 +299,7 @@ def rank_one_dies_on_every_rank() -> None:
 def test_contracts(launcher: str, world_size: int) -> None:
     results = run_ranks(f"{HERE}:contracts_on_every_rank", world_size, launcher, timeout=90)
     outcome = [(result.returncode, result.stdout) for result in results]
-    report = "\n".join(f"--- rank {result.rank}\n{result.stderr}" for result in results)
-    assert outcome == [(0, "all contracts hold\n")] * world_size, report
+    assert outcome == [(0, "all contracts hold\n")] * world_size, report(results)
 
 
 def test_root_that_leaves_takes_no_answer_with_it() -> None:

@@ -1,0 +1,158 @@
+"""The BEIR layout: `corpus.jsonl`, `queries.jsonl` and `qrels/{train,dev,test}.tsv`.
+
+    corpus.jsonl    {"_id": ..., "title": ..., "text": ...}      the title may be left out
+    queries.jsonl   {"_id": ..., "text": ..., "answers": [...]}  answers may be left out, or lie under "metadata"
+    qrels/*.tsv     query-id TAB corpus-id TAB score, under a header
+
+Source: the BEIR benchmark's data format (Thakur et al. 2021); `answers` is an addition of ours.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from shards.errors import DataError
+from shards.files import fsync, write_json
+from shards.formats.layout import Judgements, Layout, add_query, grade_of
+from shards.formats.lines import answers_of, id_of, place, read_jsonl, read_lines, text_of
+from shards.records import Document, Qrels, Query
+
+SPLITS = ("train", "dev", "test")
+_PROVENANCE = "provenance.json"
+
+
+def read_layout(path: Path) -> Layout:
+    """Read queries and judgements of a folder in the BEIR layout.
+
+    Args:
+        path: The folder; any of the three splits may be missing, not all.
+
+    Raises:
+        DataError: A file is missing, empty or malformed, or judges a query that is not there.
+    """
+    corpus, query_file = path / "corpus.jsonl", path / "queries.jsonl"
+    queries = _read_queries(query_file)
+    judgements = Judgements(queries)
+    splits = {split: path / "qrels" / f"{split}.tsv" for split in SPLITS}
+    splits = {split: file for split, file in splits.items() if file.exists()}
+    if not splits:
+        raise DataError(
+            f"{path / 'qrels'} has none of {', '.join(f'{split}.tsv' for split in SPLITS)}",
+            expected="one file of judgements for each split",
+            remedy="add train.tsv to train on the data, test.tsv to score on it",
+        )
+    for split, file in splits.items():
+        judgements.qrels[split] = {}
+        _read_judgements(file, split, judgements)
+    return Layout(
+        corpus=corpus,
+        files=[corpus, query_file, *splits.values()],
+        queries=queries,
+        judgements=judgements,
+        read_corpus=lambda: _read_corpus(corpus),
+    )
+
+
+def _read_queries(path: Path) -> dict[str, Query]:
+    queries: dict[str, Query] = {}
+    lines: dict[str, int] = {}
+    for line, record in read_jsonl(path):
+        where = place(path, line)
+        answers = record.get("answers")
+        if answers is None and isinstance(metadata := record.get("metadata"), dict):
+            answers = metadata.get("answers")
+        qid = id_of(record.get("_id"), "_id", where)
+        query = Query(qid, text_of(record, "text", where), answers_of(answers, where))
+        add_query(queries, lines, query, path, line)
+    return queries
+
+
+def _read_judgements(path: Path, split: str, judgements: Judgements) -> None:
+    for line, text in read_lines(path):
+        columns = text.split("\t")
+        # A header is known by its words, not by its place, so that a file without one loses no row.
+        is_header = line == 1 and len(columns) == 3 and not any(character.isdigit() for character in columns[2])
+        if is_header or not text.strip():
+            continue
+        if len(columns) != 3:
+            raise DataError(
+                f"{place(path, line)} has {len(columns)} columns",
+                expected="three, separated by tabs: query-id, corpus-id, score",
+            )
+        qid, docid, grade = (column.strip() for column in columns)
+        judgements.add(split, qid, docid, grade_of(grade, path, line), path, line)
+
+
+def _read_corpus(path: Path) -> Iterator[tuple[int, Document]]:
+    for line, record in read_jsonl(path):
+        where = place(path, line)
+        docid = id_of(record.get("_id"), "_id", where)
+        # A null text is a document without text; a missing one is a file of another form.
+        text = text_of(record, "text", where, default="" if "text" in record else None)
+        yield line, Document(docid, text_of(record, "title", where, default=""), text)
+
+
+def write_folder(
+    path: Path,
+    documents: Iterable[Document],
+    queries: Iterable[Query],
+    qrels: Mapping[str, Qrels],
+    provenance: Mapping[str, object],
+) -> None:
+    """Write a data folder in the BEIR layout; it appears as a whole, or not at all.
+
+    Args:
+        path: The folder to make. One that an earlier call wrote is replaced; anything else there is not touched.
+        documents: The corpus.
+        queries: The queries; answers are written where there are any.
+        qrels: split (`train`, `dev`, `test`) -> judgements.
+        provenance: What the data was made of, kept beside it as `provenance.json`.
+
+    Raises:
+        DataError: `path` is a file, or a folder with other things in it.
+    """
+    path = Path(path)
+    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / _PROVENANCE).exists()):
+        raise DataError(
+            f"{path} exists, and was not written as a data folder",
+            expected="a new folder, or one with provenance.json",
+            remedy="choose another folder, or remove what is there",
+        )
+    nonce = secrets.token_hex(6)
+    new, old = path.with_name(f".{path.name}.tmp-{nonce}"), path.with_name(f".{path.name}.old-{nonce}")
+    try:
+        (new / "qrels").mkdir(parents=True)
+        _write_jsonl(new / "corpus.jsonl", ({"_id": d.id, "title": d.title, "text": d.text} for d in documents))
+        _write_jsonl(
+            new / "queries.jsonl",
+            ({"_id": q.id, "text": q.text} | ({"answers": list(q.answers)} if q.answers else {}) for q in queries),
+        )
+        for split, judged in qrels.items():
+            rows = [f"{qid}\t{docid}\t{grade}" for qid, grades in judged.items() for docid, grade in grades.items()]
+            text = "\n".join(["query-id\tcorpus-id\tscore", *rows]) + "\n"
+            (new / "qrels" / f"{split}.tsv").write_text(text, encoding="utf-8")
+        write_json(new / _PROVENANCE, provenance)
+        for file in (*new.rglob("*"), new):
+            fsync(file)
+        if path.exists():
+            os.rename(path, old)  # a folder with content cannot be replaced by one rename
+        os.rename(new, path)
+        fsync(path.parent)
+    except BaseException:
+        if old.exists() and not path.exists():
+            os.rename(old, path)
+        raise
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_jsonl(path: Path, records: Iterable[Mapping[str, object]]) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")

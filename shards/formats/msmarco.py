@@ -1,0 +1,101 @@
+"""MS MARCO passage ranking: `collection.tsv`, `queries.{train,dev.small,...}.tsv`, `qrels.{train,dev.small,...}.tsv`.
+
+    collection.tsv   pid TAB passage          no header; quotes are ordinary characters
+    queries.*.tsv    qid TAB query            most training queries have no judgement: they are counted and left out
+    qrels.*.tsv      qid 0 pid grade          the columns of TREC; two columns (qid, pid) are read as grade 1
+
+Source: Bajaj et al. 2016 and the task's official files; the two-column form is RocketQA's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from shards.errors import DataError
+from shards.formats.layout import Judgements, Layout, add_query, grade_of
+from shards.formats.lines import id_of, place, read_lines
+from shards.records import Document, Query
+
+# The names a split's files may have, the better one first: published numbers are those of dev.small.
+SPLIT_FILES = {"train": ("train",), "dev": ("dev.small", "dev"), "test": ("test",)}
+
+
+def read_layout(path: Path) -> Layout:
+    """Read queries and judgements of a folder of MS MARCO's files.
+
+    Args:
+        path: The folder; any of the splits may be missing, not all.
+
+    Raises:
+        DataError: A file is missing, empty or malformed, or judges a query that is not there.
+    """
+    corpus, files = path / "collection.tsv", [path / "collection.tsv"]
+    queries: dict[str, Query] = {}
+    judgements = Judgements(queries)
+    for split, names in SPLIT_FILES.items():
+        name = next((name for name in names if (path / f"qrels.{name}.tsv").exists()), None)
+        if name is None:
+            continue
+        query_file, judgement_file = path / f"queries.{name}.tsv", path / f"qrels.{name}.tsv"
+        files += [query_file, judgement_file]
+        judgements.qrels[split] = {}
+        _read_queries(query_file, queries)
+        _read_judgements(judgement_file, split, judgements)
+    if not judgements.qrels:
+        raise DataError(
+            f"{path} has no judgements",
+            expected="qrels.train.tsv, qrels.dev.small.tsv or qrels.test.tsv, each with its queries file",
+        )
+    return Layout(
+        corpus=corpus,
+        files=files,
+        queries=queries,
+        judgements=judgements,
+        read_corpus=lambda: _read_corpus(corpus),
+    )
+
+
+def _read_queries(path: Path, queries: dict[str, Query]) -> None:
+    found: dict[str, Query] = {}
+    lines: dict[str, int] = {}
+    for line, qid, text in _two_columns(path, "a query"):
+        add_query(found, lines, Query(qid, text), path, line)
+    for qid, query in found.items():
+        if queries.get(qid, query) != query:
+            raise DataError(
+                f"{place(path, lines[qid])}: query id {qid!r} has another text than in the files read before",
+                expected="one text for each id",
+            )
+    queries |= found
+
+
+def _read_judgements(path: Path, split: str, judgements: Judgements) -> None:
+    for line, text in read_lines(path):
+        columns = text.split()
+        if len(columns) == 4:
+            judgements.add(split, columns[0], columns[2], grade_of(columns[3], path, line), path, line)
+        elif len(columns) == 2:
+            judgements.add(split, columns[0], columns[1], 1, path, line)
+        elif columns:
+            raise DataError(
+                f"{place(path, line)} has {len(columns)} columns",
+                expected="four (qid, 0, pid, grade) or two (qid, pid)",
+            )
+
+
+def _read_corpus(path: Path) -> Iterator[tuple[int, Document]]:
+    for line, pid, text in _two_columns(path, "a passage"):
+        yield line, Document(pid, "", text)
+
+
+def _two_columns(path: Path, what: str) -> Iterator[tuple[int, str, str]]:
+    """Yield line, id and text; a tab inside the text is white space like any other."""
+    for line, row in read_lines(path):
+        if not row or row.isspace():
+            continue
+        identifier, tab, text = row.partition("\t")
+        where = place(path, line)
+        if not tab:
+            raise DataError(f"{where} has no tab", expected=f"an id, a tab and {what}")
+        yield line, id_of(identifier, "id", where), text.replace("\t", " ")

@@ -1,0 +1,53 @@
+"""The runs that several tests look at; each is made once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from launcher.generated import generate_dataset
+from tests.e2e.starts import TINY, Ended, Zygote, a_zygote, deepspeed_command, start
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that has come to its end."""
+
+    folder: Path
+    ended: Ended
+
+
+@pytest.fixture(scope="session")
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    with a_zygote(tmp_path_factory.mktemp("zygote")) as zygote:
+        yield zygote
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The smallest recipe through the real launcher, on two ranks; its data are its own."""
+    return finished([*deepspeed_command(2)], tmp_path_factory.mktemp("tiny") / "run")
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The same recipe by plain `python`, on one rank."""
+    return finished([sys.executable, "launcher/run.py"], tmp_path_factory.mktemp("alone") / "run")
+
+
+def finished(command: list[str], folder: Path) -> Finished:
+    ended = start([*command, "--config", str(TINY), f"run.path={folder}", "run.device=cpu"])
+    assert ended.code == 0, ended.out[-2000:] + ended.err[-6000:]
+    return Finished(folder, ended)
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder in the BEIR layout, smaller than the recipe's own."""
+    folder = tmp_path_factory.mktemp("data") / "small"
+    generate_dataset(folder, num_documents=80, num_queries=80, seed=1)
+    return folder

@@ -1,0 +1,211 @@
+"""Start our commands as a user does, or as a copy of a process that has imported everything (`tests.e2e.zygote`)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.distributed.processes import ROOT, clean_environment, free_port
+
+BIN = Path(sys.executable).parent
+TINY = ROOT / "configs" / "tiny.yaml"
+TIMEOUT_SECONDS = 400.0
+"""For one start, on a machine that is busy with other things."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a start ended; with several ranks, their outputs one after the other."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+
+def on_the_cpu(**variables: str) -> dict[str, str]:
+    """The environment of all starts: one thread a rank, so that sums are made in the same order everywhere."""
+    return clean_environment({"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **variables})
+
+
+def deepspeed_command(num_ranks: int) -> list[str]:
+    """What a user types, with a port of its own and without what may lie in a job-wide hostfile."""
+    options = ["--hostfile", "/nonexistent", "--master_port", str(free_port())]
+    return [str(BIN / "deepspeed"), *options, "--num_accelerators", str(num_ranks), "launcher/run.py"]
+
+
+def mpirun_command(num_ranks: int) -> list[str]:
+    return [str(BIN / "mpirun"), "--oversubscribe", "-n", str(num_ranks), sys.executable, "launcher/run.py"]
+
+
+def start(command: Sequence[str], *, timeout: float = TIMEOUT_SECONDS) -> Ended:
+    """Run a whole command line in a process group of its own."""
+    began = time.monotonic()
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=on_the_cpu(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return Ended(process.returncode, out, err, time.monotonic() - began)
+
+
+class Rank:
+    """One forked process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.pid = folder, 0
+        self.code: int | None = None
+        self.ended = threading.Event()
+
+    def kill(self) -> None:
+        """Kill it and all that it started, as a machine that fails does."""
+        if self.pid and not self.ended.is_set():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+
+class Started:
+    """The ranks of one start, still running."""
+
+    def __init__(self, ranks: list[Rank]) -> None:
+        self._ranks, self._began = ranks, time.monotonic()
+
+    @property
+    def running(self) -> bool:
+        return not all(rank.ended.is_set() for rank in self._ranks)
+
+    def kill(self) -> None:
+        for rank in self._ranks:
+            rank.kill()
+
+    def wait(self, timeout: float = TIMEOUT_SECONDS) -> Ended:
+        """Wait for all ranks; the code is the first one that is not 0."""
+        deadline = time.monotonic() + timeout
+        for rank in self._ranks:
+            if not rank.ended.wait(max(0.0, deadline - time.monotonic())):
+                self.kill()
+                raise TimeoutError(f"still running after {timeout:g} s\n{self._text('stderr')}")
+        codes = [rank.code or 0 for rank in self._ranks]
+        code = next((code for code in codes if code), 0)
+        return Ended(code, self._text("stdout"), self._text("stderr"), time.monotonic() - self._began)
+
+    def _text(self, name: str) -> str:
+        return "".join((rank.folder / name).read_text(errors="replace") for rank in self._ranks)
+
+
+class Zygote:
+    """Forks commands; one for the whole test session.
+
+    Args:
+        folder: Takes the outputs of what is forked.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._number = folder, 0
+        self._ranks: dict[int, Rank] = {}
+        self._answers: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._errors = (folder / "zygote.log").open("wb")
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("zygote.py"))],
+            cwd=ROOT,
+            env=on_the_cpu(DS_ACCELERATOR="cpu"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            start_new_session=True,
+        )
+        threading.Thread(target=self._listen, daemon=True).start()
+        self._answers.get(timeout=TIMEOUT_SECONDS)
+
+    def recipe(self, *words: str, num_ranks: int = 1, config: Path = TINY) -> Started:
+        """Start `launcher/run.py --config CONFIG WORDS` on so many ranks."""
+        argv = [str(ROOT / "launcher" / "run.py"), "--config", str(config), *words, "run.device=cpu"]
+        if num_ranks == 1:
+            return Started([self._fork(argv, "", {})])
+        world = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        ranks = [
+            self._fork(argv, "", {**world, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(num_ranks)
+        ]
+        return Started(ranks)
+
+    def launcher(self, *words: str, stdin: str = "") -> Ended:
+        """Run `python -m launcher WORDS`."""
+        return Started([self._fork(["launcher", *words], "launcher", {}, stdin)]).wait()
+
+    def close(self) -> None:
+        for rank in self._ranks.values():
+            rank.kill()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        self._process.wait(10)
+        self._errors.close()
+
+    def _fork(self, argv: list[str], module: str, env: dict[str, str], stdin: str = "") -> Rank:
+        self._number += 1
+        folder = self._folder / f"{self._number:03d}"
+        folder.mkdir()
+        (folder / "stdin").write_text(stdin)
+        files = {name: str(folder / name) for name in ("stdin", "stdout", "stderr")}
+        order = {"number": self._number, "argv": argv, "module": module, "env": env, **files}
+        rank = self._ranks[self._number] = Rank(folder)
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(order).encode() + b"\n")
+        self._process.stdin.flush()
+        rank.pid = int(self._answers.get(timeout=60)["started"])
+        return rank
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            record = json.loads(line)
+            if "ended" in record:
+                rank = self._ranks[record["number"]]
+                rank.code = record["ended"]
+                rank.ended.set()
+            else:
+                self._answers.put(record)
+
+
+@contextmanager
+def a_zygote(folder: Path) -> Iterator[Zygote]:
+    zygote = Zygote(folder)
+    try:
+        yield zygote
+    finally:
+        zygote.close()
+
+
+def wait_until(condition: Callable[[], bool], started: Started, timeout: float = TIMEOUT_SECONDS) -> None:
+    """Poll a condition on files that a start writes; fail if the start ends before it holds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if not started.running:
+            ended = started.wait()
+            raise AssertionError(f"ended with {ended.code} before the moment to kill it\n{ended.err[-3000:]}")
+        if time.monotonic() > deadline:
+            started.kill()
+            raise TimeoutError(f"the moment did not come within {timeout:g} s")
+        time.sleep(0.01)

@@ -1,0 +1,83 @@
+"""A process that has imported everything, and forks a copy of itself for each command it is given.
+
+Importing torch, DeepSpeed and transformers takes longer than a whole tiny run. What is forked here still is the real
+thing from its first own line on: the script or module runs as `__main__` with its own arguments, environment, process
+group and output files. It is told by lines of JSON on stdin, and answers each with the children's process ids, and a
+line for each child that has ended.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import json
+import os
+import runpy
+import selectors
+import sys
+import traceback
+from typing import Any
+
+PRELOADED = ("launcher.recipe", "launcher.search", "launcher.evaluate", "launcher.export", "torch.utils.tensorboard")
+
+
+def become(order: dict[str, Any]) -> None:
+    """Turn this forked process into the one that was ordered; never returns."""
+    code = 1
+    try:
+        os.setsid()
+        for name, descriptor in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
+            flags = os.O_RDONLY if name == "stdin" else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+            os.dup2(os.open(order[name], flags, 0o644), descriptor)
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - lives as long as the process
+        os.environ.update(order["env"])
+        sys.argv = list(order["argv"])
+        try:
+            if order["module"]:
+                runpy.run_module(order["module"], run_name="__main__", alter_sys=True)
+            else:
+                runpy.run_path(sys.argv[0], run_name="__main__")
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        atexit._run_exitfuncs()
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def serve() -> None:
+    """Take orders until stdin closes."""
+    for name in PRELOADED:
+        importlib.import_module(name)
+    answer({"ready": os.getpid()})
+    children: dict[int, int] = {}
+    orders = selectors.DefaultSelector()
+    orders.register(0, selectors.EVENT_READ)
+    while True:
+        if orders.select(timeout=0.02):
+            line = sys.stdin.buffer.raw.readline()  # type: ignore[attr-defined]
+            if not line:
+                return
+            order = json.loads(line)
+            pid = os.fork()
+            if pid == 0:
+                become(order)
+            children[pid] = order["number"]
+            answer({"started": pid, "number": order["number"]})
+        while children:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                break
+            answer({"ended": os.waitstatus_to_exitcode(status), "number": children.pop(pid)})
+
+
+def answer(record: dict[str, Any]) -> None:
+    """Write one line to whoever gives the orders."""
+    os.write(1, json.dumps(record).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    serve()
