@@ -86,9 +86,8 @@ def mine(
         }
 
     counts: dict[str, Any] = coordinator.only_rank_zero(f"{stage.name}: publish", publish)
-    stage.run.metrics.write(
-        stage.name, int(name) if name.isdigit() else 0, {f"candidates/{key}": float(value) for key, value in counts.items()}
-    )
+    iteration = int(name) if name.isdigit() else 0
+    stage.run.metrics.write(stage.name, iteration, {f"candidates/{key}": float(n) for key, n in counts.items()})
     return counts
 
 

@@ -88,7 +88,7 @@ def top_level_packages(site_packages: list[Path]) -> dict[str, Path]:
     Returns:
         Name -> the package's folder, or the file of a single module, by name; private ones and tests are left out.
     """
-    found = {}
+    found: dict[str, Path] = {}
     for folder in site_packages:
         for path in sorted(folder.iterdir()):
             is_package = path.is_dir() and (path / "__init__.py").is_file()
