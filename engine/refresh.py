@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from engine.batches import query_rows
+from engine.config import Config
 from engine.corpus import Data
 from engine.encode import encode_documents, encode_queries
-from engine.index import DenseIndex, build_index, plan_index
+from engine.index import DenseIndex, build_index
+from engine.index_build import IndexPlan, plan_index
 from engine.log import progress_bar
 from engine.mining import mine, upcoming_rows
 from engine.negatives import Candidates
@@ -112,16 +114,7 @@ def index_corpus(stage: Stage, data: Data, folder: RunFolder, name: str) -> dict
     store = EmbeddingStore.open(
         folder.index(name) / "embeddings", data.shards.manifest, stamp_of(run.folder, data, name)
     )
-    plan = plan_index(
-        settings.kind,
-        num_documents=store.num_documents,
-        dimension=store.dimension,
-        factory=settings.factory,
-        nprobe=settings.nprobe,
-        refine_factor=settings.refine_factor,
-        train_size=settings.train_documents,
-        num_iterations=settings.kmeans_iterations,
-    )
+    plan = index_plan(run.config, store.num_documents, store.dimension)
     audit = _audit_queries(stage, data, run.folder.weights("retriever", name))
     built = build_index(
         run.coordinator,
@@ -160,6 +153,25 @@ def bm25_candidates(run: Run, data: Data) -> Candidates:
     run.once("bm25", build_bm25_index, data, run.folder)
     run.once("candidates/bm25", _retrieve_bm25_candidates, data)
     return Candidates.load(run.folder.candidates("bm25"), _bm25_stamp(data))
+
+
+def index_plan(config: Config, num_documents: int, dimension: int) -> IndexPlan:
+    """Plan the index of a corpus; called early too, so that one that cannot be built stops the run before any work.
+
+    Raises:
+        ConfigError: FAISS refuses the factory string, or the corpus is too small for it.
+    """
+    settings = config.index
+    return plan_index(
+        settings.kind,
+        num_documents=num_documents,
+        dimension=dimension,
+        factory=settings.factory,
+        nprobe=settings.nprobe,
+        refine_factor=settings.refine_factor,
+        train_size=settings.train_documents,
+        num_iterations=settings.kmeans_iterations,
+    )
 
 
 def build_bm25_index(stage: Stage, data: Data, folder: RunFolder) -> dict[str, Any]:

@@ -225,7 +225,7 @@ def _prepare_folder(folder: RunFolder, config: Config, coordinator: Coordinator)
     if folder.config.exists():
         recorded = parse_config(yaml.safe_load(folder.config.read_text(encoding="utf-8")), origin=str(folder.config))
         changed = differences(config, recorded)
-        if changed:
+        if changed and folder.ledger.exists():  # before the first finished stage there is nothing to protect
             raise ConfigError(
                 f"the run folder {folder.path} was made by another configuration ({', '.join(changed)})",
                 expected="the configuration recorded in its config.yaml",

@@ -19,12 +19,14 @@ from engine.corpus import (
     require_training_queries,
     write_corpus,
 )
+from engine.errors import ConfigError
 from engine.evaluate import evaluate_systems, summary_table
 from engine.export import export_ranker, export_retriever
 from engine.log import get_logger
 from engine.models.ranker import Ranker
 from engine.models.retriever import Retriever
 from engine.phases import checkpoints_of
+from engine.refresh import index_plan
 from engine.run import Run, Stage
 from engine.weights import iteration_name
 from launcher.generated import generate_dataset
@@ -41,8 +43,12 @@ def play(config: Config, world: World) -> None:
     log.info("%s", world.description)
     log.info("run folder %s", run.folder.path)
     dataset = _dataset(run)
-    data = _data(run, dataset)
-    models = make_models(run, *_model_names(run, dataset))
+    names = _model_names(run, dataset)
+    with run.coordinator.agreement("check models and sizes"):
+        retriever, ranker = load_models(config, *names)
+        check_sizes(config, dataset, retriever, ranker)
+    data = _data(run, dataset, names)
+    models = make_engines(run, retriever, ranker)
     algorithm = train_ar2 if config.ar2.order == "paper" else train_ar2_released
     algorithm(models, data, run)
     if config.evaluation.test_at_end:
@@ -53,14 +59,12 @@ def play(config: Config, world: World) -> None:
         log.info("results (%s)\n\n%s\n", run.folder.summary, summary_table(run.folder))
 
 
-def make_models(run: Run, retriever_name: str, ranker_name: str) -> Models:
-    """Build both engines and bring them to where the newest checkpoints are.
+def load_models(config: Config, retriever_name: str, ranker_name: str) -> tuple[Retriever, Ranker]:
+    """Load both models as they are before any training, on the CPU.
 
     Raises:
         ModelError: A model cannot be found or loaded.
-        ArtifactError: A checkpoint is damaged.
     """
-    config = run.config
     g, d = config.retriever, config.ranker
     retriever = Retriever.load(
         retriever_name,
@@ -80,9 +84,40 @@ def make_models(run: Run, retriever_name: str, ranker_name: str) -> Models:
         gradient_checkpointing=d.gradient_checkpointing,
         seed=config.run.seed,
     )
+    return retriever, ranker
+
+
+def check_sizes(config: Config, dataset: Dataset, retriever: Retriever, ranker: Ranker) -> None:
+    """Refuse lengths that a model cannot take, and a corpus that is too small, before any work is done.
+
+    Raises:
+        ConfigError: An input is longer than a model's positions, or the corpus is too small for the index.
+        DataError: The corpus is too small for the negatives.
+    """
+    for name, max_length, longest in (
+        ("retriever", config.retriever.max_length, retriever.longest_input),
+        ("ranker", config.ranker.max_length, ranker.longest_input),
+    ):
+        if longest is not None and max_length > longest:
+            raise ConfigError(
+                f"{name}.max_length is {max_length}, but the model takes {longest} tokens",
+                expected=f"at most {longest}",
+                remedy=f"set {name}.max_length={longest}, or name a model for longer inputs",
+            )
+    require_enough_documents(config, dataset)
+    index_plan(config, dataset.num_documents, retriever.dimension)
+
+
+def make_engines(run: Run, retriever: Retriever, ranker: Ranker) -> Models:
+    """Give each model its DeepSpeed engine and bring them to where the newest checkpoints are.
+
+    Raises:
+        ArtifactError: A checkpoint is damaged.
+    """
+    config = run.config
     models = Models(
-        TrainedModel("retriever", retriever, g, config.warmup_retriever.optim),
-        TrainedModel("ranker", ranker, d, config.warmup_ranker.optim),
+        TrainedModel("retriever", retriever, config.retriever, config.warmup_retriever.optim),
+        TrainedModel("ranker", ranker, config.ranker, config.warmup_ranker.optim),
     )
     for model in (models.retriever, models.ranker):
         checkpoints_of(run, model).restore(model)
@@ -135,10 +170,9 @@ def _model_names(run: Run, dataset: Dataset) -> tuple[str, str]:
     return names
 
 
-def _data(run: Run, dataset: Dataset) -> Data:
-    with run.coordinator.agreement("check data and tokenizers"):
-        require_enough_documents(run.config, dataset)
-        texts = model_texts(run.config, *_model_names(run, dataset))
+def _data(run: Run, dataset: Dataset, names: tuple[str, str]) -> Data:
+    with run.coordinator.agreement("load tokenizers"):
+        texts = model_texts(run.config, *names)
     run.once("shards", write_corpus, dataset, texts, run.folder)
     with run.coordinator.agreement("open shards"):
         data = open_data(run.config, dataset, texts, run.folder)

@@ -64,21 +64,29 @@ class StoreTransport(StarTransport):
         self._unread.append((receiver, key))
 
     def _receive(self) -> list[Frame]:
+        if self.rank:
+            # One at a time: rank 0 may go, and the store with it, once it sees that a message was taken. So a follower
+            # must use what it holds before it asks for more.
+            return [frame] if (frame := self._take_next(0)) else []
         frames = []
-        for sender in range(1, self.world_size) if self.rank == 0 else (0,):
-            if not self._store.check([key := f"{sender}>{self.rank}/{self._taken[sender]}"]):
-                continue
-            self._taken[sender] += 1
-            num_more, _, message = self._store.get(key).partition(b"\n")
-            for place in range(int(num_more)):
-                message += self._store.get(f"{key}/{place}")
-                self._store.delete_key(f"{key}/{place}")
-            frames.append(Frame.decode(message))
-            # Last, for its absence says that all was taken: rank 0 may go this very moment, and the store with it. So
-            # a follower must not lose what it holds to a connection that ends here, nor ask for more before it is used.
-            with contextlib.suppress(*self._connection_errors):
-                self._store.delete_key(key)
+        for sender in range(1, self.world_size):
+            while frame := self._take_next(sender):  # all: a rank that has given up must be seen to have
+                frames.append(frame)
         return frames
+
+    def _take_next(self, sender: int) -> Frame | None:
+        key = f"{sender}>{self.rank}/{self._taken[sender]}"
+        if not self._store.check([key]):
+            return None
+        self._taken[sender] += 1
+        num_more, _, message = self._store.get(key).partition(b"\n")
+        for place in range(int(num_more)):
+            message += self._store.get(f"{key}/{place}")
+            self._store.delete_key(f"{key}/{place}")
+        # The key goes last: its absence says that all was taken. If the connection ends here, the message is still ours.
+        with contextlib.suppress(*self._connection_errors):
+            self._store.delete_key(key)
+        return Frame.decode(message)
 
     def _flush(self, receivers: Sequence[int], seconds: float) -> None:
         patience, wanted = Patience(seconds), set(receivers)
