@@ -56,7 +56,7 @@ format: .venv/.test
 
 # Made once: the installed packages are the data, and a run refuses to go on with other data than it began with.
 $(DATA)/corpus.jsonl: | .venv/.quickstart
-	$(BIN)/python -m launcher docstrings --out $(DATA)
+	$(BIN)/python -m launcher docstrings --out $(DATA) --max-documents 2500
 
 # NCCL wants a GPU for each rank: with fewer, all ranks run on the CPU.
 quickstart: .venv/.quickstart $(DATA)/corpus.jsonl
