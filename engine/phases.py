@@ -31,7 +31,7 @@ from engine.batches import (
 )
 from engine.checkpoint import Checkpoints
 from engine.config import Config
-from engine.corpus import Data
+from engine.corpus import Data, ModelText
 from engine.gradient_cache import contrastive_backward
 from engine.loop import Objective, Schedule, step_seed, train
 from engine.metrics import Metric
@@ -43,38 +43,19 @@ from engine.weights import frozen_ranker, iteration_name, publish_weights
 def warmup_retriever(stage: Stage, models: Models, data: Data, bm25: Candidates) -> dict[str, Any]:
     """Train G0 with the negatives of the whole batch and BM25's (Algorithm 1 line 2, Eq. 2)."""
     config = stage.run.config.warmup_retriever
+    plan = _plan(stage, "warmup_retriever", config.batch_size, config.hard_negatives)
+    objective = _contrastive_objective(stage, plan, data, bm25)
     schedule = Schedule(config.optim, config.steps)
-    with models.training(models.retriever) as model:
-        plan = _plan(stage, "warmup_retriever", config.batch_size, config.hard_negatives)
-        result = train(
-            stage,
-            model,
-            checkpoints_of(stage.run, model),
-            _contrastive_objective(stage, plan, data, bm25),
-            schedule,
-            first_step=0,
-            steps=config.steps,
-            tag="warmup_retriever",
-        )
-        return result | publish_weights(stage.run, model, data.retriever_text, iteration_name(0))
+    return _train(stage, models, models.retriever, data.retriever_text, objective, schedule, plan, iteration=0)
 
 
 def warmup_ranker(stage: Stage, models: Models, data: Data, candidates: Candidates) -> dict[str, Any]:
     """Train D0 on negatives that G0 retrieves (Algorithm 1 line 5, Eq. 7)."""
     config = stage.run.config.warmup_ranker
-    with models.training(models.ranker) as model:
-        plan = _plan(stage, "warmup_ranker", config.batch_size, config.num_negatives)
-        result = train(
-            stage,
-            model,
-            checkpoints_of(stage.run, model),
-            _ranker_objective(stage, plan, data, candidates, config.micro_batch_size),
-            Schedule(config.optim, config.steps),
-            first_step=0,
-            steps=config.steps,
-            tag="warmup_ranker",
-        )
-        return result | publish_weights(stage.run, model, data.ranker_text, iteration_name(0))
+    plan = _plan(stage, "warmup_ranker", config.batch_size, config.num_negatives)
+    objective = _ranker_objective(stage, plan, data, candidates, config.micro_batch_size)
+    schedule = Schedule(config.optim, config.steps)
+    return _train(stage, models, models.ranker, data.ranker_text, objective, schedule, plan, iteration=0)
 
 
 def train_retriever(
@@ -90,38 +71,47 @@ def train_retriever(
         iteration: Number of the iteration, from 1.
         opponent: Iteration whose ranker is the opponent and teacher.
     """
-    phase, game = stage.run.config.ar2.retriever, stage.run.config.ar2
-    with models.training(models.retriever) as model:
-        plan = _plan(stage, "retriever", phase.batch_size, game.num_negatives)
-        result = train(
-            stage,
-            model,
-            checkpoints_of(stage.run, model),
-            _game_objective(stage, plan, data, candidates, _opponent(stage.run, opponent)),
-            Schedule(phase.optim, phase.steps * game.iterations),
-            first_step=(iteration - 1) * phase.steps,
-            steps=phase.steps,
-            tag="retriever",
-        )
-        return result | publish_weights(stage.run, model, data.retriever_text, iteration_name(iteration))
+    game = stage.run.config.ar2
+    plan = _plan(stage, "retriever", game.retriever.batch_size, game.num_negatives)
+    objective = _game_objective(stage, plan, data, candidates, _opponent(stage.run, opponent))
+    schedule = Schedule(game.retriever.optim, game.retriever.steps * game.iterations)
+    return _train(stage, models, models.retriever, data.retriever_text, objective, schedule, plan, iteration=iteration)
 
 
 def train_ranker(stage: Stage, models: Models, data: Data, candidates: Candidates, *, iteration: int) -> dict[str, Any]:
     """Train D on negatives of the current retriever (Algorithm 1 lines 12-15, Eq. 7)."""
-    phase, game = stage.run.config.ar2.ranker, stage.run.config.ar2
-    with models.training(models.ranker) as model:
-        plan = _plan(stage, "ranker", phase.batch_size, game.num_negatives)
+    game = stage.run.config.ar2
+    plan = _plan(stage, "ranker", game.ranker.batch_size, game.num_negatives)
+    objective = _ranker_objective(stage, plan, data, candidates, game.ranker.micro_batch_size)
+    schedule = Schedule(game.ranker.optim, game.ranker.steps * game.iterations)
+    return _train(stage, models, models.ranker, data.ranker_text, objective, schedule, plan, iteration=iteration)
+
+
+def _train(
+    stage: Stage,
+    models: Models,
+    model: TrainedModel,
+    text: ModelText,
+    objective: Objective,
+    schedule: Schedule,
+    plan: BatchPlan,
+    *,
+    iteration: int,
+) -> dict[str, Any]:
+    """Train one player for its part of the schedule, the other one out of the way, and publish its weights."""
+    steps = schedule.total_steps // max(1, stage.run.config.ar2.iterations) if iteration else schedule.total_steps
+    with models.training(model):
         result = train(
             stage,
             model,
             checkpoints_of(stage.run, model),
-            _ranker_objective(stage, plan, data, candidates, phase.micro_batch_size),
-            Schedule(phase.optim, phase.steps * game.iterations),
-            first_step=(iteration - 1) * phase.steps,
-            steps=phase.steps,
-            tag="ranker",
+            objective,
+            schedule,
+            first_step=max(0, iteration - 1) * steps,
+            steps=steps,
+            tag=plan.stream,
         )
-        return result | publish_weights(stage.run, model, data.ranker_text, iteration_name(iteration))
+        return result | publish_weights(stage.run, model, text, iteration_name(iteration))
 
 
 def checkpoints_of(run: Run, model: TrainedModel) -> Checkpoints:

@@ -49,9 +49,12 @@ class SearchEngine:
         """
         query = Query("question", question)
         settings = self._run.config.evaluation
-        depth = min(max(top_k, settings.rerank_depth), self._data.shards.num_documents)
+        # As deep as an evaluation searches, so that what was measured is what is served: an index that is asked for
+        # less re-scores fewer documents.
+        depth = min(max(top_k, settings.depth), self._data.shards.num_documents)
         hits = self._searcher.search([query], depth)
-        documents = [int(document) for document in hits.documents_QK[0] if document >= 0]
+        reranked = hits.documents_QK[0, : max(top_k, settings.rerank_depth)]
+        documents = [int(document) for document in reranked if document >= 0]
         scores = score_pairs(self._run, self._data, self._ranker, query, documents)
         order = sorted(range(len(documents)), key=lambda place: -scores[place])[:top_k]
         found = []

@@ -83,7 +83,7 @@ class StoreTransport(StarTransport):
         for place in range(int(num_more)):
             message += self._store.get(f"{key}/{place}")
             self._store.delete_key(f"{key}/{place}")
-        # The key goes last: its absence says that all was taken. If the connection ends here, the message is still ours.
+        # The key goes last: its absence says that all was taken. Should the connection end here, the message is ours.
         with contextlib.suppress(*self._connection_errors):
             self._store.delete_key(key)
         return Frame.decode(message)
