@@ -333,11 +333,13 @@ def _show_examples(stage: Stage, data: Data, iteration: int) -> None:
         docids = sorted(by_retriever[query.id], key=lambda docid: -by_retriever[query.id][docid])
         shown = [docid for docid in docids if docid in positives][:1]
         shown += [docid for docid in docids if docid not in positives][:5]
-        lines = [f"**{query.text}**", "", "| | retriever | ranker | document |", "|---|---|---|---|"]
+        lines = [f"**{query.text}**", "", "| | G | D | document |", "|---|---|---|---|"]
         for docid in shown:
             document = data.shards.document(data.shards.index_of(docid))
             words = " ".join(f"{document.title} {document.text}".split())[:160].replace("|", "\\|")
-            mark = "positive" if docid in positives else "negative"
-            scores = f"{by_retriever[query.id][docid]:.3f} | {by_ranker[query.id][docid]:.3f}"
-            lines.append(f"| {mark} | {scores} | {words} |")
+            mark = "+" if docid in positives else "-"
+            # Below the depth of re-ranking the ranker gave no score; what the ranking has there only keeps the order.
+            reranked = docids.index(docid) < run.config.evaluation.rerank_depth
+            judged = f"{by_ranker[query.id][docid]:.2f}" if reranked else ""
+            lines.append(f"| {mark} | {by_retriever[query.id][docid]:.2f} | {judged} | {words} |")
         run.metrics.write_text(f"examples/{number}", iteration, "\n".join(lines))
