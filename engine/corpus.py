@@ -6,6 +6,7 @@ document of a training batch, comes from there as token ids.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,8 @@ from engine.models.loading import load_tokenizer, tokenizer_fingerprint
 from engine.models.random import make_random_model
 from engine.models.template import InputTemplate
 from engine.run import RunFolder, Stage
-from shards.manifest import ShardEntry, TokenStream
+from shards.files import read_json, write_json
+from shards.manifest import CorpusManifest, ShardEntry, TokenStream
 from shards.reader import CorpusShards
 from shards.records import Dataset, Document, Query
 from shards.writer import Tokenization, publish_manifest, unpublish, write_shard
@@ -157,12 +159,7 @@ def open_data(config: Config, dataset: Dataset, texts: tuple[ModelText, ModelTex
     retriever_text, ranker_text = texts
     expect = {text.stream: tokenizer_fingerprint(text.tokenizer) for text in (ranker_text, retriever_text)}
     shards = CorpusShards.open(folder.shards, expect=expect)
-    if shards.manifest.dataset_sha256 != dataset.fingerprint:
-        raise ArtifactError(
-            f"the shards in {folder.shards} were made of other files than those now in {dataset.path}",
-            expected=f"data with fingerprint {shards.manifest.dataset_sha256}, found {dataset.fingerprint}",
-            remedy="restore the data, or choose another run.path",
-        )
+    require_same_files(shards.manifest, dataset)
     train = [dataset.queries[qid] for qid in dataset.qrels.get("train", {}) if dataset.positives("train", qid)]
     positives = [
         np.array([shards.index_of(docid) for docid in dataset.positives("train", query.id)], dtype=np.int64)
@@ -173,15 +170,29 @@ def open_data(config: Config, dataset: Dataset, texts: tuple[ModelText, ModelTex
     return Data(dataset, shards, retriever_text, ranker_text, TrainingQueries(train, positives, tokens, ranker_tokens))
 
 
-def require_training_queries(data: Data) -> None:
+def require_same_files(manifest: CorpusManifest, dataset: Dataset) -> None:
+    """Refuse to go on with other data than the shards were made of.
+
+    Raises:
+        ArtifactError: The data changed since.
+    """
+    if manifest.dataset_sha256 != dataset.fingerprint:
+        raise ArtifactError(
+            f"the shards of the run were made of other files than those now in {dataset.path}",
+            expected=f"data with fingerprint {manifest.dataset_sha256}, found {dataset.fingerprint}",
+            remedy="restore the data, or choose another run.path",
+        )
+
+
+def require_training_queries(dataset: Dataset) -> None:
     """Refuse to train where nothing can be learnt from.
 
     Raises:
         DataError: The train split is missing or none of its queries has a positive.
     """
-    if not len(data.train):
+    if not any(dataset.positives("train", qid) for qid in dataset.qrels.get("train", {})):
         raise DataError(
-            f"{data.dataset.path} has no training query with a positive document",
+            f"{dataset.path} has no training query with a positive document",
             expected="a train split, such as qrels/train.tsv in the BEIR layout",
             remedy="add one, or name another folder by data.path",
         )
@@ -204,18 +215,22 @@ def require_enough_documents(config: Config, dataset: Dataset) -> None:
 
 def random_model_folder(config: Config, dataset: Dataset, folder: RunFolder) -> Path:
     """Make the untrained model that the name `random` stands for; its tokenizer is learnt on the corpus."""
-    path = folder.path / "random_model"
-    if not (path / "config.json").exists():
-        shape = config.random_model
-        make_random_model(
-            path,
-            _all_texts(dataset),
-            hidden_size=shape.hidden_size,
-            num_layers=shape.num_layers,
-            num_heads=shape.num_heads,
-            vocab_size=shape.vocab_size,
-            seed=config.run.seed,
-        )
+    path, shape = folder.path / "random_model", config.random_model
+    marker = path / "made_of.json"
+    made_of = {"dataset_sha256": dataset.fingerprint, "seed": config.run.seed, **shape.model_dump()}
+    if marker.exists() and read_json(marker, "the record of a random model") == made_of:
+        return path
+    shutil.rmtree(path, ignore_errors=True)  # an earlier start was cut off, or refused and then corrected
+    make_random_model(
+        path,
+        _all_texts(dataset),
+        hidden_size=shape.hidden_size,
+        num_layers=shape.num_layers,
+        num_heads=shape.num_heads,
+        vocab_size=shape.vocab_size,
+        seed=config.run.seed,
+    )
+    write_json(marker, made_of)
     return path
 
 

@@ -132,7 +132,8 @@ def _mine_block(
     has_answer = answer_predicate(data, rows) if with_answers else None
     documents_QK = np.full((len(rows), top_k), -1, dtype=np.int64)
     scores_QK = np.full((len(rows), top_k), -np.inf, dtype=np.float32)
-    num_positives = num_answers = 0
+    # Counted anew where a query is searched again, so that none counts twice.
+    num_positives_Q, num_answers_Q = np.zeros(len(rows), dtype=np.int64), np.zeros(len(rows), dtype=np.int64)
     num_documents = data.shards.num_documents
     extra = max((len(known) for known in positives), default=0) + (top_k // 4 if with_answers else 0)
     depths = [min(num_documents, top_k + extra)]
@@ -145,7 +146,7 @@ def _mine_block(
             break
         hits = searcher.search([queries[place] for place in pending], depth)
         place_of = pending.tolist()
-        found, scores, removed, answered = remove_known(
+        found, scores, num_positives_Q[pending], num_answers_Q[pending] = remove_known(
             hits.documents_QK,
             hits.scores_QK,
             [positives[place] for place in place_of],
@@ -153,14 +154,14 @@ def _mine_block(
             top_k,
         )
         documents_QK[pending], scores_QK[pending] = found, scores
-        num_positives, num_answers = num_positives + removed, num_answers + answered
         pending = pending[(found >= 0).sum(1) < needed]
         if len(pending) and depth == num_documents and predicate is not None:
             log.warning("%d queries have an answer that almost every document contains: not filtered", len(pending))
     if len(pending):
         _refuse_short(queries[pending[0]], int((documents_QK[pending[0]] >= 0).sum()), needed, num_documents)
     qids = [query.id for query in queries]
-    return Candidates(searcher.source, stamp, qids, documents_QK, scores_QK, num_positives, num_answers)
+    removed = int(num_positives_Q.sum()), int(num_answers_Q.sum())
+    return Candidates(searcher.source, stamp, qids, documents_QK, scores_QK, *removed)
 
 
 def _at_places(predicate: Callable[[int, int], bool], places: list[int]) -> Callable[[int, int], bool]:

@@ -198,7 +198,7 @@ def remove_known(
     positives: Sequence[Set[int]],
     contains_answer: Callable[[int, int], bool] | None,
     top_k: int,
-) -> tuple[NDArray[np.int64], NDArray[np.float32], int, int]:
+) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
     """Take known positives and answer-bearing documents out of what was retrieved, and keep the best of the rest.
 
     Fetch more than `top_k` documents, by as many as are expected to be taken out. A row is read until `top_k` are
@@ -214,7 +214,7 @@ def remove_known(
 
     Returns:
         Documents int64 [Q, top_k] and scores float32 [Q, top_k] in the old order, left-aligned, padded with -1 and
-        -inf; the number of positives and the number of answer-bearing documents taken out.
+        -inf; the numbers of positives and of answer-bearing documents taken out, int64 [Q] each.
 
     Source: AR2 section 3.1 (negatives are the top retrieved documents that are not positive); answer matching as in
         the released code.
@@ -225,7 +225,8 @@ def remove_known(
         )
     kept_documents_QK = np.full((len(documents_QK), top_k), -1, dtype=np.int64)
     kept_scores_QK = np.full((len(documents_QK), top_k), -np.inf, dtype=np.float32)
-    num_positives = num_answers = 0
+    num_positives_Q = np.zeros(len(documents_QK), dtype=np.int64)
+    num_answers_Q = np.zeros(len(documents_QK), dtype=np.int64)
     for row, known in enumerate(positives):
         num_kept = 0
         for rank, document in enumerate(documents_QK[row].tolist()):
@@ -234,14 +235,14 @@ def remove_known(
             if document < 0:
                 continue
             if document in known:
-                num_positives += 1
+                num_positives_Q[row] += 1
             elif contains_answer is not None and contains_answer(row, document):
-                num_answers += 1
+                num_answers_Q[row] += 1
             else:
                 kept_documents_QK[row, num_kept] = document
                 kept_scores_QK[row, num_kept] = scores_QK[row, rank]
                 num_kept += 1
-    return kept_documents_QK, kept_scores_QK, num_positives, num_answers
+    return kept_documents_QK, kept_scores_QK, num_positives_Q, num_answers_Q
 
 
 def sample_negatives(candidates_K: NDArray[np.int64], n: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from engine.ar2 import train_ar2, train_ar2_released
-from engine.backend import Models, TrainedModel
+from engine.backend import Models, TrainedModel, deepspeed_config
+from engine.batches import BatchPlan
 from engine.config import Config
 from engine.corpus import (
     Data,
@@ -16,6 +17,7 @@ from engine.corpus import (
     open_data,
     random_model_folder,
     require_enough_documents,
+    require_same_files,
     require_training_queries,
     write_corpus,
 )
@@ -32,6 +34,7 @@ from engine.weights import iteration_name
 from launcher.generated import generate_dataset
 from launcher.world import World
 from shards.formats import open_dataset
+from shards.manifest import CorpusManifest
 from shards.records import Dataset
 
 log = get_logger(__name__)
@@ -45,6 +48,7 @@ def play(config: Config, world: World) -> None:
     dataset = _dataset(run)
     names = _model_names(run, dataset)
     with run.coordinator.agreement("check models and sizes"):
+        check_settings(run, dataset)
         retriever, ranker = load_models(config, *names)
         check_sizes(config, dataset, retriever, ranker)
     data = _data(run, dataset, names)
@@ -85,6 +89,26 @@ def load_models(config: Config, retriever_name: str, ranker_name: str) -> tuple[
         seed=config.run.seed,
     )
     return retriever, ranker
+
+
+def check_settings(run: Run, dataset: Dataset) -> None:
+    """Refuse what needs no model to be refused, before any work is done.
+
+    Raises:
+        ConfigError: A batch cannot be shared by the ranks, or a DeepSpeed file is not usable.
+        DataError: There is no training query.
+    """
+    config, coordinator = run.config, run.coordinator
+    require_training_queries(dataset)
+    deepspeed_config(config.retriever, config.warmup_retriever.optim)
+    deepspeed_config(config.ranker, config.warmup_ranker.optim)
+    for stream, phase in (
+        ("warmup_retriever", config.warmup_retriever),
+        ("warmup_ranker", config.warmup_ranker),
+        ("retriever", config.ar2.retriever),
+        ("ranker", config.ar2.ranker),
+    ):
+        BatchPlan(stream, config.run.seed, phase.batch_size, 0, coordinator.rank, coordinator.world_size)
 
 
 def check_sizes(config: Config, dataset: Dataset, retriever: Retriever, ranker: Ranker) -> None:
@@ -145,6 +169,8 @@ def _dataset(run: Run) -> Dataset:
         run.once("generate", _generate, path=path, num_documents=count, seed=seed)
     with run.coordinator.agreement("read data"):
         dataset = open_dataset(path, run.config.data.format)
+        if run.is_finished("shards"):
+            require_same_files(CorpusManifest.load(run.folder.shards), dataset)
     splits = ", ".join(f"{split} {len(qrels)}" for split, qrels in dataset.qrels.items())
     log.info("data %s: %d documents, queries: %s", path, dataset.num_documents, splits)
     for reason, number in sorted(dataset.dropped.items()):
@@ -175,6 +201,4 @@ def _data(run: Run, dataset: Dataset, names: tuple[str, str]) -> Data:
         texts = model_texts(run.config, *names)
     run.once("shards", write_corpus, dataset, texts, run.folder)
     with run.coordinator.agreement("open shards"):
-        data = open_data(run.config, dataset, texts, run.folder)
-        require_training_queries(data)
-    return data
+        return open_data(run.config, dataset, texts, run.folder)

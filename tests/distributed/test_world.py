@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 import time
 
 import pytest
@@ -17,7 +18,8 @@ from tests.distributed.processes import RankResult, report, run_ranks
 
 HERE = "tests.distributed.test_world"
 HOST = socket.gethostname()
-STARTERS = pytest.mark.parametrize("launcher", ["store", "mpirun"])
+PATIENCE = 300.0  # of a test; ranks are more patient, so that one that waits in vain fails the test
+SEPARATOR = "--- next\n"
 
 
 # --- on the ranks ----------------------------------------------------------------------------------------------------
@@ -34,7 +36,7 @@ def open_and_sum_on_every_rank() -> int:
     opened: list[World] = []
     device = os.environ.get("TEST_DEVICE", "cpu")
     asked = os.environ.get("TEST_COORDINATOR", "auto")
-    code = guarded(None, lambda: opened.append(open_world(coordinator=asked, device=device, timeout_seconds=50)))
+    code = guarded(None, lambda: opened.append(open_world(coordinator=asked, device=device, timeout_seconds=120)))
     if code:
         return code
     world = opened[0]
@@ -61,65 +63,75 @@ def open_and_sum_on_every_rank() -> int:
     return guarded(world, work)
 
 
-def light_world() -> World:
+def light_world(first: Coordinator | None = None) -> World:
     """A world without torch.distributed, for what concerns the coordinator alone."""
     import torch
 
     if "OMPI_COMM_WORLD_SIZE" in os.environ:
-        coordinator = Coordinator(MpiTransport(), 60)
+        coordinator = Coordinator(MpiTransport(), 2 * PATIENCE)
     else:
         rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        port = int(os.environ["MASTER_PORT"])
-        coordinator = Coordinator(StoreTransport(rank, world_size, "127.0.0.1", port, 60), 60)
+        hosted = (
+            StoreTransport(0, world_size, "127.0.0.1", 0 if first else int(os.environ["MASTER_PORT"]), PATIENCE)
+            if rank == 0
+            else None
+        )
+        port = first.broadcast("port", hosted.port if hosted else None) if first else int(os.environ["MASTER_PORT"])
+        transport = hosted or StoreTransport(rank, world_size, "127.0.0.1", port, PATIENCE)
+        coordinator = Coordinator(transport, 2 * PATIENCE)
     c = coordinator
     return World(c.rank, c.world_size, c.rank, torch.device("cpu"), c, "a world for tests")
 
 
-def one_rank_refuses_on_every_rank() -> int:
+def refuse(world: World) -> None:
     """Rank 1 fails outside every agreement, while rank 0 waits for it at a barrier."""
-    world = light_world()
-
-    def work() -> None:
-        if world.rank == 1:
-            raise ArtifactError("shard 000007.tar is short", remedy="write it again")
-        world.coordinator.barrier("all shards written")
-
-    return guarded(world, work)
+    if world.rank == 1:
+        raise ArtifactError("shard 000007.tar is short", remedy="write it again")
+    world.coordinator.barrier("all shards written")
 
 
-def one_rank_crashes_on_every_rank() -> int:
-    world = light_world()
-
-    def work() -> None:
-        if world.rank == 1:
-            raise ZeroDivisionError("an error of the program")
-        world.coordinator.barrier("never met")
-
-    return guarded(world, work)
+def crash(world: World) -> None:
+    if world.rank == 1:
+        raise ZeroDivisionError("an error of the program")
+    world.coordinator.barrier("never met")
 
 
-def all_ranks_refuse_on_every_rank() -> int:
-    """All ranks find the same fault in the same file."""
-    world = light_world()
-
-    def work() -> None:
-        if world.rank == 1:
-            time.sleep(0.2)
-        raise DataError("corpus.jsonl is empty")
-
-    return guarded(world, work)
+def refuse_alike(world: World) -> None:
+    """All ranks find the same fault in the same file, rank 1 a little later."""
+    if world.rank == 1:
+        time.sleep(0.2)
+    raise DataError("corpus.jsonl is empty")
 
 
-def last_step_fails_on_every_rank() -> int:
+def fail_last(world: World) -> None:
     """Rank 0 has finished its work when rank 1 fails: it must not report success."""
+    if world.rank == 1:
+        time.sleep(0.3)
+        raise ArtifactError("the export is damaged")
+
+
+def refuse_on_every_rank() -> int:
     world = light_world()
+    return guarded(world, lambda: refuse(world))
 
-    def work() -> None:
-        if world.rank == 1:
-            time.sleep(0.3)
-            raise ArtifactError("the export is damaged")
 
-    return guarded(world, work)
+def crash_on_every_rank() -> int:
+    world = light_world()
+    return guarded(world, lambda: crash(world))
+
+
+def end_in_every_way_on_every_rank() -> None:
+    """Where the end of a world is not the end of its processes, one start is enough for all endings."""
+    first = light_world().coordinator
+    codes = {}
+    for work in (refuse, crash, refuse_alike, fail_last):
+        world = light_world(first)
+        codes[work.__name__] = guarded(world, lambda world=world, work=work: work(world))
+        sys.stderr.write(SEPARATOR)
+        sys.stderr.flush()
+    print(json.dumps(codes))
+    first.barrier("all endings seen")
+    first.close()
 
 
 # --- a world opens ---------------------------------------------------------------------------------------------------
@@ -132,7 +144,7 @@ def findings(results: list[RankResult]) -> list[dict]:
 
 @pytest.mark.parametrize(("launcher", "kind"), [("store", "store"), ("mpirun", "mpi"), ("deepspeed", "store")])
 def test_two_ranks(launcher: str, kind: str) -> None:
-    results = run_ranks(f"{HERE}:open_and_sum_on_every_rank", 2, launcher, timeout=100)
+    results = run_ranks(f"{HERE}:open_and_sum_on_every_rank", 2, launcher, timeout=PATIENCE)
     cores = len(os.sched_getaffinity(0))
     for rank, found in enumerate(findings(results)):
         assert (found["rank"], found["size"], found["local_rank"], found["kind"]) == (rank, 2, rank, kind)
@@ -145,7 +157,7 @@ def test_two_ranks(launcher: str, kind: str) -> None:
 
 
 def test_a_process_alone_is_a_world_of_one() -> None:
-    (found,) = findings(run_ranks(f"{HERE}:open_and_sum_on_every_rank", 1, "plain", timeout=100))
+    (found,) = findings(run_ranks(f"{HERE}:open_and_sum_on_every_rank", 1, "plain", timeout=PATIENCE))
     assert (found["rank"], found["size"], found["kind"], found["sum"]) == (0, 1, "local", 1)
     assert found["variables"] == ["0", "1", "0", "127.0.0.1"]
     assert found["threads"] == len(os.sched_getaffinity(0))
@@ -154,18 +166,23 @@ def test_a_process_alone_is_a_world_of_one() -> None:
 # --- a world is refused ----------------------------------------------------------------------------------------------
 
 
-def test_tasks_that_have_not_found_each_other_are_refused() -> None:
+def test_tasks_that_have_not_found_each_other_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Symptom: `srun` without PMIx started two complete runs in one folder."""
-    (result,) = run_ranks(f"{HERE}:open_and_sum_on_every_rank", 1, "plain", timeout=60, env={"SLURM_NTASKS": "2"})
-    assert result.returncode == 2
-    assert "SLURM_NTASKS is 2, but this process has found no other rank" in result.stderr
-    assert "mpirun" in result.stderr
-    assert "Traceback" not in result.stderr
+    for name in ("RANK", "WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    assert guarded(None, lambda: world_module.open_world() and None) == 2
+    told = capsys.readouterr().err
+    assert "SLURM_NTASKS is 2, but this process has found no other rank" in told
+    assert "mpirun" in told
+    assert "Traceback" not in told
 
 
 def test_sizes_that_differ_are_refused() -> None:
     """Symptom: WORLD_SIZE was left in the shell by an earlier job."""
-    results = run_ranks(f"{HERE}:open_and_sum_on_every_rank", 2, "mpirun", timeout=60, env={"WORLD_SIZE": "3"})
+    results = run_ranks(f"{HERE}:open_and_sum_on_every_rank", 2, "mpirun", timeout=PATIENCE, env={"WORLD_SIZE": "3"})
     assert results[0].returncode == 2
     assert any("MPI has 2 rank(s), but WORLD_SIZE=3" in result.stderr for result in results)
 
@@ -212,40 +229,44 @@ def test_the_address_of_rank_zero() -> None:
 # --- a world ends ----------------------------------------------------------------------------------------------------
 
 
-@STARTERS
-def test_one_rank_that_refuses_ends_all_with_one_message(launcher: str) -> None:
-    start = time.monotonic()
-    results = run_ranks(f"{HERE}:one_rank_refuses_on_every_rank", 2, launcher, timeout=50)
-    assert [result.returncode for result in results] == [2, 2]
-    assert f"[rank 1 on {HOST}] error: " in results[1].stderr
-    assert "000007.tar is short" in results[1].stderr
-    assert "Traceback" not in results[1].stderr
+def refused(stderr: str) -> bool:
+    return f"[rank 1 on {HOST}] error: " in stderr and "000007.tar is short" in stderr and "Traceback" not in stderr
+
+
+def crashed(stderr: str) -> bool:
+    return (
+        f"[rank 1 on {HOST}] Traceback" in stderr
+        and f"[rank 1 on {HOST}] ZeroDivisionError: an error of the program" in stderr
+    )
+
+
+def test_endings_without_mpi() -> None:
+    """One rank's error ends all, is told once, and gives all the same code; rank 0 waits for none of its timeouts."""
+    results = run_ranks(f"{HERE}:end_in_every_way_on_every_rank", 2, "store", timeout=PATIENCE)
+    codes = [json.loads(result.stdout) for result in results]
+    assert codes == [{"refuse": 2, "crash": 1, "refuse_alike": 2, "fail_last": 2}] * 2, report(results)
+    told = [result.stderr.split(SEPARATOR) for result in results]
+    assert told[0][:2] == ["", ""]
+    assert refused(told[1][0])
+    assert crashed(told[1][1])
+    assert "corpus.jsonl is empty" in told[0][2]
+    assert told[1][2] == "", "what all ranks find is told once"
+    assert told[0][3] == ""
+    assert "the export is damaged" in told[1][3].lower()
+
+
+def test_a_rank_that_refuses_under_mpirun_ends_all_with_one_message() -> None:
+    results = run_ranks(f"{HERE}:refuse_on_every_rank", 2, "mpirun", timeout=PATIENCE)
+    assert results[0].returncode == 2, report(results)
+    assert refused(results[1].stderr)
     assert results[0].stderr == ""
-    assert time.monotonic() - start < 45, "rank 0 must not wait for its timeout of 60 s"
 
 
-@STARTERS
-def test_an_exception_on_one_rank_does_not_hang(launcher: str) -> None:
-    """Symptom: under mpirun, MPI waited at the exit of the failed rank for the others, for ever."""
-    results = run_ranks(f"{HERE}:one_rank_crashes_on_every_rank", 2, launcher, timeout=40)
-    assert [result.returncode for result in results] == [1, 1]
-    assert results[0].stderr == ""
-    assert f"[rank 1 on {HOST}] ZeroDivisionError: an error of the program" in results[1].stderr
-    assert f"[rank 1 on {HOST}] Traceback" in results[1].stderr
-
-
-@STARTERS
-def test_what_all_ranks_find_is_told_once(launcher: str) -> None:
-    results = run_ranks(f"{HERE}:all_ranks_refuse_on_every_rank", 2, launcher, timeout=50)
-    assert [result.returncode for result in results] == [2, 2]
-    assert "corpus.jsonl is empty" in results[0].stderr
-    assert results[1].stderr == ""
-
-
-def test_no_rank_reports_success_when_another_fails_last() -> None:
-    results = run_ranks(f"{HERE}:last_step_fails_on_every_rank", 2, "store", timeout=50)
-    assert [result.returncode for result in results] == [2, 2]
-    assert "the export is damaged" in results[1].stderr.lower()
+def test_an_exception_under_mpirun_does_not_hang() -> None:
+    """Symptom: MPI waited at the exit of the failed rank for the others, for ever."""
+    results = run_ranks(f"{HERE}:crash_on_every_rank", 2, "mpirun", timeout=PATIENCE)
+    assert results[0].returncode == 1, report(results)
+    assert crashed(results[1].stderr)
     assert results[0].stderr == ""
 
 

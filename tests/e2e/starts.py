@@ -159,8 +159,8 @@ class Zygote:
         for rank in self._ranks.values():
             rank.kill()
         if self._process.stdin is not None:
-            self._process.stdin.close()
-        self._process.wait(10)
+            self._process.stdin.close()  # on which it ends
+        self._process.wait(60)
         self._errors.close()
 
     def _fork(self, argv: list[str], module: str, env: dict[str, str], stdin: str = "") -> Rank:

@@ -161,7 +161,7 @@ def test_remove_known_keeps_order_aligns_left_and_counts() -> None:
     found = remove_known(documents_QK, scores_QK, [{3, 77}, {8}], lambda row, document: (row, document) == (1, 2), 3)
     np.testing.assert_array_equal(found[0], [[7, 9, 1], [4, 6, -1]])
     np.testing.assert_array_equal(found[1], np.array([[5, 3, 2], [8, 7, -np.inf]], dtype=np.float32))
-    assert found[2:] == (2, 1)
+    assert [counts.tolist() for counts in found[2:]] == [[1, 1], [0, 1]]
     assert (found[0].dtype, found[1].dtype) == (np.int64, np.float32)
 
 
@@ -178,7 +178,7 @@ def test_remove_known_reads_no_further_than_it_must() -> None:
     kept, _, num_positives, num_answers = remove_known(documents_QK, scores_QK, [{10, 15}], contains_answer, 2)
     assert kept.tolist() == [[12, 13]]
     assert asked == [(0, 11), (0, 12), (0, 13)], "a positive needs no look at its text either"
-    assert (num_positives, num_answers) == (1, 1)
+    assert (num_positives.tolist(), num_answers.tolist()) == ([1], [1])
 
 
 def test_remove_known_without_answers_and_without_rows() -> None:
@@ -188,7 +188,7 @@ def test_remove_known_without_answers_and_without_rows() -> None:
     )
     assert kept.tolist() == [[-1, -1]]
     assert np.isneginf(scores).all()
-    assert (num_positives, num_answers) == (2, 0)
+    assert (num_positives.tolist(), num_answers.tolist()) == ([2], [0])
     kept, *_ = remove_known(documents_QK[:0], np.ones((0, 2), np.float32), [], None, 7)
     assert kept.shape == (0, 7)
     with pytest.raises(ValueError, match="0 sets of positives"):

@@ -1,0 +1,146 @@
+"""Other choices of the recipe, each on one short run: what must not change a number does not, the rest runs through."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests.e2e.made import ledger_of, losses_of, measured, metrics_of, summary_of, weights_of
+from tests.e2e.starts import Zygote
+
+SHORT = (
+    *("ar2.iterations=1", "evaluation.zero_shot=false", "run.log_every_steps=1"),
+    *("warmup_retriever.steps=4", "warmup_ranker.steps=4", "ar2.retriever.steps=3", "ar2.ranker.steps=2"),
+)
+
+
+class Runs:
+    """Makes short runs, each in a folder of its own."""
+
+    def __init__(self, zygote: Zygote, data: Path, folder: Path) -> None:
+        self._zygote, self._data, self._folder = zygote, data, folder
+
+    def make(self, name: str, *words: str, num_ranks: int = 1, data: Path | None = None) -> Path:
+        folder = self._folder / name
+        start = self._zygote.recipe(
+            f"run.path={folder}", f"data.path={data or self._data}", *SHORT, *words, num_ranks=num_ranks
+        )
+        ended = start.wait()
+        assert ended.code == 0, ended.err[-6000:]
+        return folder
+
+
+@pytest.fixture(scope="module")
+def runs(zygote: Zygote, small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(zygote, small_data, tmp_path_factory.mktemp("variants"))
+
+
+@pytest.fixture(scope="module")
+def plain(runs: Runs) -> Path:
+    return runs.make("plain")
+
+
+def systems_of(folder: Path) -> list[str]:
+    return [f"{row['split']} {row['system']}" for row in summary_of(folder)]
+
+
+def assert_same_losses(folder: Path, plain: Path) -> None:
+    ours, expected = losses_of(folder), losses_of(plain)
+    assert list(ours) == list(expected)
+    assert list(ours.values()) == pytest.approx(list(expected.values()), rel=1e-4)
+
+
+def test_the_plain_run_measures_all_systems_but_the_one_left_out(plain: Path) -> None:
+    assert systems_of(plain) == [
+        *("dev BM25", "dev G0", "dev D0", "dev G", "dev D"),
+        *("test BM25", "test G0", "test D0", "test G", "test D"),
+    ]
+
+
+def test_zero_3_for_both_models_gives_the_same_losses_weights_and_exports(runs: Runs, plain: Path) -> None:
+    folder = runs.make("zero3", "retriever.zero_stage=3", "ranker.zero_stage=3", num_ranks=2)
+    assert_same_losses(folder, plain)
+    assert systems_of(folder) == systems_of(plain)
+    for model in ("retriever", "ranker"):
+        ours, expected = (load_file(path / "export" / model / "model.safetensors") for path in (folder, plain))
+        assert ours.keys() == expected.keys()
+        for name, weight in expected.items():
+            if name.endswith("key.bias"):  # softmax cancels it: its gradient is rounding, which Adam makes a step of
+                continue
+            np.testing.assert_allclose(ours[name], weight, atol=2e-4, err_msg=name)
+
+
+def test_micro_batches_change_no_number(runs: Runs, plain: Path) -> None:
+    sections = ("warmup_retriever", "warmup_ranker", "ar2.retriever", "ar2.ranker")
+    folder = runs.make("whole", *(f"{section}.micro_batch_size=16" for section in sections))
+    assert_same_losses(folder, plain)
+
+
+def test_mining_only_what_will_be_drawn_trains_the_same(runs: Runs, plain: Path) -> None:
+    folder = runs.make("sampled", "ar2.mine=sampled")
+    assert losses_of(folder) == losses_of(plain)
+    assert weights_of(folder) == weights_of(plain)
+    queries = [line["candidates/queries"] for path in (folder, plain) for line in metrics_of(path)
+               if line["stage"] == "candidates/001" and "candidates/queries" in line]  # fmt: skip
+    assert queries[0] < queries[1]
+
+
+def test_the_order_and_the_form_of_the_released_code(runs: Runs, plain: Path) -> None:
+    words = ("ar2.order=released", "ar2.adversarial=released", "ar2.adversarial_reduction=sum")
+    folder = runs.make("released", *words, "ar2.adversarial_weight=0.5", "ar2.distillation_weight=0.5")
+    stages = [stage for stage in ledger_of(folder) if stage.endswith("1")]
+    assert stages == ["ranker/1", "retriever/1", "encode/001", "index/001", "candidates/001", "evaluate/1"]
+    lines = [line for line in metrics_of(folder) if "retriever/loss" in line]
+    for line in lines:
+        assert line["retriever/adversarial"] > 0
+        parts = 0.5 * (line["retriever/adversarial"] + line["retriever/distillation"])
+        assert line["retriever/loss"] == pytest.approx(parts, rel=1e-5)
+    assert systems_of(folder) == systems_of(plain)
+
+
+def test_exact_search(runs: Runs, plain: Path) -> None:
+    folder = runs.make("flat", "index.kind=flat", "index.factory=null")
+    recalls = [value for (_, _, name), value in measured(folder).items() if name == "index/recall"]
+    assert recalls == [1.0, 1.0]
+    assert not list((folder / "index").glob("*/*.faiss"))
+    warmup = {key: value for key, value in losses_of(plain).items() if key[0] == "warmup_retriever"}
+    assert warmup.items() <= losses_of(folder).items()
+    assert systems_of(folder) == systems_of(plain)
+
+
+def test_two_towers_with_cosine_similarity(runs: Runs, plain: Path) -> None:
+    folder = runs.make("untied", "retriever.tied=false", "retriever.similarity=cosine", "retriever.score_scale=20")
+    assert systems_of(folder) == systems_of(plain)
+    query, document = (load_file(folder / "export" / "retriever" / side / "model.safetensors")
+                       for side in ("query", "document"))  # fmt: skip
+    assert any(not np.array_equal(query[name], document[name]) for name in query), "each tower was trained"
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(folder / "export" / "retriever"), device="cpu")
+    own_D = model.encode_query("gozesafu tezamifu")
+    other_D = model.encode_document("gozesafu tezamifu")
+    assert np.linalg.norm(own_D) == pytest.approx(1, abs=1e-5)
+    assert not np.allclose(own_D, other_D, atol=1e-3)
+
+
+def test_without_iterations_the_warm_ups_are_the_result(runs: Runs) -> None:
+    folder = runs.make("pipeline", "ar2.iterations=0")
+    assert systems_of(folder) == ["dev BM25", "dev G0", "dev D0", "test BM25", "test G0", "test D0"]
+    assert sorted(weights_of(folder)) == ["ranker/000", "retriever/000"]
+    assert (folder / "export" / "ranker" / "model.safetensors").exists()
+
+
+def test_data_without_dev_and_test_trains_all_the_same(runs: Runs, small_data: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(small_data, data)
+    for split in ("dev", "test"):
+        (data / "qrels" / f"{split}.tsv").unlink()
+    folder = runs.make("unjudged", data=data)
+    assert sorted(weights_of(folder)) == ["ranker/000", "ranker/001", "retriever/000", "retriever/001"]
+    assert (folder / "export" / "retriever" / "model.safetensors").exists()
+    assert json.loads((folder / "ledger.json").read_text())["stages"]["evaluate/1"]["result"] == {}

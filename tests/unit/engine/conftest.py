@@ -1,0 +1,26 @@
+"""A run of one rank on the CPU, for tests of what happens inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.config_file import load_config
+from engine.coordinator import Coordinator, LocalTransport
+from engine.run import Run
+
+TINY = Path(__file__).parents[3] / "configs" / "tiny.yaml"
+
+
+@pytest.fixture
+def open_run(tmp_path: Path) -> Callable[..., Run]:
+    """Return a function that opens `tmp_path/run` with overrides; called again, it is a second start."""
+
+    def open_(*words: str) -> Run:
+        config = load_config(TINY, [f"run.path={tmp_path / 'run'}", *words])
+        return Run.open(config, Coordinator(LocalTransport()), torch.device("cpu"))
+
+    return open_

@@ -1,0 +1,194 @@
+"""A stage runs once over all starts; a folder belongs to one configuration."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from engine.coordinator import Coordinator, LocalTransport
+from engine.errors import ArtifactError, ConfigError
+from engine.run import Run, Stage, format_seconds
+
+Open = Callable[..., Run]
+
+
+class Work:
+    """A stage function that counts its calls."""
+
+    def __init__(self, result: Any = None, error: Exception | None = None) -> None:
+        self.calls: list[tuple[str, Any]] = []
+        self._result, self._error = result, error
+
+    def __call__(self, stage: Stage, argument: Any = None) -> Any:
+        self.calls.append((stage.name, argument))
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+
+def ledger(run: Run) -> dict[str, Any]:
+    stages: dict[str, Any] = json.loads(run.folder.ledger.read_text())["stages"]
+    return stages
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    monkeypatch.setattr(logging.getLogger("sparring"), "propagate", True)
+    caplog.set_level(logging.INFO, logger="sparring")
+    return caplog
+
+
+def test_a_stage_runs_with_its_arguments_and_is_recorded_with_result_and_time(open_run: Open) -> None:
+    run, work = open_run(), Work({"loss": 0.5})
+    assert run.once("retriever/1", work, "argument") == {"loss": 0.5}
+    assert work.calls == [("retriever/1", "argument")]
+    assert run.is_finished("retriever/1")
+    assert ledger(run)["retriever/1"]["result"] == {"loss": 0.5}
+    assert ledger(run)["retriever/1"]["seconds"] >= 0
+    lines = [json.loads(line) for line in (run.folder.path / "metrics.jsonl").read_text().splitlines()]
+    assert "seconds/retriever" in lines[-1]
+
+
+def test_a_stage_that_an_earlier_start_finished_is_skipped_with_its_result(
+    open_run: Open, log: pytest.LogCaptureFixture
+) -> None:
+    open_run().once("shards", Work({"documents": 7}))
+    again, work = open_run(), Work({"documents": 8})
+    assert again.once("shards", work) == {"documents": 7}
+    assert work.calls == []
+    assert "finished earlier, skipped" in log.text
+
+
+def test_a_stage_that_is_asked_for_twice_runs_once_without_a_word(
+    open_run: Open, log: pytest.LogCaptureFixture
+) -> None:
+    run, work = open_run(), Work(3)
+    assert (run.once("bm25", work), run.once("bm25", work)) == (3, 3)
+    assert len(work.calls) == 1
+    assert "skipped" not in log.text
+
+
+def test_a_stage_that_fails_is_not_finished(open_run: Open) -> None:
+    run = open_run()
+    run.once("first", Work())
+    with pytest.raises(ValueError, match="no luck"):
+        run.once("second", Work(error=ValueError("no luck")))
+    assert list(ledger(run)) == ["first"]
+    retried = Work("better")
+    assert open_run().once("second", retried) == "better"
+    assert len(retried.calls) == 1
+
+
+def test_a_stage_may_hold_stages(open_run: Open) -> None:
+    inner = Work("inner")
+
+    def outer(stage: Stage) -> str:
+        return "outer of " + stage.run.once("inner", inner)
+
+    run = open_run()
+    assert run.once("outer", outer) == "outer of inner"
+    assert list(ledger(run)) == ["inner", "outer"]
+
+
+def test_a_result_is_what_json_gives_back_in_every_start(open_run: Open) -> None:
+    """Symptom guarded against: the first start gets a tuple, the second a list, and only one of them works."""
+    assert open_run().once("counts", Work({"pair": (1, 2)})) == {"pair": [1, 2]}
+    assert open_run().once("counts", Work()) == {"pair": [1, 2]}
+
+
+def test_a_damaged_ledger_is_an_error_and_not_a_new_beginning(open_run: Open) -> None:
+    run = open_run()
+    run.once("shards", Work())
+    run.folder.ledger.write_text('{"stages": {"sha')
+    with pytest.raises(ArtifactError, match=r"ledger\.json"):
+        open_run()
+
+
+# --- the folder ------------------------------------------------------------------------------------------------------
+
+
+def test_opening_writes_the_whole_configuration_and_each_start(open_run: Open) -> None:
+    run = open_run("ar2.iterations=3")
+    open_run("ar2.iterations=3")
+    recorded = yaml.safe_load(run.folder.config.read_text())
+    assert recorded["ar2"]["iterations"] == 3
+    assert recorded["index"]["audit_queries"] == 16
+    starts = json.loads((run.folder.path / "starts.json").read_text())
+    assert len(starts) == 2
+    assert starts[0]["versions"]["torch"] == torch.__version__
+    assert starts[0]["num_ranks"] == 1
+
+
+def test_another_configuration_is_refused_with_every_difference_named(open_run: Open) -> None:
+    run = open_run()
+    run.once("shards", Work())
+    before = run.folder.config.read_text()
+    with pytest.raises(
+        ConfigError, match=r"ar2\.top_k: 20 -> 25, run\.seed: 42 -> 1.*Remedy: choose another run\.path"
+    ):
+        open_run("ar2.top_k=25", "run.seed=1")
+    assert run.folder.config.read_text() == before
+
+
+def test_what_changes_no_result_may_change(open_run: Open) -> None:
+    run = open_run()
+    run.once("shards", Work())
+    again = open_run("run.log_every_steps=1", "run.timeout_seconds=5")
+    assert again.is_finished("shards")
+    assert yaml.safe_load(again.folder.config.read_text())["run"]["log_every_steps"] == 1
+
+
+def test_before_the_first_finished_stage_the_configuration_may_be_corrected(open_run: Open) -> None:
+    open_run("ar2.top_k=30")
+    run = open_run("ar2.top_k=25")
+    assert yaml.safe_load(run.folder.config.read_text())["ar2"]["top_k"] == 25
+
+
+def test_a_folder_with_other_things_in_it_is_refused_and_left_alone(open_run: Open, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="is not empty and holds no run"):
+        open_run()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+
+
+def test_a_folder_that_holds_only_its_data_is_taken(open_run: Open, tmp_path: Path) -> None:
+    (tmp_path / "run" / "data").mkdir(parents=True)
+    assert open_run().folder.config.exists()
+
+
+def test_reopening_changes_nothing(open_run: Open) -> None:
+    made = open_run()
+    made.once("shards", Work({"documents": 7}))
+    made.metrics.close()
+
+    def contents() -> dict[str, bytes]:
+        files = (path for path in made.folder.path.rglob("*") if path.is_file())
+        return {str(path): path.read_bytes() for path in files}
+
+    before = contents()
+    run = Run.reopen(made.folder.path, Coordinator(LocalTransport()), torch.device("cpu"))
+    assert run.is_finished("shards")
+    assert run.config == made.config
+    run.metrics.write("stage", 1, {"name": 1.0})
+    assert contents() == before
+
+
+def test_reopening_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no run"):
+        Run.reopen(tmp_path, Coordinator(LocalTransport()), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.04, "0.0s"), (12.34, "12.3s"), (59.6, "59.6s"), (65.2, "1m 05s"), (3599.6, "1h 00m"), (7380, "2h 03m")],
+)
+def test_durations_read_as_a_person_says_them(seconds: float, shown: str) -> None:
+    assert format_seconds(seconds) == shown
