@@ -91,7 +91,7 @@ def test_documents_with_an_answer_are_taken_out(open_run: Open) -> None:
     texts[1] = "It was built in Paris, they say."
     texts[4] = "paris"
     found = mined(open_run(), data_of([[0], [0]], [("Paris",), ()], texts), FakeSearcher())
-    assert found.row("q0").tolist() == [2, 3, 5, 6, 7][: len(found.row("q0"))]
+    assert found.row("q0").tolist() == [2, 3, 5, 6], "enough, so nothing deeper is fetched"
     assert found.row("q1").tolist() == [1, 2, 3, 4, 5]
     assert (found.num_removed_positives, found.num_removed_answers) == (2, 2)
 
@@ -150,6 +150,12 @@ def test_only_the_rows_asked_for_are_searched(open_run: Open) -> None:
     assert found.row("q3").tolist() == [0, 1, 2, 4, 5]
     with pytest.raises(DataError, match="'q0' has no candidates"):
         found.row("q0")
+
+
+def test_nothing_to_mine_gives_candidates_of_nothing(open_run: Open) -> None:
+    searcher = FakeSearcher()
+    found = mined(open_run(), data_of([[0]]), searcher, rows=[])
+    assert (len(found), searcher.asked) == (0, [])
 
 
 def test_the_counts_are_logged_and_no_part_is_left(open_run: Open) -> None:
