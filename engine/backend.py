@@ -271,6 +271,8 @@ def deepspeed_config(config: ModelConfig, optim: OptimConfig) -> dict[str, Any]:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise ConfigError(f"the DeepSpeed file {path} cannot be read: {error}", remedy="name a JSON file") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"the DeepSpeed file {path} holds no JSON object", remedy="begin from configs/deepspeed")
     clash = sorted(_OWNED_KEYS & settings.keys())
     if clash:
         raise ConfigError(
@@ -280,7 +282,11 @@ def deepspeed_config(config: ModelConfig, optim: OptimConfig) -> dict[str, Any]:
         )
     stage = settings.get("zero_optimization", {}).get("stage", 0)
     if stage != config.zero_stage:
-        raise ConfigError(f"the DeepSpeed file {path} has stage {stage}, the recipe zero_stage {config.zero_stage}")
+        raise ConfigError(
+            f"the DeepSpeed file {path} has stage {stage}, the recipe zero_stage {config.zero_stage}",
+            expected="the same stage in both",
+            remedy=f"set zero_stage={stage}, or correct the file",
+        )
     settings |= {
         "train_micro_batch_size_per_gpu": 1,  # accumulation boundaries are set at every backward instead
         "gradient_accumulation_steps": 1,
