@@ -63,16 +63,17 @@ def evaluate_iteration(stage: Stage, data: Data, *, iteration: int) -> dict[str,
     return measured
 
 
-def evaluate_systems(stage: Stage, data: Data, folder: RunFolder, split: str) -> dict[str, float]:
+def evaluate_systems(stage: Stage, data: Data, folder: RunFolder, split: str, *, last: int) -> dict[str, float]:
     """Measure everything on a split: BM25, zero-shot, G0 and D0, and the last iteration's G and D.
 
     Args:
-        stage: Where this runs; its run has finished its last iteration.
+        stage: Where this runs.
         data: The run's own data, or another corpus.
         folder: Takes indexes and results: the run's own folder, or one below it for another corpus.
         split: Usually `test`, scored once at the end or on command.
+        last: The newest finished iteration.
     """
-    run, last = stage.run, stage.run.config.ar2.iterations
+    run = stage.run
     prefix = "" if folder == run.folder else f"{folder.path.name}/"
     run.once(f"{prefix}bm25", build_bm25_index, data, folder)
     measured = evaluate_bm25(stage, data, folder, split)

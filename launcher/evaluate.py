@@ -56,7 +56,7 @@ def evaluate_run(path: Path, data_path: Path, *, split: str, max_queries: int | 
         texts = texts_of(run, iteration)
         run.once(f"{folder.path.name}/shards", write_corpus, dataset, texts, folder)
         data = data_of(run, iteration, dataset, folder)
-    evaluate_systems(Stage(run, f"evaluate {split}"), data, folder, split)
+    evaluate_systems(Stage(run, f"evaluate {split}"), data, folder, split, last=iteration)
     if run.is_main:
         log.info("results (%s)\n\n%s\n", folder.summary, summary_table(folder))
 

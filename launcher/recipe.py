@@ -56,7 +56,7 @@ def play(config: Config, world: World) -> None:
     algorithm = train_ar2 if config.ar2.order == "paper" else train_ar2_released
     algorithm(models, data, run)
     if config.evaluation.test_at_end:
-        run.once("evaluate/test", evaluate_systems, data, run.folder, "test")
+        run.once("evaluate/test", evaluate_systems, data, run.folder, "test", last=config.ar2.iterations)
     run.once("export", export_models, iteration=config.ar2.iterations)
     run.metrics.close()
     if run.is_main:
