@@ -8,7 +8,6 @@ does the order of the queries; the state is therefore the engine's own plus the 
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from engine.backend import TrainedModel
 from engine.coordinator import Coordinator
 from engine.errors import ArtifactError
 from engine.log import get_logger
-from shards.files import read_json, sha256_file, write_json
+from shards.files import fsync, read_json, sha256_file, write_json
 
 log = get_logger(__name__)
 _ENGINE = "engine"
@@ -100,13 +99,13 @@ class Checkpoints:
             if path.is_file()
         }
         for name in files:
-            _fsync(temporary / name)
+            fsync(temporary / name)
         commit = {"position": asdict(position), "world_size": self._coordinator.world_size, "files": files}
         write_json(temporary / "COMMIT.json", commit)
         if final.exists():
             shutil.rmtree(final)
         temporary.rename(final)
-        _fsync(self._folder)
+        fsync(self._folder)
         for old in sorted(self._folder.glob("[0-9]*"))[: -self._keep]:
             shutil.rmtree(old)
 
@@ -136,11 +135,3 @@ class Checkpoints:
                     expected=f"{entry['bytes']} bytes with sha256 {entry['sha256']}",
                     remedy=f"delete {folder}; the run then goes on from the checkpoint before it",
                 )
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
