@@ -9,6 +9,8 @@ A run is many processes that do the same things in the same order. They meet at 
   all fail there, that rank with its own exception and the others with one that quotes it. So no rank walks on into a
   collective operation that the failed one will never enter. An error that escapes outside is spread by
   `report_failure`, which stops whoever waits at any later point.
+* Work that is cut into units is dealt by `hand_out`: a unit goes to whoever is free next, so a slow rank holds nobody
+  up.
 * What is exchanged is small and is JSON: tuples come back as lists, keys of objects as strings, on the giving rank
   too. What is large goes through files or through `torch.distributed`.
 
@@ -17,14 +19,18 @@ How bytes travel (MPI, a store of torch, or not at all in a world of one) is the
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from engine.errors import CoordinationError, SparringError
 from engine.log import get_logger
+from engine.transports.counter import SharedCounter
 from engine.transports.local import LocalTransport
 from engine.transports.mpi import MpiTransport
 from engine.transports.star import MAX_EXCHANGE_BYTES, Kind, PeerError, Transport
@@ -77,6 +83,9 @@ class Coordinator:
         label = f"greeting of the coordinator (protocol {_PROTOCOL})"
         self.hosts: list[str] = self._exchange(label, self._host, None)
         transport.hosts = self.hosts
+        self._counter: SharedCounter | None = None
+        self._num_hand_outs = 0
+        self._handing_out: str | None = None
 
     def barrier(self, name: str, timeout_seconds: float | None = None) -> None:
         """Wait until every rank is here.
@@ -161,6 +170,42 @@ class Coordinator:
                 raise
         return self._exchange(label, result, timeout_seconds)[0]
 
+    def hand_out(self, name: str, units: Sequence[int], timeout_seconds: float | None = None) -> Iterator[int]:
+        """Deal units of work to whoever is free next, in the order of the list, each to one rank.
+
+        To be iterated by every rank inside an `agreement`, which is where the ranks learn that all came to the end:
+        where one fails, the others get no further unit. The loop's body must hold no point where ranks meet. Put long
+        units first, so that nobody is left with one at the end.
+
+        Args:
+            name: What the units are, such as `encode@3`; the same on all ranks.
+            units: Their numbers; the same list on all ranks, of any length.
+            timeout_seconds: How long to wait for the others to begin and for rank 0's answers; the coordinator's own
+                timeout by default.
+
+        Yields:
+            This rank's next unit.
+
+        Raises:
+            CoordinationError: As `barrier`; or the lists differ, or rank 0 is gone.
+        """
+        if self.world_size == 1:
+            yield from units
+            return
+        counter = self._open_counter(timeout_seconds)
+        digest = hashlib.sha256(json.dumps(list(units)).encode()).hexdigest()
+        if len(set(self._exchange(f"hand-out '{name}'", digest, timeout_seconds))) > 1:
+            raise CoordinationError(
+                f"the ranks came to hand-out '{name}' with different lists of units",
+                expected="one list",
+                remedy="let rank 0 make the list and broadcast it",
+            )
+        self._num_hand_outs += 1
+        self._handing_out = key = f"{self._num_hand_outs}/{name}"
+        while (place := counter.next(key)) < len(units):
+            yield units[place]
+        self._handing_out = None
+
     def report_failure(self, error: BaseException, timeout_seconds: float = _LAST_WORD_SECONDS) -> list[dict[str, Any]]:
         """Tell the other ranks, wherever they are, that this one stops; for an error that no agreement has caught.
 
@@ -179,6 +224,16 @@ class Coordinator:
     def close(self) -> None:
         """Give up the connection; rank 0 first waits, for seconds at most, until the others have its last answer."""
         self._transport.close()
+
+    def _open_counter(self, timeout_seconds: float | None) -> SharedCounter:
+        """Return the counter that rank 0 hosts, opened at first use; a point where ranks meet."""
+        if self._counter is None:
+            seconds = self._seconds(timeout_seconds)
+            address = "127.0.0.1" if len(set(self.hosts)) == 1 else os.environ.get("MASTER_ADDR", self.hosts[0])
+            hosted = SharedCounter(0, self.world_size, address, 0, seconds) if self.rank == 0 else None
+            port = self.broadcast("port of the counter", hosted.port if hosted else None, timeout_seconds)
+            self._counter = hosted or SharedCounter(self.rank, self.world_size, address, port, seconds)
+        return self._counter
 
     def _seconds(self, timeout_seconds: float | None) -> float:
         return self.timeout_seconds if timeout_seconds is None else timeout_seconds
@@ -214,6 +269,10 @@ class Coordinator:
         """Tell all ranks that this one failed, unless they know; the caller re-raises its own exception."""
         if (known := _shared_failures(error)) is not None:
             return known
+        if self._counter is not None and self._handing_out is not None:
+            with contextlib.suppress(CoordinationError):  # rank 0 is gone, and nobody gets anything any more
+                self._counter.end(self._handing_out)
+            self._handing_out = None
         seconds = self._seconds(timeout_seconds)
         if not isinstance(error, Exception):  # an interrupt or an exit: whoever asked for it will not wait long
             seconds = min(seconds, _LAST_WORD_SECONDS)

@@ -69,6 +69,10 @@ def contracts_on_every_rank() -> None:
         check_nested_agreements,
         check_root_fails_twice_before_others_look,
         check_only_rank_zero,
+        check_hand_out,
+        check_hand_out_with_a_slow_rank,
+        check_hand_out_after_a_failure,
+        check_hand_out_of_differing_lists,
         check_failure_outside_an_agreement,
         check_slow_rank,
         check_nothing_is_left_over,
@@ -187,6 +191,46 @@ def check_only_rank_zero(c: Coordinator) -> None:
     error = caught(lambda: c.only_rank_zero("publish", fail))
     assert type(error) is (PeerError if c.rank else ArtifactError)
     assert says(error, "isk full")
+
+
+def check_hand_out(c: Coordinator) -> None:
+    units = [7, 3, 5, 11, 2, 13]
+    for again in range(2):
+        with c.agreement(f"work {again}"):
+            mine = list(c.hand_out("work", units))
+        everybody = c.gather("done", mine)
+        assert sorted(unit for done in everybody for unit in done) == sorted(units)
+    assert list(c.hand_out("nothing", [])) == []
+
+
+def check_hand_out_with_a_slow_rank(c: Coordinator) -> None:
+    with c.agreement("uneven work"):
+        mine = []
+        for unit in c.hand_out("uneven work", list(range(12))):
+            mine.append(unit)
+            time.sleep(1.0 if c.rank == 1 else 0.01)
+    counts = [len(done) for done in c.gather("done", mine)]
+    assert sum(counts) == 12
+    assert counts[1] <= 2  # an equal share would be 4 or more
+
+
+def check_hand_out_after_a_failure(c: Coordinator) -> None:
+    def work() -> None:
+        with c.agreement("encode@3"):
+            for _ in c.hand_out("encode@3", list(range(10_000))):
+                if c.rank == 1:
+                    raise ArtifactError("shard 5 is short")
+                time.sleep(0.02)
+
+    start = time.monotonic()
+    error = caught(work)
+    assert says(error, "shard 5 is short")
+    assert isinstance(error, PeerError) == (c.rank != 1)
+    assert time.monotonic() - start < 60  # the others stop with their unit; all of them would take minutes
+
+
+def check_hand_out_of_differing_lists(c: Coordinator) -> None:
+    assert says(caught(lambda: list(c.hand_out("odd", [c.rank]))), "different lists of units")
 
 
 def check_failure_outside_an_agreement(c: Coordinator) -> None:
