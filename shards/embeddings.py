@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shards.errors import ArtifactError
-from shards.files import OpenFiles, read_json, sha256_file, write_atomically, write_json
+from shards.files import OpenFiles, read_json, save_array, sha256_file, write_atomically, write_json
 from shards.manifest import CorpusManifest, ShardEntry
 
 Embeddings = npt.NDArray[np.floating[Any]]
@@ -74,9 +74,8 @@ def write_part(folder: Path, entry: ShardEntry, embeddings_ND: Embeddings, stamp
     array_path, marker_path = _paths(folder, entry)
     # A marker of an earlier iteration must not stand next to the new array, not even for a moment.
     marker_path.unlink(missing_ok=True)
-    with write_atomically(array_path) as temporary:
-        with open(temporary, "wb") as file:
-            np.save(file, np.ascontiguousarray(embeddings_ND), allow_pickle=False)
+    with write_atomically(array_path, num_bytes=embeddings_ND.nbytes) as temporary:
+        save_array(temporary, embeddings_ND)
         num_bytes, sha256 = temporary.stat().st_size, sha256_file(temporary)
     marker = _Marker(stamp, (shape[0], shape[1]), dtype, entry.first_document, num_bytes, sha256)
     write_json(marker_path, asdict(marker))

@@ -32,3 +32,7 @@ class DataError(SparringError):
 
 class ArtifactError(SparringError):
     """Something that a run wrote is missing, damaged, half-written or stale."""
+
+
+class DiskFullError(SparringError):
+    """A file could not be written for want of space; what was written before it is whole."""

@@ -6,18 +6,25 @@ file, or none, never half of one. A leftover temporary file starts with a dot an
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from shards.errors import ArtifactError
+import numpy as np
+import numpy.typing as npt
+
+from shards.errors import ArtifactError, DiskFullError
 
 T = TypeVar("T")
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_SPACE_BYTES = 2**20
 
 
 def sha256_file(path: Path) -> str:
@@ -50,7 +57,7 @@ def fsync(path: Path) -> None:
 
 
 @contextmanager
-def write_atomically(path: Path) -> Iterator[Path]:
+def write_atomically(path: Path, *, num_bytes: int | None = None) -> Iterator[Path]:
     """Give the body a temporary path to write; publish it under `path` only when the body succeeds.
 
     The temporary file lies in the same folder (made if needed), so that the last step is one rename. When the body
@@ -58,12 +65,14 @@ def write_atomically(path: Path) -> Iterator[Path]:
 
     Args:
         path: The file to make or replace.
+        num_bytes: About how large it will be, where that is known; told where the disk is full.
 
     Yields:
         The temporary path, which does not exist yet; the body must create a file there.
 
     Raises:
         FileNotFoundError: The body wrote nothing.
+        DiskFullError: There was no space for it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,10 +81,40 @@ def write_atomically(path: Path) -> Iterator[Path]:
         yield temporary
         fsync(temporary)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
+        full = _disk_full(path, temporary, num_bytes, error)
         temporary.unlink(missing_ok=True)
+        if full is not None:
+            raise full from error
         raise
     fsync(path.parent)
+
+
+def save_array(path: Path, array: npt.NDArray[Any]) -> None:
+    """Write an array as a .npy file with plain writes; `numpy.save` itself says of a full disk only that it wrote less.
+
+    Args:
+        path: The file to make.
+        array: Any shape; not of objects.
+    """
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def _disk_full(path: Path, temporary: Path, num_bytes: int | None, error: BaseException) -> DiskFullError | None:
+    """Return the error to raise where a write failed for want of space, which libraries tell in many ways."""
+    if not isinstance(error, OSError | RuntimeError):
+        return None
+    free = shutil.disk_usage(path.parent).free
+    if getattr(error, "errno", None) not in _FULL and free > _NO_SPACE_BYTES:
+        return None
+    written = temporary.stat().st_size if temporary.exists() else 0
+    needed = f"needs about {num_bytes} bytes" if num_bytes else "needs more"
+    return DiskFullError(
+        f"the disk is full: {path} {needed}; {written} were written, {free} bytes were free in {path.parent} then",
+        remedy="make space (or raise the quota) and start the same command again; what is finished is kept",
+    )
 
 
 def canonical_json(obj: object) -> str:

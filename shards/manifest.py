@@ -19,7 +19,6 @@ from shards.files import canonical_json, read_json, write_json
 
 VERSION = 1
 MANIFEST_NAME = "manifest.json"
-DOCIDS_NAME = "docids.txt"
 MAX_DOCUMENTS = 10**9
 """Keys in the tar have nine digits."""
 

@@ -7,7 +7,6 @@ must meet exactly the documents that the manifest promises, and random access ch
 
 from __future__ import annotations
 
-import hashlib
 import json
 import mmap
 import tarfile
@@ -21,9 +20,11 @@ import numpy as np
 import numpy.typing as npt
 from webdataset.tariterators import group_by_keys, tar_file_expander  # type: ignore[import-untyped]
 
+from shards.docids import DOCIDS_NAME, Docids
+from shards.docids import NAMES as DOCID_FILES
 from shards.errors import ArtifactError, DataError
 from shards.files import OpenFiles, sha256_file
-from shards.manifest import DOCIDS_NAME, CorpusManifest, ShardEntry
+from shards.manifest import CorpusManifest, ShardEntry
 from shards.records import Document
 from shards.writer import TOKEN_DTYPE, member_name
 
@@ -88,8 +89,9 @@ class CorpusShards:
             corpus._check_files(entry, verify)
         if verify:
             _ = corpus.docids
-        elif not (folder / DOCIDS_NAME).is_file():
-            raise corpus._broken(DOCIDS_NAME, "is missing", "")
+        for name in DOCID_FILES:
+            if not (folder / name).is_file():
+                raise corpus._broken(name, "is missing", "")
         return corpus
 
     def __reduce__(self) -> tuple[type[CorpusShards], tuple[Path, CorpusManifest]]:
@@ -101,21 +103,13 @@ class CorpusShards:
         return self.manifest.num_documents
 
     @cached_property
-    def docids(self) -> list[str]:
-        """All docids in the order of the global indices; read at first use."""
-        path = self.folder / DOCIDS_NAME
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:
-            raise self._broken(DOCIDS_NAME, "is missing", "") from None
-        found = hashlib.sha256(content).hexdigest()
-        if found != self.manifest.docids_sha256:
-            raise self._broken(DOCIDS_NAME, f"has sha256 {found}", f"sha256 {self.manifest.docids_sha256}")
-        return content.decode().split("\n")[:-1]
+    def docids(self) -> Docids:
+        """All docids by global index; opened, and their file hashed, at first use.
 
-    @cached_property
-    def _indices(self) -> dict[str, int]:
-        return {docid: index for index, docid in enumerate(self.docids)}
+        Raises:
+            ArtifactError: They are missing or not the corpus's.
+        """
+        return Docids(self.folder, self.num_documents, self.manifest.docids_sha256)
 
     def index_of(self, docid: str) -> int:
         """Return a document's global index.
@@ -126,16 +120,16 @@ class CorpusShards:
         Raises:
             DataError: The corpus has no such document.
         """
-        try:
-            return self._indices[docid]
-        except KeyError:
+        index = self.docids.index_of(docid)
+        if index is None:
             raise DataError(
                 f"there is no document {docid!r} in the corpus",
                 expected=f"one of the {self.num_documents} docids in {self.folder / DOCIDS_NAME}",
-            ) from None
+            )
+        return index
 
     def iterate(self, shard_number: int, stream: str) -> Iterator[tuple[int, npt.NDArray[np.uint32]]]:
-        """Read the token ids of a shard from first to last.
+        """Read the token ids of a shard from first to last, after its bytes were found to have the recorded hash.
 
         Args:
             shard_number: The shard, 0 <= shard_number < len(manifest.shards).
@@ -150,6 +144,7 @@ class CorpusShards:
         """
         self.manifest.stream_index(stream)
         entry = self.manifest.shards[shard_number]
+        self._check_files(entry, verify=True)
         expected_fields = {"json"} | {f"{one.name}.ids" for one in self.manifest.streams}
         expected = iter(entry.documents)
         try:

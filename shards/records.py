@@ -48,6 +48,8 @@ class Dataset:
         fingerprint: SHA-256 over the source files, as 64 hexadecimal digits: equal exactly for equal data.
         num_documents: Number of documents that `documents` yields.
         read_documents: Starts a pass over the corpus file.
+        exclusions: split -> qid -> docids that are known to be no negatives of the query, though no judgement calls
+            them relevant: what other annotators or a stronger model found.
     """
 
     path: Path
@@ -58,6 +60,7 @@ class Dataset:
     fingerprint: str
     num_documents: int
     read_documents: Callable[[], Iterator[Document]] = field(repr=False)
+    exclusions: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
     def documents(self) -> Iterator[Document]:
         """Stream the corpus; each call starts a new pass with the same documents in the same order.

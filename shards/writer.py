@@ -1,7 +1,9 @@
 """Writes a corpus: documents tokenised once, into tar shards that later stages only read.
 
-Any rank may write any shard; the rank that publishes gathers the entries and writes the manifest last. A shard's
-bytes depend on its documents and streams alone, so writing it again gives the same file. In the tar, document 42 is
+Any rank may write any shard and leaves a record next to it; the rank that publishes collects the records and writes
+the manifest last. A shard that has its record is finished: a writing that was interrupted goes on with the others. A
+shard's bytes depend on its documents and streams alone, so writing it again gives the same file. In the tar, document 42
+is
 
     000000042.json              {"id": ..., "title": ..., "text": ...}
     000000042.<stream>.ids      token ids, little-endian uint32, no special tokens
@@ -26,10 +28,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shards.errors import DataError
-from shards.files import fsync, sha256_file, write_atomically
+from shards.docids import NAMES as DOCID_FILES
+from shards.docids import check_docid, write_docids
+from shards.errors import ArtifactError, DataError
+from shards.files import fsync, read_json, sha256_file, write_atomically, write_json
 from shards.manifest import (
-    DOCIDS_NAME,
     MANIFEST_NAME,
     MAX_DOCUMENTS,
     CorpusManifest,
@@ -40,6 +43,7 @@ from shards.manifest import (
 )
 from shards.records import Document
 
+_PLAN = "plan.json"
 TOKEN_DTYPE = np.dtype("<u4")
 _DOCUMENTS_PER_CALL = 1000
 """Documents given to the tokenizer at a time: enough for its threads, little memory."""
@@ -100,21 +104,49 @@ def render(template: str, document: Document) -> str:
     return template.format(title=document.title, text=document.text)
 
 
-def unpublish(folder: Path) -> None:
-    """Clear a folder before a corpus is written into it, the manifest first.
+def begin_corpus(folder: Path, made_of: Mapping[str, Any]) -> set[int]:
+    """Get a folder ready for a corpus to be written into it, and find out what an interrupted writing left.
 
-    A folder that is being written thus never holds a manifest, and shards of an earlier, larger corpus do not stay.
+    Afterwards the folder holds no manifest, no shard of another corpus and no half-written file. Only one rank may call
+    this, before any rank writes.
 
     Args:
-        folder: The corpus folder; need not exist. Only one rank may call this, before any rank writes.
+        folder: The corpus folder; made if needed.
+        made_of: All that the shards' bytes depend on, as JSON: the source's fingerprint, template, streams, shard size.
+
+    Returns:
+        Numbers of the shards that are finished and need not be written again.
     """
-    if not folder.is_dir():
-        return
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
     fsync(folder)
-    patterns = ("[0-9]*.tar", "[0-9]*.offsets.npy", DOCIDS_NAME, ".*.tmp-*")
+    finished: dict[int, ShardEntry] = {}
+    try:
+        if read_json(folder / _PLAN, "the plan of the corpus") == made_of:
+            finished = _finished_entries(folder)
+    except ArtifactError:
+        pass  # there is none, or half of one: nothing to go on with
+    keep = {name for entry in finished.values() for name in (entry.name, entry.offsets_name, _entry_name(entry.number))}
+    patterns = ("[0-9]*.tar", "[0-9]*.offsets.npy", "[0-9]*.entry.json", *DOCID_FILES, ".*.tmp-*")
     for path in [path for pattern in patterns for path in folder.glob(pattern)]:
-        path.unlink(missing_ok=True)
+        if path.name not in keep:
+            path.unlink(missing_ok=True)
+    write_json(folder / _PLAN, made_of)
+    return set(finished)
+
+
+def _finished_entries(folder: Path) -> dict[int, ShardEntry]:
+    """Return the shards in a folder whose record was written, which is done last, and whose files have its sizes."""
+    entries = {}
+    for path in sorted(folder.glob("[0-9]*.entry.json")):
+        try:
+            entry = ShardEntry.from_dict(read_json(path, "the record of a shard"))
+            whole = (folder / entry.name).stat().st_size == entry.num_bytes and (folder / entry.offsets_name).is_file()
+        except (ArtifactError, TypeError, OSError):
+            continue  # this shard is written again
+        if whole:
+            entries[entry.number] = entry
+    return entries
 
 
 def write_shard(
@@ -136,7 +168,7 @@ def write_shard(
         template: How a document becomes a string; see `render`.
 
     Returns:
-        What the manifest says about the shard.
+        What the manifest says about the shard; it is also recorded next to the tar until the manifest is published.
 
     Raises:
         DataError: A docid, a template, a stream or what a tokenizer returns cannot be stored.
@@ -171,12 +203,16 @@ def write_shard(
     )
     with write_atomically(folder / entry.offsets_name) as temporary:
         temporary.write_bytes(buffer.getvalue())
+    write_json(folder / _entry_name(number), entry.as_dict())
     return entry
+
+
+def _entry_name(number: int) -> str:
+    return f"{number:06d}.entry.json"
 
 
 def publish_manifest(
     folder: Path,
-    entries: Iterable[ShardEntry],
     docids: Iterable[str],
     *,
     dataset_sha256: str,
@@ -187,8 +223,7 @@ def publish_manifest(
     """Write the docids and then the manifest, after which the folder is a corpus.
 
     Args:
-        folder: Where all shards lie by now.
-        entries: What `write_shard` returned on every rank, in any order.
+        folder: Where all shards lie by now, with the records that `write_shard` left on every rank.
         docids: All docids in the order of the global indices.
         dataset_sha256: Fingerprint of the source files.
         template: The one given to `write_shard`.
@@ -199,10 +234,10 @@ def publish_manifest(
         The manifest.
 
     Raises:
-        ArtifactError: The entries overlap, leave a hole, or do not match the docids.
+        ArtifactError: The shards overlap, leave a hole, or do not match the docids.
         DataError: A docid repeats or cannot be stored.
     """
-    shards = tuple(sorted(entries, key=lambda entry: entry.name))
+    shards = tuple(entry for _, entry in sorted(_finished_entries(folder).items()))
     num_docids, docids_sha256 = write_docids(folder, docids)
     manifest = CorpusManifest(
         dataset_sha256=dataset_sha256,
@@ -215,56 +250,9 @@ def publish_manifest(
         producer=dict(producer or {}),
     )
     manifest.save(folder)
+    for path in (folder / _PLAN, *folder.glob("[0-9]*.entry.json")):
+        path.unlink(missing_ok=True)
     return manifest
-
-
-def write_docids(folder: Path, docids: Iterable[str]) -> tuple[int, str]:
-    """Write `docids.txt`: one docid a line, in the order of the global indices.
-
-    Args:
-        folder: The corpus folder.
-        docids: All docids; each only once.
-
-    Returns:
-        How many there are, and the hash of the file's bytes.
-
-    Raises:
-        DataError: A docid repeats, is empty or holds a line break.
-    """
-    seen: set[str] = set()
-    digest = hashlib.sha256()
-    with write_atomically(folder / DOCIDS_NAME) as temporary, open(temporary, "wb") as file:
-        for docid in docids:
-            check_docid(docid)
-            if docid in seen:
-                raise DataError(f"the docid {docid!r} occurs twice in the corpus", expected="a docid of its own each")
-            seen.add(docid)
-            line = docid.encode() + b"\n"
-            digest.update(line)
-            file.write(line)
-    return len(seen), digest.hexdigest()
-
-
-def check_docid(docid: str) -> None:
-    """Check that a docid can stand on a line of its own.
-
-    Args:
-        docid: Any text; dots, spaces and non-ASCII letters are fine.
-
-    Raises:
-        DataError: It is empty, holds a line break, or is not valid Unicode.
-    """
-    if docid and "\n" not in docid and "\r" not in docid:
-        try:
-            docid.encode()
-            return
-        except UnicodeEncodeError:
-            pass
-    raise DataError(
-        f"the docid {docid!r} cannot be stored",
-        expected="at least one character, no line break, valid Unicode",
-        remedy="rename the document in the corpus and in the qrels",
-    )
 
 
 def _tokenize(documents: Sequence[Document], tokenization: Tokenization, template: str) -> list[npt.NDArray[np.uint32]]:

@@ -1,12 +1,12 @@
 """Opening a data folder: whatever its layout, it comes out in one form, checked as a whole before work begins.
 
 The corpus is streamed once for its check and is never held in memory: of each document only eight bytes stay (the hash
-of its id), so that 21 million passages need 170 MB.
+of its id), so that 21 million passages need 170 MB. A folder that `python -m launcher convert` made was checked when it
+was written: its `dataset.json` stands for that pass.
 """
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from collections import Counter
 from collections.abc import Iterator
@@ -17,9 +17,10 @@ import numpy as np
 
 from shards.errors import DataError
 from shards.files import sha256_file
-from shards.formats import beir, dpr, msmarco
+from shards.formats import beir, canonical, dpr, msmarco
+from shards.formats.compressed import find_files
 from shards.formats.layout import Layout, repeated
-from shards.formats.lines import place
+from shards.formats.stream import place
 from shards.records import Dataset, Document, Qrels
 
 _READERS = {"beir": beir.read_layout, "dpr": dpr.read_layout, "msmarco": msmarco.read_layout}
@@ -56,10 +57,17 @@ def open_dataset(
     path = Path(path)
     if not path.is_dir():
         raise DataError(f"there is no folder {path}", expected="a data folder", remedy="check data.path")
-    name = _layout_of(path) if format == "auto" else format
-    layout = _READERS[name](path)
-    dropped = layout.dropped + layout.judgements.dropped
-    num_documents = _check_corpus(layout, dropped, drop_unknown=on_unknown_docid == "drop")
+    description = canonical.read_description(path) if format in ("auto", "beir") else None
+    if description:
+        name, layout = "beir", canonical.read_layout(path, description)
+        dropped = layout.dropped + layout.judgements.dropped
+        num_documents, fingerprint = description.num_documents, description.fingerprint
+    else:
+        name = _layout_of(path) if format == "auto" else format
+        layout = _READERS[name](path)
+        dropped = layout.dropped + layout.judgements.dropped
+        num_documents = _check_corpus(layout, dropped, drop_unknown=on_unknown_docid == "drop")
+        fingerprint = _fingerprint(path, layout.files)
     qrels = _usable(path, layout, dropped)
     if unjudged := len(layout.queries) - len({qid for judged in layout.judgements.qrels.values() for qid in judged}):
         dropped["query without a judgement"] += unjudged
@@ -70,21 +78,21 @@ def open_dataset(
         queries={qid: query for qid, query in layout.queries.items() if qid in used},
         qrels=qrels,
         dropped=dropped,
-        fingerprint=_fingerprint(path, layout.files),
+        fingerprint=fingerprint,
         num_documents=num_documents,
         read_documents=lambda: _documents(layout),
     )
 
 
 def _layout_of(path: Path) -> str:
-    found = [name for name, marks in _MARKS.items() if any(any(path.glob(mark)) for mark in marks)]
+    found = [name for name, marks in _MARKS.items() if any(find_files(path, mark) for mark in marks)]
     if len(found) == 1:
         return found[0]
     listed = sorted(file.name for file in path.iterdir())
     raise DataError(
         f"{path} looks like {' and '.join(found)}" if found else f"{path} has no known layout: it holds {listed[:8]}",
         expected="; ".join(f"{name}: {' or '.join(marks)}" for name, marks in _MARKS.items()),
-        remedy="name the layout with data.format" if found else "convert the data to the BEIR layout",
+        remedy="name the layout with data.format" if found else "make a data folder of it: python -m launcher convert",
     )
 
 
@@ -171,7 +179,4 @@ def _usable(path: Path, layout: Layout, dropped: Counter[str]) -> dict[str, Qrel
 
 
 def _fingerprint(path: Path, files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in sorted(files):
-        digest.update(f"{file.relative_to(path).as_posix()}\0{sha256_file(file)}\n".encode())
-    return digest.hexdigest()
+    return canonical.fingerprint_of({file.relative_to(path).as_posix(): sha256_file(file) for file in files})

@@ -15,11 +15,14 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from shards.errors import DataError
 from shards.files import fsync, write_json
+from shards.formats.compressed import find_file
 from shards.formats.layout import Judgements, Layout, add_query, grade_of
-from shards.formats.lines import answers_of, id_of, place, read_jsonl, read_lines, text_of
+from shards.formats.lines import answers_of, id_of, read_jsonl, read_lines, text_of
+from shards.formats.stream import BadRecord, place
 from shards.records import Document, Qrels, Query
 
 SPLITS = ("train", "dev", "test")
@@ -35,10 +38,10 @@ def read_layout(path: Path) -> Layout:
     Raises:
         DataError: A file is missing, empty or malformed, or judges a query that is not there.
     """
-    corpus, query_file = path / "corpus.jsonl", path / "queries.jsonl"
+    corpus, query_file = find_file(path / "corpus.jsonl"), find_file(path / "queries.jsonl")
     queries = _read_queries(query_file)
     judgements = Judgements(queries)
-    splits = {split: path / "qrels" / f"{split}.tsv" for split in SPLITS}
+    splits = {split: find_file(path / "qrels" / f"{split}.tsv") for split in SPLITS}
     splits = {split: file for split, file in splits.items() if file.exists()}
     if not splits:
         raise DataError(
@@ -48,13 +51,13 @@ def read_layout(path: Path) -> Layout:
         )
     for split, file in splits.items():
         judgements.qrels[split] = {}
-        _read_judgements(file, split, judgements)
+        read_judgements(file, split, judgements)
     return Layout(
         corpus=corpus,
         files=[corpus, query_file, *splits.values()],
         queries=queries,
         judgements=judgements,
-        read_corpus=lambda: _read_corpus(corpus),
+        read_corpus=lambda: read_corpus(corpus),
     )
 
 
@@ -62,39 +65,74 @@ def _read_queries(path: Path) -> dict[str, Query]:
     queries: dict[str, Query] = {}
     lines: dict[str, int] = {}
     for line, record in read_jsonl(path):
-        where = place(path, line)
-        answers = record.get("answers")
-        if answers is None and isinstance(metadata := record.get("metadata"), dict):
-            answers = metadata.get("answers")
-        qid = id_of(record.get("_id"), "_id", where)
-        query = Query(qid, text_of(record, "text", where), answers_of(answers, where))
-        add_query(queries, lines, query, path, line)
+        add_query(queries, lines, query_of(record, place(path, line)), path, line)
     return queries
 
 
-def _read_judgements(path: Path, split: str, judgements: Judgements) -> None:
+def query_of(record: dict[str, Any], where: str) -> Query:
+    """Read one record of `queries.jsonl`.
+
+    Raises:
+        BadRecord: A field is missing or malformed.
+    """
+    answers = record.get("answers")
+    if answers is None and isinstance(metadata := record.get("metadata"), dict):
+        answers = metadata.get("answers")
+    return Query(id_of(record.get("_id"), "_id", where), text_of(record, "text", where), answers_of(answers, where))
+
+
+def read_judgements(path: Path, split: str, judgements: Judgements) -> None:
+    """Add the judgements of a split's file.
+
+    Raises:
+        DataError: The file cannot be read, or a row is malformed, contradicts another or names an unknown query.
+    """
     for line, text in read_lines(path):
-        columns = text.split("\t")
-        # A header is known by its words, not by its place, so that a file without one loses no row.
-        is_header = line == 1 and len(columns) == 3 and not any(character.isdigit() for character in columns[2])
-        if is_header or not text.strip():
-            continue
-        if len(columns) != 3:
-            raise DataError(
-                f"{place(path, line)} has {len(columns)} columns",
-                expected="three, separated by tabs: query-id, corpus-id, score",
-            )
-        qid, docid, grade = (column.strip() for column in columns)
-        judgements.add(split, qid, docid, grade_of(grade, path, line), path, line)
+        if row := judgement_of(text, path, line):
+            judgements.add(split, *row, path, line)
 
 
-def _read_corpus(path: Path) -> Iterator[tuple[int, Document]]:
+def judgement_of(text: str, path: Path, line: int) -> tuple[str, str, int] | None:
+    """Read one line of `qrels/*.tsv` as qid, docid and grade; None for a header or a blank line.
+
+    Raises:
+        BadRecord: It has other than three columns, or a grade that is no whole number.
+    """
+    columns = text.split("\t")
+    # A header is known by its words, not by its place, so that a file without one loses no row.
+    is_header = line == 1 and len(columns) == 3 and not any(character.isdigit() for character in columns[2])
+    if is_header or not text.strip():
+        return None
+    if len(columns) != 3:
+        raise BadRecord(
+            "wrong number of columns",
+            f"{place(path, line)} has {len(columns)} columns",
+            expected="three, separated by tabs: query-id, corpus-id, score",
+        )
+    qid, docid, grade = (column.strip() for column in columns)
+    return qid, docid, grade_of(grade, path, line)
+
+
+def read_corpus(path: Path) -> Iterator[tuple[int, Document]]:
+    """Stream line and document of a corpus file.
+
+    Raises:
+        DataError: The file cannot be read, or a record is malformed.
+    """
     for line, record in read_jsonl(path):
-        where = place(path, line)
-        docid = id_of(record.get("_id"), "_id", where)
-        # A null text is a document without text; a missing one is a file of another form.
-        text = text_of(record, "text", where, default="" if "text" in record else None)
-        yield line, Document(docid, text_of(record, "title", where, default=""), text)
+        yield line, document_of(record, place(path, line))
+
+
+def document_of(record: dict[str, Any], where: str) -> Document:
+    """Read one record of `corpus.jsonl`.
+
+    Raises:
+        BadRecord: A field is missing or malformed.
+    """
+    docid = id_of(record.get("_id"), "_id", where)
+    # A null text is a document without text; a missing one is a file of another form.
+    text = text_of(record, "text", where, default="" if "text" in record else None)
+    return Document(docid, text_of(record, "title", where, default=""), text)
 
 
 def write_folder(

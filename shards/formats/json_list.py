@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from shards.formats.lines import malformed_json, not_utf8, require_content
+from shards.errors import DataError
+from shards.formats.compressed import open_bytes
+from shards.formats.lines import malformed_json
+from shards.formats.stream import MAX_LINE_BYTES, not_utf8, place, require_content
 
 _CHUNK_BYTES = 1 << 20
 # What a word that the end of a chunk cuts in two (`-Infinity`, an escape) can stretch over.
 _CUT_CHARACTERS = 16
 
 
-def read_json_list(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_json_list(path: Path, consumed: Callable[[int], None] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """Stream the objects of a file that is one JSON list.
 
     Args:
-        path: A UTF-8 file.
+        path: A UTF-8 file, plain or compressed.
+        consumed: Told of the bytes of the file that were read.
 
     Yields:
         The line on which the object begins, and the object.
@@ -32,7 +36,7 @@ def read_json_list(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         DataError: The file cannot be read, ends inside the list, or is not a list of objects.
     """
     require_content(path)
-    with open(path, "rb") as file:
+    with open_bytes(path, consumed) as file:
         text = _Text(path, file)
         _expect(text, "[")
         if text.skip_space() == "]":
@@ -95,8 +99,17 @@ class _Text:
                 if self._ended or not is_cut:
                     line = self.line + self._window.count("\n", self._position, error.pos)
                     raise malformed_json(self.path, line, error.msg) from None
+                if len(self._window) - self._position > MAX_LINE_BYTES:
+                    raise DataError(
+                        f"{place(self.path, self.line)} begins an object of more than {MAX_LINE_BYTES} characters",
+                        expected="one record in each object of the list",
+                    ) from None
                 self._read(max(_CHUNK_BYTES, len(self._window)))  # doubling: a huge object takes linear time
                 continue
+            except RecursionError:
+                raise malformed_json(self.path, self.line, "brackets nested without end") from None
+            except ValueError as error:  # a number with thousands of digits
+                raise malformed_json(self.path, self.line, str(error)) from None
             self.advance(end - self._position)
             found_object: dict[str, Any] = record
             return found_object

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shards.errors import DataError
-from shards.formats.lines import place
+from shards.formats.stream import BadRecord, place
 from shards.records import Document, Qrels, Query
 
 
@@ -63,7 +63,7 @@ def grade_of(text: str, path: Path, line: int) -> int:
     """Read a grade, such as `1`, `0` or `2.0`.
 
     Raises:
-        DataError: It is not a whole number.
+        BadRecord: It is not a whole number.
     """
     try:
         grade = float(text)
@@ -71,7 +71,11 @@ def grade_of(text: str, path: Path, line: int) -> int:
             return int(grade)
     except ValueError:
         pass
-    raise DataError(f"{place(path, line)} has the grade {text[:40]!r}", expected="a whole number; above 0 is relevant")
+    raise BadRecord(
+        "malformed grade",
+        f"{place(path, line)} has the grade {text[:40]!r}",
+        expected="a whole number; above 0 is relevant",
+    )
 
 
 def add_query(queries: dict[str, Query], lines: dict[str, int], query: Query, path: Path, line: int) -> None:

@@ -1,63 +1,40 @@
-"""Reading the text files of data sets line by line, with errors that say which file, which line, and what to do.
-
-Lines end at a line feed and nowhere else: Python's own idea of a line also ends at characters, such as U+2028, that
-occur inside real passages and would shift every record after them.
-"""
+"""Reading the text files of data sets record by record, with errors that say which file, which line, and what to do."""
 
 from __future__ import annotations
 
 import csv
 import json
 import re
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from shards.errors import DataError
+from shards.formats.stream import BadRecord, Mark, decoded, place, raw_lines
 
 # JSON can escape half of a character of two code units; such a string cannot be written to any file again.
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
-
-
-def place(path: Path, line: int) -> str:
-    """Name a line for an error."""
-    return f"{path} line {line}"
+MAX_COLUMN_CHARACTERS = 1_000_000
+"""The longest column of a quoted file; the one with a quote that is never closed has no other end."""
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Stream a file's lines, without line ends and without a byte order mark.
 
     Args:
-        path: A UTF-8 file.
+        path: A UTF-8 file, plain or compressed (`.gz`, `.zst`).
 
     Yields:
         Line number, from 1, and the line; blank lines too.
 
     Raises:
-        DataError: The file is missing or empty, or a line is not UTF-8.
+        DataError: The file is missing, empty or damaged, or a line is not UTF-8 or too long.
     """
-    require_content(path)
-    with open(path, "rb") as file:
-        for number, raw in enumerate(file, 1):
-            try:
-                text = raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise not_utf8(path, number, error) from None
-            if number == 1:
-                text = text.removeprefix("\ufeff")
-            yield number, text.rstrip("\r\n")
-
-
-def require_content(path: Path) -> None:
-    """Check that a file is there and holds something.
-
-    Raises:
-        DataError: It is missing, a folder, or has no bytes.
-    """
-    if not path.is_file():
-        raise DataError(f"there is no file {path}", remedy="check the folder, or put the file there")
-    if not path.stat().st_size:
-        raise DataError(f"{path} is empty", remedy="write it again; its writing or its download may have broken off")
+    mark = Mark()
+    for raw in raw_lines(path, mark):
+        if isinstance(raw, BadRecord):
+            raise raw
+        yield mark.line, decoded(raw, path, mark.line)
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -72,13 +49,26 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, text in read_lines(path):
         if not text or text.isspace():
             continue
-        try:
-            record = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise malformed_json(path, number, f"{error.msg} at column {error.colno}") from None
-        if not isinstance(record, dict):
-            raise malformed_json(path, number, f"{type(record).__name__} in place of an object")
-        yield number, record
+        yield number, json_object(text, path, number)
+
+
+def json_object(text: str, path: Path, line: int) -> dict[str, Any]:
+    """Parse a line that is one JSON object.
+
+    Raises:
+        BadRecord: It is anything else.
+    """
+    try:
+        record = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise malformed_json(path, line, f"{error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise malformed_json(path, line, "brackets nested without end") from None
+    except ValueError as error:  # a number with thousands of digits
+        raise malformed_json(path, line, str(error)) from None
+    if not isinstance(record, dict):
+        raise malformed_json(path, line, f"{type(record).__name__} in place of an object")
+    return record
 
 
 def read_quoted_tsv(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -90,17 +80,91 @@ def read_quoted_tsv(path: Path) -> Iterator[tuple[int, list[str]]]:
     Raises:
         DataError: The file cannot be read, or a quote is never closed.
     """
-    reader = csv.reader((text + "\n" for _, text in read_lines(path)), delimiter="\t", strict=True)
-    try:
-        for row in reader:
-            if row:
-                yield reader.line_num, row
-    except csv.Error as error:
-        raise DataError(
-            f"{place(path, reader.line_num)}: {error}",
-            expected='tab-separated columns, with a column that holds a quote enclosed in quotes: "say ""so"""',
-            remedy="check the quotes on and before this line",
-        ) from None
+    mark = Mark()
+    for row in quoted_rows(path, mark):
+        if isinstance(row, BadRecord):
+            raise row
+        yield mark.line, row
+
+
+def quoted_rows(
+    path: Path,
+    mark: Mark,
+    *,
+    max_characters: int = MAX_COLUMN_CHARACTERS,
+    consumed: Callable[[int], None] | None = None,
+) -> Iterator[list[str] | BadRecord]:
+    """Stream the rows of a quoted file from a mark on, and move the mark behind each; blank lines are skipped.
+
+    Args:
+        path: The file, plain or compressed.
+        mark: Where to begin.
+        max_characters: The longest column; a quote that is never closed is noticed after as many.
+        consumed: Told of the bytes of the file that were read.
+
+    Yields:
+        The columns; or what is wrong, and then only the first line of that row is lost: the reading goes on with the
+        second, because a quote that is never closed would otherwise swallow rows that are whole.
+    """
+    csv.field_size_limit(max_characters)
+    feed = _Feed(path, mark.copy(), consumed)
+    rows = csv.reader(feed, delimiter="\t", strict=True)
+    while True:
+        feed.taken.clear()
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            found: list[str] | BadRecord = _malformed_quotes(path, feed.taken[-1][2], error)
+            feed.give_back()
+        except BadRecord as error:
+            found = error
+            feed.give_back()
+        else:
+            found = row
+        _, mark.offset, mark.line = feed.taken[-1]
+        if found:
+            mark.row += 1
+            yield found
+
+
+class _Feed:
+    """Hands decoded lines to a csv reader, remembers those of the present row and takes them back."""
+
+    def __init__(self, path: Path, mark: Mark, consumed: Callable[[int], None] | None) -> None:
+        self._path, self._mark = path, mark
+        self._lines = raw_lines(path, mark, consumed=consumed)
+        self._returned: deque[tuple[bytes | BadRecord, int, int]] = deque()
+        self.taken: list[tuple[bytes | BadRecord, int, int]] = []
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        if self._returned:
+            self.taken.append(self._returned.popleft())
+        else:
+            raw = next(self._lines)
+            self.taken.append((raw, self._mark.offset, self._mark.line))
+        raw, _, line = self.taken[-1]
+        if isinstance(raw, BadRecord):
+            raise raw
+        return decoded(raw, self._path, line) + "\n"
+
+    def give_back(self) -> None:
+        """Hand all lines of the present row out again, except its first."""
+        self._returned.extendleft(reversed(self.taken[1:]))
+        del self.taken[1:]
+
+
+def _malformed_quotes(path: Path, line: int, error: csv.Error) -> BadRecord:
+    return BadRecord(
+        "malformed quotes",
+        f"{place(path, line)}: {error}",
+        expected='tab-separated columns, with a column that holds a quote enclosed in quotes: "say ""so"""',
+        remedy="check the quotes on and before this line",
+    )
 
 
 def text_of(record: dict[str, Any], name: str, where: str, *, default: str | None = None) -> str:
@@ -119,13 +183,17 @@ def text_of(record: dict[str, Any], name: str, where: str, *, default: str | Non
     if value is None:
         if default is not None:
             return default
-        raise DataError(
-            f"{where} has no field {name!r}", expected=f"a string; the fields there are {', '.join(map(repr, record))}"
+        raise BadRecord(
+            "missing field",
+            f"{where} has no field {name!r}",
+            expected=f"a string; the fields there are {', '.join(map(repr, record))}",
         )
     if not isinstance(value, str):
-        raise DataError(f"{where} has {_shown(value)} in field {name!r}", expected="a string")
+        raise BadRecord("malformed field", f"{where} has {_shown(value)} in field {name!r}", expected="a string")
     if not _is_whole(value):
-        raise DataError(f"{where} has half of a surrogate pair in field {name!r}", expected="whole characters")
+        raise BadRecord(
+            "not UTF-8", f"{where} has half of a surrogate pair in field {name!r}", expected="whole characters"
+        )
     return value
 
 
@@ -143,10 +211,12 @@ def id_of(value: object, name: str, where: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if value is None:
-        raise DataError(f"{where} has no field {name!r}", expected="an id, as a string")
+        raise BadRecord("missing field", f"{where} has no field {name!r}", expected="an id, as a string")
     if not isinstance(value, str) or value.split() != [value] or not _is_whole(value):
-        raise DataError(
-            f"{where} has {_shown(value)} in field {name!r}", expected="an id: a string without white space, not empty"
+        raise BadRecord(
+            "malformed id",
+            f"{where} has {_shown(value)} in field {name!r}",
+            expected="an id: a string without white space, not empty",
         )
     return value
 
@@ -159,8 +229,8 @@ def answers_of(value: object, where: str) -> tuple[str, ...]:
     """
     if value is None:
         return ()
-    if not isinstance(value, list) or not all(isinstance(answer, str) for answer in value):
-        raise DataError(f"{where} has {_shown(value)} as answers", expected="a list of strings")
+    if not isinstance(value, list) or not all(isinstance(answer, str) and _is_whole(answer) for answer in value):
+        raise BadRecord("malformed field", f"{where} has {_shown(value)} as answers", expected="a list of strings")
     return tuple(value)
 
 
@@ -173,18 +243,10 @@ def _shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def malformed_json(path: Path, line: int, what: str) -> DataError:
+def malformed_json(path: Path, line: int, what: str) -> BadRecord:
     """Describe a line that is not the JSON it should be."""
-    return DataError(
+    return BadRecord(
+        "malformed JSON",
         f"{place(path, line)} is malformed JSON: {what}",
         remedy="correct the line, or write the file again: its writing or its download may have broken off",
-    )
-
-
-def not_utf8(path: Path, line: int, error: UnicodeDecodeError) -> DataError:
-    """Describe a line that cannot be decoded."""
-    return DataError(
-        f"{place(path, line)} is not UTF-8: it has the byte 0x{error.object[error.start]:02x}",
-        expected="UTF-8 text",
-        remedy="convert the file, for example with iconv",
     )

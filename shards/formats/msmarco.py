@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shards.errors import DataError
+from shards.formats.compressed import find_file
 from shards.formats.layout import Judgements, Layout, add_query, grade_of
-from shards.formats.lines import id_of, place, read_lines
+from shards.formats.lines import id_of, read_lines
+from shards.formats.stream import BadRecord, place
 from shards.records import Document, Query
 
 # The names a split's files may have, the better one first: published numbers are those of dev.small.
@@ -30,14 +32,15 @@ def read_layout(path: Path) -> Layout:
     Raises:
         DataError: A file is missing, empty or malformed, or judges a query that is not there.
     """
-    corpus, files = path / "collection.tsv", [path / "collection.tsv"]
+    corpus = find_file(path / "collection.tsv")
+    files = [corpus]
     queries: dict[str, Query] = {}
     judgements = Judgements(queries)
     for split, names in SPLIT_FILES.items():
-        name = next((name for name in names if (path / f"qrels.{name}.tsv").exists()), None)
+        name = next((name for name in names if find_file(path / f"qrels.{name}.tsv").exists()), None)
         if name is None:
             continue
-        query_file, judgement_file = path / f"queries.{name}.tsv", path / f"qrels.{name}.tsv"
+        query_file, judgement_file = (find_file(path / f"{what}.{name}.tsv") for what in ("queries", "qrels"))
         files += [query_file, judgement_file]
         judgements.qrels[split] = {}
         _read_queries(query_file, queries)
@@ -72,16 +75,28 @@ def _read_queries(path: Path, queries: dict[str, Query]) -> None:
 
 def _read_judgements(path: Path, split: str, judgements: Judgements) -> None:
     for line, text in read_lines(path):
-        columns = text.split()
-        if len(columns) == 4:
-            judgements.add(split, columns[0], columns[2], grade_of(columns[3], path, line), path, line)
-        elif len(columns) == 2:
-            judgements.add(split, columns[0], columns[1], 1, path, line)
-        elif columns:
-            raise DataError(
-                f"{place(path, line)} has {len(columns)} columns",
-                expected="four (qid, 0, pid, grade) or two (qid, pid)",
-            )
+        if row := judgement_of(text, path, line):
+            judgements.add(split, *row, path, line)
+
+
+def judgement_of(text: str, path: Path, line: int) -> tuple[str, str, int] | None:
+    """Read a judgement of four columns (qid, 0, docid, grade) or two (qid, docid); None for a blank line.
+
+    Raises:
+        BadRecord: It has another number of columns, or a grade that is no whole number.
+    """
+    columns = text.split()
+    if len(columns) == 4:
+        return columns[0], columns[2], grade_of(columns[3], path, line)
+    if len(columns) == 2:
+        return columns[0], columns[1], 1
+    if columns:
+        raise BadRecord(
+            "wrong number of columns",
+            f"{place(path, line)} has {len(columns)} columns",
+            expected="four (qid, 0, pid, grade) or two (qid, pid)",
+        )
+    return None
 
 
 def _read_corpus(path: Path) -> Iterator[tuple[int, Document]]:
@@ -90,12 +105,30 @@ def _read_corpus(path: Path) -> Iterator[tuple[int, Document]]:
 
 
 def _two_columns(path: Path, what: str) -> Iterator[tuple[int, str, str]]:
-    """Yield line, id and text; a tab inside the text is white space like any other."""
     for line, row in read_lines(path):
-        if not row or row.isspace():
-            continue
-        identifier, tab, text = row.partition("\t")
-        where = place(path, line)
-        if not tab:
-            raise DataError(f"{where} has no tab", expected=f"an id, a tab and {what}")
-        yield line, id_of(identifier, "id", where), text.replace("\t", " ")
+        if found := id_and_text(row, what, path, line):
+            yield line, *found
+
+
+def id_and_text(row: str, what: str, path: Path, line: int) -> tuple[str, str] | None:
+    """Split a line into id and text; None for a blank one. A tab inside the text is white space like any other.
+
+    Args:
+        row: The line.
+        what: What the text is, for the error.
+        path: The file, and
+        line: the line's number in it, for the error.
+
+    Raises:
+        BadRecord: It has no tab, or a malformed id before it.
+    """
+    if not row or row.isspace():
+        return None
+    identifier, tab, text = row.partition("\t")
+    if not tab:
+        raise BadRecord(
+            "wrong number of columns", f"{place(path, line)} has no tab", expected=f"an id, a tab and {what}"
+        )
+    if not identifier.isalnum():  # what is holds no white space, and to write the place down for each line takes time
+        identifier = id_of(identifier, "id", place(path, line))
+    return identifier, text.replace("\t", " ")

@@ -6,10 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from shards.errors import ArtifactError
-from shards.files import OpenFiles, canonical_json, read_json, sha256_file, write_atomically, write_json
+from shards.files import OpenFiles, canonical_json, read_json, save_array, sha256_file, write_atomically, write_json
 
 
 def test_publishes_what_the_body_wrote_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -114,3 +115,36 @@ def test_open_files_opens_once_and_keeps_no_more_than_its_limit() -> None:
     assert len(files) == 2
     assert files[1] == "file 1"  # the oldest was dropped, and is opened again
     assert opened == [1, 2, 3, 1]
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from shards.errors import DiskFullError
+from shards.files import save_array, write_atomically
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    with write_atomically(Path(sys.argv[1]), num_bytes=80000) as temporary:
+        save_array(temporary, np.zeros(10000))
+except DiskFullError as error:
+    print(error)
+"""
+
+
+def test_a_file_that_may_not_grow_is_an_error_with_its_path_and_size(tmp_path: Path) -> None:
+    """Symptom: `numpy.save` on a full disk says that it wrote less than asked, and not why or where."""
+    target = tmp_path / "array.npy"
+    command = [sys.executable, "-c", LIMITED, str(target)]
+    ended = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=True)
+    assert ended.stdout.startswith(f"the disk is full: {target} needs about 80000 bytes; 4096 were written")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("array", [np.zeros((0, 4)), np.arange(6, dtype=np.int64).reshape(2, 3), np.float32([1.5])])
+def test_saved_arrays_are_those_that_numpy_loads(tmp_path: Path, array: np.ndarray) -> None:
+    save_array(tmp_path / "a.npy", array)
+    loaded = np.load(tmp_path / "a.npy", allow_pickle=False)
+    np.testing.assert_array_equal(loaded, array)
+    assert (loaded.dtype, loaded.shape) == (array.dtype, array.shape)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,16 @@ from typing import Any
 import pytest
 
 from shards.errors import DataError
-from shards.formats import json_list, open_dataset
+from shards.files import sha256_file
+from shards.formats import canonical, json_list, open_dataset
 from shards.formats.beir import write_folder
 from shards.formats.json_list import read_json_list
 from shards.records import Document, Query
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 WIKI_QA = Path(__file__).parents[4] / "shared" / "data" / "wiki-qa"
 
@@ -488,3 +496,111 @@ def test_a_broken_json_list_is_refused_with_its_line(
 def test_an_empty_json_list_has_no_records(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text(" [ ] \n")
     assert list(read_json_list(tmp_path / "list.json")) == []
+
+
+# --- compressed and converted ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("layout", ["beir", "msmarco", "dpr"])
+def test_a_layout_of_compressed_files_is_the_same_data(
+    request: pytest.FixtureRequest, layout: str, suffix: str
+) -> None:
+    folder = request.getfixturevalue(layout)
+    plain = open_dataset(folder)
+    documents = list(plain.documents())
+    compress = gzip.compress if suffix == ".gz" else zstd.compress
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        path.with_name(path.name + suffix).write_bytes(compress(path.read_bytes()))
+        path.unlink()
+    packed = open_dataset(folder)
+    assert list(packed.documents()) == documents
+    assert (packed.queries, packed.qrels, packed.dropped) == (plain.queries, plain.qrels, plain.dropped)
+    assert packed.format == layout
+
+
+def test_a_file_and_its_compressed_form_cannot_both_be_meant(beir: Path) -> None:
+    (beir / "corpus.jsonl.gz").write_bytes(gzip.compress(b"{}"))
+    assert "corpus.jsonl and corpus.jsonl.gz" in refusal(beir)
+
+
+def test_several_compressed_parts_in_one_file_are_all_read(beir: Path) -> None:
+    """Some tools compress in blocks; a reader that stops at the first one's end loses the rest."""
+    lines = (beir / "corpus.jsonl").read_bytes().splitlines(keepends=True)
+    (beir / "corpus.jsonl").unlink()
+    for suffix, compress in ((".gz", gzip.compress), (".zst", zstd.compress)):
+        path = beir / f"corpus.jsonl{suffix}"
+        path.write_bytes(b"".join(compress(line) for line in lines))
+        assert open_dataset(beir).num_documents == 3
+        path.write_bytes(b"".join(compress(line) for line in lines)[:-3])
+        assert "is cut short" in refusal(beir)
+        path.unlink()
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """Write what a conversion would say of a folder in the BEIR layout."""
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    description = canonical.Description(
+        inputs=[],
+        options={},
+        kept={"corpus.jsonl": 3},
+        dropped={"document given twice": 4},
+        ignored={},
+        answer_splits=[],
+        files={name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for name, path in files.items()},
+    )
+    record = description.as_dict()
+    (folder / "dataset.json").write_text(json.dumps(record))
+    return record
+
+
+def test_a_converted_folder_is_opened_without_a_look_at_its_corpus(beir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a corpus of 13 GB the look took minutes, on every rank of every start."""
+    checked = open_dataset(beir)
+    describe(beir)
+    opened: list[str] = []
+    sha256 = sha256_file
+    monkeypatch.setattr(
+        "shards.formats.canonical.sha256_file", lambda path: (opened.append(path.name), sha256(path))[1]
+    )
+    monkeypatch.setattr("shards.formats.beir.read_corpus", lambda path: opened.append("the corpus"))
+    dataset = open_dataset(beir)
+    assert "corpus.jsonl" not in opened
+    assert "the corpus" not in opened
+    assert "queries.jsonl" in opened
+    assert dataset.num_documents == 3
+    assert (dataset.fingerprint, dataset.qrels, dataset.queries) == (
+        checked.fingerprint,
+        checked.qrels,
+        checked.queries,
+    )
+    assert dataset.dropped == {"document given twice": 4}
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (appended("corpus.jsonl", "\n"), "corpus.jsonl has 134 bytes, dataset.json says 133"),
+        (removed("qrels/test.tsv"), "lacks qrels/test.tsv"),
+        (appended("qrels/dev.tsv", "q1\td1\t1\n"), "holds qrels/dev.tsv, which dataset.json does not list"),
+        (replaced("qrels/train.tsv", "d1\t1", "d1\t2"), "train.tsv was changed since it was converted"),
+        (replaced("dataset.json", '"version": 1', '"version": 2'), "is damaged: it has version 2"),
+        (replaced("dataset.json", '"sha256": "', '"sha256": "0'), "its fingerprint is not that of the files"),
+        (replaced("dataset.json", '"kept"', '"lost"'), "is damaged: KeyError"),
+        (appended("dataset.json", "}"), "is damaged"),
+    ],
+)
+def test_a_converted_folder_that_was_changed_is_refused(beir: Path, change: Callable[[Path], None], part: str) -> None:
+    describe(beir)
+    change(beir)
+    assert part in refusal(beir)
+
+
+def test_what_is_made_of_a_converted_folder_or_said_by_another_program_does_not_count(beir: Path) -> None:
+    describe(beir)
+    (beir / "shards" / "model").mkdir(parents=True)
+    (beir / "shards" / "model" / "manifest.json").write_text("{}")
+    (beir / ".hidden").write_text("x")
+    assert open_dataset(beir).num_documents == 3
+    (beir / "dataset.json").write_text('{"name": "of another program"}')
+    assert open_dataset(beir).dropped == {}

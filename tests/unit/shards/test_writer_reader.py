@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import multiprocessing
 import pickle
@@ -14,12 +15,14 @@ import numpy as np
 import pytest
 import webdataset  # type: ignore[import-untyped]
 
+from shards.docids import write_docids
 from shards.errors import ArtifactError, DataError
+from shards.files import sha256_file
 from shards.manifest import CorpusManifest, ShardEntry, TokenStream
 from shards.partition import assign
 from shards.reader import CorpusShards
 from shards.records import Document
-from shards.writer import Tokenization, publish_manifest, render, unpublish, write_docids, write_shard
+from shards.writer import Tokenization, begin_corpus, publish_manifest, render, write_shard
 
 TEMPLATE = "{title} [SEP] {text}"
 RETRIEVER = TokenStream("retriever", "1" * 64, 24)
@@ -46,13 +49,10 @@ def make_documents(count: int) -> list[Document]:
 def write_corpus(
     folder: Path, documents: Sequence[Document], per_shard: int, streams: Sequence[Tokenization] = STREAMS
 ) -> CorpusManifest:
-    entries = [
+    for number, first in reversed(list(enumerate(range(0, len(documents), per_shard)))):  # ranks write in any order
         write_shard(documents[first : first + per_shard], folder, number, first, streams, TEMPLATE)
-        for number, first in enumerate(range(0, len(documents), per_shard))
-    ]
     return publish_manifest(
         folder,
-        reversed(entries),  # the ranks' entries come in any order
         [document.id for document in documents],
         dataset_sha256="3" * 64,
         template=TEMPLATE,
@@ -160,24 +160,65 @@ def test_without_a_manifest_there_is_no_corpus(tmp_path: Path) -> None:
         CorpusShards.open(tmp_path)
 
 
-def test_unpublish_clears_what_an_earlier_corpus_left(tmp_path: Path) -> None:
+def made_of(source: str) -> dict[str, str]:
+    return {"dataset_sha256": source}
+
+
+def test_an_interrupted_writing_goes_on_with_what_is_missing(tmp_path: Path) -> None:
+    """A run that was killed while it wrote the shards of millions of passages began anew."""
+    documents = make_documents(9)
+    whole = write_corpus(tmp_path / "whole", documents, 2)
+    folder = tmp_path / "cut"
+    assert begin_corpus(folder, made_of("a")) == set()
+    for number in (0, 3):
+        write_shard(documents[2 * number : 2 * number + 2], folder, number, 2 * number, STREAMS, TEMPLATE)
+    (folder / "000001.tar").write_bytes(b"a tar whose record was not written any more")
+    (folder / ".000002.tar.tmp-0123").write_bytes(b"half")
+    untouched = (folder / "000003.tar").stat().st_mtime_ns
+    assert begin_corpus(folder, made_of("a")) == {0, 3}
+    assert not list(folder.glob("000001*")) + list(folder.glob(".0*"))
+    for number in (1, 2, 4):
+        write_shard(documents[2 * number : 2 * number + 2], folder, number, 2 * number, STREAMS, TEMPLATE)
+    assert (folder / "000003.tar").stat().st_mtime_ns == untouched
+    docids = [document.id for document in documents]
+    streams = [tokenization.stream for tokenization in STREAMS]
+    manifest = publish_manifest(folder, docids, dataset_sha256="3" * 64, template=TEMPLATE, streams=streams)
+    assert manifest.sha256 == whole.sha256
+    assert sorted(snapshot(folder)) == sorted(snapshot(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("damage", ["short", "no offsets", "half a record"])
+def test_a_shard_that_is_not_whole_is_written_again(tmp_path: Path, damage: str) -> None:
+    begin_corpus(tmp_path, made_of("a"))
+    write_shard(make_documents(2), tmp_path, 0, 0, STREAMS, TEMPLATE)
+    if damage == "short":
+        (tmp_path / "000000.tar").write_bytes((tmp_path / "000000.tar").read_bytes()[:-1])
+    elif damage == "no offsets":
+        (tmp_path / "000000.offsets.npy").unlink()
+    else:
+        record = tmp_path / "000000.entry.json"
+        record.write_text(record.read_text()[:40])
+    assert begin_corpus(tmp_path, made_of("a")) == set()
+
+
+def test_beginning_another_corpus_clears_what_an_earlier_one_left(tmp_path: Path) -> None:
+    begin_corpus(tmp_path, made_of("a"))
     write_corpus(tmp_path, make_documents(9), 2)
-    (tmp_path / ".000000.tar.tmp-0123").write_bytes(b"half")
+    write_shard(make_documents(2), tmp_path, 7, 14, STREAMS, TEMPLATE)
     (tmp_path / "notes.txt").write_text("mine")
-    unpublish(tmp_path)
-    assert list(snapshot(tmp_path)) == ["notes.txt"]
+    assert begin_corpus(tmp_path, made_of("b")) == set()
+    assert list(snapshot(tmp_path)) == ["notes.txt", "plan.json"]
     write_corpus(tmp_path, make_documents(4), 2)
     assert CorpusShards.open(tmp_path, verify=True).num_documents == 4
-    unpublish(tmp_path / "absent")
 
 
 def test_a_hole_among_the_shards_is_not_published(tmp_path: Path) -> None:
     documents = make_documents(6)
-    entries = [write_shard(documents[i : i + 2], tmp_path, i // 2, i, STREAMS, TEMPLATE) for i in (0, 4)]
+    for i in (0, 4):
+        write_shard(documents[i : i + 2], tmp_path, i // 2, i, STREAMS, TEMPLATE)
     with pytest.raises(ArtifactError, match=r"000002.tar at place 1"):
         publish_manifest(
             tmp_path,
-            entries,
             [document.id for document in documents],
             dataset_sha256="3" * 64,
             template=TEMPLATE,
@@ -232,7 +273,7 @@ def test_random_access_equals_sequential_and_the_source(tmp_path: Path) -> None:
             assert ids.dtype == sequential[index].dtype == np.uint32
             assert ids.tolist() == sequential[index].tolist() == expected_ids(documents[index], factor, limit)
     assert [corpus.document(index) for index in range(11)] == documents
-    assert corpus.docids == [document.id for document in documents]
+    assert list(corpus.docids) == [document.id for document in documents]
     assert [corpus.index_of(document.id) for document in documents] == list(range(11))
 
 
@@ -242,7 +283,7 @@ def test_docids_and_texts_of_any_kind(tmp_path: Path) -> None:
     documents = [Document(docid, "", f"text\nof {docid}\0") for docid in ids]
     write_corpus(tmp_path, documents, 4)
     corpus = CorpusShards.open(tmp_path, verify=True)
-    assert corpus.docids == ids
+    assert list(corpus.docids) == ids
     assert [corpus.document(i) for i in range(len(ids))] == documents
     read = [ids.tolist() for shard in range(3) for _, ids in corpus.iterate(shard, "ranker")]
     assert read == [expected_ids(document, 2, 400) for document in documents]
@@ -358,6 +399,16 @@ def damage(
     return corpus.manifest.shards[0]
 
 
+def with_present_hashes(corpus: CorpusShards) -> CorpusShards:
+    """Return a corpus whose manifest vouches for the damaged tar, to see what is noticed even so."""
+    path = corpus.folder / "000000.tar"
+    first, *others = corpus.manifest.shards
+    present = {"num_bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    present["offsets_sha256"] = sha256_file(corpus.folder / first.offsets_name)
+    shards = (dataclasses.replace(first, **present), *others)
+    return CorpusShards(corpus.folder, dataclasses.replace(corpus.manifest, shards=shards))
+
+
 @pytest.mark.parametrize(
     ("document", "member", "extra_bytes"),
     [(3, 0, 0), (3, 1, 0), (3, 2, 0), (3, 0, 100), (3, 0, 512), (3, 0, 520), (3, 2, 516), (0, 0, 0)],
@@ -373,8 +424,10 @@ def test_a_cut_shard_is_found_on_opening_and_by_a_pass(
         CorpusShards.open(corpus.folder)
     assert "write the shards again" in str(error.value)
     read: list[int] = []
+    with pytest.raises(ArtifactError, match=rf"000000.tar has {end} bytes"):
+        next(CorpusShards(corpus.folder, corpus.manifest).iterate(0, "retriever"))
     with pytest.raises(ArtifactError, match=r"000000\.tar"):  # noqa: PT012  the documents before the cut are counted
-        for index, _ in CorpusShards(corpus.folder, corpus.manifest).iterate(0, "retriever"):
+        for index, _ in with_present_hashes(corpus).iterate(0, "retriever"):
             read.append(index)
     # A sample is given out once the next one has begun, so an error may come before the last whole one.
     assert read == list(range(len(read)))
@@ -417,8 +470,22 @@ def test_one_flipped_bit_of_a_header_is_found_by_a_pass(corpus: CorpusShards) ->
         return content
 
     damage(corpus, flip)
-    with pytest.raises(ArtifactError, match=r"000000\.tar"):
-        list(CorpusShards.open(corpus.folder).iterate(0, "retriever"))
+    for reopened, fact in ((CorpusShards.open(corpus.folder), "sha256"), (with_present_hashes(corpus), "000000")):
+        with pytest.raises(ArtifactError, match=fact):
+            list(reopened.iterate(0, "retriever"))
+
+
+def test_one_flipped_bit_of_a_payload_is_found_by_a_pass(corpus: CorpusShards) -> None:
+    """A flipped bit in a token id gave a document another word, and nobody noticed."""
+    position = header_of(corpus, 2, 1) + 512
+
+    def flip(content: bytearray) -> bytearray:
+        content[position] ^= 1
+        return content
+
+    damage(corpus, flip)
+    with pytest.raises(ArtifactError, match=r"000000\.tar has sha256"):
+        next(CorpusShards.open(corpus.folder).iterate(0, "retriever"))
 
 
 @pytest.mark.parametrize("name", ["000000.tar", "000000.offsets.npy", "docids.txt"])
@@ -441,7 +508,9 @@ def test_docids_of_another_corpus_are_found_at_first_use(corpus: CorpusShards) -
         CorpusShards.open(corpus.folder).index_of("d.1")
 
 
-@pytest.mark.parametrize("name", ["000001.tar", "000001.offsets.npy", "docids.txt"])
+@pytest.mark.parametrize(
+    "name", ["000001.tar", "000001.offsets.npy", "docids.txt", "docids.offsets.npy", "docids.lookup.npy"]
+)
 def test_a_missing_file_is_named(corpus: CorpusShards, name: str) -> None:
     (corpus.folder / name).unlink()
     with pytest.raises(ArtifactError, match=f"{name} is missing.*write the shards again"):
@@ -459,7 +528,7 @@ def test_an_extra_shard_is_named(corpus: CorpusShards) -> None:
 def test_swapped_shards_are_found_by_a_pass_and_by_random_access(corpus: CorpusShards) -> None:
     other = (corpus.folder / "000001.tar").read_bytes()
     damage(corpus, lambda _: other)
-    swapped = CorpusShards(corpus.folder, corpus.manifest)
+    swapped = with_present_hashes(corpus)
     with pytest.raises(ArtifactError, match=r"a sample 000000005 .*Expected: document 0 "):
         next(swapped.iterate(0, "retriever"))
     with pytest.raises(ArtifactError, match=r"has no 000000000\.retriever\.ids"):
@@ -470,7 +539,7 @@ def test_a_shard_with_more_documents_than_promised_is_refused(corpus: CorpusShar
     more = make_documents(6)
     write_shard(more, corpus.folder, 0, 0, STREAMS, TEMPLATE)
     with pytest.raises(ArtifactError, match="no more documents"):
-        list(CorpusShards(corpus.folder, corpus.manifest).iterate(0, "retriever"))
+        list(with_present_hashes(corpus).iterate(0, "retriever"))
 
 
 def test_offsets_of_another_shape_are_refused(corpus: CorpusShards) -> None:
