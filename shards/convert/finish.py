@@ -25,6 +25,7 @@ from shards.formats.layout import repeated
 from shards.formats.stream import place
 
 FINAL, MARKS = "final", "marks"
+_JUDGED = ("qrels/", "exclusions/")
 HEADER = b"query-id\tcorpus-id\tscore\n"
 
 
@@ -44,7 +45,7 @@ class Finisher:
 
     def names(self) -> list[str]:
         """Return the outputs in the order in which they must be made: judgements before what they complete."""
-        order = {CORPUS: 0, QUERIES: 1, "qrels": 2, "training": 3, "runs": 4}
+        order = {CORPUS: 0, QUERIES: 1, "qrels": 2, "exclusions": 2, "training": 3, "runs": 4}
         return sorted(self._rows, key=lambda name: (order[name.split("/")[0]], name))
 
     def make(self, name: str) -> tuple[int, dict[str, int], Path]:
@@ -69,7 +70,7 @@ class Finisher:
                 return self._rows[name], {}, raw
             with write_atomically(made) as temporary, open(temporary, "wb") as file:
                 kept = 0
-                file.write(HEADER if name.startswith("qrels/") else b"")
+                file.write(HEADER if name.startswith(_JUDGED) else b"")
                 for row in rows:
                     file.write(row)
                     kept += 1
@@ -104,16 +105,16 @@ class Finisher:
         documents, num_documents = self._marks(name, "document", CORPUS)
         again, num_again = self._marks(name, "pair")
         same, _ = self._marks(name, "same")
-        if not (num_queries or num_documents or num_again) and not name.startswith("qrels/"):
+        if not (num_queries or num_documents or num_again) and not name.startswith(_JUDGED):
             return None
         return self._known_pairs(name, [queries, documents, again, same], num_documents)
 
     def _known_pairs(self, name: str, marks: list[Path | None], num_unknown: int) -> Iterator[bytes]:
-        what = "judgement" if name.startswith("qrels/") else "row of a run"
+        what = "judgement" if name.startswith(_JUDGED) else "row of a run"
         rows = zip(self._raw(name), *(read_marks(path) for path in marks), strict=False)
         for number, (row, no_query, no_document, is_again, is_same) in enumerate(rows):
             columns = row.decode().split()
-            qid, docid = columns[0], columns[1 if name.startswith("qrels/") else 2]
+            qid, docid = columns[0], columns[1 if name.startswith(_JUDGED) else 2]
             if no_query:
                 self._unknown("query", qid, what, id_log(name, "query"), number, self._options.on_error)
             elif no_document:

@@ -27,6 +27,8 @@ class Judgement:
     qid: str
     docid: str
     grade: int
+    folder: str = "qrels"
+    """`qrels`; or `exclusions`, for a document that is no negative of the query though nobody judged it relevant."""
 
 
 @dataclass(slots=True)

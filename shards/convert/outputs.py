@@ -3,6 +3,7 @@
     raw/corpus.jsonl            ids: key (and same, where a document may rightly be given again)
     raw/queries.jsonl           ids: key, same
     raw/qrels/SPLIT.tsv         ids: query, document, pair, same
+    raw/exclusions/SPLIT.tsv    likewise
     raw/training/SPLIT.jsonl    ids: query, document (several a row)
     raw/runs/NAME.trec          ids: query, document, pair
 
@@ -131,7 +132,7 @@ class Outputs:
         elif isinstance(item, Judgement):
             row = f"{item.qid}\t{item.docid}\t{item.grade}"
             pair = f"{item.qid}\t{item.docid}"
-            name = f"qrels/{item.split}.tsv"
+            name = f"{item.folder}/{item.split}.tsv"
             self._write(name, row, source, line, query=item.qid, document=item.docid, pair=pair, same=row)
         elif isinstance(item, RunRow):
             row = f"{item.qid} Q0 {item.docid} {item.rank} {item.score} {item.tag}"

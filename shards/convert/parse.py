@@ -63,7 +63,11 @@ def query_line(source: Source, text: str, line: int) -> list[Item]:
 def judgement_line(source: Source, text: str, line: int) -> list[Item]:
     """Read a judgement of four columns or two."""
     row = msmarco.judgement_of(text, source.path, line)
-    return [Judgement(source.split, *row)] if row else []
+    return [Judgement(source.split, *row, _folder_of(source))] if row else []
+
+
+def _folder_of(source: Source) -> str:
+    return "exclusions" if source.kind.endswith("exclusions") else "qrels"
 
 
 def beir_judgement_line(source: Source, text: str, line: int) -> list[Item]:
@@ -72,7 +76,8 @@ def beir_judgement_line(source: Source, text: str, line: int) -> list[Item]:
     if row is None:
         return []
     where = place(source.path, line)
-    return [Judgement(source.split, id_of(row[0], "query-id", where), id_of(row[1], "corpus-id", where), row[2])]
+    qid, docid = id_of(row[0], "query-id", where), id_of(row[1], "corpus-id", where)
+    return [Judgement(source.split, qid, docid, row[2], _folder_of(source))]
 
 
 def run_line(source: Source, text: str, line: int) -> list[Item]:

@@ -84,7 +84,9 @@ def _line_parser(source: Source, options: Options) -> Callable[[str, int], list[
         "collection": parse.passage_line,
         "queries": parse.query_line,
         "judgements": parse.judgement_line,
+        "exclusions": parse.judgement_line,
         "beir judgements": parse.beir_judgement_line,
+        "beir exclusions": parse.beir_judgement_line,
         "run": parse.run_line,
     }[source.kind]
     return lambda text, line: by_line(source, text, line)

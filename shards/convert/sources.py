@@ -61,6 +61,9 @@ _RULES = [
     ("msmarco", r"(^|/)qidpidtriples[^/]*$", "triples"),
     ("msmarco trec", r"top1000[^/]*$", "top1000"),
     ("beir", r"(^|/)qrels/[^/]*\.tsv$", "beir judgements"),
+    ("beir", r"(^|/)exclusions/[^/]*\.tsv$", "beir exclusions"),
+    # RocketQA's further positives, found by matching texts: good enough to be no negatives, not to be trained on.
+    ("msmarco", r"qrels?[^/]*addition[^/]*$", "exclusions"),
     ("msmarco trec", r"(qrels?[^/]*(\.tsv|\.txt)?|\.qrels?)$", "judgements"),
     ("trec", r"topics[^/]*$", "topics"),
     ("trec msmarco", r"(\.(trec|run)$|(^|/)runs?[./])", "run"),
@@ -91,7 +94,9 @@ _RANKS = {
     "json queries": 1,
     "table queries": 1,
     "judgements": 2,
+    "exclusions": 2,
     "beir judgements": 2,
+    "beir exclusions": 2,
     "table judgements": 2,
     "json judgements": 2,
 }

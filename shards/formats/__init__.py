@@ -10,6 +10,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -32,11 +33,20 @@ _MARKS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What a pass over the whole folder has found, for other processes that open it."""
+
+    fingerprint: str
+    num_documents: int
+
+
 def open_dataset(
     path: Path,
     format: Literal["auto", "beir", "dpr", "msmarco"] = "auto",
     *,
     on_unknown_docid: Literal["error", "drop"] = "error",
+    checked: Checked | None = None,
 ) -> Dataset:
     """Read a data folder and check all of it.
 
@@ -45,6 +55,7 @@ def open_dataset(
         format: Its layout; `auto` looks at the names of its files.
         on_unknown_docid: What a judgement of a document that the corpus lacks does: stop, or be dropped and counted
             (for a corpus that is a part of the one that was judged).
+        checked: What another process found when it opened the folder; the corpus is not gone through again then.
 
     Returns:
         The data set. Documents without title and text that no judgement names, queries without a positive, and queries
@@ -66,8 +77,11 @@ def open_dataset(
         name = _layout_of(path) if format == "auto" else format
         layout = _READERS[name](path)
         dropped = layout.dropped + layout.judgements.dropped
-        num_documents = _check_corpus(layout, dropped, drop_unknown=on_unknown_docid == "drop")
-        fingerprint = _fingerprint(path, layout.files)
+        found = checked or Checked(
+            num_documents=_check_corpus(layout, dropped, drop_unknown=on_unknown_docid == "drop"),
+            fingerprint=_fingerprint(path, layout.files),
+        )
+        num_documents, fingerprint = found.num_documents, found.fingerprint
     qrels = _usable(path, layout, dropped)
     if unjudged := len(layout.queries) - len({qid for judged in layout.judgements.qrels.values() for qid in judged}):
         dropped["query without a judgement"] += unjudged
@@ -81,6 +95,7 @@ def open_dataset(
         fingerprint=fingerprint,
         num_documents=num_documents,
         read_documents=lambda: _documents(layout),
+        exclusions=layout.exclusions,
     )
 
 

@@ -1,10 +1,11 @@
-"""The BEIR layout: `corpus.jsonl`, `queries.jsonl` and `qrels/{train,dev,test}.tsv`.
+"""The BEIR layout: `corpus.jsonl`, `queries.jsonl` and `qrels/{train,dev,test}.tsv`; `exclusions/*.tsv` if there are.
 
     corpus.jsonl    {"_id": ..., "title": ..., "text": ...}      the title may be left out
     queries.jsonl   {"_id": ..., "text": ..., "answers": [...]}  answers may be left out, or lie under "metadata"
     qrels/*.tsv     query-id TAB corpus-id TAB score, under a header
+    exclusions/*.tsv  the same columns: documents that are no negatives of a query, though not judged relevant
 
-Source: the BEIR benchmark's data format (Thakur et al. 2021); `answers` is an addition of ours.
+Source: the BEIR benchmark's data format (Thakur et al. 2021); `answers` and `exclusions` are additions of ours.
 """
 
 from __future__ import annotations
@@ -54,11 +55,30 @@ def read_layout(path: Path) -> Layout:
         read_judgements(file, split, judgements)
     return Layout(
         corpus=corpus,
-        files=[corpus, query_file, *splits.values()],
+        files=[corpus, query_file, *splits.values(), *sorted((path / "exclusions").glob("*.tsv"))],
         queries=queries,
         judgements=judgements,
         read_corpus=lambda: read_corpus(corpus),
+        exclusions=read_exclusions(path),
     )
+
+
+def read_exclusions(path: Path) -> dict[str, dict[str, list[str]]]:
+    """Read which documents are known to be no negatives: split -> qid -> docids.
+
+    Args:
+        path: The data folder; without `exclusions/SPLIT.tsv` there are none.
+
+    Raises:
+        BadRecord: A row is malformed.
+    """
+    found: dict[str, dict[str, list[str]]] = {}
+    for split in SPLITS:
+        file = path / "exclusions" / f"{split}.tsv"
+        for line, text in read_lines(file) if file.exists() else ():
+            if row := judgement_of(text, file, line):
+                found.setdefault(split, {}).setdefault(row[0], []).append(row[1])
+    return found
 
 
 def _read_queries(path: Path) -> dict[str, Query]:

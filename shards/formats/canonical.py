@@ -3,6 +3,7 @@
     corpus.jsonl              {"_id", "title", "text"}
     queries.jsonl             {"_id", "text", "answers"?, "metadata"?: {"split"}}
     qrels/SPLIT.tsv           query-id TAB corpus-id TAB score, under a header
+    exclusions/SPLIT.tsv      the same columns: documents that are no negatives of the query
     training/SPLIT.jsonl      {"query_id", "positive_ids", "negative_ids", "scores"?, "sources"?}
     runs/NAME.trec            qid Q0 docid rank score tag
     dataset.json              written last: inputs, options, counts, and each file's bytes and SHA-256
@@ -36,7 +37,7 @@ PARTIAL_NAME = ".partial"
 FORMAT, VERSION = "sparring-dataset", 1
 CORPUS, QUERIES = "corpus.jsonl", "queries.jsonl"
 _NOT_OURS = ("shards",)  # made of the folder, and with manifests of their own
-_HASHED = (QUERIES, "qrels/")
+_HASHED = (QUERIES, "qrels/", "exclusions/")
 
 
 @dataclass(frozen=True)
@@ -219,4 +220,5 @@ def read_layout(path: Path, description: Description) -> Layout:
         read_corpus=lambda: beir.read_corpus(path / CORPUS),
         answer_splits=frozenset(description.answer_splits),
         dropped=Counter(description.dropped),
+        exclusions=beir.read_exclusions(path),
     )

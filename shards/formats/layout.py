@@ -119,6 +119,7 @@ class Layout:
         read_corpus: Streams (line, document) from the corpus file, documents without text too.
         answer_splits: Splits whose queries are kept without judgements, because answers are known of them.
         dropped: reason -> number of records left out.
+        exclusions: split -> qid -> docids that are known to be no negatives of the query.
     """
 
     corpus: Path
@@ -128,3 +129,4 @@ class Layout:
     read_corpus: Callable[[], Iterator[tuple[int, Document]]]
     answer_splits: frozenset[str] = frozenset()
     dropped: Counter[str] = field(default_factory=Counter)
+    exclusions: dict[str, dict[str, list[str]]] = field(default_factory=dict)

@@ -123,6 +123,29 @@ def test_rows_of_one_query_meet_wherever_they_lie(source: Path) -> None:
     assert open_dataset(report.path).num_documents == 4
 
 
+def test_further_positives_become_exclusions_and_no_positives(source: Path) -> None:
+    """Symptom: passages that merely match a text are trained on as positives; or, left out, as hard negatives."""
+    files = {
+        "collection.tsv": "1\ta\n2\tb\n3\tc\n",
+        "queries.train.tsv": "q1\tone\nq2\ttwo\n",
+        "qrels.train.tsv": "q1\t0\t1\t1\nq2\t0\t2\t1\n",
+        "qrels.train.addition.tsv": "q1\t3\nq1\t2\n",
+    }
+    write(source, files)
+    report = converted(source)
+    assert report.description.kept["exclusions/train.tsv"] == 2
+    dataset = open_dataset(report.path)
+    assert dataset.qrels["train"] == {"q1": {"1": 1}, "q2": {"2": 1}}
+    assert dataset.exclusions == {"train": {"q1": ["3", "2"]}}
+    again = convert([report.path], source.parent / "again", Options())
+    assert open_dataset(again.path).exclusions == dataset.exclusions
+    (report.path / "dataset.json").unlink()
+    assert open_dataset(report.path).exclusions == dataset.exclusions
+    (report.path / "exclusions" / "train.tsv").write_text("q1\t3\n")
+    with pytest.raises(DataError, match=r"exclusions/train\.tsv line 1 has 2 columns"):
+        open_dataset(report.path)
+
+
 def test_titles_in_a_file_of_their_own_are_put_to_their_passages(source: Path) -> None:
     write(
         source,
@@ -143,7 +166,8 @@ def test_titles_in_a_file_of_their_own_are_put_to_their_passages(source: Path) -
         ("2", ""),
         ("3", "Three"),
     ]
-    assert dataset.qrels == {"train": {"5": {"0": 1, "1": 1}}, "dev": {"6": {"3": 1}}}
+    assert dataset.qrels == {"train": {"5": {"0": 1}}, "dev": {"6": {"3": 1}}}
+    assert dataset.exclusions == {"train": {"5": ["1"]}}
     write(source, {"para.title.txt": "3\tThree\n0\tZero\n"})
     with pytest.raises(DataError, match="title of passage '0'"):
         convert([source], source.parent / "other", Options())
