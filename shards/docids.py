@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import shutil
+import tempfile
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +23,20 @@ import numpy as np
 import numpy.typing as npt
 
 from shards.errors import ArtifactError, DataError
-from shards.files import save_array, sha256_file, write_atomically
+from shards.files import sha256_file, write_atomically
 
 DOCIDS_NAME = "docids.txt"
 _OFFSETS_NAME, _LOOKUP_NAME = "docids.offsets.npy", "docids.lookup.npy"
+_NUM_BUCKETS, _WAITING = 256, 4096
 NAMES = (DOCIDS_NAME, _OFFSETS_NAME, _LOOKUP_NAME)
 
 
 def write_docids(folder: Path, docids: Iterable[str]) -> tuple[int, str]:
-    """Write the table of docids.
+    """Write the table of docids, in a few megabytes of memory for any number of them.
 
     Args:
         folder: The corpus folder.
-        docids: All docids in the order of the global indices; each only once. Streamed: 24 bytes of each are held.
+        docids: All docids in the order of the global indices; each only once. Streamed.
 
     Returns:
         How many there are, and the hash of the bytes of `docids.txt`.
@@ -41,24 +44,73 @@ def write_docids(folder: Path, docids: Iterable[str]) -> tuple[int, str]:
     Raises:
         DataError: A docid repeats, is empty or holds a line break.
     """
-    digest, hashes, offsets = hashlib.sha256(), array("Q"), array("q", [0])
-    with write_atomically(folder / DOCIDS_NAME) as temporary:
-        with open(temporary, "wb") as file:
+    digest, num_docids, offset = hashlib.sha256(), 0, 0
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".docids.tmp-") as name:
+        scratch = Path(name)
+        with (
+            write_atomically(folder / DOCIDS_NAME) as temporary,
+            open(temporary, "wb") as lines,
+            open(scratch / "offsets", "wb") as offsets,
+            _Buckets(scratch) as buckets,
+        ):
             for docid in docids:
                 check_docid(docid)
                 line = docid.encode() + b"\n"
                 digest.update(line)
-                file.write(line)
-                hashes.append(_hash(docid))
-                offsets.append(offsets[-1] + len(line))
-        hashes_N = np.frombuffer(hashes, dtype=np.uint64)
-        order_N = np.argsort(hashes_N, kind="stable")
-        _refuse_repeats(temporary, np.frombuffer(offsets, dtype=np.int64), hashes_N, order_N)
-    lookup_N2 = np.stack([hashes_N[order_N], order_N.astype(np.uint64)], axis=1)
-    for name, table in ((_OFFSETS_NAME, np.frombuffer(offsets, dtype=np.int64)), (_LOOKUP_NAME, lookup_N2)):
-        with write_atomically(folder / name, num_bytes=table.nbytes) as temporary:
-            save_array(temporary, table)
-    return len(hashes), digest.hexdigest()
+                lines.write(line)
+                offsets.write(offset.to_bytes(8, "little"))
+                buckets.add(_hash(docid), num_docids)
+                num_docids, offset = num_docids + 1, offset + len(line)
+            offsets.write(offset.to_bytes(8, "little"))
+        _publish(folder / _OFFSETS_NAME, "<i8", (num_docids + 1,), [scratch / "offsets"])
+        offsets_N = np.load(folder / _OFFSETS_NAME, mmap_mode="r", allow_pickle=False)
+        for path in buckets.paths:
+            entries_N2 = np.fromfile(path, dtype=np.uint64).reshape(-1, 2)
+            entries_N2 = entries_N2[np.argsort(entries_N2[:, 0], kind="stable")]
+            _refuse_repeats(folder / DOCIDS_NAME, offsets_N, entries_N2)
+            entries_N2.tofile(path)
+        _publish(folder / _LOOKUP_NAME, "<u8", (num_docids, 2), buckets.paths)
+    return num_docids, digest.hexdigest()
+
+
+class _Buckets:
+    """(hash, index) pairs in files by the first bits of the hash, so that each file can be sorted alone."""
+
+    def __init__(self, folder: Path) -> None:
+        self.paths = [folder / f"bucket-{number:03d}" for number in range(_NUM_BUCKETS)]
+        self._waiting = [array("Q") for _ in self.paths]
+        for path in self.paths:
+            path.touch()
+
+    def __enter__(self) -> _Buckets:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number in range(_NUM_BUCKETS):
+            self._flush(number)
+
+    def add(self, hash_of_docid: int, index: int) -> None:
+        number = hash_of_docid * _NUM_BUCKETS >> 64
+        self._waiting[number].extend((hash_of_docid, index))
+        if len(self._waiting[number]) >= _WAITING:
+            self._flush(number)
+
+    def _flush(self, number: int) -> None:
+        with open(self.paths[number], "ab") as file:  # not held open: there are more than a process may have
+            file.write(self._waiting[number].tobytes())
+        self._waiting[number] = array("Q")
+
+
+def _publish(path: Path, dtype: str, shape: tuple[int, ...], pieces: Sequence[Path]) -> None:
+    """Make one .npy file of raw pieces."""
+    header = {"descr": dtype, "fortran_order": False, "shape": shape}
+    num_bytes = sum(piece.stat().st_size for piece in pieces)
+    with write_atomically(path, num_bytes=num_bytes) as temporary, open(temporary, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for piece in pieces:
+            with open(piece, "rb") as source:
+                shutil.copyfileobj(source, file)
 
 
 def check_docid(docid: str) -> None:
@@ -157,20 +209,16 @@ def _hash(docid: str) -> int:
     return int.from_bytes(hashlib.blake2b(docid.encode(), digest_size=8).digest(), "little")
 
 
-def _refuse_repeats(
-    path: Path,
-    offsets_N: npt.NDArray[np.int64],
-    hashes_N: npt.NDArray[np.uint64],
-    order_N: npt.NDArray[np.int64],
-) -> None:
+def _refuse_repeats(path: Path, offsets_N: npt.NDArray[np.int64], entries_N2: npt.NDArray[np.uint64]) -> None:
     """Compare the docids whose hashes are equal, which are few where all docids differ."""
-    equal = np.flatnonzero(hashes_N[order_N[1:]] == hashes_N[order_N[:-1]])
-    suspects = np.unique(np.concatenate([order_N[equal], order_N[equal + 1]]))
+    equal = np.flatnonzero(entries_N2[1:, 0] == entries_N2[:-1, 0])
+    suspects = np.unique(np.concatenate([entries_N2[equal, 1], entries_N2[equal + 1, 1]]))
     seen: dict[bytes, int] = {}
     with open(path, "rb") as file:
         for index in suspects.tolist():
-            file.seek(int(offsets_N[index]))
-            line = file.read(int(offsets_N[index + 1] - offsets_N[index]) - 1)
+            start, stop = offsets_N[index : index + 2].tolist()
+            file.seek(start)
+            line = file.read(stop - start - 1)
             if line in seen:
                 raise DataError(
                     f"the docid {line.decode()!r} occurs twice in the corpus, as document {seen[line]} and {index}",

@@ -1,9 +1,8 @@
 """Writes a corpus: documents tokenised once, into tar shards that later stages only read.
 
 Any rank may write any shard and leaves a record next to it; the rank that publishes collects the records and writes
-the manifest last. A shard that has its record is finished: a writing that was interrupted goes on with the others. A
-shard's bytes depend on its documents and streams alone, so writing it again gives the same file. In the tar, document 42
-is
+the manifest last. A shard that has its record is finished: a writing that was interrupted goes on with the others. Its
+bytes depend on its documents and streams alone, so writing it again gives the same file. In the tar, document 42 is
 
     000000042.json              {"id": ..., "title": ..., "text": ...}
     000000042.<stream>.ids      token ids, little-endian uint32, no special tokens
@@ -17,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import string
 import tarfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -129,7 +129,9 @@ def begin_corpus(folder: Path, made_of: Mapping[str, Any]) -> set[int]:
     keep = {name for entry in finished.values() for name in (entry.name, entry.offsets_name, _entry_name(entry.number))}
     patterns = ("[0-9]*.tar", "[0-9]*.offsets.npy", "[0-9]*.entry.json", *DOCID_FILES, ".*.tmp-*")
     for path in [path for pattern in patterns for path in folder.glob(pattern)]:
-        if path.name not in keep:
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in keep:
             path.unlink(missing_ok=True)
     write_json(folder / _PLAN, made_of)
     return set(finished)
