@@ -5,13 +5,19 @@ hold whole weights (a ZeRO-3 engine's forward is a collective, and uneven shards
 evaluation mode, since dropout would show in no error. A shard whose part is finished is skipped, which is all that
 resuming an encoding takes.
 
-Inputs are sorted by length before they are batched, so that a batch is padded by little; results go back into the
-given order. Shapes: N documents, Q queries, L tokens, D embedding dimension.
+Inputs are sorted by length before they are batched; results go back into the given order. A `PackedEncoder` computes
+no padding at all, another encoder little of it. On CPUs every thread encodes batches of its own: operations so small
+lose more time where threads meet than they win, and activations of few tokens stay in the core's cache. Batches are
+formed within a shard, by lengths alone, and each is computed by one thread: an embedding's bytes do not depend on who
+encodes the shard, nor on the number of threads.
+
+Shapes: N documents, Q queries, L tokens, D embedding dimension.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,14 +27,18 @@ import torch
 from torch import Tensor
 
 from engine.errors import TrainingError
-from engine.models.template import Input, InputTemplate
+from engine.models.packed import PackedEncoder
+from engine.models.retriever import PaddedEncoder
+from engine.models.template import InputTemplate
 from shards.embeddings import Stamp, part_is_complete, write_part
 from shards.reader import CorpusShards
 
-Encoder = Callable[[dict[str, Tensor]], Tensor]
-"""Maps a padded batch (`input_ids` [N, L], ...) to embeddings [N, D]."""
+Encoder = PackedEncoder | PaddedEncoder
+"""`Retriever.document_encoder()` and `query_encoder()` return the best for a model."""
 
 _PAD_TO_MULTIPLE_OF = 8
+_CPU_TOKENS_PER_BATCH = 1024
+"""A thread's activations of more tokens leave its cache: slower, measured by benchmarks/encode.py."""
 
 
 def encode_documents(
@@ -36,7 +46,7 @@ def encode_documents(
     template: InputTemplate,
     shards: CorpusShards,
     stream: str,
-    shard_numbers: Sequence[int],
+    shard_numbers: Iterable[int],
     folder: Path,
     stamp: Stamp,
     *,
@@ -53,11 +63,12 @@ def encode_documents(
         template: Adds the special tokens and pads.
         shards: The corpus.
         stream: The retriever's token stream.
-        shard_numbers: The shards that this rank encodes.
+        shard_numbers: The shards that this rank encodes; asked for the next one only when the last one is written.
         folder: The store's folder.
         stamp: What the encoder's weights and the corpus are.
         max_length: Tokens of a document, special tokens included.
-        tokens_per_batch: Padded tokens of a forward at most; a longer document has a forward of its own.
+        tokens_per_batch: Tokens of a forward at most, padding included; a longer document has a forward of its own.
+            On a CPU 1024 at most, which is faster.
         dtype: Type of the stored embeddings.
         device: Where the encoder is.
         progress: Called with (documents, tokens without padding) after each forward, and with (documents, 0) for a
@@ -72,8 +83,8 @@ def encode_documents(
             progress(entry.num_documents, 0)
             continue
         # The whole shard is read before any of it is encoded: damage at its end would else show after the work.
-        inputs = [template.single(ids.tolist(), max_length) for _, ids in shards.iterate(number, stream)]
-        embeddings_ND = _encode(encoder, template, inputs, tokens_per_batch, dtype, device, progress)
+        ids = [ids_L for _, ids_L in shards.iterate(number, stream)]
+        embeddings_ND = _encode(encoder, template, ids, max_length, tokens_per_batch, dtype, device, progress)
         write_part(folder, entry, embeddings_ND, stamp)
 
 
@@ -93,7 +104,8 @@ def encode_queries(
         template: Adds the special tokens and pads.
         query_ids: Token ids of each query, without special tokens; at least one query.
         max_length: Tokens of a query, special tokens included.
-        tokens_per_batch: Padded tokens of a forward at most; a longer query has a forward of its own.
+        tokens_per_batch: Tokens of a forward at most, padding included; a longer query has a forward of its own. On
+            a CPU 1024 at most, which is faster.
         device: Where the encoder is.
 
     Returns:
@@ -105,63 +117,126 @@ def encode_queries(
     """
     if not query_ids:
         raise ValueError("there is no query to encode")
-    inputs = [template.single(ids, max_length) for ids in query_ids]
-    queries_QD = _encode(encoder, template, inputs, tokens_per_batch, "float32", device, lambda _queries, _tokens: None)
+    queries_QD = _encode(
+        encoder,
+        template,
+        [np.asarray(ids, dtype=np.uint32) for ids in query_ids],
+        max_length,
+        tokens_per_batch,
+        "float32",
+        device,
+        lambda _queries, _tokens: None,
+    )
     bad = np.flatnonzero(~np.isfinite(queries_QD).all(axis=1))
     if bad.size:
         raise TrainingError(
-            f"the embedding of query {int(bad[0])} of {len(inputs)} is not finite, as are {bad.size - 1} more",
+            f"the embedding of query {int(bad[0])} of {len(query_ids)} is not finite, as are {bad.size - 1} more",
             expected="finite numbers, which a search can compare",
             remedy="look for a training run that diverged: lower the learning rate or start from an earlier checkpoint",
         )
     return queries_QD
 
 
-def batches_by_length(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[list[int]]:
-    """Group inputs of similar length under a budget of padded tokens.
+def batches_by_length(lengths: Sequence[int], tokens_per_batch: int, *, padded: bool = True) -> Iterator[list[int]]:
+    """Group inputs of similar length under a budget of tokens.
 
     Args:
         lengths: Tokens of each input, special tokens included.
-        tokens_per_batch: Padded tokens of a batch at most; an input that exceeds it alone is a batch of its own.
+        tokens_per_batch: Tokens of a batch at most; an input that exceeds it alone is a batch of its own.
+        padded: Count every input as long as the longest of its batch, rounded up.
 
     Yields:
         Places in `lengths`, longest first, so that a batch that does not fit into memory fails at the start. Every
         place is in one batch; the grouping depends on the lengths alone.
     """
     batch: list[int] = []
-    padded = 0
+    tokens = padded_length = 0
     for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
-        if batch and (len(batch) + 1) * padded > tokens_per_batch:
+        counted = padded_length if padded else lengths[place]
+        if batch and tokens + counted > tokens_per_batch:
             yield batch
-            batch = []
+            batch, tokens = [], 0
         if not batch:
-            padded = -(-lengths[place] // _PAD_TO_MULTIPLE_OF) * _PAD_TO_MULTIPLE_OF
+            padded_length = -(-lengths[place] // _PAD_TO_MULTIPLE_OF) * _PAD_TO_MULTIPLE_OF
+            counted = padded_length if padded else lengths[place]
         batch.append(place)
+        tokens += counted
     if batch:
         yield batch
 
 
-@torch.inference_mode()
 def _encode(
     encoder: Encoder,
     template: InputTemplate,
-    inputs: Sequence[Input],
+    ids: Sequence[npt.NDArray[np.uint32]],
+    max_length: int,
     tokens_per_batch: int,
     dtype: Literal["float16", "float32"],
     device: torch.device,
     progress: Callable[[int, int], None],
 ) -> npt.NDArray[Any]:
     """Return embeddings [N, D] of `dtype`, in the order of the inputs."""
-    lengths = [len(one.ids) for one in inputs]
-    embeddings_ND: npt.NDArray[Any] | None = None
-    for places in batches_by_length(lengths, tokens_per_batch):
-        batch = template.pad([inputs[place] for place in places], pad_to_multiple_of=_PAD_TO_MULTIPLE_OF)
-        encoded_ND = encoder({name: tensor.to(device) for name, tensor in batch.items()})
+    lengths = [min(len(ids_L) + template.num_special_single, max_length) for ids_L in ids]
+    found: list[npt.NDArray[Any]] = []
+
+    @torch.inference_mode()  # here, because the mode is a thread's own
+    def forward(places: list[int]) -> Tensor:
+        # Inputs are made when they are needed: Python's lists of numbers take ten times the memory of the arrays.
+        batch = [template.single(ids[place].tolist(), max_length) for place in places]
+        if isinstance(encoder, PackedEncoder):
+            encoded_ND = encoder(batch)
+        else:
+            padded = template.pad(batch, pad_to_multiple_of=_PAD_TO_MULTIPLE_OF)
+            encoded_ND = encoder({name: tensor.to(device) for name, tensor in padded.items()})
         # Rounded by torch: numpy would warn of the overflow that `write_part` turns into an error.
-        rounded_ND = encoded_ND.to(torch.float16 if dtype == "float16" else torch.float32).cpu().numpy()
-        if embeddings_ND is None:
-            embeddings_ND = np.empty((len(inputs), rounded_ND.shape[1]), dtype=dtype)
-        embeddings_ND[places] = rounded_ND
+        return encoded_ND.to(torch.float16 if dtype == "float16" else torch.float32)
+
+    def keep(places: list[int], rows_ND: Tensor) -> None:
+        if not found:
+            found.append(np.empty((len(ids), rows_ND.shape[1]), dtype=dtype))
+        found[0][places] = rows_ND.numpy()
         progress(len(places), sum(lengths[place] for place in places))
-    assert embeddings_ND is not None  # callers give at least one input: a shard holds one document or more
-    return embeddings_ND
+
+    on_cpu = device.type == "cpu"
+    budget = min(tokens_per_batch, _CPU_TOKENS_PER_BATCH) if on_cpu else tokens_per_batch
+    batches = batches_by_length(lengths, budget, padded=not isinstance(encoder, PackedEncoder))
+    (_compute_by_threads if on_cpu else _compute_queued)(forward, batches, keep)
+    return found[0]  # callers give at least one input: a shard holds one document or more
+
+
+def _compute_by_threads(
+    forward: Callable[[list[int]], Tensor],
+    batches: Iterable[list[int]],
+    keep: Callable[[list[int], Tensor], None],
+) -> None:
+    """Compute batches on the CPU, each by one thread, and keep each as it is finished."""
+    num_threads = torch.get_num_threads()
+    # The setting is each thread's own, but also what threads to come begin with.
+    executor = ThreadPoolExecutor(num_threads, "encode", initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        running = {executor.submit(forward, places): places for places in batches}
+        for future in as_completed(running):
+            keep(running.pop(future), future.result())
+    finally:
+        executor.shutdown(cancel_futures=True)
+        torch.set_num_threads(num_threads)
+
+
+def _compute_queued(
+    forward: Callable[[list[int]], Tensor],
+    batches: Iterable[list[int]],
+    keep: Callable[[list[int], Tensor], None],
+) -> None:
+    """Compute batches on a GPU, and prepare each while the one before it is computed."""
+    waiting: tuple[list[int], Tensor, torch.cuda.Event] | None = None
+    for places in batches:
+        rows_ND = forward(places).to("cpu", non_blocking=True)
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        copied.record()
+        if waiting:
+            waiting[2].synchronize()
+            keep(*waiting[:2])
+        waiting = places, rows_ND, copied
+    if waiting:
+        waiting[2].synchronize()
+        keep(*waiting[:2])

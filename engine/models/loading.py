@@ -173,8 +173,12 @@ def longest_input(config: Any) -> int | None:
     positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0:
         return None
-    offset = config.pad_token_id + 1 if config.model_type in _OFFSET_POSITIONS else 0
-    return positions - offset
+    return positions - first_position(config)
+
+
+def first_position(config: Any) -> int:
+    """Return the position of an input's first token, from which the others count on."""
+    return int(config.pad_token_id) + 1 if config.model_type in _OFFSET_POSITIONS else 0
 
 
 def save_backbone(model: Any, folder: Path, tokenizer: Any, weights: Mapping[str, Tensor]) -> None:

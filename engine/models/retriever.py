@@ -6,7 +6,7 @@ Shapes: B queries, N documents of a query or in all, L tokens, D embedding dimen
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,9 +27,12 @@ from engine.models.loading import (
     under_prefix,
     write_metadata,
 )
+from engine.models.packed import PackedEncoder, packed_encoder
 
 Pooling = Literal["cls", "mean"]
 Similarity = Literal["dot", "cosine"]
+PaddedEncoder = Callable[[dict[str, Tensor]], Tensor]
+"""Maps a padded batch (`input_ids` [N, L], ...) to embeddings [N, D]."""
 QUERY, DOCUMENT, SHARED = "query", "document", "shared"
 """Names of the towers; a tied retriever has only the shared one."""
 
@@ -170,6 +173,23 @@ class Retriever(nn.Module):
         """Embed padded documents as float32 [N, D]."""
         return self._encode(DOCUMENT, inputs)
 
+    def query_encoder(self) -> PackedEncoder | PaddedEncoder:
+        """Return what encodes queries fastest with the present weights, for inference only.
+
+        Returns:
+            As `document_encoder` does.
+        """
+        return self._packed(QUERY) or self.encode_queries
+
+    def document_encoder(self) -> PackedEncoder | PaddedEncoder:
+        """Return what encodes documents fastest with the present weights, for inference only.
+
+        Returns:
+            An encoder of inputs of any length, without padding, where the backbone allows it; else
+            `encode_documents`, which takes padded batches. Both give the same embeddings up to rounding.
+        """
+        return self._packed(DOCUMENT) or self.encode_documents
+
     @staticmethod
     def score(query_BD: Tensor, documents_BND: Tensor) -> Tensor:
         """Score each query's own documents.
@@ -214,6 +234,9 @@ class Retriever(nn.Module):
 
     def _tower(self, side: str) -> Any:
         return self.towers[SHARED if self.tied else side]
+
+    def _packed(self, side: str) -> PackedEncoder | None:
+        return packed_encoder(self._tower(side), pooling=self.pooling, normalize=self.similarity == "cosine")
 
     def _encode(self, side: str, inputs: dict[str, Tensor]) -> Tensor:
         hidden_NLH = self._tower(side)(**inputs).last_hidden_state

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from shards.records import Query
 
-__all__ = ["Hits", "Searcher", "top_of_row"]
+__all__ = ["Hits", "PartedSearcher", "Searcher", "top_of_row"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +46,11 @@ class Searcher(Protocol):
 
     Attributes:
         source: Who found the documents, such as `bm25` or `dense`; recorded with the candidates.
+        block_size: How many queries are best searched in one call: enough to be fast, few enough to repeat.
     """
 
     source: str
+    block_size: int
 
     def search(self, queries: Sequence[Query], top_k: int) -> Hits:
         """Find the best documents of each query.
@@ -60,6 +62,32 @@ class Searcher(Protocol):
         Returns:
             Hits [Q, top_k].
         """
+        ...
+
+
+@runtime_checkable
+class PartedSearcher(Searcher, Protocol):
+    """A searcher whose index is in parts that ranks can search one by one.
+
+    Attributes:
+        num_parts: Number of parts; 1 where it is searched as one.
+    """
+
+    @property
+    def num_parts(self) -> int:
+        """Number of parts."""
+        ...
+
+    def encode(self, queries: Sequence[Query]) -> NDArray[np.float32]:
+        """Encode queries: [Q, D]."""
+        ...
+
+    def candidates(self, queries_QD: NDArray[np.float32], top_k: int, parts: Sequence[int]) -> Hits:
+        """Search some parts: [Q, C]."""
+        ...
+
+    def finish(self, queries_QD: NDArray[np.float32], found: Sequence[Hits], top_k: int) -> Hits:
+        """Merge what `candidates` found in all parts: [Q, top_k], the same as `search` returns."""
         ...
 
 

@@ -99,10 +99,12 @@ class BM25Searcher:
 
     Attributes:
         source: `bm25`.
+        block_size: Queries best searched in one call.
         num_documents: Documents in the index.
     """
 
     source: str
+    block_size = 512
 
     def __init__(self, index: bm25s.BM25, num_documents: int) -> None:
         self.source, self.num_documents = "bm25", num_documents

@@ -8,6 +8,7 @@ import torch
 
 from engine.corpus import ModelText
 from engine.encode import encode_queries
+from engine.exact import Floats
 from engine.index import DenseIndex
 from engine.models.retriever import Retriever
 from engine.retrievers import Hits
@@ -27,6 +28,7 @@ class DenseSearcher:
     """
 
     source = "dense"
+    block_size = 512
 
     def __init__(
         self,
@@ -38,17 +40,33 @@ class DenseSearcher:
         tokens_per_batch: int,
         device: torch.device,
     ) -> None:
-        self._retriever, self._text, self._index = retriever, text, index
+        self._encoder, self._text, self._index = retriever.query_encoder(), text, index
         self._max_length, self._tokens_per_batch, self._device = max_length, tokens_per_batch, device
+
+    @property
+    def num_parts(self) -> int:
+        """Parts of the index that ranks can search one by one."""
+        return self._index.num_parts
 
     def search(self, queries: Sequence[Query], top_k: int) -> Hits:
         """Return the `top_k` documents of each query, best first: [Q, top_k]."""
-        queries_QD = encode_queries(
-            self._retriever.encode_queries,
+        return self._index.search(self.encode(queries), top_k)
+
+    def encode(self, queries: Sequence[Query]) -> Floats:
+        """Encode queries with the retriever's query tower: float32 [Q, D]."""
+        return encode_queries(
+            self._encoder,
             self._text.template,
             self._text.tokenize_queries(queries),
             max_length=self._max_length,
             tokens_per_batch=self._tokens_per_batch,
             device=self._device,
         )
-        return self._index.search(queries_QD, top_k)
+
+    def candidates(self, queries_QD: Floats, top_k: int, parts: Sequence[int]) -> Hits:
+        """Search some parts of the index; see `DenseIndex.candidates`."""
+        return self._index.candidates(queries_QD, top_k, parts)
+
+    def finish(self, queries_QD: Floats, found: Sequence[Hits], top_k: int) -> Hits:
+        """Merge what was found in all parts; see `DenseIndex.finish`."""
+        return self._index.finish(queries_QD, found, top_k)

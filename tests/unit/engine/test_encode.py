@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +12,10 @@ import torch
 from torch import Tensor
 from transformers import BertTokenizer
 
-from engine.encode import batches_by_length, encode_documents, encode_queries
+from engine.encode import _compute_queued, batches_by_length, encode_documents, encode_queries
 from engine.errors import ArtifactError, TrainingError
 from engine.models.template import InputTemplate
-from shards.embeddings import EmbeddingStore, Stamp
+from shards.embeddings import EmbeddingStore, Stamp, part_is_complete
 from shards.manifest import TokenStream
 from shards.reader import CorpusShards
 from shards.records import Document
@@ -56,12 +58,10 @@ def shards(tmp_path: Path) -> CorpusShards:
     documents = [Document(f"d{i}", "", " ".join(rng.choice(WORDS, length))) for i, length in enumerate(LENGTHS)]
     stream = TokenStream("retriever", "a" * 64, 28)
     tokenization = Tokenization(stream, lambda texts: [[VOCAB[word] for word in text.split()] for text in texts])
-    entries = [
+    for number, (first, last) in enumerate([(0, 6), (6, 7), (7, 11)]):
         write_shard(documents[first:last], folder, number, first, [tokenization], "{text}")
-        for number, (first, last) in enumerate([(0, 6), (6, 7), (7, 11)])
-    ]
     docids = [document.id for document in documents]
-    publish_manifest(folder, entries, docids, dataset_sha256="b" * 64, template="{text}", streams=[stream])
+    publish_manifest(folder, docids, dataset_sha256="b" * 64, template="{text}", streams=[stream])
     return CorpusShards.open(folder)
 
 
@@ -146,6 +146,122 @@ def test_queries_come_back_in_the_given_order(template: InputTemplate) -> None:
     np.testing.assert_allclose(found_QD, [expected_of(ids) for ids in queries], rtol=1e-5, atol=1e-5)
 
 
+def test_the_next_shard_is_asked_for_when_the_last_is_written(
+    template: InputTemplate, shards: CorpusShards, tmp_path: Path
+) -> None:
+    """A rank that took shards early would sit on work that a faster one could do."""
+    taken: list[int] = []
+
+    def hand_out() -> Iterator[int]:
+        for number in (2, 0, 1):
+            assert all(part_is_complete(tmp_path / "e", shards.manifest.shards[one], stamp_of(shards)) for one in taken)
+            taken.append(number)
+            yield number
+
+    run(Recorder(), template, shards, tmp_path / "e", shard_numbers=hand_out())
+    assert taken == [2, 0, 1]
+    assert EmbeddingStore.open(tmp_path / "e", shards.manifest, stamp_of(shards)).num_documents == len(LENGTHS)
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_every_thread_encodes_batches_of_its_own(template: InputTemplate) -> None:
+    meeting, seen = threading.Barrier(3, timeout=30), []
+
+    def encoder(batch: dict[str, Tensor]) -> Tensor:
+        seen.append((threading.get_ident(), torch.get_num_threads()))
+        meeting.wait()  # ends only when three batches are computed at the same time
+        return Recorder()(batch)
+
+    encode_queries(encoder, template, [[5] * 6] * 3, max_length=8, tokens_per_batch=8, device=CPU)
+    assert len({thread for thread, _ in seen}) == 3
+    assert {threads for _, threads in seen} == {1}
+    assert torch.get_num_threads() == 3
+    later: list[int] = []
+    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert later == [3]
+
+
+def test_a_forward_on_the_cpu_stays_small(template: InputTemplate) -> None:
+    encoder = Recorder()
+    encode_queries(encoder, template, [[5] * 30] * 100, max_length=32, tokens_per_batch=10_000, device=CPU)
+    assert sorted(encoder.batches) == [(4, 32), (32, 32), (32, 32), (32, 32)]
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_progress_is_told_by_one_thread(template: InputTemplate, shards: CorpusShards, tmp_path: Path) -> None:
+    """A progress bar that threads move at the same time prints over itself."""
+    callers = set()
+    run(
+        Recorder(),
+        template,
+        shards,
+        tmp_path / "e",
+        progress=lambda _documents, _tokens: callers.add(threading.get_ident()),
+    )
+    assert callers == {threading.get_ident()}
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_an_error_of_one_batch_stops_the_others(template: InputTemplate) -> None:
+    calls: list[int] = []
+
+    def encoder(batch: dict[str, Tensor]) -> Tensor:
+        calls.append(1)
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        encode_queries(encoder, template, [[5] * 6] * 2000, max_length=8, tokens_per_batch=8, device=CPU)
+    assert len(calls) < 2000
+    assert torch.get_num_threads() == 3
+
+
+def test_an_error_while_results_are_kept_leaves_the_threads_as_they_were(
+    template: InputTemplate, shards: CorpusShards, tmp_path: Path
+) -> None:
+    before = torch.get_num_threads()
+
+    def interrupt(_documents: int, _tokens: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Recorder(), template, shards, tmp_path / "e", progress=interrupt)
+    assert torch.get_num_threads() == before
+    assert not list((tmp_path / "e").glob("*.json"))
+
+
+def test_on_a_gpu_a_batch_is_kept_while_the_next_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    class Event:
+        """Of the device's queue; here only noted."""
+
+        def record(self) -> None:
+            done.append("copy")
+
+        def synchronize(self) -> None:
+            done.append("wait")
+
+    def forward(places: list[int]) -> Tensor:
+        done.append(f"forward {places}")
+        return torch.tensor(places)
+
+    kept: list[tuple[list[int], list[int]]] = []
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    _compute_queued(forward, [[3], [1, 2], [0]], lambda places, rows: kept.append((places, rows.tolist())))
+    assert kept == [([3], [3]), ([1, 2], [1, 2]), ([0], [0])]
+    assert done == ["forward [3]", "copy", "forward [1, 2]", "copy", "wait", "forward [0]", "copy", "wait", "wait"]
+
+
 def test_a_query_that_is_not_finite_is_named(template: InputTemplate) -> None:
     def encoder(batch: dict[str, Tensor]) -> Tensor:
         sums_ND = Recorder()(batch)
@@ -169,3 +285,14 @@ def test_batches_cover_all_and_keep_the_budget(budget: int) -> None:
         padded = -(-length // 8) * 8
         assert len(batch) * padded <= budget or len(batch) == 1
     assert list(batches_by_length([], budget)) == []
+
+
+@pytest.mark.parametrize("budget", [8, 64, 100, 10_000])
+def test_batches_without_padding_are_filled_with_tokens(budget: int) -> None:
+    lengths = np.random.default_rng(3).integers(1, 70, 200).tolist()
+    batches = list(batches_by_length(lengths, budget, padded=False))
+    assert [place for batch in batches for place in batch] == sorted(range(200), key=lambda place: -lengths[place])
+    tokens = [sum(lengths[place] for place in batch) for batch in batches]
+    assert all(count <= budget or len(batch) == 1 for count, batch in zip(tokens, batches, strict=True))
+    following = [lengths[batch[0]] for batch in batches[1:]]
+    assert all(count + first > budget for count, first in zip(tokens, following, strict=False))
