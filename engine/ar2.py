@@ -7,9 +7,9 @@ at the right are the algorithm's lines. What the lines mean is in `engine.phases
 from __future__ import annotations
 
 from engine.backend import Models
+from engine.candidates import Candidates
 from engine.corpus import Data
 from engine.evaluate import evaluate_iteration, evaluate_yardsticks
-from engine.negatives import Candidates
 from engine.phases import train_ranker, train_retriever, warmup_ranker, warmup_retriever
 from engine.refresh import bm25_candidates, refresh_index
 from engine.run import Run

@@ -7,7 +7,7 @@ and clipping live here and are written into DeepSpeed's configuration by `engine
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -50,8 +50,8 @@ class DataConfig(_Section):
     """Layout of the folder; `auto` looks at the file names."""
     template: str = "{title} {text}"
     """How a document becomes one string. AR2's released code joins title and text by [SEP]: `{title} [SEP] {text}`."""
-    documents_per_shard: int = Field(1000, ge=1)
-    """Documents in one tar shard: the unit of encoding work and of its recovery."""
+    documents_per_shard: int | None = Field(None, ge=1)
+    """Documents in one tar shard, the unit of encoding work and of its recovery; left out, chosen by the corpus."""
     generated_documents: int = Field(300, ge=20)
     """Size of the made-up set, used only without `path`."""
 
@@ -59,22 +59,30 @@ class DataConfig(_Section):
 class IndexConfig(_Section):
     """The FAISS index over the document embeddings (AR2 section 3.3)."""
 
-    kind: Literal["ivfpq", "flat"] = "ivfpq"
-    """IVF-PQ, or exact search. AR2's published numbers come from exact search."""
-    factory: str | None = None
-    """FAISS factory string, such as `OPQ64,IVF16384,PQ64`; left out, it is chosen from the corpus size."""
+    factory: str = "auto"
+    """`auto` (by the corpus and `memory_gib`), `Flat` (exact search, as in AR2's published numbers), or a FAISS factory
+    string with inverted lists, such as `OPQ64,IVF16384,PQ64`."""
+    memory_gib: float = Field(8.0, gt=0)
+    """What the searchable index may take of each rank's memory, in GiB; a larger one is searched from disk. Fixed, and
+    not what is free at the moment, so that a run that is resumed elsewhere plans the same."""
+    placement: Literal["auto", "memory", "disk", "parts"] = "auto"
+    """Merged and loaded; merged and mapped from disk; or searched as unmerged parts mapped from disk. `auto` takes
+    `memory` where the index fits and `parts` where it does not."""
     nprobe: int | None = Field(None, ge=1)
-    """Inverted lists visited for a query; left out, chosen with the factory string."""
-    refine_factor: int = Field(4, ge=1)
-    """`refine_factor * top_k` candidates of the index are re-scored exactly from the stored embeddings."""
+    """Inverted lists visited for a query; left out, tuned after each build to reach `recall_target`."""
+    refine_factor: int | None = Field(None, ge=1)
+    """`refine_factor * top_k` candidates of the index are re-scored exactly from the stored embeddings; left out, tuned
+    together with `nprobe`."""
     train_documents: int | None = Field(None, ge=1)
     """Embeddings that train the quantizers; left out, chosen from the number of lists."""
     kmeans_iterations: int = Field(10, ge=1)
     """Iterations of the k-means that trains lists and codebooks."""
     audit_queries: int = Field(128, ge=1)
-    """Queries on which recall against exact search is measured after each build."""
-    audit_top_k: int = Field(100, ge=1)
+    """Training queries on which the search is tuned and its recall against exact search measured, after each build."""
+    recall_k: int = Field(100, ge=1)
     """The k of that recall."""
+    recall_target: float = Field(0.95, gt=0.0, le=1.0)
+    """Recall that tuning aims at with the least work."""
     recall_floor: float = Field(0.9, ge=0.0, le=1.0)
     """The run stops with the reason where the measured recall is below this."""
     embedding_dtype: Literal["float16", "float32"] = "float32"
@@ -243,7 +251,7 @@ class EvaluationConfig(_Section):
     pairs_per_batch: int = Field(64, ge=1)
     """Query-document pairs in one forward of the ranker."""
     tokens_per_batch: int = Field(16384, ge=128)
-    """Padded tokens in one forward of an encoder."""
+    """Tokens in one forward of an encoder, padding included where there is any; a CPU thread takes at most 1024."""
     examples: int = Field(3, ge=0)
     """Dev queries whose hardest negatives and scores are shown as text in TensorBoard."""
 
@@ -284,6 +292,14 @@ class Config(_Section):
     """The game."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Measurements."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _index_by_name(cls, values: Any) -> Any:
+        """Read `index: auto` (or a factory string) as the section with that factory."""
+        if isinstance(values, dict) and isinstance(values.get("index"), str):
+            return values | {"index": {"factory": values["index"]}}
+        return values
 
     @model_validator(mode="after")
     def _values_agree(self) -> Config:

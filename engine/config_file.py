@@ -40,6 +40,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path} is not valid YAML: {error}", remedy="mend the file") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds no mapping of sections", expected="sections such as run, data, retriever")
+    if isinstance(tree.get("index"), str):  # `index: auto`, which a word such as index.memory_gib=4 goes below
+        tree["index"] = {"factory": tree["index"]}
     for word in overrides:
         _apply_override(tree, word)
     return parse_config(tree, origin=str(path))

@@ -1,16 +1,14 @@
 """From a data folder to what the engine reads: tokenised shards, templates, and the training queries.
 
-The corpus is tokenised once, by all ranks together, into webdataset shards; every later pass over it, and every
-document of a training batch, comes from there as token ids.
+The corpus is tokenised once (`engine.tokenization`); every later pass over it, and every document of a training batch,
+comes from there as token ids.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,39 +16,18 @@ import numpy as np
 
 from engine.config import Config
 from engine.errors import ArtifactError, DataError
-from engine.log import get_logger, progress_bar
 from engine.models.loading import load_tokenizer, tokenizer_fingerprint
 from engine.models.random import make_random_model
 from engine.models.template import InputTemplate
 from engine.run import RunFolder, Stage
+from engine.tokenization import ModelText, find_corpus, plan_corpus, write_corpus
 from shards.files import read_json, write_json
-from shards.manifest import CorpusManifest, ShardEntry, TokenStream
 from shards.reader import CorpusShards
-from shards.records import Dataset, Document, Query
-from shards.writer import Tokenization, publish_manifest, unpublish, write_shard
+from shards.records import Dataset, Query
 
-log = get_logger(__name__)
+POSITIVES, FALSE_NEGATIVES = "positives", "false_negatives"
 
-
-@dataclass(frozen=True)
-class ModelText:
-    """How one model reads text.
-
-    Attributes:
-        tokenizer: A Hugging Face tokenizer.
-        template: Where its special tokens go.
-        stream: Name of the token stream in the shards.
-        max_query_tokens: Tokens of a query, special tokens not counted.
-    """
-
-    tokenizer: Any
-    template: InputTemplate
-    stream: str
-    max_query_tokens: int
-
-    def tokenize_queries(self, queries: Sequence[Query]) -> list[list[int]]:
-        """Tokenise queries without special tokens, truncated."""
-        return _token_ids(self.tokenizer, [query.text for query in queries], self.max_query_tokens)
+__all__ = ["Data", "ModelText", "TrainingQueries"]
 
 
 @dataclass(frozen=True)
@@ -62,12 +39,20 @@ class TrainingQueries:
         positives: For each, the corpus indices of its positives, int64.
         retriever_tokens: For each, its token ids for the retriever.
         ranker_tokens: For each, its token ids for the ranker.
+        false_negatives: For each, the corpus indices of documents that are known to be no negatives, int64; left out,
+            none of any.
     """
 
     queries: list[Query]
     positives: list[np.ndarray]
     retriever_tokens: list[list[int]]
     ranker_tokens: list[list[int]]
+    false_negatives: list[np.ndarray] | None = None
+
+    def known(self, row: int) -> dict[int, str]:
+        """Return the documents that are no negatives of a query: corpus index -> why."""
+        missed = [] if self.false_negatives is None else self.false_negatives[row].tolist()
+        return dict.fromkeys(missed, FALSE_NEGATIVES) | dict.fromkeys(self.positives[row].tolist(), POSITIVES)
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -119,35 +104,12 @@ def model_texts(config: Config, retriever_name: str | Path, ranker_name: str | P
     )
 
 
-def write_corpus(
+def write_shards(
     stage: Stage, dataset: Dataset, texts: tuple[ModelText, ModelText], folder: RunFolder
-) -> dict[str, int]:
-    """Tokenise the corpus into shards, each rank its share; rank 0 publishes the manifest.
-
-    Returns:
-        Counts of documents, shards and tokens.
-    """
-    config, coordinator = stage.run.config, stage.run.coordinator
-    tokenizations = _tokenizations(config, texts)
-    size, rank, world = config.data.documents_per_shard, coordinator.rank, coordinator.world_size
-    entries: list[ShardEntry] = []
-    coordinator.only_rank_zero(f"{stage.name}: clear", lambda: unpublish(folder.shards))
-    folder.shards.mkdir(parents=True, exist_ok=True)
-    with (
-        coordinator.agreement(f"{stage.name}: write"),
-        progress_bar(stage.name, dataset.num_documents, "doc", shown=stage.run.is_main) as bar,
-    ):
-        for number, block in enumerate(_blocks(dataset.documents(), size)):
-            if number % world == rank:
-                entries.append(
-                    write_shard(block, folder.shards, number, number * size, tokenizations, config.data.template)
-                )
-            bar.update(len(block))
-    written = coordinator.gather(f"{stage.name}: entries", [entry.as_dict() for entry in entries])
-    manifest = coordinator.only_rank_zero(
-        f"{stage.name}: publish", lambda: _publish(folder.shards, written, dataset, tokenizations, config.data.template)
-    )
-    return dict(manifest)
+) -> dict[str, Any]:
+    """Tokenise the corpus of a run, unless its shards are there; see `engine.tokenization.write_corpus`."""
+    plan = plan_corpus(stage.run.config, dataset, texts)
+    return write_corpus(stage.run.coordinator, plan, dataset, folder.shards, name=stage.name)
 
 
 def open_data(config: Config, dataset: Dataset, texts: tuple[ModelText, ModelText], folder: RunFolder) -> Data:
@@ -158,28 +120,38 @@ def open_data(config: Config, dataset: Dataset, texts: tuple[ModelText, ModelTex
     """
     retriever_text, ranker_text = texts
     expect = {text.stream: tokenizer_fingerprint(text.tokenizer) for text in (ranker_text, retriever_text)}
-    shards = CorpusShards.open(folder.shards, expect=expect)
-    require_same_files(shards.manifest, dataset)
+    plan = plan_corpus(config, dataset, texts)
+    shards = CorpusShards.open(find_corpus(plan, dataset, folder.shards) or folder.shards, expect=expect)
+    require_same_files(shards.manifest.dataset_sha256, dataset)
     train = [dataset.queries[qid] for qid in dataset.qrels.get("train", {}) if dataset.positives("train", qid)]
     positives = [
         np.array([shards.index_of(docid) for docid in dataset.positives("train", query.id)], dtype=np.int64)
         for query in train
     ]
+    exclusions = dataset.exclusions.get("train", {})
+    false_negatives = [
+        np.array([shards.index_of(docid) for docid in exclusions.get(query.id, ())], dtype=np.int64) for query in train
+    ]
     tokens = retriever_text.tokenize_queries(train)
     ranker_tokens = tokens if ranker_text.stream == retriever_text.stream else ranker_text.tokenize_queries(train)
-    return Data(dataset, shards, retriever_text, ranker_text, TrainingQueries(train, positives, tokens, ranker_tokens))
+    rows = TrainingQueries(train, positives, tokens, ranker_tokens, false_negatives)
+    return Data(dataset, shards, retriever_text, ranker_text, rows)
 
 
-def require_same_files(manifest: CorpusManifest, dataset: Dataset) -> None:
+def require_same_files(dataset_sha256: str, dataset: Dataset) -> None:
     """Refuse to go on with other data than the shards were made of.
+
+    Args:
+        dataset_sha256: Fingerprint of the files that the shards were made of.
+        dataset: What is there now.
 
     Raises:
         ArtifactError: The data changed since.
     """
-    if manifest.dataset_sha256 != dataset.fingerprint:
+    if dataset_sha256 != dataset.fingerprint:
         raise ArtifactError(
             f"the shards of the run were made of other files than those now in {dataset.path}",
-            expected=f"data with fingerprint {manifest.dataset_sha256}, found {dataset.fingerprint}",
+            expected=f"data with fingerprint {dataset_sha256}, found {dataset.fingerprint}",
             remedy="restore the data, or choose another run.path",
         )
 
@@ -239,52 +211,3 @@ def _all_texts(dataset: Dataset) -> Iterator[str]:
         yield f"{document.title} {document.text}"
     for query in dataset.queries.values():
         yield query.text
-
-
-def _tokenizations(config: Config, texts: tuple[ModelText, ModelText]) -> list[Tokenization]:
-    retriever_text, ranker_text = texts
-    lengths = {"retriever": config.retriever.max_length}
-    lengths[ranker_text.stream] = max(lengths.get(ranker_text.stream, 0), config.ranker.max_length)
-    by_stream = {text.stream: text for text in (ranker_text, retriever_text)}
-    return [
-        Tokenization(
-            TokenStream(stream, tokenizer_fingerprint(text.tokenizer), lengths[stream]),
-            partial(_token_ids, text.tokenizer, limit=lengths[stream]),
-        )
-        for stream, text in sorted(by_stream.items())
-    ]
-
-
-def _token_ids(tokenizer: Any, strings: list[str], limit: int) -> list[list[int]]:
-    if not strings:
-        return []
-    encoded = tokenizer(
-        strings, add_special_tokens=False, truncation=True, max_length=limit, return_attention_mask=False
-    )
-    ids: list[list[int]] = encoded["input_ids"]
-    return ids
-
-
-def _blocks(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
-    stream = iter(documents)
-    while block := list(islice(stream, size)):
-        yield block
-
-
-def _publish(
-    folder: Path,
-    written: list[list[dict[str, Any]]],
-    dataset: Dataset,
-    tokenizations: list[Tokenization],
-    template: str,
-) -> dict[str, int]:
-    manifest = publish_manifest(
-        folder,
-        [ShardEntry.from_dict(entry) for entries in written for entry in entries],
-        (document.id for document in dataset.documents()),
-        dataset_sha256=dataset.fingerprint,
-        template=template,
-        streams=[tokenization.stream for tokenization in tokenizations],
-    )
-    counts = {"documents": manifest.num_documents, "shards": len(manifest.shards)}
-    return counts | {f"{stream}_tokens": number for stream, number in manifest.num_tokens.items()}

@@ -9,12 +9,15 @@ Shapes: Q queries, N documents, D embedding dimension, K = `top_k` ranks, C cand
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from engine.errors import ArtifactError
 from engine.retrievers import Hits
 from shards.embeddings import EmbeddingStore
 
@@ -28,7 +31,14 @@ _SPARE = 32
 Floats = npt.NDArray[np.float32]
 
 
-def exact_search(store: EmbeddingStore, queries_QD: Floats, top_k: int, *, device: torch.device | str = "cpu") -> Hits:
+def exact_search(
+    store: EmbeddingStore,
+    queries_QD: Floats,
+    top_k: int,
+    *,
+    documents: range | None = None,
+    device: torch.device | str = "cpu",
+) -> Hits:
     """Find the documents with the highest inner product by looking at all of them.
 
     The corpus is streamed once for all queries, so many queries in one call cost less than many calls.
@@ -37,24 +47,25 @@ def exact_search(store: EmbeddingStore, queries_QD: Floats, top_k: int, *, devic
         store: The embeddings.
         queries_QD: float32 [Q, D], finite.
         top_k: Documents a query, at least 1.
+        documents: Look only at these, a range without steps; all if None.
         device: Where the products are computed.
 
     Returns:
-        Hits [Q, top_k], padded where the corpus is smaller.
+        Hits [Q, top_k], padded where there are fewer documents.
     """
     queries_QD = check_queries(queries_QD, store.dimension, top_k)
-    depth = min(top_k + _SPARE, store.num_documents)
+    documents = range(store.num_documents) if documents is None else documents
+    depth = max(1, min(top_k + _SPARE, len(documents)))
     scores_QC = torch.full((len(queries_QD), depth), -torch.inf, device=device)
     documents_QC = torch.full((len(queries_QD), depth), -1, dtype=torch.int64, device=device)
-    for first, part_ND in store.parts():
-        for rows in blocks(len(part_ND), _EXACT_ROWS):
-            chunk_ND = torch.from_numpy(np.array(part_ND[rows], dtype=np.float32)).to(device)
-            for block in blocks(len(queries_QD), _EXACT_QUERIES):
-                product_QN = torch.from_numpy(queries_QD[block]).to(device) @ chunk_ND.T
-                new = torch.topk(product_QN, min(depth, len(chunk_ND)), dim=1)
-                best = torch.topk(torch.cat([scores_QC[block], new.values], dim=1), depth, dim=1)
-                found = torch.cat([documents_QC[block], new.indices + (first + rows.start)], dim=1)
-                scores_QC[block], documents_QC[block] = best.values, found.gather(1, best.indices)
+    for first, rows_ND in stream(store, documents, _EXACT_ROWS):
+        chunk_ND = torch.from_numpy(rows_ND).to(device)
+        for block in blocks(len(queries_QD), _EXACT_QUERIES):
+            product_QN = torch.from_numpy(queries_QD[block]).to(device) @ chunk_ND.T
+            new = torch.topk(product_QN, min(depth, len(chunk_ND)), dim=1)
+            best = torch.topk(torch.cat([scores_QC[block], new.values], dim=1), depth, dim=1)
+            found = torch.cat([documents_QC[block], new.indices + first], dim=1)
+            scores_QC[block], documents_QC[block] = best.values, found.gather(1, best.indices)
     return rescore(store, queries_QD, documents_QC.cpu().numpy(), top_k)
 
 
@@ -85,6 +96,81 @@ def rescore(store: EmbeddingStore, queries_QD: Floats, documents_QC: npt.NDArray
         hits.documents_QK[block, :kept] = np.take_along_axis(found_QC, order_QK, axis=1)
         hits.scores_QK[block, :kept] = np.take_along_axis(scores_QC, order_QK, axis=1)
     return hits
+
+
+def merge_hits(hits: Sequence[Hits], top_k: int) -> Hits:
+    """Merge what was found in different parts of a corpus.
+
+    Args:
+        hits: At least one, of the same queries, none with a document of another.
+        top_k: Documents kept of each query.
+
+    Returns:
+        Hits [Q, top_k], by score descending, then by document ascending.
+    """
+    documents_QC = np.concatenate([one.documents_QK for one in hits], axis=1)
+    scores_QC = np.concatenate([one.scores_QK for one in hits], axis=1)
+    order_QK = np.lexsort((documents_QC, -scores_QC), axis=-1)[:, :top_k]
+    merged = Hits(
+        np.full((len(documents_QC), top_k), -1, dtype=np.int64),
+        np.full((len(documents_QC), top_k), -np.inf, dtype=np.float32),
+    )
+    merged.documents_QK[:, : order_QK.shape[1]] = np.take_along_axis(documents_QC, order_QK, axis=1)
+    merged.scores_QK[:, : order_QK.shape[1]] = np.take_along_axis(scores_QC, order_QK, axis=1)
+    return merged
+
+
+def stream(store: EmbeddingStore, documents: range, num_rows: int) -> Iterator[tuple[int, Floats]]:
+    """Read embeddings in order with plain reads, whose pages do not count as this process's memory.
+
+    Args:
+        store: The embeddings.
+        documents: Which, a range without steps.
+        num_rows: Rows read at a time. The pieces are a function of the corpus and these arguments.
+
+    Yields:
+        (document of the first row, float32 [at most num_rows, D]).
+
+    Raises:
+        ArtifactError: A part is shorter than it was when the store was opened.
+    """
+    for entry, (first, part_ND) in zip(store.manifest.shards, store.parts(), strict=True):
+        if first + entry.num_documents <= documents.start:
+            continue
+        if first >= documents.stop:
+            break
+        start, stop = max(0, documents.start - first), min(entry.num_documents, documents.stop - first)
+        for rows in blocks(stop - start, num_rows):
+            piece = slice(start + rows.start, start + rows.stop)
+            yield first + piece.start, read_rows(part_ND, np.arange(piece.start, piece.stop))
+
+
+def read_rows(part_ND: Any, rows_K: npt.NDArray[np.int64]) -> Floats:
+    """Read rows of a part's file without mapping them into memory.
+
+    Args:
+        part_ND: What `EmbeddingStore.parts` yields: an array mapped from a file.
+        rows_K: Rows of it, int64 [K], ascending.
+
+    Returns:
+        float32 [K, D].
+
+    Raises:
+        ArtifactError: The file is shorter than the array.
+    """
+    width = part_ND.shape[1]
+    found_KD = np.empty((len(rows_K), width), dtype=part_ND.dtype)
+    starts = np.flatnonzero(np.diff(rows_K, prepend=-2) != 1)
+    with open(part_ND.filename, "rb", buffering=0) as file:
+        for start, stop in pairwise([*starts.tolist(), len(rows_K)]):
+            file.seek(part_ND.offset + int(rows_K[start]) * width * part_ND.dtype.itemsize)
+            run: Any = found_KD[start:stop]
+            if file.readinto(run.view(np.uint8)) != run.nbytes:
+                raise ArtifactError(
+                    f"{part_ND.filename} ends before row {int(rows_K[start]) + len(run)} of {len(part_ND)}",
+                    remedy="delete it and run the encoding again",
+                )
+    return found_KD.astype(np.float32, copy=False)
 
 
 def check_queries(queries_QD: Floats, dimension: int, top_k: int) -> Floats:

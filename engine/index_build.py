@@ -1,329 +1,261 @@
-"""Makes a document index out of stored embeddings: plan its size, train it once, fill it on all ranks, merge.
+"""Builds an index with all ranks: plan, train once, fill the parts, merge them, tune the search, publish.
 
-The trained, empty index is the contract between the ranks: each reads the same bytes, adds its own shards' embeddings
-under their global document indices and writes a part. FAISS merges parts of different codebooks without a word, so
-`merge_parts` compares every part with those bytes. `engine.index` calls these in order and searches.
+The unit of work is the part, a fixed range of documents, handed to whoever is free. A part that is finished is not made
+again after a crash, the trained index neither, and the bytes of the result do not depend on the number of ranks.
 
-Inner product throughout, the score of AR2 Eq. 4. Shapes: N documents, D embedding dimension.
+Shapes: Q queries, D embedding dimension.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import time
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import faiss
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from engine.errors import ArtifactError, ConfigError
+from engine.coordinator import Coordinator
+from engine.errors import ArtifactError, IndexQualityError
+from engine.exact import Floats, check_queries
+from engine.index import MANIFEST, DenseIndex, IndexManifest, document_parts, open_files
+from engine.index_estimate import IndexEstimate, estimate_index, measured_gigaflops
+from engine.index_files import TRAINED, IndexFile, part_is_complete, read_index
+from engine.index_merge import check_parts, merge_parts
+from engine.index_plan import IndexPlan
+from engine.index_train import fill_part, train_once
+from engine.index_tune import Trial, exact_truth, recall_of, tune
+from engine.log import get_logger
+from engine.retrievers import Hits
 from shards.embeddings import EmbeddingStore
-from shards.files import sha256_file, write_atomically
 
-_POINTS_PER_LIST = 39
-"""Training points a centroid of k-means needs at least, by FAISS's guideline."""
-_SCANNED_DOCUMENTS = 16384
-"""A default plan visits lists with about so many documents: some 0.3 ms a query with 4-bit codes."""
-_LARGE = ((100_000_000, "IVF262144_HNSW32", 12), (10_000_000, "IVF65536_HNSW32", 8), (1_000_000, "IVF16384", 12))
-"""(documents from which it holds, lists, dimensions a sub-quantizer), after FAISS's guidelines."""
-_ADD_BYTES = 64 * 2**20
-"""Embeddings read at a time when an index is filled."""
+__all__ = ["build_index", "require_recall"]
+
+log = get_logger(__name__)
+_PATIENCE = 4
+"""Ranks wait so many times as long for work as it was estimated to take."""
 
 
-@dataclass(frozen=True, slots=True)
-class IndexPlan:
-    """How an index is built and searched."""
-
-    kind: Literal["ivfpq", "flat"]
-    """`flat` has no index at all: the stored embeddings are searched exactly."""
-    factory: str
-    """FAISS factory string."""
-    num_lists: int
-    """Inverted lists."""
-    nprobe: int
-    """Lists visited for a query."""
-    refine_factor: int
-    """`refine_factor * top_k` candidates are re-scored exactly."""
-    train_size: int
-    """Embeddings that train it."""
-    num_iterations: int
-    """Iterations of k-means."""
-
-
-def plan_index(
-    kind: Literal["ivfpq", "flat"],
+def build_index(
+    coordinator: Coordinator,
+    store: EmbeddingStore,
+    plan: IndexPlan,
+    folder: Path,
     *,
-    num_documents: int,
-    dimension: int,
-    factory: str | None = None,
-    nprobe: int | None = None,
-    refine_factor: int = 4,
-    train_size: int | None = None,
-    num_iterations: int = 10,
-) -> IndexPlan:
-    """Choose what is left open, by the size of the corpus, and check what is given.
+    seed: int,
+    audit_queries_QD: Floats,
+    recall_k: int,
+    recall_floor: float,
+    device: torch.device | str = "cpu",
+) -> dict[str, Any]:
+    """Build an index with all ranks: one trains, all fill, one merges, all search exactly, one tunes and publishes.
 
-    Below a million documents the choice is 4-bit codes, one for two dimensions: they train in seconds on one core
-    (8-bit ones take ten times as long), take D/4 bytes a document and are scanned by vector instructions. The lists
-    visited hold some 16,000 documents, so that a small corpus is scanned whole and only the codes lose recall.
+    All ranks call it alike. An index that is there already, of the same embeddings, plan and seed, is kept, and so is
+    what an interrupted build left behind: the trained index and the finished parts.
 
     Args:
-        kind: IVF-PQ, or exact search.
-        num_documents: N, at least 1.
-        dimension: D.
-        factory: FAISS factory string with an `IVF`; chosen if None.
-        nprobe: Lists visited for a query, cut to their number; chosen if None.
-        refine_factor: Candidates re-scored for each document asked for.
-        train_size: Embeddings that train it, cut to N; chosen if None.
-        num_iterations: Iterations of k-means.
+        coordinator: Between the ranks.
+        store: The embeddings of the whole corpus.
+        plan: From `plan_index`.
+        folder: The index's folder, the same for all ranks.
+        seed: Of the training.
+        audit_queries_QD: Queries on which the search is tuned and its recall measured; float32 [Q, D], Q at least 1,
+            rank 0's are used.
+        recall_k: Depth of that recall; cut to the size of the corpus.
+        recall_floor: Recall below which the index is not published, 0 to 1.
+        device: Where exact search, the yardstick of recall, computes its products.
 
     Returns:
-        The plan.
+        `factory`, `placement`, `num_lists`, `nprobe`, `refine_factor`, `recall` (of exact search: 1.0), `recall_k`,
+        `milliseconds_per_query`, `tuning_seconds`, `num_documents`, `index_bytes`, `reused`.
 
     Raises:
-        ConfigError: FAISS refuses the factory string, it has no inverted lists, it is given for exact search, or the
-            corpus (or `train_size`) is smaller than the number of lists or of a codebook's entries.
-
-    Source:
-        FAISS wiki, "Guidelines to choose an index".
+        IndexQualityError: The recall is below the floor; on the other ranks a `CoordinationError` quotes it.
+        ArtifactError: A file of the build is damaged or does not fit, or an embedding is not finite.
+        DiskFullError: There is no space for a file of the build; what is finished is kept.
     """
-    if kind == "flat":
-        if factory is not None:
-            raise ConfigError(
-                f"index.factory is {factory!r} while index.kind is flat, which has no FAISS index",
-                remedy="leave the factory out, or set index.kind=ivfpq",
+    name = f"index@{store.stamp.iteration}"
+    k = min(recall_k, store.num_documents)
+    reused = coordinator.only_rank_zero(f"{name}: look for it", lambda: _keep_or_clear(folder, store, plan, seed))
+    if not reused:
+        estimate = IndexEstimate(
+            **coordinator.only_rank_zero(f"{name}: plan", lambda: asdict(_announce(name, store, plan)))
+        )
+        queries_QD = np.array(coordinator.broadcast(f"{name}: queries", audit_queries_QD.tolist()), dtype=np.float32)
+        files: list[IndexFile] = []
+        truth = None
+        if not plan.exact:
+            queries_QD = check_queries(queries_QD, store.dimension, k)
+            files = _fill_and_merge(coordinator, name, store, plan, folder, seed, estimate)
+            parts = document_parts(store.manifest)
+            depth = min(2 * k, store.num_documents)  # beyond k, so that documents that tie with the k-th are known
+            truth = exact_truth(
+                *(coordinator, f"{name}: exact search", store, queries_QD, depth, parts), device=str(device)
             )
-        return IndexPlan("flat", "Flat", 1, 1, 1, 0, 0)
-    factory = factory or choose_factory(num_documents, dimension)
-    num_lists, num_codes = _sizes(factory, dimension)
-    points = 64 if num_documents < 1_000_000 else _POINTS_PER_LIST + 1
-    available = min(num_documents, train_size or points * max(num_lists, num_codes))
-    for needed, what in ((num_lists, "inverted lists"), (num_codes, "entries in a codebook")):
-        if available < needed:
-            raise ConfigError(
-                f"the index {factory} has {needed} {what}, but {available} embeddings to train them "
-                f"(the corpus has {num_documents} documents)",
-                expected=f"at least {needed}, better {_POINTS_PER_LIST * needed}",
-                remedy="set index.kind=flat, leave index.factory and index.train_documents out, or name smaller ones",
+
+        def publish() -> None:
+            draft = IndexManifest(
+                *(plan, seed, store.stamp, store.num_documents, store.dimension, tuple(files)),
+                *(plan.nprobe or 1, plan.refine_factor or 1, 1.0, k, None, 0.0),
             )
-    if nprobe is None:
-        least = 32 if num_documents < 1_000_000 else 64 if num_documents < 10_000_000 else 128
-        nprobe = max(least, math.ceil(num_lists * _SCANNED_DOCUMENTS / num_documents))
-    return IndexPlan(kind, factory, num_lists, min(nprobe, num_lists), refine_factor, available, num_iterations)
+            _tune_and_save(folder, store, draft, queries_QD, truth, recall_floor)
 
-
-def choose_factory(num_documents: int, dimension: int) -> str:
-    """Return the FAISS factory string for a corpus of N documents and D dimensions."""
-    for least, lists, width in _LARGE:
-        if num_documents >= least:
-            num_codes = _largest_divisor(dimension, dimension // width)
-            return f"OPQ{num_codes},{lists},PQ{num_codes}"
-    num_lists = max(1, min(4 * math.isqrt(num_documents), num_documents // _POINTS_PER_LIST))
-    return f"IVF{num_lists},PQ{_largest_divisor(dimension, dimension // 2)}x4fs"
-
-
-def train_index(store: EmbeddingStore, plan: IndexPlan, seed: int) -> faiss.Index:
-    """Train lists and codebooks on a random sample of the embeddings.
-
-    Args:
-        store: The embeddings; only the sample is loaded.
-        plan: Of kind `ivfpq`.
-        seed: Draws the sample and the first centroids; the same seed and threads' library give the same index.
-
-    Returns:
-        The trained, empty index.
-    """
-    sample = np.random.default_rng(seed).choice(store.num_documents, size=plan.train_size, replace=False)
-    sample_ND = store.rows(np.sort(sample).astype(np.int64))
-    index = _empty_index(plan.factory, store.dimension)
-    ivf = faiss.extract_index_ivf(index)
-    ivf.nprobe = plan.nprobe
-    typed: Any = faiss.downcast_index(ivf)
-    for parameters in (ivf.cp, typed.pq.cp) if hasattr(typed, "pq") else (ivf.cp,):
-        parameters.niter, parameters.seed = plan.num_iterations, seed % 2**31
-        parameters.min_points_per_centroid = 1  # FAISS would write a warning to stderr; `plan_index` has checked
-    if hasattr(typed, "do_polysemous_training"):
-        # It reorders codebooks for Hamming filtering, which nothing here does, and takes over nine tenths of the time.
-        typed.do_polysemous_training = False
-    _cluster_on_gpu(ivf)
-    # The other ranks wait meanwhile, so all cores are free.
-    with faiss_threads(len(os.sched_getaffinity(0))):
-        index.train(sample_ND)
-    return index
-
-
-def add_part(
-    trained_path: Path, trained_sha256: str, store: EmbeddingStore, shard_numbers: Sequence[int], out_path: Path
-) -> str:
-    """Add shards' embeddings to the trained index, under their global document indices.
-
-    Args:
-        trained_path: What `write_index` wrote of `train_index`.
-        trained_sha256: Its hash.
-        store: The embeddings.
-        shard_numbers: The shards of this rank; may be none.
-        out_path: The part.
-
-    Returns:
-        The part's hash.
-
-    Raises:
-        ArtifactError: The trained index is missing or damaged.
-    """
-    index = read_index(trained_path, trained_sha256)
-    rows = max(1, _ADD_BYTES // (4 * store.dimension))
-    with faiss_threads(torch.get_num_threads()):
-        for number in shard_numbers:
-            documents = store.manifest.shards[number].documents
-            for first in range(documents.start, documents.stop, rows):
-                ids_N = np.arange(first, min(first + rows, documents.stop), dtype=np.int64)
-                index.add_with_ids(store.rows(ids_N), ids_N)
-    return write_index(index, out_path)
-
-
-def merge_parts(
-    trained_path: Path, trained_sha256: str, parts: Mapping[Path, str], out_path: Path, num_documents: int
-) -> str:
-    """Merge the parts of all ranks into one index.
-
-    Args:
-        trained_path: The trained index that the parts were made from.
-        trained_sha256: Its hash.
-        parts: Hash of each part's file, by path.
-        out_path: The merged index.
-        num_documents: N: documents 0 to N-1 must each be there once.
-
-    Returns:
-        The merged index's hash.
-
-    Raises:
-        ArtifactError: A part is missing, damaged, or made from another trained index; a document is missing or
-            occurs twice. Nothing is written then.
-    """
-    merged = read_index(trained_path, trained_sha256)
-    for path, sha256 in parts.items():
-        part = read_index(path, sha256)
-        try:
-            faiss.merge_into(merged, part, False)
-            # Merging empties the part, and what is left must be the trained index, byte for byte: FAISS compares
-            # metric and centroids of the lists, but not what the codes mean.
-            same = fingerprint(part) == trained_sha256
-        except RuntimeError:
-            same = False
-        if not same:
-            raise ArtifactError(
-                f"the index part {path} was made from another trained index than {trained_path}",
-                expected="parts of one training, whose codes mean the same",
-                remedy=f"delete {path.parent / 'trained.faiss'} and {path}, and build the index again",
-            )
-    _check_ids(merged, num_documents, out_path)
-    return write_index(merged, out_path)
-
-
-def write_index(index: faiss.Index, path: Path) -> str:
-    """Write an index atomically and return its hash, which `read_index` asks for."""
-    with write_atomically(path) as temporary:
-        faiss.write_index(index, str(temporary))
-        sha256 = sha256_file(temporary)
-    return sha256
-
-
-def read_index(path: Path, sha256: str) -> faiss.Index:
-    """Read an index that `write_index` wrote.
-
-    Args:
-        path: The file.
-        sha256: The hash that it must have; FAISS itself notices no flipped bit.
-
-    Returns:
-        The index.
-
-    Raises:
-        ArtifactError: The file is missing, damaged, or not the one that the hash names.
-    """
-    remedy = f"delete {path} and build the index again"
-    if not path.is_file():
-        raise ArtifactError(f"the index file {path} is missing", remedy="build the index again")
-    found = sha256_file(path)
-    if found != sha256:
-        raise ArtifactError(f"the index file {path} has sha256 {found}", expected=f"sha256 {sha256}", remedy=remedy)
-    try:
-        return faiss.read_index(str(path))
-    except RuntimeError as error:
-        raise ArtifactError(f"FAISS cannot read the index file {path}: {error}", remedy=remedy) from error
-
-
-def fingerprint(index: faiss.Index) -> str:
-    """Return the SHA-256 of an index's bytes, the same as that of the file `write_index` makes of it."""
-    return hashlib.sha256(faiss.serialize_index(index).tobytes()).hexdigest()
-
-
-@contextmanager
-def faiss_threads(num_threads: int) -> Iterator[None]:
-    """Let FAISS use so many threads: its pool is its own, which `torch.set_num_threads` does not reach."""
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(num_threads)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)
-
-
-def _empty_index(factory: str, dimension: int) -> faiss.Index:
-    return faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
-
-
-def _sizes(factory: str, dimension: int) -> tuple[int, int]:
-    """Return the number of inverted lists and of entries in a codebook (0 without product quantizer)."""
-    try:
-        index = _empty_index(factory, dimension)  # kept alive: what is extracted from it does not own it
-        ivf = faiss.extract_index_ivf(index)
-    except RuntimeError as error:
-        detail = str(error).strip().splitlines()[-1]
-        raise ConfigError(
-            f"FAISS cannot make {factory!r} for embeddings of {dimension} dimensions: {detail}",
-            expected="a factory string with inverted lists, such as IVF128,PQ48x4fs or OPQ64,IVF16384,PQ64, in which "
-            "the PQ number divides the dimensions",
-            remedy="correct index.factory, or leave it out",
-        ) from error
-    quantizer = getattr(faiss.downcast_index(ivf), "pq", None)
-    return int(ivf.nlist), int(quantizer.ksub) if quantizer is not None else 0
-
-
-def _largest_divisor(dimension: int, at_most: int) -> int:
-    return next(number for number in range(max(1, at_most), 0, -1) if dimension % number == 0)
-
-
-def _cluster_on_gpu(ivf: Any) -> None:
-    """Run the k-means of the lists, nearly all of the training's work, on a GPU where this FAISS has one."""
-    if faiss.get_num_gpus() > 0:
-        resources = getattr(faiss, "StandardGpuResources")()  # noqa: B009 - the CPU build has no such name
-        ivf.clustering_index = getattr(faiss, "index_cpu_to_gpu")(resources, 0, faiss.IndexFlatIP(ivf.d))  # noqa: B009
-
-
-def _check_ids(index: faiss.Index, num_documents: int, path: Path) -> None:
-    """Check that the inverted lists hold the documents 0..N-1, each once; `ntotal` also counts what got lost."""
-    lists: Any = faiss.extract_index_ivf(index).invlists
-    ids: list[npt.NDArray[np.int64]] = [np.empty(0, dtype=np.int64)]
-    for number in range(lists.nlist):
-        if size := lists.list_size(number):
-            ids.append(faiss.rev_swig_ptr(lists.get_ids(number), size).copy())
-    found_N = np.sort(np.concatenate(ids))
-    if np.array_equal(found_N, np.arange(num_documents)) and index.ntotal == num_documents:
-        return
-    once, counts = np.unique(found_N, return_counts=True)
-    missing, twice = np.setdiff1d(np.arange(num_documents), once), once[counts > 1]
-    raise ArtifactError(
-        f"the parts of {path} hold {len(found_N)} documents in all; {len(missing)} are missing (the first is "
-        f"{missing[0] if len(missing) else 'none'}), {len(twice)} occur more than once (the first is "
-        f"{twice[0] if len(twice) else 'none'})",
-        expected=f"the documents 0 to {num_documents - 1}, each once",
-        remedy=f"delete the parts in {path.parent} and build the index again",
+        coordinator.only_rank_zero(f"{name}: tune", publish, _patience(coordinator, estimate.add_minutes))
+    result: dict[str, Any] = coordinator.only_rank_zero(
+        f"{name}: report", lambda: _report(folder, recall_floor) | {"reused": reused}
     )
+    return result
+
+
+def require_recall(recall: float, k: int, floor: float, tried: str) -> None:
+    """Stop where an index finds too little.
+
+    Args:
+        recall: What was measured, 0 to 1.
+        k: Its depth.
+        floor: What is asked for, 0 to 1.
+        tried: How was searched, in words.
+
+    Raises:
+        IndexQualityError: The recall is below the floor.
+    """
+    if recall < floor:
+        raise IndexQualityError(
+            f"the index finds {recall:.3f} of the {k} best documents of exact search at best; tried: {tried}",
+            expected=f"at least {floor} (index.recall_floor)",
+            remedy="leave index.nprobe and index.refine_factor out, name an index.factory with more bytes a document, "
+            "or set index.factory=Flat",
+        )
+
+
+def _announce(name: str, store: EmbeddingStore, plan: IndexPlan) -> IndexEstimate:
+    estimate = estimate_index(
+        plan,
+        num_documents=store.num_documents,
+        dimension=store.dimension,
+        num_parts=len(document_parts(store.manifest)),
+        embedding_bytes=np.dtype(store.dtype).itemsize,
+        gigaflops=measured_gigaflops(),
+    )
+    log.info(
+        "%s: %d documents of %d dimensions\n  %s",
+        *(name, store.num_documents, store.dimension, "\n  ".join(estimate.lines(plan))),
+    )
+    return estimate
+
+
+def _fill_and_merge(
+    coordinator: Coordinator,
+    name: str,
+    store: EmbeddingStore,
+    plan: IndexPlan,
+    folder: Path,
+    seed: int,
+    estimate: IndexEstimate,
+) -> list[IndexFile]:
+    """Train, fill and merge; return the files that the index is made of."""
+    parts = document_parts(store.manifest)
+    trained: str = coordinator.only_rank_zero(
+        f"{name}: train", lambda: train_once(folder, store, plan, seed), _patience(coordinator, estimate.train_minutes)
+    )
+
+    def missing() -> list[int]:
+        there = [part_is_complete(folder, number, parts[number], trained, store.stamp) for number in range(len(parts))]
+        return [number for number, complete in enumerate(there) if not complete]
+
+    numbers: list[int] = coordinator.only_rank_zero(f"{name}: parts", missing)
+    seconds = _patience(coordinator, estimate.add_minutes / len(parts))
+    with coordinator.agreement(f"{name}: fill", seconds):
+        if numbers:
+            read_index(folder / TRAINED, trained)  # every rank looks at the bytes that it fills
+        for number in coordinator.hand_out(f"{name}: fill", numbers, seconds):
+            fill_part(folder, trained, store, number, parts[number])
+
+    def merge() -> list[dict[str, Any]]:
+        if plan.placement == "parts":
+            markers = check_parts(folder, parts, trained, store.stamp)
+            size = (folder / TRAINED).stat().st_size
+            return [asdict(IndexFile(TRAINED, size, trained)), *(asdict(marker.file) for marker in markers)]
+        return [asdict(merge_parts(folder, plan.factory, parts, trained, store.stamp))]
+
+    minutes = estimate.merge_minutes
+    merged = coordinator.only_rank_zero(f"{name}: merge", merge, _patience(coordinator, minutes))
+    return [IndexFile(**file) for file in merged]
+
+
+def _tune_and_save(
+    folder: Path,
+    store: EmbeddingStore,
+    draft: IndexManifest,
+    queries_QD: Floats,
+    truth: Hits | None,
+    recall_floor: float,
+) -> None:
+    """Tune the search, measure it, write the manifest and take away what is not searched."""
+    values = asdict(draft) | {"plan": draft.plan, "stamp": draft.stamp, "files": draft.files}
+    if truth is not None:
+        start = time.perf_counter()
+        probed = open_files(folder, draft.files, draft.plan, verify=False)
+        best, trials = tune(probed, store.dimension, draft.plan, queries_QD, truth, draft.recall_k)
+        values |= {"nprobe": best.nprobe, "refine_factor": best.refine_factor}
+        tuned = time.perf_counter()
+        hits = DenseIndex(IndexManifest(**values), store, probed).search(queries_QD, draft.recall_k)
+        values["milliseconds_per_query"] = 1000 * (time.perf_counter() - tuned) / len(queries_QD)
+        values["tuning_seconds"] = tuned - start
+        values["recall"] = recall_of(hits.scores_QK, truth, draft.recall_k)
+        require_recall(values["recall"], draft.recall_k, recall_floor, _told(draft.plan, trials))
+        _log_choice(draft.plan, best, values)
+    IndexManifest(**values).save(folder)
+    kept = {file.name for file in draft.files}
+    leftovers = [*folder.glob("part-*.lists"), *folder.glob("part-*.json"), *folder.glob("index.*")]
+    for path in [*leftovers, *folder.glob(".*.tmp-*")]:
+        if path.name not in kept and f"{path.stem}.lists" not in kept:
+            path.unlink()
+
+
+def _log_choice(plan: IndexPlan, best: Trial, values: dict[str, Any]) -> None:
+    log.info(
+        "the search visits %d of %d lists and re-scores %d * top_k candidates: recall@%d %.3f, %.2f ms a query, "
+        "tuned in %.1f s",
+        *(best.nprobe, plan.num_lists, best.refine_factor, values["recall_k"], values["recall"]),
+        *(values["milliseconds_per_query"], values["tuning_seconds"]),
+    )
+    if best.recall < plan.recall_target:
+        log.warning(
+            "no way to search that was tried reaches index.recall_target %g: the best finds %.3f",
+            *(plan.recall_target, best.recall),
+        )
+
+
+def _told(plan: IndexPlan, trials: list[Trial]) -> str:
+    best = {trial.nprobe: trial for trial in sorted(trials, key=lambda trial: trial.recall)}
+    ways = [f"{n} lists and {best[n].refine_factor} * k candidates: {best[n].recall:.3f}" for n in sorted(best)]
+    return f"{plan.factory} with {plan.num_lists} lists, visiting " + "; ".join(ways)
+
+
+def _report(folder: Path, recall_floor: float) -> dict[str, Any]:
+    built = IndexManifest.load(folder)
+    tried = f"{built.nprobe} of {built.plan.num_lists} lists of {built.plan.factory}, {built.refine_factor} * k scored"
+    require_recall(built.recall, built.recall_k, recall_floor, tried)
+    facts = {name: getattr(built.plan, name) for name in ("factory", "placement", "num_lists")}
+    names = ("nprobe", "refine_factor", "recall", "recall_k", "milliseconds_per_query", "tuning_seconds")
+    facts |= {name: getattr(built, name) for name in (*names, "num_documents")}
+    return facts | {"index_bytes": sum(file.num_bytes for file in built.files)}
+
+
+def _keep_or_clear(folder: Path, store: EmbeddingStore, plan: IndexPlan, seed: int) -> bool:
+    """Tell whether the folder holds this index already; if not, take away the manifest, and so any other index."""
+    try:
+        manifest = DenseIndex.open(folder, store, verify=True).manifest
+        if (manifest.plan, manifest.seed) == (plan, seed):
+            return True
+    except ArtifactError:
+        pass  # whatever is wrong with what lies there, it is built again
+    (folder / MANIFEST).unlink(missing_ok=True)
+    return False
+
+
+def _patience(coordinator: Coordinator, minutes: float) -> float:
+    """Return how many seconds ranks wait for work that was estimated to take so long."""
+    return max(coordinator.timeout_seconds, 60 * _PATIENCE * minutes)

@@ -29,13 +29,13 @@ from engine.batches import (
     query_batch,
     step_groups,
 )
+from engine.candidates import Candidates
 from engine.checkpoint import Checkpoints
 from engine.config import Config
 from engine.corpus import Data, ModelText
 from engine.gradient_cache import contrastive_backward
 from engine.loop import Objective, Schedule, step_seed, train
 from engine.metrics import Metric
-from engine.negatives import Candidates
 from engine.run import Run, Stage
 from engine.weights import frozen_ranker, iteration_name, publish_weights
 
@@ -147,7 +147,7 @@ def _contrastive_objective(stage: Stage, plan: BatchPlan, data: Data, bm25: Cand
             for chunk, *_ in micro_batches(own, config.micro_batch_size)
         ]
         pool = groups if config.gather_negatives else own
-        excluded_BP = _known_positives(data, own, pool).to(device)
+        excluded_BP = _no_negatives(data, own, pool).to(device)
         first = plan.rank * len(own) if config.gather_negatives else 0
 
         def loss_of(queries_BD: Tensor, documents_ND: Tensor) -> tuple[Tensor, dict[str, Metric]]:
@@ -266,10 +266,10 @@ def _opponent(run: Run, iteration: int) -> torch.nn.Module:
     return frozen_ranker(run.config, run.folder.weights("ranker", iteration_name(iteration)), run.device)
 
 
-def _known_positives(data: Data, own: list[Group], pool: list[Group]) -> Tensor:
-    """Mark pool documents that are positives of a query: bool [B, P]. They are no negatives for it."""
+def _no_negatives(data: Data, own: list[Group], pool: list[Group]) -> Tensor:
+    """Mark pool documents that are positives or known false negatives of a query: bool [B, P]."""
     documents_P = np.concatenate([group.documents for group in pool])
-    return torch.from_numpy(np.stack([np.isin(documents_P, data.train.positives[group.query]) for group in own]))
+    return torch.from_numpy(np.stack([np.isin(documents_P, list(data.train.known(group.query))) for group in own]))
 
 
 def gather_documents(documents_ND: Tensor) -> Tensor:

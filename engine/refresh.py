@@ -8,26 +8,32 @@ hash of the weights that made them.
 from __future__ import annotations
 
 import shutil
+import time
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from engine.batches import query_rows
+from engine.candidates import Candidates
 from engine.config import Config
 from engine.corpus import Data
 from engine.encode import encode_documents, encode_queries
-from engine.index import DenseIndex, build_index
-from engine.index_build import IndexPlan, plan_index
+from engine.errors import ArtifactError
+from engine.index import DenseIndex
+from engine.index_build import build_index
+from engine.index_plan import IndexPlan, plan_index
 from engine.log import progress_bar
 from engine.mining import mine, upcoming_rows
-from engine.negatives import Candidates
 from engine.retrievers.bm25 import BM25Searcher, build_bm25
 from engine.retrievers.dense import DenseSearcher
+from engine.reuse import adopt_twin
 from engine.run import Run, RunFolder, Stage
+from engine.tokenization import BM25_FOLDER
 from engine.weights import ZERO_SHOT, frozen_retriever, iteration_name, weights_sha256
-from shards.embeddings import EmbeddingStore, Stamp
-from shards.partition import assign
+from shards.embeddings import EmbeddingStore, Stamp, part_is_complete
 from shards.writer import render
 
 
@@ -72,7 +78,7 @@ def stamp_of(folder: RunFolder, data: Data, name: str) -> Stamp:
 
 
 def encode_corpus(stage: Stage, data: Data, folder: RunFolder, name: str) -> dict[str, Any]:
-    """Encode this rank's share of the shards; shards that are there already are not encoded again.
+    """Encode the corpus with all ranks; shards that are encoded already, or by the same weights before, are not again.
 
     Args:
         stage: Where this runs.
@@ -80,36 +86,61 @@ def encode_corpus(stage: Stage, data: Data, folder: RunFolder, name: str) -> dic
         folder: Takes the embeddings.
         name: Iteration's name; its published weights encode.
     """
-    run, config = stage.run, stage.run.config
-    stamp = stamp_of(run.folder, data, name)
-    retriever = frozen_retriever(config, run.folder.weights("retriever", name), run.device)
-    entries = data.shards.manifest.shards
-    own = assign([entry.num_documents for entry in entries], run.coordinator.rank, run.coordinator.world_size)
-    total = sum(entries[number].num_documents for number in own)
-    with progress_bar(stage.name, total, "doc", shown=run.is_main) as bar:
-        encode_documents(
-            retriever.encode_documents,
-            data.retriever_text.template,
-            data.shards,
-            data.retriever_text.stream,
-            own,
-            folder.index(name) / "embeddings",
-            stamp,
-            max_length=config.retriever.max_length,
-            tokens_per_batch=config.evaluation.tokens_per_batch,
-            dtype=config.index.embedding_dtype,
-            device=run.device,
-            progress=lambda documents, _tokens: _advance(bar, documents),
-        )
-    return {"documents": data.shards.num_documents}
+    run, config, stream = stage.run, stage.run.config, data.retriever_text.stream
+    stamp, store = stamp_of(run.folder, data, name), folder.index(name) / "embeddings"
+
+    def plan() -> list[int]:
+        adopt_twin(folder.index(name), stamp)
+        missing = [entry for entry in data.shards.manifest.shards if not part_is_complete(store, entry, stamp)]
+        # The longest first, so that no rank is left with a long one at the end.
+        return [entry.number for entry in sorted(missing, key=lambda entry: (-entry.num_tokens[stream], entry.number))]
+
+    missing: list[int] = run.coordinator.only_rank_zero(f"{stage.name}: plan", plan)
+    num_missing = sum(data.shards.manifest.shards[number].num_documents for number in missing)
+    start, own = time.monotonic(), [0, 0]
+    with (
+        run.coordinator.agreement(f"{stage.name}: encode"),
+        progress_bar(stage.name, num_missing, "doc", shown=run.is_main) as bar,
+    ):
+        if missing:
+            encode_documents(
+                frozen_retriever(config, run.folder.weights("retriever", name), run.device).document_encoder(),
+                data.retriever_text.template,
+                data.shards,
+                stream,
+                _with_progress(run.coordinator.hand_out(stage.name, missing), missing, data, bar),
+                store,
+                stamp,
+                max_length=config.retriever.max_length,
+                tokens_per_batch=config.evaluation.tokens_per_batch,
+                dtype=config.index.embedding_dtype,
+                device=run.device,
+                progress=lambda documents, tokens: _count(own, documents, tokens),
+            )
+    done = run.coordinator.gather(f"{stage.name}: counts", own)
+    seconds = max(time.monotonic() - start, 1e-9)
+    speed = {"documents_per_second": num_missing / seconds, "tokens_per_second": sum(one[1] for one in done) / seconds}
+    if missing:
+        run.metrics.write(stage.name, _step_of(name), {f"encode/{key}": value for key, value in speed.items()})
+    return {"documents": data.shards.num_documents, "encoded": num_missing} | (speed if missing else {})
 
 
-def _advance(bar: Any, documents: int) -> None:
-    bar.update(documents)
+def _with_progress(handed_out: Iterator[int], order: Sequence[int], data: Data, bar: Any) -> Iterator[int]:
+    """Yield what is handed out; all that stands before it in the order has been taken, by whichever rank."""
+    sizes = [data.shards.manifest.shards[number].num_documents for number in order]
+    taken_before = dict(zip(order, accumulate(sizes, initial=0), strict=False))
+    for number in handed_out:
+        bar.update(taken_before[number] - bar.n)
+        yield number
+
+
+def _count(own: list[int], documents: int, tokens: int) -> None:
+    own[0] += documents
+    own[1] += tokens
 
 
 def index_corpus(stage: Stage, data: Data, folder: RunFolder, name: str) -> dict[str, Any]:
-    """Train, fill and merge the index over all ranks, and measure its recall against exact search."""
+    """Train, fill and merge the index over all ranks, and tune its search by recall against exact search."""
     run, settings = stage.run, stage.run.config.index
     store = EmbeddingStore.open(
         folder.index(name) / "embeddings", data.shards.manifest, stamp_of(run.folder, data, name)
@@ -119,15 +150,18 @@ def index_corpus(stage: Stage, data: Data, folder: RunFolder, name: str) -> dict
     built = build_index(
         run.coordinator,
         store,
-        data.shards.manifest,
         plan,
         folder.index(name),
         seed=stage.seed,
         audit_queries_QD=audit,
-        audit_k=min(settings.audit_top_k, store.num_documents),
+        recall_k=settings.recall_k,
         recall_floor=settings.recall_floor,
+        device=run.device,
     )
-    run.metrics.write(stage.name, _step_of(name), {"index/recall": built["recall"]})
+    measured = {key: built[key] for key in ("recall", "nprobe", "refine_factor", "milliseconds_per_query")}
+    run.metrics.write(
+        stage.name, _step_of(name), {f"index/{key}": float(value) for key, value in measured.items() if value}
+    )
     return built
 
 
@@ -159,35 +193,50 @@ def index_plan(config: Config, num_documents: int, dimension: int) -> IndexPlan:
     """Plan the index of a corpus; called early too, so that one that cannot be built stops the run before any work.
 
     Raises:
-        ConfigError: FAISS refuses the factory string, or the corpus is too small for it.
+        ConfigError: FAISS refuses the factory string, the corpus is too small for it, or it does not fit where it must.
     """
     settings = config.index
     return plan_index(
-        settings.kind,
+        settings.factory,
         num_documents=num_documents,
         dimension=dimension,
-        factory=settings.factory,
+        memory_gib=settings.memory_gib,
+        placement=settings.placement,
         nprobe=settings.nprobe,
         refine_factor=settings.refine_factor,
         train_size=settings.train_documents,
         num_iterations=settings.kmeans_iterations,
+        recall_target=settings.recall_target,
+        recall_floor=settings.recall_floor,
     )
 
 
 def build_bm25_index(stage: Stage, data: Data, folder: RunFolder) -> dict[str, Any]:
-    """Index the corpus's text for BM25."""
+    """Index the corpus's text for BM25, unless an index of it is there, in the run or beside prepared shards."""
 
-    def build() -> None:
-        texts = (render(data.shards.manifest.template, document) for document in data.dataset.documents())
-        build_bm25(texts, folder.bm25, metadata={"corpus_sha256": data.shards.manifest.sha256})
+    def build() -> bool:
+        try:
+            open_bm25(data, folder)
+            return True
+        except ArtifactError:
+            texts = (render(data.shards.manifest.template, document) for document in data.dataset.documents())
+            build_bm25(texts, folder.bm25, metadata={"corpus_sha256": data.shards.manifest.sha256})
+            return False
 
-    stage.run.coordinator.only_rank_zero(f"{stage.name}: build", build)
-    return {"documents": data.shards.num_documents}
+    reused = stage.run.coordinator.only_rank_zero(f"{stage.name}: build", build)
+    return {"documents": data.shards.num_documents, "reused": reused}
 
 
 def open_bm25(data: Data, folder: RunFolder) -> BM25Searcher:
-    """Open the BM25 index of a corpus."""
-    return BM25Searcher.open(folder.bm25, metadata={"corpus_sha256": data.shards.manifest.sha256})
+    """Open the BM25 index of a corpus: the one that was prepared beside its shards, else the run's.
+
+    Raises:
+        ArtifactError: There is none, or it is damaged or of another corpus.
+    """
+    prepared = data.shards.folder / BM25_FOLDER
+    return BM25Searcher.open(
+        prepared if prepared.is_dir() else folder.bm25, metadata={"corpus_sha256": data.shards.manifest.sha256}
+    )
 
 
 def open_searcher(run: Run, data: Data, folder: RunFolder, name: str) -> DenseSearcher:
@@ -203,7 +252,7 @@ def open_searcher(run: Run, data: Data, folder: RunFolder, name: str) -> DenseSe
     return DenseSearcher(
         frozen_retriever(config, run.folder.weights("retriever", name), run.device),
         data.retriever_text,
-        DenseIndex.open(folder.index(name), store),
+        DenseIndex.open(folder.index(name), store, device=run.device),
         max_length=config.retriever.query_max_length,
         tokens_per_batch=config.evaluation.tokens_per_batch,
         device=run.device,
@@ -231,7 +280,7 @@ def _audit_queries(stage: Stage, data: Data, weights: Path) -> np.ndarray:
     queries = data.train.queries or list(data.dataset.queries.values())
     chosen = np.random.default_rng(stage.seed).permutation(len(queries))[:count]
     return encode_queries(
-        frozen_retriever(run.config, weights, run.device).encode_queries,
+        frozen_retriever(run.config, weights, run.device).query_encoder(),
         data.retriever_text.template,
         data.retriever_text.tokenize_queries([queries[row] for row in chosen.tolist()]),
         max_length=run.config.retriever.query_max_length,

@@ -170,6 +170,10 @@ class Run:
         """Whether a stage is complete according to the ledger."""
         return name in self._finished
 
+    def result_of(self, name: str) -> Any:
+        """Return the recorded result of a finished stage."""
+        return self._finished[name]["result"]
+
     def once(self, name: str, function: Callable[Concatenate[Stage, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run a stage unless an earlier start finished it.
 

@@ -1,4 +1,4 @@
-"""The other commands: `python -m launcher search | evaluate | export | docstrings`.
+"""The other commands: `python -m launcher convert | search | evaluate | export | docstrings`.
 
 Training itself is started by `deepspeed launcher/run.py`; these use what a run made.
 """
@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from engine.log import set_up_logging
+from launcher.convert import add_arguments as add_convert_arguments
 from launcher.world import guarded
 
 
@@ -17,6 +18,9 @@ def main(argv: list[str] | None = None) -> int:
     """Parse the command line, run the command and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m launcher", description="Use what a run made.")
     commands = parser.add_subparsers(dest="command", required=True)
+
+    convert = commands.add_parser("convert", help="make a data folder of public downloads")
+    add_convert_arguments(convert)
 
     search = commands.add_parser("search", help="retrieve, re-rank and print the ten best documents")
     search.add_argument("run", type=Path, metavar="RUN", help="run folder")
@@ -44,6 +48,12 @@ def main(argv: list[str] | None = None) -> int:
     return guarded(None, lambda: _COMMANDS[arguments.command](arguments))
 
 
+def _convert(arguments: argparse.Namespace) -> None:
+    from launcher.convert import convert_command
+
+    convert_command(arguments)
+
+
 def _search(arguments: argparse.Namespace) -> None:
     from launcher.search import answer_questions
 
@@ -69,7 +79,13 @@ def _docstrings(arguments: argparse.Namespace) -> None:
     print(f"{arguments.out}: " + ", ".join(f"{number} {what}" for what, number in counts.items()))
 
 
-_COMMANDS = {"search": _search, "evaluate": _evaluate, "export": _export, "docstrings": _docstrings}
+_COMMANDS = {
+    "convert": _convert,
+    "search": _search,
+    "evaluate": _evaluate,
+    "export": _export,
+    "docstrings": _docstrings,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,7 +10,7 @@ import hashlib
 from pathlib import Path
 
 from engine.config import Config
-from engine.corpus import write_corpus
+from engine.corpus import write_shards
 from engine.errors import DataError
 from engine.evaluate import evaluate_systems, summary_table
 from engine.log import get_logger
@@ -54,7 +54,7 @@ def evaluate_run(path: Path, data_path: Path, *, split: str, max_queries: int | 
     else:
         folder = _folder_of(run, dataset, data_path)
         texts = texts_of(run, iteration)
-        run.once(f"{folder.path.name}/shards", write_corpus, dataset, texts, folder)
+        run.once(f"{folder.path.name}/shards", write_shards, dataset, texts, folder)
         data = data_of(run, iteration, dataset, folder)
     evaluate_systems(Stage(run, f"evaluate {split}"), data, folder, split, last=iteration)
     if run.is_main:

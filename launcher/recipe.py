@@ -19,7 +19,7 @@ from engine.corpus import (
     require_enough_documents,
     require_same_files,
     require_training_queries,
-    write_corpus,
+    write_shards,
 )
 from engine.errors import ConfigError
 from engine.evaluate import evaluate_systems, summary_table
@@ -33,8 +33,7 @@ from engine.run import Run, Stage
 from engine.weights import iteration_name
 from launcher.generated import generate_dataset
 from launcher.world import World
-from shards.formats import open_dataset
-from shards.manifest import CorpusManifest
+from shards.formats import Checked, open_dataset
 from shards.records import Dataset
 
 log = get_logger(__name__)
@@ -167,15 +166,32 @@ def _dataset(run: Run) -> Dataset:
         path = run.folder.path / "data"
         count, seed = run.config.data.generated_documents, run.config.run.seed
         run.once("generate", _generate, path=path, num_documents=count, seed=seed)
-    with run.coordinator.agreement("read data"):
-        dataset = open_dataset(path, run.config.data.format)
+    dataset = _open_together(run, path)
+    with run.coordinator.agreement("check data"):
         if run.is_finished("shards"):
-            require_same_files(CorpusManifest.load(run.folder.shards), dataset)
+            require_same_files(run.result_of("shards")["_dataset_sha256"], dataset)
     splits = ", ".join(f"{split} {len(qrels)}" for split, qrels in dataset.qrels.items())
     log.info("data %s: %d documents, queries: %s", path, dataset.num_documents, splits)
     for reason, number in sorted(dataset.dropped.items()):
         log.info("  dropped %d: %s", number, reason)
     return dataset
+
+
+def _open_together(run: Run, path: Path) -> Dataset:
+    """Open the data on all ranks; one of them goes through the corpus."""
+    opened: list[Dataset] = []
+
+    def check() -> list[str | int]:
+        opened.append(open_dataset(path, run.config.data.format))
+        return [opened[0].fingerprint, opened[0].num_documents]
+
+    fingerprint, num_documents = run.coordinator.only_rank_zero("check data", check)
+    with run.coordinator.agreement("read data"):
+        return (
+            opened[0]
+            if opened
+            else open_dataset(path, run.config.data.format, checked=Checked(fingerprint, num_documents))
+        )
 
 
 def _generate(stage: Stage, *, path: Path, num_documents: int, seed: int) -> dict[str, int]:
@@ -199,6 +215,6 @@ def _model_names(run: Run, dataset: Dataset) -> tuple[str, str]:
 def _data(run: Run, dataset: Dataset, names: tuple[str, str]) -> Data:
     with run.coordinator.agreement("load tokenizers"):
         texts = model_texts(run.config, *names)
-    run.once("shards", write_corpus, dataset, texts, run.folder)
+    run.once("shards", write_shards, dataset, texts, run.folder)
     with run.coordinator.agreement("open shards"):
         return open_data(run.config, dataset, texts, run.folder)

@@ -104,13 +104,36 @@ def test_the_order_and_the_form_of_the_released_code(runs: Runs, plain: Path) ->
 
 
 def test_exact_search(runs: Runs, plain: Path) -> None:
-    folder = runs.make("flat", "index.kind=flat", "index.factory=null")
+    folder = runs.make("flat", "index.factory=Flat", "index.nprobe=null", "index.refine_factor=null")
     recalls = [value for (_, _, name), value in measured(folder).items() if name == "index/recall"]
     assert recalls == [1.0, 1.0]
     assert not list((folder / "index").glob("*/*.faiss"))
     warmup = {key: value for key, value in losses_of(plain).items() if key[0] == "warmup_retriever"}
     assert warmup.items() <= losses_of(folder).items()
     assert systems_of(folder) == systems_of(plain)
+
+
+@pytest.mark.parametrize(("placement", "num_ranks"), [("disk", 1), ("parts", 2)])
+def test_where_the_index_lies_changes_no_number(runs: Runs, plain: Path, placement: str, num_ranks: int) -> None:
+    """Symptom: an index that is searched from disk, or in unmerged parts by two ranks, gives other negatives."""
+    folder = runs.make(placement, f"index.placement={placement}", "data.documents_per_shard=30", num_ranks=num_ranks)
+    for name in ("bm25", "000", "001") if num_ranks == 1 else ("bm25", "000"):
+        ours, expected = (np.load(path / "candidates" / name / "documents.npy") for path in (folder, plain))
+        assert np.array_equal(ours, expected), name
+    assert_same_losses(folder, plain)
+    files = {path.name for path in (folder / "index" / "000").iterdir()}
+    assert ("index.faiss" in files) == (placement == "disk"), files
+
+
+def test_a_recipe_without_warm_up_takes_over_the_zero_shot_index(runs: Runs) -> None:
+    """Symptom: the corpus is encoded twice with the same weights before anything is trained."""
+    words = ("evaluation.zero_shot=true", "warmup_retriever.steps=0", "ar2.retriever.steps=0")
+    folder = runs.make("trained", *words)
+    encoded = {name: stage["result"]["encoded"] for name, stage in ledger_of(folder).items() if "encode/" in name}
+    assert encoded == {"encode/zero-shot": 80, "encode/000": 0, "encode/001": 0}
+    assert ledger_of(folder)["index/001"]["result"]["reused"] is True
+    candidates = [np.load(folder / "candidates" / name / "documents.npy") for name in ("000", "001")]
+    assert np.array_equal(*candidates)
 
 
 def test_two_towers_with_cosine_similarity(runs: Runs, plain: Path) -> None:

@@ -28,10 +28,10 @@ def test_an_unknown_key_names_the_nearest() -> None:
 
 
 def test_all_problems_are_named_at_once() -> None:
-    broken = SMALLEST | {"ranker": {"max_length": "long"}, "index": {"kind": "lsh"}}
+    broken = SMALLEST | {"ranker": {"max_length": "long"}, "index": {"placement": "cloud"}}
     with pytest.raises(ConfigError) as caught:
         parse_config(broken, "c")
-    for part in ("3 problems", "ranker.max_length", "'long'", "'ranker.name' is not given", "index.kind"):
+    for part in ("3 problems", "ranker.max_length", "'long'", "'ranker.name' is not given", "index.placement"):
         assert part in str(caught.value)
 
 
@@ -88,3 +88,13 @@ def test_the_presets_hold_the_numbers_of_table_9(name: str, retriever_lr: float,
     assert (game.iterations, game.retriever.steps, game.ranker.steps) == (10, 1500, 500)
     assert (game.num_negatives, game.top_k, game.retriever.batch_size, game.ranker.batch_size) == (15, 100, 64, 64)
     assert (game.retriever.optim.lr, game.ranker.optim.lr) == (retriever_lr, ranker_lr)
+
+
+def test_the_index_may_be_named_alone(tmp_path: Path) -> None:
+    """`index: auto` is how a recipe is written by hand; single settings still go below it."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text("run: {path: runs/x}\nretriever: {name: a}\nranker: {name: b}\nindex: Flat\n")
+    assert load_config(path).index.factory == "Flat"
+    assert load_config(path, ["index=auto"]).index.factory == "auto"
+    index = load_config(path, ["index.memory_gib=4"]).index
+    assert (index.factory, index.memory_gib) == ("Flat", 4.0)

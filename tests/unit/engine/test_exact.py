@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.exact import blocks, exact_search, rescore
+from engine.errors import ArtifactError
+from engine.exact import blocks, exact_search, merge_hits, rescore, stream
+from engine.retrievers import Hits
 from shards.embeddings import EmbeddingStore, Stamp, write_part
 from shards.manifest import CorpusManifest, ShardEntry, TokenStream, shard_name
 
@@ -105,3 +107,66 @@ def test_queries_must_fit(tmp_path: Path, embeddings_ND: np.ndarray, queries_QD:
 def test_blocks_cover_a_length() -> None:
     assert list(blocks(7, 3)) == [slice(0, 3), slice(3, 6), slice(6, 7)]
     assert list(blocks(0, 3)) == []
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_range_of_documents_is_streamed_in_order(tmp_path: Path, embeddings_ND: np.ndarray, dtype: str) -> None:
+    store = make_store(tmp_path, embeddings_ND.astype(dtype))
+    for documents in (range(N), range(29, 33), range(30, 31), range(7, 7), range(70, N)):
+        pieces = list(stream(store, documents, 7))
+        assert all(len(rows) <= 7 and rows.dtype == np.float32 for _, rows in pieces)
+        seen = [first + row for first, rows in pieces for row in range(len(rows))]
+        assert seen == list(documents)
+        for first, rows_ND in pieces:
+            np.testing.assert_array_equal(rows_ND, embeddings_ND[first : first + len(rows_ND)].astype(dtype))
+
+
+def test_streaming_maps_nothing(tmp_path: Path, embeddings_ND: np.ndarray) -> None:
+    """Mapped pages count as memory of the process: a build grew with the corpus."""
+    store = make_store(tmp_path, np.tile(embeddings_ND, (1, 2000)))
+
+    def resident_kilobytes() -> int:
+        total, ours = 0, False
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            words = line.split()
+            if not words[0].endswith(":"):  # the first line of a mapping names its file
+                ours = str(tmp_path) in line
+            elif ours and words[0] == "Rss:":
+                total += int(words[1])
+        return total
+
+    for _ in stream(store, range(N), 10):
+        pass
+    assert resident_kilobytes() <= 4 * len(SIZES)
+    mapped = [np.array(part_ND) for _, part_ND in store.parts()]
+    assert len(mapped) == len(SIZES)
+    assert resident_kilobytes() > 10_000  # the same embeddings, seen through their mappings
+
+
+def test_a_part_that_has_become_shorter_is_refused(tmp_path: Path, embeddings_ND: np.ndarray) -> None:
+    store = make_store(tmp_path, embeddings_ND)
+    parts = list(store.parts())
+    path = tmp_path / "part-000002.npy"
+    assert str(parts[2][1].filename) == str(path)  # type: ignore[attr-defined]
+    with open(path, "r+b") as file:
+        file.truncate(path.stat().st_size - 1)
+    with pytest.raises(ArtifactError, match=r"part-000002\.npy ends before row 44 of 44"):
+        list(stream(store, range(N), 100))
+
+
+def test_parts_searched_apart_are_the_whole(tmp_path: Path, embeddings_ND: np.ndarray, queries_QD: np.ndarray) -> None:
+    store = make_store(tmp_path, embeddings_ND)
+    ranges = (range(40, N), range(0, 3), range(3, 3), range(3, 40))
+    found = [exact_search(store, queries_QD, 12, documents=documents) for documents in ranges]
+    merged, whole = merge_hits(found, 12), exact_search(store, queries_QD, 12)
+    np.testing.assert_array_equal(merged.documents_QK, whole.documents_QK)
+    np.testing.assert_array_equal(merged.scores_QK, whole.scores_QK)
+
+
+def test_merged_hits_are_padded_and_ties_go_by_document() -> None:
+    one = Hits(np.array([[9, -1]]), np.array([[1.0, -np.inf]], dtype=np.float32))
+    two = Hits(np.array([[4, 5]]), np.array([[1.0, 0.5]], dtype=np.float32))
+    assert merge_hits([one, two], 2).documents_QK.tolist() == [[4, 9]]
+    padded = merge_hits([one, two], 6)
+    assert padded.documents_QK.tolist() == [[4, 9, 5, -1, -1, -1]]
+    assert np.isneginf(padded.scores_QK[0, 3:]).all()

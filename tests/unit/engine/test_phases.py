@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,8 +15,10 @@ from engine import losses, phases
 from engine.batches import BatchPlan, Group
 from engine.config import Config
 from engine.config_file import parse_config
-from engine.phases import _contrastive_objective, _known_positives, retriever_loss
+from engine.corpus import TrainingQueries
+from engine.phases import _contrastive_objective, _no_negatives, retriever_loss
 from engine.run import Run, Stage
+from shards.records import Query
 
 Open = Callable[..., Run]
 G_BN = torch.tensor([[2.0, 1.0, 0.5], [0.1, 0.3, -0.2]])
@@ -92,7 +95,9 @@ def test_accuracies_are_how_often_the_positive_wins() -> None:
 
 
 def data_of(positives: Sequence[Sequence[int]]) -> Any:
-    return SimpleNamespace(train=SimpleNamespace(positives=[np.array(known) for known in positives]))
+    arrays, nothing = [np.array(known) for known in positives], [[1]] * len(positives)
+    queries = [Query(f"q{row}", "text") for row in range(len(positives))]
+    return SimpleNamespace(train=TrainingQueries(queries, arrays, nothing, nothing))
 
 
 def group(query: int, *documents: int) -> Group:
@@ -102,17 +107,24 @@ def group(query: int, *documents: int) -> Group:
 def test_a_passage_that_two_queries_share_is_no_negative_of_either() -> None:
     data = data_of([[5], [5], [7, 8]])
     pool = [group(0, 5, 1), group(1, 5, 2), group(2, 7, 8)]
-    assert _known_positives(data, pool, pool).tolist() == [
+    assert _no_negatives(data, pool, pool).tolist() == [
         [True, False, True, False, False, False],
         [True, False, True, False, False, False],
         [False, False, False, False, True, True],
     ]
 
 
+def test_a_known_false_negative_is_no_negative_in_the_batch_either() -> None:
+    data = data_of([[5], [7]])
+    data.train = replace(data.train, false_negatives=[np.array([7]), np.array([], dtype=np.int64)])
+    pool = [group(0, 5, 1), group(1, 7, 5)]
+    assert _no_negatives(data, pool, pool).tolist() == [[True, False, True, True], [False, False, True, False]]
+
+
 def test_a_rank_marks_its_own_queries_against_everybodys_documents() -> None:
     data = data_of([[5], [5], [7]])
     pool = [group(0, 5, 1), group(1, 5, 2), group(2, 7, 9)]
-    assert _known_positives(data, pool[1:2], pool).tolist() == [[True, False, True, False, False, False]]
+    assert _no_negatives(data, pool[1:2], pool).tolist() == [[True, False, True, False, False, False]]
 
 
 def warmup_loss(

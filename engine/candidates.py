@@ -1,0 +1,232 @@
+"""Candidates: what one retriever proposes as negatives for the training queries, as arrays on disk.
+
+The artifact between an index and the next phase. It carries the stamp of the weights and the corpus that made it, so
+that a phase cannot train on the negatives of another iteration; its arrays are mapped into memory, not read.
+
+Names of shapes: Q queries, K candidates a query.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.errors import ArtifactError, DataError
+from shards.embeddings import Stamp
+from shards.files import read_json, sha256_file, write_atomically, write_json
+
+_MANIFEST, _DOCUMENTS, _SCORES = "candidates.json", "documents.npy", "scores.npy"
+_VERSION = 2
+
+
+@dataclass
+class Candidates:
+    """What one retriever proposes as negatives, query by query.
+
+    Attributes:
+        source: The retriever, such as `bm25` or `dense`.
+        stamp: Iteration, weights and corpus that the candidates come from.
+        qids: Q query ids, each once.
+        documents_QK: Global document indices, best first, int64 [Q, K]; -1 where a query has fewer than K.
+        scores_QK: The retriever's scores, float32 [Q, K]; -inf where the document is -1.
+        removed: Documents taken out on the way by reason, all queries together.
+    """
+
+    source: str
+    stamp: Stamp
+    qids: list[str]
+    documents_QK: NDArray[np.int64]
+    scores_QK: NDArray[np.float32]
+    removed: Counter[str]
+    _row_of: dict[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        shape = self.documents_QK.shape
+        if self.documents_QK.ndim != 2 or shape != self.scores_QK.shape or shape[0] != len(self.qids):
+            raise ArtifactError(
+                f"Candidates of {self.source} have documents of shape {shape}, scores of shape "
+                f"{self.scores_QK.shape} and {len(self.qids)} query ids",
+                expected="[Q, K], [Q, K] and Q",
+            )
+        self._row_of = {qid: row for row, qid in enumerate(self.qids)}
+        if len(self._row_of) != len(self.qids):
+            twice = next(qid for row, qid in enumerate(self.qids) if self._row_of[qid] != row)
+            raise ArtifactError(f"Candidates of {self.source} list query {twice!r} twice", expected="every query once")
+
+    def __len__(self) -> int:
+        return len(self.qids)
+
+    def row(self, qid: str) -> NDArray[np.int64]:
+        """Return a query's candidates, best first.
+
+        Args:
+            qid: Query id.
+
+        Returns:
+            Global document indices, int64, at most K of them, none of them -1.
+
+        Raises:
+            DataError: The query was not mined.
+        """
+        if qid not in self._row_of:
+            raise DataError(
+                f"Query {qid!r} has no candidates of {self.source} at iteration {self.stamp.iteration}",
+                expected="every training query is mined before a phase",
+            )
+        documents_K = self.documents_QK[self._row_of[qid]]
+        kept: NDArray[np.int64] = documents_K[documents_K >= 0]
+        return kept
+
+    def save(self, folder: Path, *, search: str = "") -> None:
+        """Publish to a folder: the arrays first, the manifest that vouches for them last.
+
+        Args:
+            folder: Made if missing; what an earlier save left in it is replaced.
+            search: Names what was asked of the retriever, for `is_saved`.
+        """
+        join([self], folder, search=search)
+
+    @classmethod
+    def load(cls, folder: Path, stamp: Stamp | None = None) -> Candidates:
+        """Open what `save` published.
+
+        Args:
+            folder: Where it lies.
+            stamp: What the candidates must come from; None takes any.
+
+        Returns:
+            The candidates, equal to the saved ones.
+
+        Raises:
+            ArtifactError: The folder is unfinished, damaged, or made by other weights or for another corpus.
+        """
+        remedy = f"delete {folder} and run the stage that writes it again"
+        manifest = _read_manifest(folder, remedy)
+        try:
+            found = Stamp(**manifest["stamp"])
+            source, qids, sha256 = str(manifest["source"]), list(manifest["qids"]), dict(manifest["sha256"])
+            shape = tuple(manifest["shape"])
+            removed = Counter({str(reason): int(number) for reason, number in manifest["removed"].items()})
+            qids_sha256 = str(manifest["qids_sha256"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"{folder / _MANIFEST} lacks or garbles {error}", remedy=remedy) from error
+        if stamp is not None and found != stamp:
+            raise ArtifactError(
+                f"The candidates in {folder} are stale: they were made by {_describe(found)}",
+                expected=_describe(stamp),
+                remedy=remedy,
+            )
+        if _digest(qids) != qids_sha256:
+            raise ArtifactError(f"The query ids in {folder / _MANIFEST} are not those that were saved", remedy=remedy)
+        documents_QK = _load_array(folder / _DOCUMENTS, sha256.get(_DOCUMENTS), shape, remedy)
+        scores_QK = _load_array(folder / _SCORES, sha256.get(_SCORES), shape, remedy)
+        return cls(source, found, qids, documents_QK, scores_QK, removed)
+
+
+def is_saved(folder: Path, stamp: Stamp, search: str) -> bool:
+    """Tell whether a folder holds the candidates of a stamp and a search, so that they need not be searched again."""
+    try:
+        manifest = _read_manifest(folder, "")
+        return (manifest["stamp"], manifest["search"]) == (asdict(stamp), search)
+    except (ArtifactError, KeyError):
+        return False
+
+
+def join(parts: Sequence[Candidates], folder: Path, *, search: str = "") -> None:
+    """Publish parts of one search as one, in the order given; they are copied one by one, not held together.
+
+    Args:
+        parts: At least one; the same source, stamp and K; no query in two of them. Counts are added up.
+        folder: Made if missing; what lies there is replaced.
+        search: As in `Candidates.save`.
+
+    Raises:
+        ArtifactError: The parts do not belong together.
+    """
+    if not parts:
+        raise ArtifactError("There are no candidates to join", expected="one part or more")
+    first = parts[0]
+    for number, part in enumerate(parts):
+        for name, here, there in (
+            ("source", part.source, first.source),
+            ("stamp", part.stamp, first.stamp),
+            ("number of candidates a query", part.documents_QK.shape[1], first.documents_QK.shape[1]),
+        ):
+            if here != there:
+                raise ArtifactError(
+                    f"Part {number} of the candidates has {name} {here}, part 0 has {there}",
+                    expected="parts of one search",
+                    remedy="delete the parts and mine again",
+                )
+    qids = [qid for part in parts for qid in part.qids]
+    if len(set(qids)) < len(qids):
+        twice = Counter(qids).most_common(1)[0][0]
+        raise ArtifactError(f"Two parts of the candidates list query {twice!r}", expected="every query once")
+    folder.mkdir(parents=True, exist_ok=True)
+    # Without its manifest the folder is unfinished, and says so, until the new one stands.
+    (folder / _MANIFEST).unlink(missing_ok=True)
+    _write_array(folder / _DOCUMENTS, [part.documents_QK for part in parts])
+    _write_array(folder / _SCORES, [part.scores_QK for part in parts])
+    write_json(
+        folder / _MANIFEST,
+        {
+            "version": _VERSION,
+            "source": first.source,
+            "stamp": asdict(first.stamp),
+            "search": search,
+            "shape": [len(qids), first.documents_QK.shape[1]],
+            "removed": sum((part.removed for part in parts), Counter()),
+            "sha256": {name: sha256_file(folder / name) for name in (_DOCUMENTS, _SCORES)},
+            "qids_sha256": _digest(qids),
+            "qids": qids,
+        },
+    )
+
+
+def _read_manifest(folder: Path, remedy: str) -> dict[str, Any]:
+    if not (folder / _MANIFEST).is_file():
+        raise ArtifactError(
+            f"{folder} holds no finished candidates", expected=f"{_MANIFEST}, which is written last", remedy=remedy
+        )
+    manifest = read_json(folder / _MANIFEST, "candidates manifest")
+    if not isinstance(manifest, dict) or manifest.get("version") != _VERSION:
+        raise ArtifactError(f"{folder / _MANIFEST} is not a candidates manifest of version {_VERSION}", remedy=remedy)
+    return manifest
+
+
+def _write_array(path: Path, pieces: Sequence[NDArray[Any]]) -> None:
+    shape = (sum(len(piece) for piece in pieces), *pieces[0].shape[1:])
+    header = {"descr": np.lib.format.dtype_to_descr(pieces[0].dtype), "fortran_order": False, "shape": shape}
+    with write_atomically(path) as temporary, open(temporary, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for piece in pieces:
+            file.write(np.ascontiguousarray(piece).tobytes())
+
+
+def _load_array(path: Path, sha256: str | None, shape: tuple[int, ...], remedy: str) -> NDArray[Any]:
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing", expected="the array that the manifest names", remedy=remedy)
+    found = sha256_file(path)
+    if found != sha256:
+        raise ArtifactError(f"{path} has sha256 {found}", expected=f"{sha256}, as in the manifest", remedy=remedy)
+    # An array without rows cannot be mapped.
+    array: NDArray[Any] = np.load(path, mmap_mode="r" if shape[0] else None, allow_pickle=False)
+    if array.shape != shape:
+        raise ArtifactError(f"{path} has shape {array.shape}", expected=f"{shape}, as in the manifest", remedy=remedy)
+    return array
+
+
+def _digest(qids: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(list(qids)).encode()).hexdigest()
+
+
+def _describe(stamp: Stamp) -> str:
+    return f"iteration {stamp.iteration}, weights {stamp.weights_sha256[:12]}, corpus {stamp.corpus_sha256[:12]}"
