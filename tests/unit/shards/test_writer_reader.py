@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
+import json
 import multiprocessing
 import pickle
 import tarfile
@@ -561,3 +563,48 @@ def test_offsets_that_point_elsewhere_are_refused(corpus: CorpusShards) -> None:
         np.save(path, wrong)
         with pytest.raises(ArtifactError, match="has no 000000001"):
             CorpusShards.open(corpus.folder).tokens(1, "retriever")
+
+
+# ---------------------------------------------------------------------------------------------------- shards of others
+
+
+class Touch:
+    """What a pickle does when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str, str]]:
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("name", ["../../outside.json", "/tmp/outside.json", "000000000.pyd", "000000000.pth"])
+def test_a_members_name_is_neither_a_path_nor_a_program(corpus: CorpusShards, tmp_path: Path, name: str) -> None:
+    """Symptom: a shard from elsewhere writes a file outside its folder, or runs what its pickle says."""
+    touched = tmp_path / "touched"
+    payload = pickle.dumps(Touch(touched))
+    path = corpus.folder / "000000.tar"
+    with tarfile.open(path, "w") as tar:
+        header = tarfile.TarInfo(name)
+        header.size = len(payload)
+        tar.addfile(header, io.BytesIO(payload))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ArtifactError, match=r"000000\.tar"):
+        list(CorpusShards(corpus.folder, corpus.manifest).iterate(0, "retriever"))
+    with pytest.raises(ArtifactError, match=r"000000\.tar"):
+        list(with_present_hashes(corpus).iterate(0, "retriever"))
+    assert not touched.exists()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["pipe:touch touched", "../000000.tar", "http://host/000000.tar", "/etc/passwd"])
+def test_a_manifest_names_nothing_but_its_own_shards(corpus: CorpusShards, name: str) -> None:
+    """Symptom: webdataset runs what stands behind `pipe:` in a shell."""
+    first, *others = corpus.manifest.shards
+    manifest = dataclasses.replace(corpus.manifest, shards=(dataclasses.replace(first, name=name), *others))
+    content = json.loads((corpus.folder / "manifest.json").read_text())
+    content["shards"][0]["name"] = name
+    content["sha256"] = manifest.sha256
+    (corpus.folder / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(ArtifactError, match=r"at place 0"):
+        CorpusShards.open(corpus.folder)
