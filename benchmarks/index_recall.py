@@ -1,9 +1,9 @@
 """Recall and memory of the merged IVF-PQ index against exact search, on real embeddings of real text.
 
-The text below `--data` (any data folder that `data.path` could name, or a folder of .txt and .jsonl files) is cut into
-passages, which a small sentence encoder embeds; the first words of other passages are the queries. The index's memory
-is its codes, ids, centroids and codebooks, and is compared with all embeddings in float32, which exact search of FAISS
-holds. Candidates are re-scored from embeddings that stay on disk: their bytes are in the table too.
+The documents of `--data` (any data folder that `data.path` could name) are cut into passages, which a small sentence
+encoder embeds along with two samples of the folder's queries: one tunes the search, recall is that of the other. The
+index's memory is its codes, ids, centroids and codebooks, and is compared with all embeddings in float32, which exact
+search of FAISS holds. Candidates are re-scored from embeddings that stay on disk: their bytes are in the table too.
 
     python benchmarks/index_recall.py --data DIR [--quick] [--documents 100000] [--folder DIR]
 """
@@ -11,7 +11,6 @@ holds. Candidates are re-scored from embeddings that stay on disk: their bytes a
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -32,10 +31,9 @@ from engine.index_build import build_index
 from engine.index_plan import factory_sizes, plan_index
 from engine.index_tune import recall_of
 from shards.embeddings import EmbeddingStore, part_is_complete, write_part
-from shards.errors import SparringError
 from shards.formats import open_dataset
 
-K, QUERIES, QUERY_WORDS, PASSAGE_WORDS, PER_SHARD = 100, 256, 10, 60, 2000
+K, QUERIES, OTHER_QUERIES, PASSAGE_WORDS, PER_SHARD = 100, 128, 512, 60, 2000
 
 
 def passages_of(folder: Path, limit: int) -> list[str]:
@@ -79,12 +77,12 @@ def main() -> None:
 
 def compare(folder: Path, arguments: argparse.Namespace, limit: int) -> list[dict[str, Any]]:
     """Encode, build and measure."""
-    passages = passages_of(arguments.data, limit + 2 * QUERIES)
-    if len(passages) < 2 * QUERIES + 1000:
-        raise SystemExit(f"{arguments.data} has text for {len(passages)} passages only")
-    # The passages between the last query's and the first document stay out, so that no query is a document's beginning.
-    queries = [" ".join(text.split()[:QUERY_WORDS]) for text in passages[: 2 * QUERIES]]
-    documents = passages[2 * QUERIES :]
+    documents = passages_of(arguments.data, limit)
+    if len(documents) < 1000:
+        raise SystemExit(f"{arguments.data} has text for {len(documents)} passages only")
+    asked = list(open_dataset(arguments.data).queries.values())
+    chosen = np.random.default_rng(0).permutation(len(asked))[: QUERIES + OTHER_QUERIES]
+    queries = [asked[row].text for row in chosen.tolist()]
     manifest = corpus_of(len(documents), PER_SHARD)
     embeddings = folder / f"embeddings-{len(documents)}"
     for entry in manifest.shards:
@@ -122,16 +120,8 @@ def compare(folder: Path, arguments: argparse.Namespace, limit: int) -> list[dic
 
 
 def _texts(folder: Path) -> Iterator[str]:
-    try:
-        for document in open_dataset(folder).documents():
-            yield f"{document.title} {document.text}"
-    except SparringError:
-        for path in sorted(folder.rglob("*")):
-            if path.suffix == ".txt":
-                yield path.read_text(encoding="utf-8", errors="replace")
-            elif path.suffix == ".jsonl":
-                for line in path.read_text(encoding="utf-8").splitlines():
-                    yield str(json.loads(line).get("text", ""))
+    for document in open_dataset(folder).documents():
+        yield f"{document.title} {document.text}"
 
 
 if __name__ == "__main__":

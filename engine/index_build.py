@@ -221,10 +221,10 @@ def _log_choice(plan: IndexPlan, best: Trial, values: dict[str, Any]) -> None:
         *(best.nprobe, plan.num_lists, best.refine_factor, values["recall_k"], values["recall"]),
         *(values["milliseconds_per_query"], values["tuning_seconds"]),
     )
-    if best.recall < plan.recall_target:
+    if best.safe_recall < plan.recall_target:
         log.warning(
-            "no way to search that was tried reaches index.recall_target %g: the best finds %.3f",
-            *(plan.recall_target, best.recall),
+            "no way to search that was tried reaches index.recall_target %g for sure: the best finds %.3f +- %.3f",
+            *(plan.recall_target, best.recall, best.error),
         )
 
 

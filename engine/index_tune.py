@@ -34,9 +34,16 @@ class Trial:
     nprobe: int
     refine_factor: int
     recall: float
-    """Share of the exact best k that it found, 0 to 1."""
+    """Share of the exact best k that it found, 0 to 1, the mean over the queries."""
+    error: float
+    """Standard error of that mean: other queries of the same kind are expected to lie this far off."""
     cost: float
     """Of a query, in visited documents."""
+
+    @property
+    def safe_recall(self) -> float:
+        """The recall less its standard error, which is what must reach the target: a sample is not all queries."""
+        return self.recall - self.error
 
 
 def exact_truth(
@@ -114,7 +121,8 @@ def tune(
         k: Depth of the recall, at most the number of documents.
 
     Returns:
-        The cheapest trial that reaches the target, else the one of the highest recall; and all trials.
+        The cheapest trial whose recall less its standard error reaches the target, else the one of the highest recall;
+        and all trials.
 
     Raises:
         ValueError: There is no query.
@@ -135,20 +143,21 @@ def tune(
             break
         recalls = _recalls(index, queries_QD, wanted, k, nprobe, factors)
         here = [
-            Trial(nprobe, factor, recall, visited + weight * k * factor)
-            for factor, recall in zip(factors, recalls, strict=True)
+            Trial(nprobe, factor, recall, error, visited + weight * k * factor)
+            for factor, (recall, error) in zip(factors, recalls, strict=True)
         ]
         trials += here
-        best = min([best, *(trial.cost for trial in here if trial.recall >= plan.recall_target)])
-        if best == float("inf") and nprobe > _FLAT_FROM and recalls[-1] - before < _FLAT_GAIN:
+        best = min([best, *(trial.cost for trial in here if trial.safe_recall >= plan.recall_target)])
+        if best == float("inf") and nprobe > _FLAT_FROM and recalls[-1][0] - before < _FLAT_GAIN:
             break
-        before = recalls[-1]
-    reached = [trial for trial in trials if trial.recall >= plan.recall_target]
+        before = recalls[-1][0]
+    reached = [trial for trial in trials if trial.safe_recall >= plan.recall_target]
     for trial in sorted(reached, key=lambda trial: (trial.cost, trial.nprobe)):
         # Candidates whose codes tie are cut elsewhere at the trial's own depth, so that alone is what counts.
-        (recall,) = _recalls(index, queries_QD, wanted, k, trial.nprobe, [trial.refine_factor])
-        if recall >= plan.recall_target:
-            return replace(trial, recall=recall), trials
+        ((recall, error),) = _recalls(index, queries_QD, wanted, k, trial.nprobe, [trial.refine_factor])
+        tried = replace(trial, recall=recall, error=error)
+        if tried.safe_recall >= plan.recall_target:
+            return tried, trials
     return min(trials, key=lambda trial: (-trial.recall, trial.cost)), trials
 
 
@@ -159,12 +168,19 @@ def _recalls(
     k: int,
     nprobe: int,
     factors: Sequence[int],
-) -> list[float]:
-    """Return the recall of every depth of re-scoring; what is wanted and among the candidates will come out on top."""
+) -> list[tuple[float, float]]:
+    """Return recall and its standard error at every depth of re-scoring.
+
+    What is wanted and among the candidates will come out on top, so that nothing need be scored.
+    """
     depth = min(index.num_documents, k * factors[-1])
     found = index.search(queries_QD, depth, nprobe=nprobe, needed=k)
     places = [np.flatnonzero(np.isin(row_C, ids)) for row_C, ids in zip(found.documents_QK, wanted, strict=True)]
-    return [float(np.mean([min(k, (here < k * factor).sum()) for here in places]) / k) for factor in factors]
+    measured = []
+    for factor in factors:
+        recall_Q = np.array([min(k, (here < k * factor).sum()) for here in places]) / k
+        measured.append((float(recall_Q.mean()), float(recall_Q.std() / np.sqrt(len(recall_Q)))))
+    return measured
 
 
 def _useful_factors(num_documents: int, k: int) -> list[int]:
