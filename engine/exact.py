@@ -10,16 +10,13 @@ Shapes: Q queries, N documents, D embedding dimension, K = `top_k` ranks, C cand
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine.errors import ArtifactError
 from engine.retrievers import Hits
-from shards.embeddings import EmbeddingStore
+from shards.embeddings import EmbeddingStore, read_rows
 
 _RESCORE_BYTES = 64 * 2**20
 """Embeddings of candidates held at a time while they are re-scored."""
@@ -143,34 +140,6 @@ def stream(store: EmbeddingStore, documents: range, num_rows: int) -> Iterator[t
         for rows in blocks(stop - start, num_rows):
             piece = slice(start + rows.start, start + rows.stop)
             yield first + piece.start, read_rows(part_ND, np.arange(piece.start, piece.stop))
-
-
-def read_rows(part_ND: Any, rows_K: npt.NDArray[np.int64]) -> Floats:
-    """Read rows of a part's file without mapping them into memory.
-
-    Args:
-        part_ND: What `EmbeddingStore.parts` yields: an array mapped from a file.
-        rows_K: Rows of it, int64 [K], ascending.
-
-    Returns:
-        float32 [K, D].
-
-    Raises:
-        ArtifactError: The file is shorter than the array.
-    """
-    width = part_ND.shape[1]
-    found_KD = np.empty((len(rows_K), width), dtype=part_ND.dtype)
-    starts = np.flatnonzero(np.diff(rows_K, prepend=-2) != 1)
-    with open(part_ND.filename, "rb", buffering=0) as file:
-        for start, stop in pairwise([*starts.tolist(), len(rows_K)]):
-            file.seek(part_ND.offset + int(rows_K[start]) * width * part_ND.dtype.itemsize)
-            run: Any = found_KD[start:stop]
-            if file.readinto(run.view(np.uint8)) != run.nbytes:
-                raise ArtifactError(
-                    f"{part_ND.filename} ends before row {int(rows_K[start]) + len(run)} of {len(part_ND)}",
-                    remedy="delete it and run the encoding again",
-                )
-    return found_KD.astype(np.float32, copy=False)
 
 
 def check_queries(queries_QD: Floats, dimension: int, top_k: int) -> Floats:

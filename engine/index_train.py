@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from engine.errors import ArtifactError
-from engine.exact import Floats, read_rows, stream
+from engine.exact import Floats, stream
 from engine.index_files import TRAINED, faiss_threads, on_gpu, parse_index, read_index, write_index, write_part
 from engine.index_plan import IndexPlan, empty_index
-from shards.embeddings import EmbeddingStore
+from shards.embeddings import EmbeddingStore, read_rows
 from shards.files import read_json, write_json
 
 _ADD_BYTES = 64 * 2**20

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,10 @@ class EmbeddingStore:
         bounds = np.searchsorted(sorted_K, np.append(self._firsts_P, self.num_documents))
         for part in np.flatnonzero(np.diff(bounds)).tolist():
             here = slice(bounds[part], bounds[part + 1])
-            rows_KD[order_K[here]] = self._parts[part][sorted_K[here] - self._firsts_P[part]]
+            # Not through the mapping: around each page that is touched the kernel maps fifteen more, and the whole
+            # store would soon count as this process's memory.
+            wanted, places = np.unique(sorted_K[here] - self._firsts_P[part], return_inverse=True)
+            rows_KD[order_K[here]] = read_rows(self._parts[part], wanted)[places]
         return rows_KD
 
     def parts(self) -> Iterator[tuple[int, Embeddings]]:
@@ -220,6 +224,34 @@ class EmbeddingStore:
         if found != expected:
             raise ArtifactError(f"{path} holds {found}", expected=expected, remedy=remedy)
         return embeddings_ND
+
+
+def read_rows(part_ND: Any, rows_K: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Read rows of a part's file without mapping them into memory.
+
+    Args:
+        part_ND: What `EmbeddingStore.parts` yields: an array mapped from a file.
+        rows_K: Rows of it, int64 [K], ascending.
+
+    Returns:
+        float32 [K, D].
+
+    Raises:
+        ArtifactError: The file is shorter than the array.
+    """
+    width = part_ND.shape[1]
+    found_KD = np.empty((len(rows_K), width), dtype=part_ND.dtype)
+    starts = np.flatnonzero(np.diff(rows_K, prepend=-2) != 1)
+    with open(part_ND.filename, "rb", buffering=0) as file:
+        for start, stop in pairwise([*starts.tolist(), len(rows_K)]):
+            file.seek(part_ND.offset + int(rows_K[start]) * width * part_ND.dtype.itemsize)
+            run: Any = found_KD[start:stop]
+            if file.readinto(run.view(np.uint8)) != run.nbytes:
+                raise ArtifactError(
+                    f"{part_ND.filename} ends before row {int(rows_K[start]) + len(run)} of {len(part_ND)}",
+                    remedy="delete it and run the encoding again",
+                )
+    return found_KD.astype(np.float32, copy=False)
 
 
 def _paths(folder: Path, entry: ShardEntry) -> tuple[Path, Path]:
