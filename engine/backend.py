@@ -1,8 +1,8 @@
 """DeepSpeed engines: one for each model, each with its own configuration, optimizer and ZeRO stage.
 
-All that depends on the ZeRO stage or the numeric type is in this file: how a model is wrapped, stepped, saved,
-gathered and moved out of the way while the other model works. Batch sizes, learning rate and clipping are ours and
-are written into DeepSpeed's configuration; a DeepSpeed file that sets one of them is refused.
+All that depends on the ZeRO stage or the numeric type is in this file and in `engine.partitions`: how a model is
+wrapped, stepped, saved, gathered and moved out of the way while the other model works. Batch sizes, learning rate and
+clipping are ours and are written into DeepSpeed's configuration; a DeepSpeed file that sets one of them is refused.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum  # type: 
 from torch import Tensor, nn
 
 from engine.config import ModelConfig, OptimConfig
-from engine.errors import ArtifactError, ConfigError, TrainingError
+from engine.errors import ConfigError, TrainingError
+from engine.partitions import Fragment, fragments, refresh_weights, torch_optimizer
+from engine.training_state import own_share
 
 _OWNED_KEYS = frozenset(
     {
@@ -48,6 +50,7 @@ _OFFLOADED = {
     3: _BUFFERS,
 }
 _NO_DECAY = ("bias", "LayerNorm.weight", "layer_norm.weight", "norm.weight")
+_SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,7 @@ class StepReport:
     """What one optimizer step did.
 
     Attributes:
-        grad_norm: Global gradient norm before clipping; None where DeepSpeed computed none.
+        grad_norm: Global gradient norm before clipping; None where the step was skipped.
         applied: False where fp16's loss scaling found an overflow and skipped the update.
     """
 
@@ -75,9 +78,11 @@ class TrainedModel:
 
     def __init__(self, name: str, module: nn.Module, config: ModelConfig, optim: OptimConfig) -> None:
         self.name = name
-        self.zero_stage = config.zero_stage
+        self.zero_stage, self.precision = config.zero_stage, config.precision
         self._offloaded = False
         self._engine = _initialize(module, config, optim)
+        if hasattr(self._loss_scaler, "raise_error_at_min_scale"):
+            self._loss_scaler.raise_error_at_min_scale = False  # steps skipped in a row are counted by `engine.guards`
 
     @property
     def module(self) -> nn.Module:
@@ -118,40 +123,49 @@ class TrainedModel:
             share: What this micro-batch weighs in the step, 1 / number of micro-batches for a mean over all.
         """
         self._engine.set_gradient_accumulation_boundary(last)
-        self._engine.backward(loss * share, scale_wrt_gas=False)
+        self._engine.backward(loss.float() * (share * self._own_scale), scale_wrt_gas=False)
 
     def step(self, lr: float) -> StepReport:
-        """Update the weights with the accumulated gradients.
+        """Update the weights with the accumulated gradients, unless these are not finite.
 
         Args:
             lr: Learning rate of this step.
 
         Raises:
-            TrainingError: The gradients are not finite although nothing scales the loss.
+            TrainingError: They are not, in fp32 or bf16; the weights are as before. In fp16 the step is skipped.
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
-        reduced = self._reduced_grad_norm() if self.zero_stage == 0 else None
+        plain = self.zero_stage == 0 and self.precision == "fp32"  # where DeepSpeed looks at no norm
+        norm = self._reduced_grad_norm() if plain else None
+        self._require_finite(norm)
+        scale = self._own_scale
         self._engine.step()
-        reported = self._engine.get_global_grad_norm() if reduced is None else reduced
-        norm = None if reported is None else float(reported)
-        applied = bool(self._engine.was_step_applied())
-        finite = norm is None or math.isfinite(norm)
-        if not self._engine.fp16_enabled() and not (applied and finite):
+        if norm is None and (reported := self._engine.get_global_grad_norm()) is not None:
+            norm = float(reported) / scale
+        if not self._engine.was_step_applied():
+            if self.precision != "fp16":
+                self._require_finite(math.nan if norm is None else norm)
+            return StepReport(None, applied=False)
+        self._require_finite(norm)
+        return StepReport(norm, applied=True)
+
+    def _require_finite(self, norm: float | None) -> None:
+        if norm is not None and not math.isfinite(norm):
             raise TrainingError(
                 f"the {self.name}'s gradient is not finite (norm {norm})",
-                expected="finite gradients at every step",
-                remedy="lower the learning rate, or train in bf16 or fp32; the last checkpoint is older than this step",
+                expected="finite gradients at every step; no checkpoint was taken since",
+                remedy="lower the learning rate, or train in bf16 or fp32",
             )
-        return StepReport(norm, applied)
 
-    def _reduced_grad_norm(self) -> Tensor:
+    def _reduced_grad_norm(self) -> float:
         """Return the norm that DeepSpeed does not report without ZeRO; the gradients are already averaged."""
-        return torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients))
 
     def reset_optimizer(self) -> None:
         """Forget the optimizer's moments and step count, as a freshly made optimizer would have none."""
-        for state in _torch_optimizer(self._engine.optimizer).state.values():
+        for state in torch_optimizer(self._engine.optimizer).state.values():
             for value in state.values():
                 if torch.is_tensor(value):
                     value.zero_()
@@ -177,21 +191,52 @@ class TrainedModel:
             gathered |= {name: buffer.detach().cpu().clone() for name, buffer in self.module.named_buffers()}
         return gathered
 
-    def save_state(self, folder: Path, tag: str) -> None:
-        """Write the engine's weights and optimizer. A collective; `engine.checkpoint` makes it complete or absent."""
-        self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+    def parameter_sizes(self) -> dict[str, int]:
+        """Return the trained parameters with their numbers of elements, the same on all ranks."""
+        return {
+            name: int(getattr(parameter, "ds_numel", parameter.numel()))
+            for name, parameter in self.module.named_parameters()
+            if parameter.requires_grad
+        }
 
-    def load_state(self, folder: Path, tag: str) -> None:
-        """Load what `save_state` wrote. A collective.
+    def fragments(self) -> list[Fragment]:
+        """Show the float32 weights and moments that this rank holds; the model is on its device."""
+        return list(fragments(self._engine))
 
-        Raises:
-            ArtifactError: DeepSpeed found nothing to load.
-        """
-        loaded, _ = self._engine.load_checkpoint(str(folder), tag=tag, load_lr_scheduler_states=False)
-        if loaded is None:
-            raise ArtifactError(
-                f"DeepSpeed loaded nothing for the {self.name} from {folder}", remedy=f"delete {folder} and start again"
-            )
+    def own_fragments(self) -> list[Fragment]:
+        """Show those that it alone answers for: the ranks' together are the whole state, each element once."""
+        if self.zero_stage > 0 or not dist.is_initialized():
+            return self.fragments()
+        return list(own_share(self.fragments(), dist.get_rank(), dist.get_world_size()))
+
+    def refresh_weights(self) -> None:
+        """Take over float32 weights that were written to `fragments`. A collective."""
+        refresh_weights(self._engine)
+
+    @property
+    def loss_scale_state(self) -> dict[str, float]:
+        """How far fp16's dynamic loss scaling is; empty for other numeric types."""
+        scaler = self._loss_scaler
+        return {name: getattr(scaler, name) for name in _SCALER_STATE if hasattr(scaler, name)}
+
+    def restore_loss_scale(self, state: Mapping[str, float]) -> None:
+        """Go on with a loss scaling that `loss_scale_state` described, as far as this ZeRO stage has the same."""
+        scaler = self._loss_scaler
+        for name, value in state.items():
+            if hasattr(scaler, name):  # DeepSpeed without ZeRO knows no hysteresis
+                setattr(scaler, name, value)
+
+    @property
+    def _own_scale(self) -> float:
+        """What the loss is scaled by here: in fp16 without ZeRO, DeepSpeed divides by it but never multiplies."""
+        return float(self._loss_scaler.cur_scale) if self.precision == "fp16" and self.zero_stage == 0 else 1.0
+
+    @property
+    def _loss_scaler(self) -> Any:
+        if self.precision != "fp16":
+            return None
+        wrapper = self._engine.optimizer
+        return wrapper.loss_scaler if self.zero_stage > 0 else wrapper.loss_scale_config
 
     def offload(self) -> None:
         """Move weights, gradients and optimizer to host memory; `reload` brings them back.
@@ -223,7 +268,7 @@ class TrainedModel:
         self._offloaded = False
 
     def _move_optimizer(self, device: torch.device) -> None:
-        for state in _torch_optimizer(self._engine.optimizer).state.values():
+        for state in torch_optimizer(self._engine.optimizer).state.values():
             for key, value in state.items():
                 if torch.is_tensor(value) and value.dim():  # AdamW wants its step count on the CPU
                     state[key] = value.to(device)
@@ -310,11 +355,3 @@ def _parameter_groups(module: nn.Module, optim: OptimConfig) -> list[dict[str, A
         {"params": plain, "weight_decay": 0.0, "decayed": False},
     ]
     return [group for group in groups if group["params"]]
-
-
-def _torch_optimizer(optimizer: Any) -> torch.optim.Optimizer:
-    while hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TrainingError(f"DeepSpeed wraps an optimizer of type {type(optimizer).__name__}, not one of torch")
-    return optimizer

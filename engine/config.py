@@ -28,13 +28,28 @@ class RunConfig(_Section):
     checkpoint_every_steps: int = Field(200, ge=1)
     """Steps between two checkpoints inside a phase; a phase's end is always saved. A crash repeats at most these."""
     keep_checkpoints: int = Field(2, ge=1)
-    """Committed checkpoints kept for each model."""
+    """Newest checkpoints kept for each model. With 1 there is none to go back to where the newest is damaged."""
+    keep_every_steps: int | None = Field(None, ge=1)
+    """Also keep the checkpoints whose step in their stage is a multiple of this; left out, none."""
+    keep_best: Literal["MRR@10", "R@1", "A@1"] | None = None
+    """Also keep each model's last checkpoint of the iteration in which it was best on dev by this metric."""
+    max_skipped_steps: int = Field(15, ge=1)
+    """fp16's loss scaling may skip fewer steps in a row than this; the scale, first 65536, halves at most of them."""
+    collapse_steps: int = Field(100, ge=0)
+    """The run stops where the scores of a query were all equal, or the entropy over the candidates 0, for so many steps
+    in a row; 0 switches this off."""
     keep_indexes: int = Field(2, ge=1)
     """Indexes of the newest iterations kept, besides the zero-shot and the warm-up one that the last table needs."""
     log_every_steps: int = Field(10, ge=1)
-    """Steps between two points in TensorBoard and metrics.jsonl, and between two looks for a non-finite loss."""
+    """Steps between two points in TensorBoard and metrics.jsonl."""
     timeout_seconds: float = Field(1800.0, gt=0)
     """How long a rank waits at a barrier before the run stops and names who is missing."""
+    heartbeat_seconds: float = Field(5.0, gt=0)
+    """Seconds between two heartbeats of a rank; an eighth of `timeout_seconds` at most is taken."""
+    preemption_seconds: float = Field(120.0, gt=0)
+    """How long a run that was asked to stop (SIGTERM, SIGUSR1) may take to its checkpoint before it is ended."""
+    force_resume: bool = False
+    """Go on although the configuration or the code differs from what began the run; recorded in starts.json."""
     coordinator: Literal["auto", "mpi", "store"] = "auto"
     """What carries barriers: MPI, torch.distributed's store, or MPI exactly where the processes form an MPI world."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

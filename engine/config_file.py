@@ -17,6 +17,9 @@ from pydantic import BaseModel, ValidationError
 from engine.config import Config
 from engine.errors import ConfigError
 
+_CHANGES_NO_RESULT = frozenset({"zero_stage", "deepspeed"})
+"""Keys of any section that say how the ranks share what is computed; sums may be made in another order."""
+
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML recipe and apply `key=value` overrides.
@@ -75,13 +78,15 @@ def differences(ours: Config, theirs: Config, *, ignore_sections: frozenset[str]
     Args:
         ours: The new configuration.
         theirs: The recorded one.
-        ignore_sections: Sections that change no result. Of `run`, the seed is compared all the same.
+        ignore_sections: Sections that change no result. Of `run`, the seed is compared all the same; of the others,
+            how an optimizer's state is shared by the ranks is not.
     """
     mine, recorded = _flatten(ours.model_dump(mode="json")), _flatten(theirs.model_dump(mode="json"))
     keys = [
         key
         for key in sorted(mine.keys() | recorded.keys())
-        if key == "run.seed" or key.split(".")[0] not in ignore_sections
+        if key == "run.seed"
+        or (key.split(".")[0] not in ignore_sections and key.split(".")[-1] not in _CHANGES_NO_RESULT)
     ]
     return [f"{key}: {recorded.get(key)} -> {mine.get(key)}" for key in keys if mine.get(key) != recorded.get(key)]
 

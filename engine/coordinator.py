@@ -30,6 +30,7 @@ from typing import Any
 
 from engine.errors import CoordinationError, SparringError
 from engine.log import get_logger
+from engine.preemption import PREEMPTION
 from engine.transports.counter import SharedCounter
 from engine.transports.local import LocalTransport
 from engine.transports.mpi import MpiTransport
@@ -188,9 +189,12 @@ class Coordinator:
 
         Raises:
             CoordinationError: As `barrier`; or the lists differ, or rank 0 is gone.
+            Preempted: This rank was asked to stop; what is finished stays, and the unit that was due is not begun.
         """
         if self.world_size == 1:
-            yield from units
+            for unit in units:
+                PREEMPTION.require_none(f"hand-out '{name}'")
+                yield unit
             return
         counter = self._open_counter(timeout_seconds)
         digest = hashlib.sha256(json.dumps(list(units)).encode()).hexdigest()
@@ -203,6 +207,7 @@ class Coordinator:
         self._num_hand_outs += 1
         self._handing_out = key = f"{self._num_hand_outs}/{name}"
         while (place := counter.next(key)) < len(units):
+            PREEMPTION.require_none(f"hand-out '{name}'")
             yield units[place]
         self._handing_out = None
 

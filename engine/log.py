@@ -14,12 +14,25 @@ from typing import Any
 
 from tqdm import tqdm
 
+from engine.activity import ACTIVITY
+
 _NOISY = ("DeepSpeed", "deepspeed", "faiss", "transformers", "bm25s", "torch.distributed", "absl", "root")
 
 
 class _BarFriendlyHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)
+
+
+class _CountingBar(tqdm):  # type: ignore[type-arg]  # it is generic in its stub alone
+    """A bar that counts on every rank, shown or not, and tells `engine.activity` how far it is."""
+
+    def update(self, n: float | None = 1) -> bool | None:
+        shown = super().update(n)
+        if self.disable:
+            self.n += n or 0
+        ACTIVITY.done = int(self.n)
+        return shown
 
 
 def set_up_logging(rank: int, world_size: int) -> None:
@@ -57,7 +70,7 @@ def progress_bar(description: str, total: int, unit: str, *, shown: bool, initia
         shown: Only rank 0 shows a bar.
         initial: Units that an earlier start already did.
     """
-    with tqdm(
+    bar = _CountingBar(
         total=total,
         desc=description,
         unit=unit,
@@ -66,5 +79,6 @@ def progress_bar(description: str, total: int, unit: str, *, shown: bool, initia
         dynamic_ncols=True,
         mininterval=0.5,
         leave=False,
-    ) as bar:
+    )
+    with ACTIVITY.counting(total, unit, initial), bar:
         yield bar

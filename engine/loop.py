@@ -7,7 +7,6 @@ returns metrics.
 
 from __future__ import annotations
 
-import math
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -16,14 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from engine.backend import TrainedModel
 from engine.checkpoint import Checkpoints
 from engine.config import OptimConfig
-from engine.errors import TrainingError
+from engine.guards import BatchIds, Guards
 from engine.log import progress_bar
 from engine.metrics import Metric, MetricWindow
+from engine.preemption import PREEMPTION
 from engine.run import Stage
 
 Objective = Callable[[TrainedModel, int], Mapping[str, Metric]]
@@ -59,6 +58,7 @@ def train(
     objective: Objective,
     schedule: Schedule,
     *,
+    batch_ids: BatchIds,
     first_step: int,
     steps: int,
     tag: str,
@@ -71,15 +71,17 @@ def train(
         checkpoints: Of this model; saved every `run.checkpoint_every_steps` and at the end.
         objective: Forward and backward of one step.
         schedule: Learning rates.
+        batch_ids: Names what a step is made of, for the post-mortem of one that must not be taken.
         first_step: Steps of the schedule that earlier stages took.
         steps: Steps of this stage.
         tag: Prefix of the metrics' names, such as `retriever`.
 
     Returns:
-        Number of steps and the mean loss over the last logged window.
+        Number of steps and the mean loss over the last logged window; under `_checkpoint` the model's name and the
+        number of the checkpoint at the stage's end.
 
     Raises:
-        TrainingError: The loss or the gradient is not finite on some rank; the weights are those before the step.
+        TrainingError: A step must not be taken; the weights are those before it. See `engine.guards`.
     """
     if steps == 0:
         return {"steps": 0}
@@ -89,16 +91,20 @@ def train(
     if done == 0 and first_step == 0:
         model.reset_optimizer()
     window, settings, last = MetricWindow(), stage.run.config.run, {}
+    guards = Guards(stage, batch_ids, first_step)
+    if done > 0:
+        guards.restore(checkpoints.notes["guards"])
+        window.restore(checkpoints.notes["window"])
+        last = dict(checkpoints.notes["last"])
     with progress_bar(stage.name, steps, "step", shown=stage.run.is_main, initial=done) as bar:
         window_start = time.monotonic()
         for step in range(done, steps):
             with _random_numbers_of(stage, step):
                 metrics = objective(model, first_step + step)
-            _require_finite(stage, step, metrics["loss"], model.device)
             lr = schedule.lr(first_step + step)
-            report = model.step(lr)
+            report = guards.step(model, step, lr, metrics)
             window.add(metrics)
-            window.add(_of_optimizer(lr, report.grad_norm, report.applied))
+            window.add(_of_optimizer(lr, report.grad_norm, guards.num_skipped))
             bar.update()
             if (step + 1) % settings.log_every_steps == 0 or step + 1 == steps:
                 last = window.reduce(model.device)
@@ -107,40 +113,39 @@ def train(
                 bar.set_postfix(loss=f"{last['loss']:.4f}", refresh=False)
                 values = {f"{tag}/{name}": value for name, value in last.items()}
                 stage.run.metrics.write(stage.name, first_step + step + 1, values)
-            if (step + 1) % settings.checkpoint_every_steps == 0 or step + 1 == steps:
-                checkpoints.save(model, stage.name, step + 1)
+            stop = PREEMPTION.agreed(model.device)
+            if (step + 1) % settings.checkpoint_every_steps == 0 or step + 1 == steps or stop:
+                window.settle(model.device)
+                shown = {"loss": last["loss"]} if last else {}
+                notes = {"window": window.state(), "last": shown, "guards": guards.state()}
+                checkpoints.save(model, stage.name, step + 1, notes)
+            if stop:
+                raise PREEMPTION.stop_here(f"{stage.name}, step {step + 1}")
     stage.run.metrics.flush()
-    return {"steps": steps, "loss": last["loss"]} if last else {"steps": steps}
+    newest = checkpoints.position
+    result = {"steps": steps, "_checkpoint": [model.name, newest.number if newest else 0]}
+    return result | {"loss": last["loss"]} if last else result
 
 
-def _of_optimizer(lr: float, grad_norm: float | None, applied: bool) -> dict[str, Metric]:
-    metrics = {"lr": Metric(lr, "max"), "skipped_steps": Metric(0.0 if applied else 1.0, "max")}
+def _of_optimizer(lr: float, grad_norm: float | None, num_skipped: int) -> dict[str, Metric]:
+    metrics = {"lr": Metric(lr, "max"), "skipped_steps": Metric(float(num_skipped), "max")}
     return metrics if grad_norm is None else metrics | {"grad_norm": Metric(grad_norm)}
 
 
 @contextmanager
 def _random_numbers_of(stage: Stage, step: int) -> Iterator[None]:
-    """Seed dropout from (seed, stage, step, rank), so that a resumed step draws what an undisturbed one draws."""
+    """Give a step random numbers of its own, so that a resumed one draws what an undisturbed one draws."""
     with torch.random.fork_rng(devices=[stage.run.device] if stage.run.device.type == "cuda" else []):
-        torch.manual_seed(step_seed(stage, step, stage.run.coordinator.rank))
+        torch.manual_seed(step_seed(stage, step, 0))
         yield
 
 
-def step_seed(stage: Stage, step: int, rank: int) -> int:
-    """Return the seed of a step's dropout on one rank."""
-    return zlib.crc32(f"{stage.seed}/{stage.name}/{step}/{rank}".encode())
+def step_seed(stage: Stage, step: int, place: int) -> int:
+    """Return the seed of a micro-batch's dropout.
 
-
-def _require_finite(stage: Stage, step: int, loss: Metric, device: torch.device) -> None:
-    value = torch.as_tensor(loss.value, dtype=torch.float32, device=device).detach().clone()
-    worst = torch.isfinite(value).logical_not().float()
-    if dist.is_initialized():
-        dist.all_reduce(worst, op=dist.ReduceOp.MAX)
-    if worst.item() > 0:
-        own = float(value)
-        raise TrainingError(
-            f"the loss of {stage.name} is not finite at step {step}"
-            + (f" (this rank has {own})" if math.isfinite(own) else f": {own}"),
-            expected="a finite loss on all ranks; the weights are still those before this step",
-            remedy="lower the learning rate, or train in bf16 or fp32",
-        )
+    Args:
+        stage: Where this runs.
+        step: Number of the step.
+        place: Of the micro-batch's first query in the batch of all ranks: whichever rank has it draws the same.
+    """
+    return zlib.crc32(f"{stage.seed}/{stage.name}/{step}/{place}".encode())

@@ -16,6 +16,8 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
+from shards.files import write_atomically
+
 Reduction = Literal["mean", "sum", "max"]
 
 
@@ -34,9 +36,14 @@ class Metric:
 
 @dataclass
 class MetricWindow:
-    """Gathers the metrics of the steps between two logged points."""
+    """Gathers the metrics of the steps between two logged points.
+
+    Values are combined over ranks first, each step's for itself and in rank order, and then over steps: so a window
+    that a checkpoint holds half of (`settle`, `state`) gives the same number, bit by bit, as an undisturbed one.
+    """
 
     _values: dict[str, list[float]] = field(default_factory=dict)
+    _settled: dict[str, list[float]] = field(default_factory=dict)
     _reductions: dict[str, Reduction] = field(default_factory=dict)
 
     def add(self, metrics: Mapping[str, Metric]) -> None:
@@ -45,8 +52,28 @@ class MetricWindow:
             self._values.setdefault(name, []).append(float(metric.value))
             self._reductions[name] = metric.reduction
 
+    def settle(self, device: torch.device) -> None:
+        """Combine over ranks what was added since. A collective: all ranks hold the same names, equally often.
+
+        Args:
+            device: Where the collective's backend works.
+        """
+        names = sorted(self._values)
+        values_V = torch.tensor([value for name in names for value in self._values[name]], dtype=torch.float64)
+        world_size = dist.get_world_size() if dist.is_initialized() else 1
+        parts = [values_V]
+        if world_size > 1 and names:
+            parts = [torch.empty_like(values_V, device=device) for _ in range(world_size)]
+            dist.all_gather(parts, values_V.to(device))
+        by_rank = [iter(part.tolist()) for part in parts]
+        for name in names:
+            for _ in self._values[name]:
+                over_ranks = [next(values) for values in by_rank]
+                self._settled.setdefault(name, []).append(_combine(over_ranks, self._reductions[name]))
+        self._values.clear()
+
     def reduce(self, device: torch.device) -> dict[str, float]:
-        """Combine over steps and ranks, and start anew. A collective: all ranks hold the same names.
+        """Combine over ranks and steps, and start anew. A collective, as `settle`.
 
         Args:
             device: Where the collective's backend works.
@@ -54,44 +81,43 @@ class MetricWindow:
         Returns:
             Name to value, equal on all ranks.
         """
-        reduced: dict[str, float] = {}
-        world_size = dist.get_world_size() if dist.is_initialized() else 1
-        for reduction, operation in (
-            ("mean", dist.ReduceOp.SUM),
-            ("sum", dist.ReduceOp.SUM),
-            ("max", dist.ReduceOp.MAX),
-        ):
-            names = sorted(name for name, kind in self._reductions.items() if kind == reduction)
-            if not names:
-                continue
-            over_steps = [_over_steps(self._values[name], reduction) for name in names]
-            combined = torch.tensor(over_steps, dtype=torch.float64 if device.type == "cpu" else torch.float32)
-            if world_size > 1:
-                combined = combined.to(device)
-                dist.all_reduce(combined, op=operation)
-            if reduction == "mean":
-                combined = combined / world_size
-            reduced |= dict(zip(names, combined.tolist(), strict=True))
-        self._values.clear()
+        self.settle(device)
+        reduced = {name: _combine(values, self._reductions[name]) for name, values in sorted(self._settled.items())}
+        self._settled.clear()
         self._reductions.clear()
         return reduced
 
+    def state(self) -> dict[str, Any]:
+        """Return what is settled, the same on all ranks, as JSON for a checkpoint."""
+        return {name: [self._reductions[name], *values] for name, values in sorted(self._settled.items())}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on with what `state` returned."""
+        for name, (reduction, *values) in state.items():
+            self._reductions[name], self._settled[name] = reduction, list(values)
+
 
 class MetricsWriter:
-    """Writes TensorBoard events and metrics.jsonl; on ranks other than 0 it does nothing.
+    """Writes metrics.jsonl, texts.jsonl and TensorBoard events; on ranks other than 0 it does nothing.
+
+    A run that goes on repeats the points between its last checkpoint and its end: the first point that a stage writes
+    again removes those of the earlier start that it repeats. TensorBoard's events, of which a killed process loses the
+    newest, are then made anew from the two files, and so always hold the same.
 
     Args:
-        folder: Run folder; `tensorboard/` and `metrics.jsonl` are made in it.
+        folder: Run folder; `tensorboard/`, `metrics.jsonl` and `texts.jsonl` are made in it.
         active: Whether this rank writes.
     """
 
     def __init__(self, folder: Path, *, active: bool) -> None:
         self._board: Any = None
-        self._path = folder / "metrics.jsonl"
-        if active:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(folder / "tensorboard"))
+        self._active, self._folder = active, folder
+        self._path, self._texts = folder / "metrics.jsonl", folder / "texts.jsonl"
+        self._earlier: dict[tuple[str, str], int] = {}
+        for line in _read_lines(self._path) if active else []:
+            for tag in _tags(line):
+                key = (str(line["stage"]), tag)
+                self._earlier[key] = max(self._earlier.get(key, 0), int(line["step"]))
 
     def write(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """Write one point.
@@ -101,34 +127,105 @@ class MetricsWriter:
             step: The x-axis: optimizer steps of the model so far, or the iteration.
             values: TensorBoard tag to number.
         """
-        if self._board is None or not values:
+        if not self._active or not values:
             return
-        for tag, value in values.items():
-            self._board.add_scalar(tag, value, step)
-        self._append({"time": round(time.time(), 3), "stage": stage, "step": step, **values})
+        earlier = [self._earlier.pop((stage, tag), -1) for tag in values]
+        if max(earlier) >= step:
+            self._remove_from(stage, step, frozenset(values))
+        board = self._open_board()
+        line = {"time": round(time.time(), 3), "stage": stage, "step": step, **values}
+        _append(self._path, line)
+        _show(board, line)
 
     def write_text(self, tag: str, step: int, text: str) -> None:
         """Write a Markdown text to TensorBoard's text panel."""
-        if self._board is not None:
-            self._board.add_text(tag, text, step)
-            self._board.flush()
+        if not self._active:
+            return
+        board = self._open_board()
+        lines = _read_lines(self._texts)
+        if any((line["tag"], line["step"]) == (tag, step) for line in lines):
+            _write_lines(self._texts, [line for line in lines if (line["tag"], line["step"]) != (tag, step)])
+            self._close_board()
+            board = self._open_board()
+        line = {"time": round(time.time(), 3), "tag": tag, "step": step, "text": text}
+        _append(self._texts, line)
+        _show_text(board, line)
+        board.flush()
 
     def close(self) -> None:
         """Flush what is still in memory."""
-        if self._board is not None:
-            self._board.close()
+        self._close_board()
 
     def flush(self) -> None:
         """Make what was written so far visible to TensorBoard."""
         if self._board is not None:
             self._board.flush()
 
-    def _append(self, record: dict[str, Any]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+    def _remove_from(self, stage: str, step: int, tags: frozenset[str]) -> None:
+        """Remove a stage's points from a step on, those with these tags: they are about to be repeated."""
+        lines = _read_lines(self._path)
+        kept = [line for line in lines if line["stage"] != stage or line["step"] < step or not tags & _tags(line)]
+        _write_lines(self._path, kept)
+        self._close_board()
+
+    def _close_board(self) -> None:
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+
+    def _open_board(self) -> Any:
+        """Open TensorBoard's events; what earlier starts have measured is written anew."""
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            for path in (self._path, self._texts):
+                _drop_cut_line(path)
+            for old in (self._folder / "tensorboard").glob("events.out.tfevents.*"):
+                old.unlink()
+            self._board = SummaryWriter(str(self._folder / "tensorboard"))
+            for line in _read_lines(self._path):
+                _show(self._board, line)
+            for line in _read_lines(self._texts):
+                _show_text(self._board, line)
+        return self._board
 
 
-def _over_steps(values: list[float], reduction: str) -> float:
+def _tags(line: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset(line) - {"time", "stage", "step"}
+
+
+def _show(board: Any, line: Mapping[str, Any]) -> None:
+    for tag in sorted(_tags(line)):
+        board.add_scalar(tag, line[tag], line["step"], walltime=line["time"])
+
+
+def _show_text(board: Any, line: Mapping[str, Any]) -> None:
+    board.add_text(line["tag"], line["text"], line["step"], walltime=line["time"])
+
+
+def _append(path: Path, line: Mapping[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read the whole lines; the last one may have been cut by a kill."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1] == "\n"]
+
+
+def _write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    with write_atomically(path) as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def _drop_cut_line(path: Path) -> None:
+    if path.exists() and not (text := path.read_text(encoding="utf-8")).endswith("\n") and text:
+        _write_lines(path, _read_lines(path))
+
+
+def _combine(values: list[float], reduction: str) -> float:
     if reduction == "mean":
         return sum(values) / len(values)
     return sum(values) if reduction == "sum" else max(values)

@@ -30,12 +30,13 @@ from engine.batches import (
     step_groups,
 )
 from engine.candidates import Candidates
-from engine.checkpoint import Checkpoints
 from engine.config import Config
-from engine.corpus import Data, ModelText
+from engine.corpus import Data
 from engine.gradient_cache import contrastive_backward
+from engine.guards import BatchIds
 from engine.loop import Objective, Schedule, step_seed, train
 from engine.metrics import Metric
+from engine.resume import checkpoints_of
 from engine.run import Run, Stage
 from engine.weights import frozen_ranker, iteration_name, publish_weights
 
@@ -46,7 +47,7 @@ def warmup_retriever(stage: Stage, models: Models, data: Data, bm25: Candidates)
     plan = _plan(stage, "warmup_retriever", config.batch_size, config.hard_negatives)
     objective = _contrastive_objective(stage, plan, data, bm25)
     schedule = Schedule(config.optim, config.steps)
-    return _train(stage, models, models.retriever, data.retriever_text, objective, schedule, plan, iteration=0)
+    return _train(stage, models, models.retriever, data, bm25, objective, schedule, plan, iteration=0)
 
 
 def warmup_ranker(stage: Stage, models: Models, data: Data, candidates: Candidates) -> dict[str, Any]:
@@ -55,7 +56,7 @@ def warmup_ranker(stage: Stage, models: Models, data: Data, candidates: Candidat
     plan = _plan(stage, "warmup_ranker", config.batch_size, config.num_negatives)
     objective = _ranker_objective(stage, plan, data, candidates, config.micro_batch_size)
     schedule = Schedule(config.optim, config.steps)
-    return _train(stage, models, models.ranker, data.ranker_text, objective, schedule, plan, iteration=0)
+    return _train(stage, models, models.ranker, data, candidates, objective, schedule, plan, iteration=0)
 
 
 def train_retriever(
@@ -75,7 +76,7 @@ def train_retriever(
     plan = _plan(stage, "retriever", game.retriever.batch_size, game.num_negatives)
     objective = _game_objective(stage, plan, data, candidates, _opponent(stage.run, opponent))
     schedule = Schedule(game.retriever.optim, game.retriever.steps * game.iterations)
-    return _train(stage, models, models.retriever, data.retriever_text, objective, schedule, plan, iteration=iteration)
+    return _train(stage, models, models.retriever, data, candidates, objective, schedule, plan, iteration=iteration)
 
 
 def train_ranker(stage: Stage, models: Models, data: Data, candidates: Candidates, *, iteration: int) -> dict[str, Any]:
@@ -84,14 +85,15 @@ def train_ranker(stage: Stage, models: Models, data: Data, candidates: Candidate
     plan = _plan(stage, "ranker", game.ranker.batch_size, game.num_negatives)
     objective = _ranker_objective(stage, plan, data, candidates, game.ranker.micro_batch_size)
     schedule = Schedule(game.ranker.optim, game.ranker.steps * game.iterations)
-    return _train(stage, models, models.ranker, data.ranker_text, objective, schedule, plan, iteration=iteration)
+    return _train(stage, models, models.ranker, data, candidates, objective, schedule, plan, iteration=iteration)
 
 
 def _train(
     stage: Stage,
     models: Models,
     model: TrainedModel,
-    text: ModelText,
+    data: Data,
+    candidates: Candidates,
     objective: Objective,
     schedule: Schedule,
     plan: BatchPlan,
@@ -99,6 +101,7 @@ def _train(
     iteration: int,
 ) -> dict[str, Any]:
     """Train one player for its part of the schedule, the other one out of the way, and publish its weights."""
+    text = data.retriever_text if model is models.retriever else data.ranker_text
     steps = schedule.total_steps // max(1, stage.run.config.ar2.iterations) if iteration else schedule.total_steps
     with models.training(model):
         result = train(
@@ -107,6 +110,7 @@ def _train(
             checkpoints_of(stage.run, model),
             objective,
             schedule,
+            batch_ids=_batch_ids(plan, data, candidates),
             first_step=max(0, iteration - 1) * steps,
             steps=steps,
             tag=plan.stream,
@@ -114,18 +118,38 @@ def _train(
         return result | publish_weights(stage.run, model, text, iteration_name(iteration))
 
 
-def checkpoints_of(run: Run, model: TrainedModel) -> Checkpoints:
-    """Return a model's checkpoints; one object a run, since it counts them."""
-    if model.name not in run.checkpoints:
-        folder = run.folder.checkpoints / model.name
-        run.checkpoints[model.name] = Checkpoints(folder, run.coordinator, run.config.run.keep_checkpoints)
-    found: Checkpoints = run.checkpoints[model.name]
-    return found
-
-
 def _plan(stage: Stage, stream: str, batch_size: int, num_negatives: int) -> BatchPlan:
     coordinator = stage.run.coordinator
     return BatchPlan(stream, stage.seed, batch_size, num_negatives, coordinator.rank, coordinator.world_size)
+
+
+def _batch_ids(plan: BatchPlan, data: Data, candidates: Candidates) -> BatchIds:
+    """Name the queries and documents of a step, rank by rank."""
+
+    def ids(step: int) -> list[dict[str, Any]]:
+        groups = step_groups(plan, data, _candidates_of(data, candidates), step)
+        share = len(groups) // plan.world_size
+        return [
+            {
+                "rank": place // share,
+                "query": data.train.queries[group.query].id,
+                "documents": [data.shards.docids[document] for document in group.documents.tolist()],
+            }
+            for place, group in enumerate(groups)
+        ]
+
+    return ids
+
+
+def _chunk_seed(stage: Stage, plan: BatchPlan, step: int, micro_batch_size: int) -> Callable[[int], int]:
+    """Return the seed of each micro-batch of this rank: the same for any number of ranks that cuts the batch alike."""
+    first = plan.rank * (plan.batch_size // plan.world_size)
+    return lambda number: step_seed(stage, step, first + number * micro_batch_size)
+
+
+def _spread(scores_BN: Tensor) -> Tensor:
+    """Return how far apart a query's highest and lowest score are, on average."""
+    return (scores_BN.detach().amax(1) - scores_BN.detach().amin(1)).mean()
 
 
 def _candidates_of(data: Data, candidates: Candidates) -> Callable[[int], np.ndarray]:
@@ -158,10 +182,11 @@ def _contrastive_objective(stage: Stage, plan: BatchPlan, data: Data, bm25: Cand
             excluded = excluded_BP.scatter(1, targets_B[:, None], False)
             loss = losses.contrastive(scores_BP, targets_B, score_scale=settings.score_scale, excluded_BN=excluded)
             hits = (scores_BP.detach().masked_fill(excluded, -torch.inf).argmax(1) == targets_B).float().mean()
-            return loss, {"loss": Metric(loss.detach()), "accuracy": Metric(hits)}
+            spread = _spread(scores_BP)
+            return loss, {"loss": Metric(loss.detach()), "accuracy": Metric(hits), "score_spread": Metric(spread)}
 
-        rank = plan.rank
-        metrics = contrastive_backward(model, chunks, loss_of, lambda n: step_seed(stage, step, rank) + n)
+        seed_of = _chunk_seed(stage, plan, step, config.micro_batch_size)
+        metrics = contrastive_backward(model, chunks, loss_of, seed_of)
         tokens = sum(count_tokens(chunk["queries"], chunk["documents"]) for chunk in chunks)
         return metrics | {"tokens": Metric(tokens, "sum")}
 
@@ -175,16 +200,20 @@ def _ranker_objective(
 
     def objective(model: TrainedModel, step: int) -> dict[str, Metric]:
         own = own_share(plan, step_groups(plan, data, _candidates_of(data, candidates), step))
-        total, hits, tokens = 0.0, 0.0, 0.0
-        for chunk, share, last in micro_batches(own, micro_batch_size):
+        total, hits, spread, tokens = 0.0, 0.0, 0.0, 0.0
+        seed_of = _chunk_seed(stage, plan, step, micro_batch_size)
+        for number, (chunk, share, last) in enumerate(micro_batches(own, micro_batch_size)):
+            torch.manual_seed(seed_of(number))
             pairs = pair_batch(data, chunk, settings.max_length, device)
             scores_BN = model(pairs=pairs).view(len(chunk), -1)
             loss = losses.ranker_cross_entropy(scores_BN, score_scale=settings.score_scale)
             model.backward(loss, last=last, share=share)
             total += float(loss.detach()) * share
             hits += float((scores_BN.detach().argmax(1) == 0).float().mean()) * share
+            spread += float(_spread(scores_BN)) * share
             tokens += count_tokens(pairs)
-        return {"loss": Metric(total), "accuracy": Metric(hits), "tokens": Metric(tokens, "sum")}
+        measured = {"loss": total, "accuracy": hits, "score_spread": spread}
+        return {name: Metric(value) for name, value in measured.items()} | {"tokens": Metric(tokens, "sum")}
 
     return objective
 
@@ -199,7 +228,9 @@ def _game_objective(
         own = own_share(plan, step_groups(plan, data, _candidates_of(data, candidates), step))
         sums: dict[str, float] = {}
         tokens = 0.0
-        for chunk, share, last in micro_batches(own, phase.micro_batch_size):
+        seed_of = _chunk_seed(stage, plan, step, phase.micro_batch_size)
+        for number, (chunk, share, last) in enumerate(micro_batches(own, phase.micro_batch_size)):
+            torch.manual_seed(seed_of(number))
             queries = query_batch(data, chunk, config.retriever.query_max_length, device)
             documents = document_batch(data, chunk, config.retriever.max_length, device)
             pairs = pair_batch(data, chunk, config.ranker.max_length, device)
@@ -211,7 +242,7 @@ def _game_objective(
             )
             loss, parts = retriever_loss(stage.run.config, retriever_scores_BN, ranker_scores_BN)
             model.backward(loss, last=last, share=share)
-            for name, value in parts.items():
+            for name, value in (parts | {"score_spread": _spread(retriever_scores_BN)}).items():
                 sums[name] = sums.get(name, 0.0) + float(value) * share
             tokens += count_tokens(queries, documents, pairs)
         return {name: Metric(value) for name, value in sums.items()} | {"tokens": Metric(tokens, "sum")}

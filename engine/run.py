@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -23,18 +23,24 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 import yaml
 
+from engine.activity import ACTIVITY
 from engine.config import Config
 from engine.config_file import differences, dump_config, parse_config
 from engine.coordinator import Coordinator
 from engine.errors import ConfigError
 from engine.log import get_logger
 from engine.metrics import MetricsWriter
+from engine.preemption import PREEMPTION
+from engine.run_lock import RunLock, acquire
+from engine.watchdog import Watchdog, watch
 from shards.files import read_json, write_atomically, write_json
 
 log = get_logger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_BEATS_OF_PATIENCE = 6
+"""Heartbeats that a start on another host must miss before its folder is taken over."""
 _PACKAGES = ("sparring", "torch", "deepspeed", "transformers", "mpi4py", "webdataset", "numpy", "bm25s", "ir_measures")
 
 
@@ -53,6 +59,16 @@ class RunFolder:
     def ledger(self) -> Path:
         """Which stages are finished, with their results."""
         return self.path / "ledger.json"
+
+    @property
+    def lock(self) -> Path:
+        """Which start works in the folder."""
+        return self.path / "run.lock"
+
+    @property
+    def starts(self) -> Path:
+        """What was started when, with which versions."""
+        return self.path / "starts.json"
 
     @property
     def shards(self) -> Path:
@@ -120,28 +136,45 @@ class Run:
     metrics: MetricsWriter
     _finished: dict[str, Any] = field(default_factory=dict)
     checkpoints: dict[str, Any] = field(default_factory=dict)
+    lock: RunLock | None = None
+    """What keeps other starts out of the folder; None where an earlier run is only read."""
+    _ledger: Path = field(init=False)
     _of_earlier_starts: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
         self._of_earlier_starts = frozenset(self._finished)
+        self._ledger = self.folder.ledger
 
     @classmethod
-    def open(cls, config: Config, coordinator: Coordinator, device: torch.device) -> Run:
-        """Open or make the run folder, and refuse one that another configuration made.
+    def open(cls, config: Config, coordinator: Coordinator, device: torch.device, *, watched: bool = False) -> Run:
+        """Open or make the run folder, and refuse one that another configuration made or another start works in.
 
         Args:
             config: The resolved configuration.
             coordinator: Barriers between the ranks.
             device: Where this rank's models run.
+            watched: Write heartbeats, and end this process where a rank is lost; for a process that does nothing else.
 
         Raises:
-            ConfigError: The folder was made by a configuration that differs in what is computed.
+            ConfigError: Another start works in the folder; or it was begun by a configuration or by code that differs
+                in what is computed, and `run.force_resume` is not set.
         """
-        folder = RunFolder(config.run.path.absolute())
-        coordinator.only_rank_zero("open run folder", lambda: _prepare_folder(folder, config, coordinator))
-        finished = read_json(folder.ledger, "the ledger of finished stages")["stages"] if folder.ledger.exists() else {}
+        folder, settings = RunFolder(config.run.path.absolute()), config.run
+        nonce = coordinator.only_rank_zero("open run folder", lambda: _take_folder(folder, config, coordinator))
+        lock = RunLock(folder.lock, nonce)
+        if watched:
+            watch(
+                Watchdog(
+                    folder.path,
+                    lock,
+                    coordinator.rank,
+                    coordinator.world_size,
+                    interval_seconds=settings.heartbeat_seconds,
+                    timeout_seconds=settings.timeout_seconds,
+                )
+            )
         writer = MetricsWriter(folder.path, active=coordinator.rank == 0)
-        return cls(config, folder, coordinator, device, writer, dict(finished))
+        return cls(config, folder, coordinator, device, writer, _read_ledger(folder.ledger), lock=lock)
 
     @classmethod
     def reopen(cls, path: Path, coordinator: Coordinator, device: torch.device) -> Run:
@@ -154,8 +187,13 @@ class Run:
         if not folder.config.exists():
             raise ConfigError(f"{path} holds no run", expected="a folder with a config.yaml that a run wrote")
         config = parse_config(yaml.safe_load(folder.config.read_text(encoding="utf-8")), origin=str(folder.config))
-        finished = read_json(folder.ledger, "the ledger of finished stages")["stages"] if folder.ledger.exists() else {}
-        return cls(config, folder, coordinator, device, MetricsWriter(folder.path, active=False), dict(finished))
+        silent = MetricsWriter(folder.path, active=False)
+        return cls(config, folder, coordinator, device, silent, _read_ledger(folder.ledger))
+
+    def keep_ledger_in(self, folder: RunFolder) -> None:
+        """Record stages in a folder of their own from now on, such as an evaluation's: the run's ledger is its own."""
+        self._ledger, self._finished = folder.ledger, _read_ledger(folder.ledger)
+        self._of_earlier_starts = frozenset(self._finished)
 
     @property
     def is_main(self) -> bool:
@@ -174,6 +212,17 @@ class Run:
         """Return the recorded result of a finished stage."""
         return self._finished[name]["result"]
 
+    def results(self) -> dict[str, Any]:
+        """Return the recorded results of all finished stages, by name."""
+        return {name: entry["result"] for name, entry in self._finished.items()}
+
+    def forget(self, names: Sequence[str]) -> None:
+        """Let finished stages run again, since what they left is lost; the same names on all ranks."""
+        for name in names:
+            del self._finished[name]
+        if self.is_main:
+            write_json(self._ledger, {"stages": self._finished})
+
     def once(self, name: str, function: Callable[Concatenate[Stage, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run a stage unless an earlier start finished it.
 
@@ -185,22 +234,28 @@ class Run:
             The function's result on rank 0, or the recorded one.
 
         Raises:
-            CoordinationError: A rank did not come to the barrier before or after the stage.
+            CoordinationError: A rank did not come to the barrier before or after the stage, or another start has
+                taken the folder over.
+            Preempted: The run was asked to stop.
         """
         if name in self._finished:
             if name in self._of_earlier_starts:
                 log.info("%-28s finished earlier, skipped", name)
             result: R = self._finished[name]["result"]
             return result
-        self.coordinator.barrier(f"{name}: start")
+        if any(self.coordinator.gather(f"{name}: start", PREEMPTION.requested)):
+            raise PREEMPTION.stop_here(f"the start of {name}")
         start = time.monotonic()
-        result = function(Stage(self, name), *args, **kwargs)
-        self.coordinator.barrier(f"{name}: end")
+        with ACTIVITY.in_stage(name):
+            result = function(Stage(self, name), *args, **kwargs)
+            self.coordinator.barrier(f"{name}: end")
         seconds = time.monotonic() - start
         result = self.coordinator.broadcast(f"{name}: result", result)
         self._finished[name] = {"seconds": round(seconds, 3), "result": result}
+        if self.lock is not None:
+            self.lock.require()
         if self.is_main:
-            write_json(self.folder.ledger, {"stages": self._finished})
+            write_json(self._ledger, {"stages": self._finished})
         self.metrics.write(name, len(self._finished), {f"seconds/{name.split('/')[0]}": seconds})
         log.info("%-28s %s%s", name, format_seconds(seconds), f"  {summary}" if (summary := _one_line(result)) else "")
         return result
@@ -224,18 +279,31 @@ def _one_line(result: Any) -> str:
     )
 
 
-def _prepare_folder(folder: RunFolder, config: Config, coordinator: Coordinator) -> None:
+def _read_ledger(path: Path) -> dict[str, Any]:
+    return dict(read_json(path, "the ledger of finished stages")["stages"]) if path.exists() else {}
+
+
+def _take_folder(folder: RunFolder, config: Config, coordinator: Coordinator) -> str:
+    """Lock the folder before anything in it is touched, and return the lock's nonce."""
     folder.path.mkdir(parents=True, exist_ok=True)
+    patience = _BEATS_OF_PATIENCE * config.run.heartbeat_seconds
+    lock = acquire(folder.lock, num_ranks=coordinator.world_size, patience_seconds=patience)
+    try:
+        _prepare_folder(folder, config, coordinator, lock)
+    except BaseException:
+        lock.release()
+        raise
+    return lock.nonce
+
+
+def _prepare_folder(folder: RunFolder, config: Config, coordinator: Coordinator, lock: RunLock) -> None:
+    forced: list[str] = []
+    starts: list[Any] = read_json(folder.starts, "the record of starts") if folder.starts.exists() else []
     if folder.config.exists():
         recorded = parse_config(yaml.safe_load(folder.config.read_text(encoding="utf-8")), origin=str(folder.config))
-        changed = differences(config, recorded)
-        if changed and folder.ledger.exists():  # before the first finished stage there is nothing to protect
-            raise ConfigError(
-                f"the run folder {folder.path} was made by another configuration ({', '.join(changed)})",
-                expected="the configuration recorded in its config.yaml",
-                remedy="choose another run.path, or undo the change",
-            )
-    elif any(entry.name != "data" for entry in folder.path.iterdir()):
+        if folder.ledger.exists():  # before the first finished stage there is nothing to protect
+            forced = _require_same(folder, differences(config, recorded), _code_changes(starts), config)
+    elif any(entry.name not in {"data", folder.lock.name} for entry in folder.path.iterdir()):
         raise ConfigError(
             f"the folder {folder.path} is not empty and holds no run",
             expected="a new or empty folder, or one that a run made",
@@ -243,25 +311,65 @@ def _prepare_folder(folder: RunFolder, config: Config, coordinator: Coordinator)
         )
     with write_atomically(folder.config) as temporary:
         temporary.write_text(dump_config(config), encoding="utf-8")
-    _record_start(folder, coordinator)
+    (folder.path / "stop").unlink(missing_ok=True)  # a request to an earlier start
+    starts.append(_this_start(coordinator, lock) | ({"forced": forced} if forced else {}))
+    write_json(folder.starts, starts)
 
 
-def _record_start(folder: RunFolder, coordinator: Coordinator) -> None:
-    path = folder.path / "starts.json"
-    starts: list[Any] = read_json(path, "the record of starts") if path.exists() else []
-    starts.append(
-        {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "argv": sys.argv,
-            "host": platform.node(),
-            "num_ranks": coordinator.world_size,
-            "coordinator": coordinator.kind,
-            "python": platform.python_version(),
-            "versions": {name: _version(name) for name in _PACKAGES} | {"faiss": _version("faiss-cpu", "faiss-gpu")},
-            "git": _git_revision(),
-        }
-    )
-    write_json(path, starts)
+def _require_same(folder: RunFolder, changed: list[str], code: list[str], config: Config) -> list[str]:
+    """Refuse to go on with what another configuration or other code began; return what was forced."""
+    if config.run.force_resume:
+        for change in changed + code:
+            log.warning("forced to go on although %s", change)
+        return changed + code
+    force = "or go on all the same by run.force_resume=true, which is recorded in starts.json"
+    if changed:
+        raise ConfigError(
+            f"the run folder {folder.path} was made by another configuration ({', '.join(changed)})",
+            expected="the configuration recorded in its config.yaml",
+            remedy=f"choose another run.path, or undo the change, {force}",
+        )
+    if code:
+        raise ConfigError(
+            f"the run folder {folder.path} was made by other code ({', '.join(code)})",
+            expected="the versions of its last start in starts.json",
+            remedy=f"go back to them, choose another run.path, {force}",
+        )
+    return []
+
+
+def _code_changes(starts: list[Any]) -> list[str]:
+    """List what of the code differs from the last start's: our version and commit, and minor releases of libraries."""
+    if not starts:
+        return []
+    then, changes = starts[-1], []
+    for name, version in _versions().items():
+        before = then["versions"].get(name)
+        shown = [str(one) if name == "sparring" else ".".join(str(one).split(".")[:2]) for one in (before, version)]
+        if shown[0] != shown[1]:
+            changes.append(f"{name}: {before} -> {version}")
+    commits = [str(one or "").removesuffix("-dirty") for one in (then["git"], _git_revision())]
+    if all(commits) and commits[0] != commits[1]:
+        changes.append(f"git commit: {commits[0]} -> {commits[1]}")
+    return changes
+
+
+def _this_start(coordinator: Coordinator, lock: RunLock) -> dict[str, Any]:
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "nonce": lock.nonce,
+        "argv": sys.argv,
+        "host": platform.node(),
+        "num_ranks": coordinator.world_size,
+        "coordinator": coordinator.kind,
+        "python": platform.python_version(),
+        "versions": _versions(),
+        "git": _git_revision(),
+    }
+
+
+def _versions() -> dict[str, str | None]:
+    return {name: _version(name) for name in _PACKAGES} | {"faiss": _version("faiss-cpu", "faiss-gpu")}
 
 
 def _version(*names: str) -> str | None:

@@ -1,17 +1,19 @@
-"""The other commands: `python -m launcher convert | search | evaluate | export | docstrings`.
+"""The other commands: `python -m launcher convert | search | evaluate | export | status | supervise | docstrings`.
 
-Training itself is started by `deepspeed launcher/run.py`; these use what a run made.
+Training itself is started by `deepspeed launcher/run.py`; these use what a run made, look at it, or start it again.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from engine.log import set_up_logging
+from engine.preemption import EXIT_PREEMPTED
 from launcher.convert import add_arguments as add_convert_arguments
-from launcher.world import guarded
+from launcher.ending import EXIT_REFUSED, guarded
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,6 +39,15 @@ def main(argv: list[str] | None = None) -> int:
     export.add_argument("run", type=Path, metavar="RUN", help="run folder")
     export.add_argument("--iteration", type=int, help="0 is the warm-up; left out, the last finished one")
     export.add_argument("--out", type=Path, help="target folder; left out, RUN/export")
+
+    status = commands.add_parser("status", help="say what a run does, or why it stopped (exit code 0: it runs)")
+    status.add_argument("run", type=Path, metavar="RUN", help="run folder")
+
+    supervise = commands.add_parser("supervise", help="start a run's command, and again after failures")
+    supervise.add_argument("--max-restarts", type=int, default=3, metavar="N", help="how often again at most (3)")
+    supervise.add_argument("--retry-refused", action="store_true", help="also after exit code 2, which wants a mend")
+    supervise.add_argument("--retry-preempted", action="store_true", help="also after 85, a stop that was asked for")
+    supervise.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what starts the run")
 
     docstrings = commands.add_parser("docstrings", help="make a data folder of the installed packages' docstrings")
     docstrings.add_argument("--out", type=Path, required=True, help="folder to write, in the BEIR layout")
@@ -79,11 +90,28 @@ def _docstrings(arguments: argparse.Namespace) -> None:
     print(f"{arguments.out}: " + ", ".join(f"{number} {what}" for what, number in counts.items()))
 
 
-_COMMANDS = {
+def _status(arguments: argparse.Namespace) -> int:
+    from launcher.status import show_status
+
+    return show_status(arguments.run)
+
+
+def _supervise(arguments: argparse.Namespace) -> int:
+    from launcher.restarts import supervise
+
+    retry = {EXIT_REFUSED} if arguments.retry_refused else set()
+    retry |= {EXIT_PREEMPTED} if arguments.retry_preempted else set()
+    command = arguments.words[1:] if arguments.words[:1] == ["--"] else arguments.words
+    return supervise(command, max_restarts=arguments.max_restarts, retry=frozenset(retry))
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "convert": _convert,
     "search": _search,
     "evaluate": _evaluate,
     "export": _export,
+    "status": _status,
+    "supervise": _supervise,
     "docstrings": _docstrings,
 }
 

@@ -1,12 +1,14 @@
 """`python -m launcher evaluate RUN --data DIR --split test`: score a run's models on a data folder.
 
-On the run's own data the rows join its summary. Another corpus is tokenised, encoded and indexed below the run folder
-(`evaluations/NAME/`), where its rows and rankings go as well.
+On the run's own data the rows join its summary, so it must not be running. Another corpus is tokenised, encoded and
+indexed below the run folder (`evaluations/NAME/`), where its rows, its rankings and its ledger go as well: that can be
+done beside a running training.
 """
 
 from __future__ import annotations
 
 import hashlib
+from contextlib import ExitStack
 from pathlib import Path
 
 from engine.config import Config
@@ -15,6 +17,7 @@ from engine.errors import DataError
 from engine.evaluate import evaluate_systems, summary_table
 from engine.log import get_logger
 from engine.run import Run, RunFolder, Stage
+from engine.run_lock import hold
 from launcher.finished import data_of, last_iteration, open_run, texts_of
 from launcher.world import open_world
 from shards.formats import open_dataset
@@ -34,7 +37,7 @@ def evaluate_run(path: Path, data_path: Path, *, split: str, max_queries: int | 
 
     Raises:
         DataError: The data has no such split.
-        ConfigError: The folder holds no run, or one without finished models.
+        ConfigError: The folder holds no run, or one without finished models; or another start writes the same folder.
     """
     world = open_world()
     run = open_run(path, world.coordinator, world.device)
@@ -49,16 +52,25 @@ def evaluate_run(path: Path, data_path: Path, *, split: str, max_queries: int | 
         )
     iteration = last_iteration(run)
     own = data_of(run, iteration)
-    if own.dataset.fingerprint == dataset.fingerprint:
-        folder, data = run.folder, own
-    else:
-        folder = _folder_of(run, dataset, data_path)
-        texts = texts_of(run, iteration)
-        run.once(f"{folder.path.name}/shards", write_shards, dataset, texts, folder)
-        data = data_of(run, iteration, dataset, folder)
-    evaluate_systems(Stage(run, f"evaluate {split}"), data, folder, split, last=iteration)
+    is_own = own.dataset.fingerprint == dataset.fingerprint
+    folder = run.folder if is_own else _folder_of(run, dataset, data_path)
+    with ExitStack() as stack:
+        run.coordinator.only_rank_zero(f"lock {folder.path.name}", lambda: _lock(stack, folder, run))
+        data = own
+        if not is_own:
+            run.keep_ledger_in(folder)
+            run.once(f"{folder.path.name}/shards", write_shards, dataset, texts_of(run, iteration), folder)
+            data = data_of(run, iteration, dataset, folder)
+        evaluate_systems(Stage(run, f"evaluate {split}"), data, folder, split, last=iteration)
     if run.is_main:
         log.info("results (%s)\n\n%s\n", folder.summary, summary_table(folder))
+
+
+def _lock(stack: ExitStack, folder: RunFolder, run: Run) -> None:
+    """Keep other starts out of what is written: a training run out of its own folder, or a twin of this evaluation."""
+    seconds = run.config.run.heartbeat_seconds
+    ranks = run.coordinator.world_size
+    stack.enter_context(hold(folder.lock, num_ranks=ranks, touch_seconds=seconds, patience_seconds=6 * seconds))
 
 
 def _folder_of(run: Run, dataset: Dataset, data_path: Path) -> RunFolder:

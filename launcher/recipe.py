@@ -27,8 +27,8 @@ from engine.export import export_ranker, export_retriever
 from engine.log import get_logger
 from engine.models.ranker import Ranker
 from engine.models.retriever import Retriever
-from engine.phases import checkpoints_of
 from engine.refresh import index_plan
+from engine.resume import restore_training
 from engine.run import Run, Stage
 from engine.weights import iteration_name
 from launcher.generated import generate_dataset
@@ -41,7 +41,7 @@ log = get_logger(__name__)
 
 def play(config: Config, world: World) -> None:
     """Run the whole recipe of a configuration."""
-    run = Run.open(config, world.coordinator, world.device)
+    run = Run.open(config, world.coordinator, world.device, watched=True)
     log.info("%s", world.description)
     log.info("run folder %s", run.folder.path)
     dataset = _dataset(run)
@@ -143,7 +143,7 @@ def make_engines(run: Run, retriever: Retriever, ranker: Ranker) -> Models:
         TrainedModel("ranker", ranker, config.ranker, config.warmup_ranker.optim),
     )
     for model in (models.retriever, models.ranker):
-        checkpoints_of(run, model).restore(model)
+        restore_training(run, model)
     models.rest(models.retriever, models.ranker)
     return models
 

@@ -25,23 +25,21 @@ from engine.config import Config  # noqa: E402
 from engine.config_file import load_config  # noqa: E402
 from engine.errors import ConfigError  # noqa: E402
 from engine.log import set_up_logging  # noqa: E402
-from launcher.world import World, guarded, open_world  # noqa: E402
+from engine.preemption import PREEMPTION  # noqa: E402
+from launcher.ending import end_of_process, guarded  # noqa: E402
+from launcher.world import World, open_world  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, open the world and run the recipe; return the exit code."""
-    parser = argparse.ArgumentParser(prog="launcher/run.py", description="Run a whole recipe on all ranks.")
-    parser.add_argument(
-        "--config", type=Path, required=True, metavar="FILE", help="the recipe, such as configs/tiny.yaml"
-    )
-    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.path=DIR run.path=DIR")
-    arguments = parser.parse_args(argv)
+    arguments = command_line().parse_args(argv)
     config, failure = _read(arguments.config, arguments.overrides)
     opened: list[World] = []
 
     def start() -> None:
         settings = config.run if config else None
+        if settings:
+            PREEMPTION.listen(settings.preemption_seconds)
         opened.append(
             open_world(
                 coordinator=settings.coordinator if settings else "auto",
@@ -52,6 +50,17 @@ def main(argv: list[str] | None = None) -> int:
 
     code = guarded(None, start)
     return code or guarded(opened[0], lambda: run_recipe(config, failure, opened[0]))
+
+
+def command_line() -> argparse.ArgumentParser:
+    """Return the parser of the words behind `launcher/run.py`."""
+    parser = argparse.ArgumentParser(prog="launcher/run.py", description="Run a whole recipe on all ranks.")
+    parser.add_argument(
+        "--config", type=Path, required=True, metavar="FILE", help="the recipe, such as configs/tiny.yaml"
+    )
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.path=DIR run.path=DIR")
+    return parser
 
 
 def _read(path: Path, overrides: list[str]) -> tuple[Config | None, ConfigError | None]:
@@ -77,4 +86,4 @@ def run_recipe(config: Config | None, failure: ConfigError | None, world: World)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_of_process(main())

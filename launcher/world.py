@@ -8,7 +8,7 @@
 
 Starters can fail in silence: an `srun` without PMIx, or an allocation where somebody typed `python`, gives N processes
 that each believe to be alone, and that would all write into one run folder. Where the signs contradict each other, the
-world does not open. `guarded` is the other end: it makes sure that an error on one rank is told once and ends them all.
+world does not open. The other end of a world is `launcher.ending`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ import os
 import socket
 import struct
 import sys
-import time
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -29,18 +27,12 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
-from engine.coordinator import Coordinator, LocalTransport, MpiTransport, PeerError, StoreTransport
-from engine.errors import ConfigError, CoordinationError, SparringError
-from engine.log import get_logger
-
-_log = get_logger(__name__)
+from engine.coordinator import Coordinator, LocalTransport, MpiTransport, StoreTransport
+from engine.errors import ConfigError, CoordinationError
+from engine.transports.watched import WatchedTransport
 
 _TORCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _MPI_SIGNS = ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK")
-_QUIET_SECONDS = 1.0
-"""How long a failed rank stays, because starters end all ranks with the first: another may still have to report."""
-
-EXIT_CRASH, EXIT_REFUSED, EXIT_INTERRUPTED = 1, 2, 130
 
 
 @dataclass(frozen=True)
@@ -61,16 +53,19 @@ class World:
     """One line for the person who started it."""
     _held: Any = field(default=None, repr=False)
 
-    def close(self) -> None:
+    def close(self, timeout_seconds: float | None = None) -> None:
         """Wait for all ranks, then take down the process group and the coordinator.
+
+        Args:
+            timeout_seconds: How long to wait; the coordinator's own timeout by default.
 
         Raises:
             CoordinationError: Another rank has failed, or does not come.
         """
-        self.coordinator.barrier("end of the run")
+        self.coordinator.barrier("end of the run", timeout_seconds)
         if dist.is_initialized():
             dist.destroy_process_group()
-        self.coordinator.barrier("process group closed")  # until here, rank 0's stores are needed
+        self.coordinator.barrier("process group closed", timeout_seconds)  # until here, rank 0's stores are needed
         self.coordinator.close()
 
 
@@ -144,7 +139,7 @@ def _join_mpi(environ: Mapping[str, str], asked: str, timeout_seconds: float) ->
             expected="the same rank from both",
             remedy="unset RANK, WORLD_SIZE and LOCAL_RANK, and let MPI decide",
         )
-    return Coordinator(transport, timeout_seconds)
+    return Coordinator(WatchedTransport(transport), timeout_seconds)
 
 
 def _find_place(environ: Mapping[str, str], mpi: Coordinator | None) -> tuple[int, int]:
@@ -279,14 +274,14 @@ def _choose_coordinator(
     if mpi is not None and (asked == "mpi" or (asked == "auto" and world_size > 1)):
         return mpi
     if world_size == 1 and asked != "store":
-        return Coordinator(LocalTransport(), timeout_seconds)
+        return Coordinator(WatchedTransport(LocalTransport()), timeout_seconds)
     address = os.environ["MASTER_ADDR"]
     transport = StoreTransport(0, world_size, address, timeout_seconds=timeout_seconds) if rank == 0 else None
     port = torch.tensor([transport.port if transport else 0], device=device)
     dist.broadcast(port, 0)
     if transport is None:
         transport = StoreTransport(rank, world_size, address, int(port.item()), timeout_seconds)
-    return Coordinator(transport, timeout_seconds)
+    return Coordinator(WatchedTransport(transport), timeout_seconds)
 
 
 def _share_cores(meeting: Coordinator) -> int:
@@ -306,74 +301,14 @@ def _share_cores(meeting: Coordinator) -> int:
     return num_threads
 
 
-def guarded(world: World | None, function: Callable[[], int | None]) -> int:
-    """Run a program's main function; on an error, tell it once and end this rank so that no other is left waiting.
+def leave_mpi(code: int) -> int:
+    """Return the exit code of a failed rank; where the ranks form an MPI world, abort all of them with it instead.
 
-    An error of ours is one message without a traceback, on the rank whose error it is. The other ranks stop at the
-    next point where they meet, silently where another one reports. Where the ranks form an MPI world, an error aborts
-    all of them and this function does not return: MPI would wait at the exit of the process for the others' exit.
+    MPI would wait at the exit of the process for the others' exit.
 
     Args:
-        world: Closed afterwards; None before it is opened.
-        function: What to run; an integer that it returns is the exit code.
-
-    Returns:
-        The exit code for `sys.exit`: 0; 2 where the user can mend it (configuration, data, artifacts, a lost rank);
-        1 after a crash; 130 after an interrupt.
+        code: Not 0.
     """
-    try:
-        code = function() or 0
-        if world is not None and code == 0:
-            world.close()
-        return code or 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        if isinstance(end.code, str):
-            _tell(world, end.code)
-        return _end(code) if code else 0
-    except KeyboardInterrupt as error:
-        if world is not None:
-            world.coordinator.report_failure(error)
-        return _end(EXIT_INTERRUPTED)
-    except PeerError as error:
-        return _leave(world, EXIT_CRASH if error.crashed else EXIT_REFUSED)
-    except SparringError as error:
-        if world is None or not _told_by_another(world, error):
-            _tell(world, f"error: {error}")
-        return _leave(world, EXIT_REFUSED)
-    except Exception as error:
-        _tell(world, traceback.format_exc())  # first: what follows takes seconds that this process may not have
-        if world is not None:
-            world.coordinator.report_failure(error)
-        return _leave(world, EXIT_CRASH)
-
-
-def _told_by_another(world: World, error: SparringError) -> bool:
-    """Spread the error; where ranks before this one fail alike (all read the same file), leave it to the first."""
-    failures = world.coordinator.report_failure(error)
-    return any(failure["rank"] < world.rank and failure["message"] == str(error) for failure in failures)
-
-
-def _tell(world: World | None, text: str) -> None:
-    rank = os.environ.get("RANK") or os.environ.get("OMPI_COMM_WORLD_RANK", "0")
-    world_size = os.environ.get("WORLD_SIZE") or os.environ.get("OMPI_COMM_WORLD_SIZE", "1")
-    if world is not None:
-        rank, world_size = str(world.rank), str(world.world_size)
-    where = "" if world_size == "1" else f"[rank {rank} on {socket.gethostname()}] "
-    sys.stderr.write("".join(f"{where}{line}\n" for line in text.rstrip().splitlines()))
-    sys.stderr.flush()
-
-
-def _leave(world: World | None, code: int) -> int:
-    """End a failed rank after those that come to the same point within seconds have learnt why from it."""
-    if world is not None and world.world_size > 1:
-        time.sleep(_QUIET_SECONDS)
-        world.coordinator.close()
-    return _end(code)
-
-
-def _end(code: int) -> int:
-    """Return the exit code, or abort the MPI world with it."""
     mpi = sys.modules.get("mpi4py.MPI")
     if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized() and mpi.COMM_WORLD.Get_size() > 1:
         sys.stdout.flush()
@@ -383,10 +318,10 @@ def _end(code: int) -> int:
 
 
 def _abort_after(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """Return an exception hook that also ends the MPI world: for errors that no `guarded` catches."""
+    """Return an exception hook that also ends the MPI world: for errors that nothing catches."""
 
     def report_and_abort(*args: Any) -> None:
         hook(*args)
-        _end(EXIT_CRASH)
+        leave_mpi(1)
 
     return report_and_abort

@@ -21,20 +21,22 @@ STEPS, QUERIES, LR = 3, 8, 1e-3
 # --- on the ranks ----------------------------------------------------------------------------------------------------
 
 
-def make_engine(stage: int, folder: Path) -> Any:
+def make_engine(stage: int, folder: Path, precision: Any = "fp32") -> Any:
     from engine.backend import TrainedModel
     from engine.config import OptimConfig, RetrieverConfig
     from engine.models.retriever import Retriever
 
     model = Retriever.load(str(folder), pooling="cls", similarity="dot", tied=True, dropout=0.0)
     optim = OptimConfig(lr=LR, eps=1e-3)  # a large eps keeps Adam from blowing rounding up to the size of a step
-    engine = TrainedModel("retriever", model, RetrieverConfig(name="tiny", zero_stage=stage), optim)
+    engine = TrainedModel(
+        "retriever", model, RetrieverConfig(name="tiny", zero_stage=stage, precision=precision), optim
+    )
     engine.begin_stage(optim)
     engine.train()
     return engine
 
 
-def contrastive_steps(engine: Any, num_chunks: int) -> tuple[list[float], list[float]]:
+def contrastive_steps(engine: Any, num_chunks: int, num_queries: int = QUERIES) -> tuple[list[float], list[float]]:
     import torch
     import torch.distributed as dist
 
@@ -45,9 +47,9 @@ def contrastive_steps(engine: Any, num_chunks: int) -> tuple[list[float], list[f
 
     rank, world_size = dist.get_rank(), dist.get_world_size()
     generator = torch.Generator().manual_seed(0)
-    queries = torch.randint(5, 20, (QUERIES, 6), generator=generator)
-    documents = torch.randint(5, 20, (2 * QUERIES, 9), generator=generator)
-    own = QUERIES // world_size
+    queries = torch.randint(5, 20, (num_queries, 6), generator=generator)
+    documents = torch.randint(5, 20, (2 * num_queries, 9), generator=generator)
+    own = num_queries // world_size
     size = own // num_chunks
 
     def batch(ids: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -63,12 +65,15 @@ def contrastive_steps(engine: Any, num_chunks: int) -> tuple[list[float], list[f
         {"queries": batch(queries[at : at + size]), "documents": batch(documents[2 * at : 2 * (at + size)])}
         for at in starts
     ]
-    losses, norms = [], []
+    losses: list[float] = []
+    norms: list[float] = []
     for _ in range(STEPS):
         loss = torch.as_tensor(float(contrastive_backward(engine, chunks, loss_of, lambda chunk: chunk)["loss"].value))
         dist.all_reduce(loss)
         losses.append(float(loss) / world_size)
-        norms.append(float(engine.step(LR).grad_norm))
+        norm = engine.step(LR).grad_norm
+        assert norm is not None, "fp16's scaler skipped the step"
+        norms.append(norm)
     return losses, norms
 
 
@@ -91,6 +96,7 @@ def matrix_on_every_rank() -> None:
             results[name] = {"losses": losses, "norms": norms, "weights": weights[:8].tolist() if state else None}
             if num_chunks == 1:
                 results[f"{stage}/offloaded"] = offloaded(stage, folder)
+                results[f"{stage}/bad"] = [bad_gradient(stage, folder, precision) for precision in ("fp32", "bf16")]
                 results[f"{stage}/resumed"] = resumed(world, engine, stage, folder, state)
     if dist.get_rank() == 0:
         print(json.dumps(results))
@@ -110,21 +116,49 @@ def offloaded(stage: int, folder: Path) -> bool:
     for engine in (moved, still):
         contrastive_steps(engine, 1)
     one, other = moved.full_state_dict(), still.full_state_dict()
-    return all(torch.equal(one[name], other[name]) for name in one)
+    pairs = zip(moved.own_fragments(), still.own_fragments(), strict=True)  # what a checkpoint would hold
+    return all(torch.equal(one[name], other[name]) for name in one) and all(
+        torch.equal(mine.parts_F[part], theirs.parts_F[part]) for mine, theirs in pairs for part in mine.parts_F
+    )
+
+
+def bad_gradient(stage: int, folder: Path, precision: str) -> list[bool]:
+    """Give the last rank alone a gradient of NaN: are all ranks told, with the weights as they were?"""
+    import torch
+    import torch.distributed as dist
+
+    from engine.errors import TrainingError
+
+    engine = make_engine(stage, folder, precision)
+    contrastive_steps(engine, 1)
+    before = engine.full_state_dict()
+    ids = {name: torch.ones(2, 6, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
+    bad = float("nan") if dist.get_rank() == dist.get_world_size() - 1 else 1.0
+    queries_BD, documents_ND = engine(queries=ids, documents=ids)
+    engine.backward((queries_BD + documents_ND).sum() * bad, last=True)
+    try:
+        engine.step(LR)
+        told = False
+    except TrainingError as error:
+        told = "the retriever's gradient is not finite" in str(error)
+    after = engine.full_state_dict()
+    ranks = [None] * dist.get_world_size()
+    dist.all_gather_object(ranks, told)
+    return [all(ranks), all(torch.equal(before[name], after[name]) for name in before)]
 
 
 def resumed(world: Any, engine: Any, stage: int, folder: Path, state: dict[str, Any]) -> bool:
     """Checkpoint, load into a fresh engine, train both on: are they bit-equal?"""
     import torch
 
-    from engine.checkpoint import Checkpoints
+    from engine.checkpoint import Checkpoints, Retention
 
-    saved = Checkpoints(Path(os.environ["TEST_CHECKPOINTS"]) / f"{stage}", world.coordinator, keep=1)
+    saved = Checkpoints(Path(os.environ["TEST_CHECKPOINTS"]) / f"{stage}", world.coordinator, Retention(1))
     saved.save(engine, "retriever/1", STEPS)
     contrastive_steps(engine, 1)
     undisturbed = engine.full_state_dict()
     fresh = make_engine(stage, folder)
-    found = Checkpoints(Path(os.environ["TEST_CHECKPOINTS"]) / f"{stage}", world.coordinator, keep=1)
+    found = Checkpoints(Path(os.environ["TEST_CHECKPOINTS"]) / f"{stage}", world.coordinator, Retention(1))
     position = found.restore(fresh)
     assert position is not None
     assert (position.stage, position.step) == ("retriever/1", STEPS)
@@ -184,3 +218,12 @@ def test_an_engine_that_was_offloaded_trains_on_bit_equal(
 ) -> None:
     """Symptom: under ZeRO-3 DeepSpeed refuses to offload the states of an optimizer that is not its own."""
     assert worlds[world_size][f"{stage}/offloaded"] is True
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("stage", range(4))
+def test_a_gradient_that_is_not_finite_on_one_rank_is_an_error_on_all(
+    worlds: dict[int, dict[str, Any]], world_size: int, stage: int
+) -> None:
+    """Symptom (DeepSpeed): bf16 skips the step without a word, and fp32 without ZeRO fills the weights with NaN."""
+    assert worlds[world_size][f"{stage}/bad"] == [[True, True], [True, True]]

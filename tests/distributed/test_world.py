@@ -13,7 +13,8 @@ import pytest
 from engine.coordinator import Coordinator, LocalTransport, MpiTransport, StoreTransport
 from engine.errors import ArtifactError, ConfigError, DataError
 from launcher import world as world_module
-from launcher.world import World, guarded
+from launcher.ending import guarded
+from launcher.world import World
 from tests.distributed.processes import RankResult, report, run_ranks
 
 HERE = "tests.distributed.test_world"

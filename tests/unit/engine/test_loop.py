@@ -73,13 +73,22 @@ class FakeModel:
         return StepReport(2.0, True)
 
 
+NOTHING = {
+    "window": {},
+    "last": {},
+    "guards": {"flat": {"score_spread": 0, "entropy": 0}, "skipped_in_a_row": 0, "num_skipped": 0},
+}
+
+
 @dataclass
 class FakeCheckpoints:
     position: Position | None = None
     saved: list[tuple[str, int]] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=lambda: NOTHING)
 
-    def save(self, model: Any, stage: str, step: int) -> None:
+    def save(self, model: Any, stage: str, step: int, notes: dict[str, Any]) -> None:
         self.saved.append((stage, step))
+        self.notes = notes
         self.position = Position(stage, step, len(self.saved))
 
 
@@ -113,6 +122,7 @@ def go(
         checkpoints,  # type: ignore[arg-type]
         objective,
         LINEAR,
+        batch_ids=lambda number: [{"rank": 0, "query": f"q{number}", "documents": ["d1", "d2"]}],
         first_step=first_step,
         steps=steps,
         tag="retriever",
@@ -134,7 +144,7 @@ def test_every_step_is_taken_logged_and_saved_at_its_time(open_run: Open) -> Non
     assert [(point["step"], point["retriever/loss"]) for point in logged] == [(2, 0.5), (4, 2.5), (5, 4.0)]
     assert logged[0]["retriever/grad_norm"] == 2.0
     assert logged[0]["retriever/tokens_per_second"] > 0
-    assert result == {"steps": 5, "loss": 4.0}
+    assert result == {"steps": 5, "loss": 4.0, "_checkpoint": ["retriever", 2]}
 
 
 def test_a_later_iteration_goes_on_in_the_schedule_with_its_optimizer(open_run: Open) -> None:
@@ -157,6 +167,20 @@ def test_a_stage_goes_on_after_its_checkpoint(open_run: Open) -> None:
     assert model.resets == 0, "the restored moments are kept"
 
 
+def test_a_stage_that_was_cut_logs_the_points_of_an_undisturbed_one(open_run: Open) -> None:
+    """Symptom: the first point after a resume is the mean over the steps since then, not since the last point."""
+    cut = open_run("run.log_every_steps=4", "run.checkpoint_every_steps=3")
+    checkpoints = FakeCheckpoints()
+    with pytest.raises(TrainingError):
+        go(cut, FakeModel(), checkpoints, Steps({4: float("nan")}), steps=8)
+    assert checkpoints.saved == [("retriever/1", 3)]
+    resumed = Steps()
+    go(cut, FakeModel(), checkpoints, resumed, steps=8)
+    assert resumed.steps == [3, 4, 5, 6, 7]
+    losses = [(point["step"], point["retriever/loss"]) for point in points(cut)]
+    assert losses == [(4, 1.5), (4, 1.5), (8, 5.5)], "that of step 4 was logged before the cut too"
+
+
 def test_another_stages_checkpoint_does_not_shorten_this_one(open_run: Open) -> None:
     model, objective = FakeModel(), Steps()
     go(open_run(), model, FakeCheckpoints(Position("warmup_retriever", 3, 1)), objective)
@@ -165,9 +189,11 @@ def test_another_stages_checkpoint_does_not_shorten_this_one(open_run: Open) -> 
 
 
 def test_a_stage_whose_last_checkpoint_is_there_takes_no_step(open_run: Open) -> None:
+    run, checkpoints = open_run(), FakeCheckpoints()
+    result = go(run, FakeModel(), checkpoints, Steps())
     model, objective = FakeModel(), Steps()
-    result = go(open_run(), model, FakeCheckpoints(Position("retriever/1", 5, 2)), objective)
-    assert (objective.steps, model.rates, result) == ([], [], {"steps": 5})
+    assert go(run, model, checkpoints, objective) == result
+    assert (objective.steps, model.rates) == ([], [])
 
 
 def test_no_steps_touch_nothing(open_run: Open) -> None:
@@ -205,13 +231,13 @@ def test_the_steps_leave_the_other_random_numbers_alone(open_run: Open) -> None:
     assert float(torch.rand(())) == expected
 
 
-def test_seeds_differ_by_stage_step_rank_and_run(open_run: Open) -> None:
+def test_seeds_differ_by_stage_step_place_and_run(open_run: Open) -> None:
     run = open_run()
     seeds = {
-        step_seed(Stage(run, name), step, rank)
+        step_seed(Stage(run, name), step, place)
         for name in ("ranker/1", "ranker/2")
         for step in (0, 1)
-        for rank in (0, 1)
+        for place in (0, 8)
     }
     assert len(seeds) == 8
     other = open_run("run.seed=43")

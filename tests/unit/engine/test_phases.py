@@ -16,7 +16,7 @@ from engine.batches import BatchPlan, Group
 from engine.config import Config
 from engine.config_file import parse_config
 from engine.corpus import TrainingQueries
-from engine.phases import _contrastive_objective, _no_negatives, retriever_loss
+from engine.phases import _batch_ids, _chunk_seed, _contrastive_objective, _no_negatives, retriever_loss
 from engine.run import Run, Stage
 from shards.records import Query
 
@@ -180,3 +180,41 @@ def test_the_scale_multiplies_the_scores_of_the_warm_up(open_run: Open, monkeypa
     }
     assert loss[1.0] == pytest.approx(float(torch.log(1 + 3 * torch.exp(torch.tensor(-1.0)))), rel=1e-5)
     assert loss[20.0] < 1e-6
+
+
+# --- any number of ranks ---------------------------------------------------------------------------------------------
+
+
+def plan_of(rank: int, world_size: int) -> BatchPlan:
+    return BatchPlan("retriever", 0, 12, 1, rank, world_size)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_a_micro_batch_draws_the_same_dropout_on_whichever_rank_it_is(open_run: Open, world_size: int) -> None:
+    """Symptom: resumed on another number of ranks, a run with dropout trains on to other weights."""
+    stage, share = Stage(open_run(), "retriever/1"), 12 // world_size
+    alone = [_chunk_seed(stage, plan_of(0, 1), 5, 2)(number) for number in range(6)]
+    shared = [
+        _chunk_seed(stage, plan_of(rank, world_size), 5, 2)(number)
+        for rank in range(world_size)
+        for number in range(share // 2)
+    ]
+    assert shared == alone
+    assert len(set(alone)) == 6
+
+
+def test_a_step_is_named_rank_by_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = [group(row, row, 11) for row in range(12)]
+    monkeypatch.setattr(phases, "step_groups", lambda plan, data, candidates, step: groups if step == 7 else [])
+    data = data_of([[row] for row in range(12)])
+    data.shards = SimpleNamespace(docids=[f"d{number}" for number in range(12)])
+    ids = _batch_ids(plan_of(1, 3), data, None)(7)  # type: ignore[arg-type]
+    assert [entry["rank"] for entry in ids] == [0] * 4 + [1] * 4 + [2] * 4
+    assert ids[5] == {"rank": 1, "query": "q5", "documents": ["d5", "d11"]}
+
+
+def test_equal_scores_have_no_spread(open_run: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = [group(0, 5, 1), group(1, 6, 2)]
+    for documents, spread in ((torch.ones(4, 2), 0.0), (torch.eye(2).repeat(2, 1), 1.0)):
+        measured = warmup_loss(open_run(), monkeypatch, groups, data_of([[5], [6]]), (torch.eye(2), documents))
+        assert measured["score_spread"] == spread

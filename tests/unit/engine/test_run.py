@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Callable
@@ -12,9 +13,11 @@ import pytest
 import torch
 import yaml
 
+from engine import run as run_module
 from engine.coordinator import Coordinator, LocalTransport
-from engine.errors import ArtifactError, ConfigError
-from engine.run import Run, Stage, format_seconds
+from engine.errors import ArtifactError, ConfigError, CoordinationError
+from engine.preemption import Preempted
+from engine.run import Run, RunFolder, Stage, format_seconds
 
 Open = Callable[..., Run]
 
@@ -192,3 +195,94 @@ def test_reopening_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
 )
 def test_durations_read_as_a_person_says_them(seconds: float, shown: str) -> None:
     assert format_seconds(seconds) == shown
+
+
+# --- what changed since ----------------------------------------------------------------------------------------------
+
+
+def pretend(run: Run, **entries: Any) -> None:
+    """Let the last start have been made with other code."""
+    starts = json.loads(run.folder.starts.read_text())
+    starts[-1] |= entries
+    starts[-1]["versions"] |= entries.get("versions", {})
+    run.folder.starts.write_text(json.dumps(starts))
+
+
+def test_another_version_of_the_code_is_refused(open_run: Open) -> None:
+    run = open_run()
+    run.once("shards", Work())
+    versions = json.loads(run.folder.starts.read_text())[-1]["versions"]
+    pretend(run, versions={**versions, "torch": "1.13.1"})
+    with pytest.raises(ConfigError, match=r"other code \(torch: 1\.13\.1 -> .*run\.force_resume=true"):
+        open_run()
+    assert not run.folder.lock.exists(), "a refused start keeps nobody out"
+    open_run("run.force_resume=true")
+    forced = json.loads(run.folder.starts.read_text())[-1]["forced"]
+    assert [change.split(" ->")[0] for change in forced] == ["torch: 1.13.1"]
+    open_run()  # what was forced once is the state from which the next start goes on
+
+
+def test_another_patch_release_of_a_library_is_not_refused(open_run: Open) -> None:
+    run = open_run()
+    run.once("shards", Work())
+    versions = json.loads(run.folder.starts.read_text())[-1]["versions"]
+    major, minor = versions["numpy"].split(".")[:2]
+    pretend(run, versions={**versions, "numpy": f"{major}.{minor}.99"})
+    open_run()
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "refused"),
+    [
+        ("aaa", "bbb", True),
+        ("aaa-dirty", "bbb-dirty", True),
+        ("aaa", "aaa-dirty", False),
+        (None, "bbb", False),
+        ("aaa", None, False),
+    ],
+)
+def test_another_commit_is_refused_where_both_are_known(
+    open_run: Open, monkeypatch: pytest.MonkeyPatch, before: str | None, now: str | None, refused: bool
+) -> None:
+    run = open_run()
+    run.once("shards", Work())
+    pretend(run, git=before)
+    monkeypatch.setattr(run_module, "_git_revision", lambda: now)
+    with pytest.raises(ConfigError, match="git commit: aaa -> bbb") if refused else contextlib.nullcontext():
+        open_run()
+
+
+def test_a_stage_of_a_start_that_lost_the_folder_is_not_recorded(open_run: Open) -> None:
+    """Symptom guarded against: a start that slept wakes up and overwrites the ledger of the one that took over."""
+    first = open_run()
+    first.once("shards", Work())
+    open_run()
+    with pytest.raises(CoordinationError, match="no longer this start's"):
+        first.once("bm25", Work())
+    assert list(ledger(first)) == ["shards"]
+
+
+def test_a_request_to_stop_is_met_before_the_next_stage(open_run: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, work = open_run(), Work()
+    run.once("shards", Work())
+    monkeypatch.setattr(run_module.PREEMPTION, "requested", True)
+    monkeypatch.setattr(run_module.PREEMPTION, "reason", "SIGTERM")
+    with pytest.raises(Preempted, match=r"stopped at the start of bm25 \(SIGTERM\); the same command goes on"):
+        run.once("bm25", work)
+    assert work.calls == []
+
+
+def test_a_ledger_elsewhere_leaves_the_runs_own_alone(open_run: Open, tmp_path: Path) -> None:
+    open_run().once("shards", Work())
+    run = Run.reopen(open_run().folder.path, Coordinator(LocalTransport()), torch.device("cpu"))
+    before = run.folder.ledger.read_bytes()
+    elsewhere = RunFolder(tmp_path / "evaluations" / "other")
+    run.keep_ledger_in(elsewhere)
+    assert run.once("shards", Work("of the other corpus")) == "of the other corpus"
+    assert run.folder.ledger.read_bytes() == before
+    assert list(json.loads(elsewhere.ledger.read_text())["stages"]) == ["shards"]
+
+
+def test_another_zero_stage_goes_on(open_run: Open) -> None:
+    open_run("retriever.zero_stage=1").once("shards", Work())
+    open_run("retriever.zero_stage=3")

@@ -1,0 +1,7 @@
+"""What the tests of faults share."""
+
+from __future__ import annotations
+
+from tests.e2e.conftest import zygote
+
+__all__ = ["zygote"]
