@@ -72,6 +72,7 @@ class Checkpoints:
         coordinator: Meets the ranks around each save.
         retention: What is kept.
         origin: Says in each COMMIT.json which code and configuration made it; JSON.
+        fence: Called before a checkpoint is published; raises where another start has taken the folder over.
     """
 
     def __init__(
@@ -80,8 +81,10 @@ class Checkpoints:
         coordinator: Coordinator,
         retention: Retention,
         origin: Mapping[str, Any] | None = None,
+        fence: Callable[[], None] = lambda: None,
     ) -> None:
         self._folder, self._coordinator, self._retention = folder, coordinator, retention
+        self._fence = fence
         self._origin = dict(origin or {})
         self._newest: Position | None = None
         self.notes: dict[str, Any] = {}
@@ -170,6 +173,7 @@ class Checkpoints:
 
     def _publish(self, temporary: Path, final: Path, commit: dict[str, Any]) -> None:
         write_json(temporary / _COMMIT, commit)
+        self._fence()
         if final.exists():  # damaged, else its number would not be given again
             shutil.rmtree(final)
         temporary.rename(final)

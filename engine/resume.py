@@ -28,7 +28,8 @@ def checkpoints_of(run: Run, model: TrainedModel) -> Checkpoints:
             settings.keep_checkpoints, settings.keep_every_steps, lambda: _best_stage(run, model.name)
         )
         folder = run.folder.checkpoints / model.name
-        run.checkpoints[model.name] = Checkpoints(folder, run.coordinator, retention, _origin(run))
+        fence = run.lock.require if run.lock is not None else lambda: None
+        run.checkpoints[model.name] = Checkpoints(folder, run.coordinator, retention, _origin(run), fence)
     found: Checkpoints = run.checkpoints[model.name]
     return found
 

@@ -14,7 +14,7 @@ import torch
 import engine.checkpoint as checkpoint
 from engine.checkpoint import Checkpoints, Position, Retention
 from engine.coordinator import Coordinator, LocalTransport
-from engine.errors import ArtifactError, DataError
+from engine.errors import ArtifactError, CoordinationError, DataError
 from engine.partitions import Fragment
 from tests.small_disk import run_on_small_disk
 
@@ -184,8 +184,22 @@ def test_a_save_that_fails_leaves_the_last_one_and_no_rest(tmp_path: Path, monke
     assert checkpoints.position == Position("ranker/1", 1, 1)
 
 
+def test_a_start_that_has_lost_its_folder_publishes_nothing(tmp_path: Path) -> None:
+    """Symptom: a start that slept through the takeover of its folder adds a checkpoint to the other's."""
+    saved(tmp_path, 1)
+
+    def lost() -> None:
+        raise CoordinationError("another start has the folder")
+
+    late = Checkpoints(tmp_path, Coordinator(LocalTransport()), Retention(3), fence=lost)
+    late.restore(FakeModel())  # type: ignore[arg-type]
+    with pytest.raises(CoordinationError, match="another start"):
+        late.save(FakeModel(), "ranker/1", 2)  # type: ignore[arg-type]
+    assert names(tmp_path) == ["000001"]
+
+
 ON_A_SMALL_DISK = """
-from engine.errors import SparringError
+from engine.errors import CoordinationError, SparringError
 from tests.unit.engine.test_checkpoint import FakeModel, names, opened
 
 model = FakeModel(size=20_000)
