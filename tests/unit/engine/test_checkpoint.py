@@ -199,7 +199,7 @@ def test_a_start_that_has_lost_its_folder_publishes_nothing(tmp_path: Path) -> N
 
 
 ON_A_SMALL_DISK = """
-from engine.errors import CoordinationError, SparringError
+from engine.errors import SparringError
 from tests.unit.engine.test_checkpoint import FakeModel, names, opened
 
 model = FakeModel(size=20_000)
