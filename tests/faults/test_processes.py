@@ -85,7 +85,7 @@ def end_of(name: str, folder: Path) -> Ended:
 
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Worlds]:
-    asked = {item.callspec.params["name"] for item in request.session.items if hasattr(item, "callspec")}
+    asked = {item.callspec.params.get("name") for item in request.session.items if hasattr(item, "callspec")}
     with ThreadPoolExecutor(AT_ONCE) as pool:
         yield {
             name: pool.submit(end_of, name, tmp_path_factory.mktemp("world") / "run")
