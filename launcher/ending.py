@@ -30,6 +30,7 @@ from engine.failure import Failure
 from engine.preemption import EXIT_PREEMPTED, Preempted
 from engine.watchdog import EXIT_LOST, Watchdog, watchdog_of_process
 from launcher.world import World, leave_mpi
+from shards.files import as_full_disk
 
 EXIT_CRASH, EXIT_REFUSED, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -80,7 +81,8 @@ def guarded(world: World | None, function: Callable[[], int | None]) -> int:
     except SparringError as error:
         return _leave(world, _refuse(world, error))
     except Exception as error:
-        return _leave(world, _crash(world, error))
+        full = as_full_disk(error)
+        return _leave(world, _crash(world, error) if full is None else _refuse(world, full))
 
 
 def end_of_process(code: int) -> None:

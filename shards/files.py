@@ -24,6 +24,7 @@ from shards.errors import ArtifactError, DiskFullError
 
 T = TypeVar("T")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FULL_WORDS = ("No space left on device", "Disk quota exceeded")
 _NO_SPACE_BYTES = 2**20
 
 
@@ -100,6 +101,26 @@ def save_array(path: Path, array: npt.NDArray[Any]) -> None:
     with open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
         file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def as_full_disk(error: BaseException) -> DiskFullError | None:
+    """Return what to tell of an error that a library raised because a disk is full; None for any other error.
+
+    Files of ours go through `write_atomically`, which tells it itself; libraries write some on their own.
+
+    Args:
+        error: Any error.
+    """
+    full = getattr(error, "errno", None) in _FULL or any(words in str(error) for words in _FULL_WORDS)
+    if not full or isinstance(error, DiskFullError):
+        return None
+    name = getattr(error, "filename", None)
+    place = Path(name if isinstance(name, str) else ".").absolute().parent
+    free = f", {shutil.disk_usage(place).free} bytes are free in {place}" if name and place.is_dir() else ""
+    return DiskFullError(
+        f"the disk is full: {error}{free}",
+        remedy="make space (or raise the quota) and start the same command again; what is finished is kept",
+    )
 
 
 def _disk_full(path: Path, temporary: Path, num_bytes: int | None, error: BaseException) -> DiskFullError | None:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.e2e.conftest import zygote
+from tests.e2e.conftest import alone, zygote
 
-__all__ = ["zygote"]
+__all__ = ["alone", "zygote"]

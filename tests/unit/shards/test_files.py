@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 
 from shards.errors import ArtifactError
-from shards.files import OpenFiles, canonical_json, read_json, save_array, sha256_file, write_atomically, write_json
+from shards.files import (
+    OpenFiles,
+    as_full_disk,
+    canonical_json,
+    read_json,
+    save_array,
+    sha256_file,
+    write_atomically,
+    write_json,
+)
 
 
 def test_publishes_what_the_body_wrote_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -148,3 +157,14 @@ def test_saved_arrays_are_those_that_numpy_loads(tmp_path: Path, array: np.ndarr
     loaded = np.load(tmp_path / "a.npy", allow_pickle=False)
     np.testing.assert_array_equal(loaded, array)
     assert (loaded.dtype, loaded.shape) == (array.dtype, array.shape)
+
+
+def test_a_full_disk_is_known_in_the_words_of_libraries() -> None:
+    """Symptom: weights that safetensors could not write end the run with a traceback."""
+    known = as_full_disk(RuntimeError("Error while serializing: IoError(No space left on device (os error 28))"))
+    assert known is not None
+    assert "start the same command again" in str(known)
+    named = as_full_disk(OSError(28, "No space left on device", "/tmp/some/file"))
+    assert named is not None
+    assert "/tmp/some/file" in str(named)
+    assert as_full_disk(OSError(13, "Permission denied")) is None

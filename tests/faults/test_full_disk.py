@@ -1,0 +1,50 @@
+"""A run on a disk that fills up, wherever that is: it stops with the place, and ends the same once there is space.
+
+The disk is really too small (a tmpfs); the run is a whole recipe on one rank.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.e2e.conftest import Finished
+from tests.e2e.made import measured, summary_of, weights_of
+from tests.small_disk import run_on_small_disk
+
+STARTS = """
+import json, os, shutil, subprocess
+
+words = json.loads(sys.argv[2])
+environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+ends = []
+for size in ("900k", "2500k", "4500k", "6500k", "64m"):
+    enlarge(size)
+    ended = subprocess.run(
+        [sys.executable, "launcher/run.py", *words, f"run.path={disk / 'run'}"],
+        env=environment, capture_output=True, text=True,
+    )
+    told = [line for line in ended.stderr.splitlines() if "disk is full" in line]
+    ends.append([ended.returncode, told[:1], ended.stderr[-2000:]])
+    if ended.returncode == 0:
+        break
+shutil.copytree(disk / "run", sys.argv[3])
+print(json.dumps(ends))
+"""
+
+
+def test_a_run_goes_on_each_time_there_is_more_space(alone: Finished, tmp_path: Path) -> None:
+    words = ["--config", "configs/tiny.yaml", "run.device=cpu", "run.checkpoint_every_steps=2"]
+    kept = tmp_path / "kept"
+    script = f"sys.argv += {[json.dumps(words), str(kept)]!r}\n" + STARTS
+    ends = json.loads(run_on_small_disk(tmp_path / "disk", "900k", script))
+    assert [end[0] for end in ends[:-1]] == [2] * (len(ends) - 1), ends
+    assert ends[-1][0] == 0, ends
+    assert len(ends) >= 3, "the disk was full at several places"
+    for _, told, text in ends[:-1]:
+        assert told, text
+        assert "/disk/run" in told[0] or "bytes" in told[0], told
+        assert "start the same command again" in told[0]
+    assert weights_of(kept) == weights_of(alone.folder)
+    assert summary_of(kept) == summary_of(alone.folder)
+    assert measured(kept) == measured(alone.folder)
