@@ -186,7 +186,9 @@ class Watchdog:
         try:
             self.lock.require()
         except CoordinationError as error:
-            self._end_process("lost lock", str(error), 2)
+            zero = self._peer(0)
+            if zero is None or zero.state != ENDED:  # else it has let go of the lock, which is its last act
+                self._end_process("lost lock", str(error), 2)
         now = time.monotonic()
         if (failure := self.first_failure()) is not None:
             self._failed_since = self._failed_since or now

@@ -50,6 +50,21 @@ def test_a_start_whose_folder_was_taken_over_is_the_end(tmp_path: Path, how: str
     assert json.loads((tmp_path / "last_error.json").read_text())["kind"] == "lost lock"
 
 
+def test_a_rank_that_ends_last_does_not_miss_the_lock(tmp_path: Path) -> None:
+    """Symptom: a finished run ended with code 2 now and then, where rank 0 was the first to let go of the folder."""
+    second = """
+other = Watchdog(folder, lock, 1, 2, interval_seconds=0.1, timeout_seconds=20.0)
+other.start()
+watchdog.end(0)
+time.sleep(1.5)
+other.end(0)
+sys.exit(0)
+"""
+    code, told = run(tmp_path, second)
+    assert (code, told) == (0, "")
+    assert not (tmp_path / "last_error.json").exists()
+
+
 def test_a_watchdog_that_is_not_needed_leaves_no_trace(tmp_path: Path) -> None:
     code, told = run(tmp_path, "time.sleep(2); watchdog.end(0); sys.exit(0)")
     assert (code, told) == (0, "")
