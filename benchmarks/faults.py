@@ -157,12 +157,12 @@ def soak_run(
 ) -> None:  # fmt: skip
     """Kill one run several times, let it end, and compare it."""
     names = list(stages)
-    wanted = sorted(chosen.sample(names, given.kills_per_run), key=names.index)
-    least = sorted(names, key=lambda name: (soak.kills[kind_of(name)], chosen.random()))
-    wanted = sorted({*wanted[: given.kills_per_run // 2], *least[: given.kills_per_run]}, key=names.index)
+    least = sorted(names, key=lambda name: (soak.kills[kind_of(name)], chosen.random()))[: given.kills_per_run // 2]
+    others = chosen.sample([name for name in names if name not in least], given.kills_per_run - len(least))
+    wanted = sorted([*least, *others], key=names.index)
     hit: list[str] = []
     busy, differs = 0.0, []
-    for target in wanted[: given.kills_per_run]:
+    for target in wanted:
         world = World(launcher, given.ranks, folder, ())
         delay = chosen.random() * stages[target]
         while not world.is_over and world.stage != target and not _is_past(folder, target):
@@ -216,16 +216,17 @@ def main() -> None:
     alone = World("mpirun", given.ranks, base / "alone", ())
     if alone.wait(given.patience * 4) != 0:
         raise SystemExit(f"the run that is left alone failed: see {base / 'alone.log'}")
+    alone_seconds = alone.seconds
     expected, stages = outcome(base / "alone"), stages_of(base / "alone")
     print(machine_line())
-    print(f"left alone: {alone.seconds:.1f} s, {sum(stages.values()):.1f} s of it in {len(stages)} stages", flush=True)
+    print(f"left alone: {alone_seconds:.1f} s, {sum(stages.values()):.1f} s of it in {len(stages)} stages", flush=True)
     number = 0
     while sum(soak.kills.values()) < given.kills:
         launcher = LAUNCHERS[number % 2]
         soak_run(launcher, base / f"run-{number:03d}", expected, stages, given, soak, chosen)
         print(f"run {number}: {soak.runs[-1]}", file=sys.stderr, flush=True)
         number += 1
-    report(soak, alone.seconds)
+    report(soak, alone_seconds)
 
 
 def report(soak: Soak, alone_seconds: float) -> None:
