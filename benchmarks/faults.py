@@ -34,6 +34,7 @@ from benchmarks.report import machine_line, table
 
 ROOT = Path(__file__).parents[1]
 LAUNCHERS = ("mpirun", "deepspeed")
+TRAINING = ("warmup_retriever", "warmup_ranker", "retriever", "ranker")
 CLOCK = ("seconds", "_per_second", "milliseconds")
 """Parts of the names of metrics that a clock gives."""
 WORDS = ("run.device=cpu", "run.heartbeat_seconds=0.1", "run.checkpoint_every_steps=2", "run.timeout_seconds=60")
@@ -220,6 +221,10 @@ def main() -> None:
     expected, stages = outcome(base / "alone"), stages_of(base / "alone")
     print(machine_line())
     print(f"left alone: {alone_seconds:.1f} s, {sum(stages.values()):.1f} s of it in {len(stages)} stages", flush=True)
+    rare = World("mpirun", given.ranks, base / "rare", ("run.checkpoint_every_steps=1000000",))
+    if rare.wait(given.patience * 4) != 0:
+        raise SystemExit(f"the run with few checkpoints failed: see {base / 'rare.log'}")
+    print(checkpoint_cost(stages, stages_of(base / "rare")), flush=True)
     number = 0
     while sum(soak.kills.values()) < given.kills:
         launcher = LAUNCHERS[number % 2]
@@ -227,6 +232,16 @@ def main() -> None:
         print(f"run {number}: {soak.runs[-1]}", file=sys.stderr, flush=True)
         number += 1
     report(soak, alone_seconds)
+
+
+def checkpoint_cost(often: dict[str, float], rare: dict[str, float]) -> str:
+    """Say what checkpoints at every second step cost, against checkpoints at the ends of stages alone."""
+    training = [name for name in often if kind_of(name) in TRAINING]
+    with_them, without = (sum(stages[name] for name in training) for stages in (often, rare))
+    return (
+        f"checkpoints at every second step: {with_them:.1f} s in training stages against {without:.1f} s with one at "
+        f"the end of each, {1 - without / with_them:.0%} of it ({sum(often.values()):.1f} s in all stages)"
+    )
 
 
 def report(soak: Soak, alone_seconds: float) -> None:
@@ -239,7 +254,7 @@ def report(soak: Soak, alone_seconds: float) -> None:
     total = {name: sum(counts.values()) for name, counts in
              (("kills", soak.kills), ("resumed", soak.resumed), ("identical", soak.identical))}  # fmt: skip
     print("\n" + table([*rows, {"phase": "all", **total}]))
-    lost = [(run["seconds"] - alone_seconds) / run["kills"] for run in soak.runs]
+    lost = [(run["seconds"] - alone_seconds) / run["kills"] for run in soak.runs] or [0.0]
     print(f"\nTime lost a kill, the start of all processes included: {sum(lost) / len(lost):.1f} s on average.")
     print("\n" + table([{"killed": what, "launcher's exit codes": dict(codes)} for what, codes in soak.exits.items()]))
     for run in soak.runs:
