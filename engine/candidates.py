@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from engine.errors import ArtifactError, DataError
 from shards.embeddings import Stamp
-from shards.files import read_json, sha256_file, write_atomically, write_json
+from shards.files import read_json, save_array, sha256_file, write_atomically, write_json
 
 _MANIFEST, _DOCUMENTS, _SCORES = "candidates.json", "documents.npy", "scores.npy"
 _VERSION = 2
@@ -173,8 +173,12 @@ def join(parts: Sequence[Candidates], folder: Path, *, search: str = "") -> None
     folder.mkdir(parents=True, exist_ok=True)
     # Without its manifest the folder is unfinished, and says so, until the new one stands.
     (folder / _MANIFEST).unlink(missing_ok=True)
-    _write_array(folder / _DOCUMENTS, [part.documents_QK for part in parts])
-    _write_array(folder / _SCORES, [part.scores_QK for part in parts])
+    for name, arrays in (
+        (_DOCUMENTS, [part.documents_QK for part in parts]),
+        (_SCORES, [part.scores_QK for part in parts]),
+    ):
+        with write_atomically(folder / name, num_bytes=sum(array.nbytes for array in arrays)) as temporary:
+            save_array(temporary, *arrays)
     write_json(
         folder / _MANIFEST,
         {
@@ -200,15 +204,6 @@ def _read_manifest(folder: Path, remedy: str) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("version") != _VERSION:
         raise ArtifactError(f"{folder / _MANIFEST} is not a candidates manifest of version {_VERSION}", remedy=remedy)
     return manifest
-
-
-def _write_array(path: Path, pieces: Sequence[NDArray[Any]]) -> None:
-    shape = (sum(len(piece) for piece in pieces), *pieces[0].shape[1:])
-    header = {"descr": np.lib.format.dtype_to_descr(pieces[0].dtype), "fortran_order": False, "shape": shape}
-    with write_atomically(path) as temporary, open(temporary, "wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        for piece in pieces:
-            file.write(np.ascontiguousarray(piece).tobytes())
 
 
 def _load_array(path: Path, sha256: str | None, shape: tuple[int, ...], remedy: str) -> NDArray[Any]:

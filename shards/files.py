@@ -91,16 +91,20 @@ def write_atomically(path: Path, *, num_bytes: int | None = None) -> Iterator[Pa
     fsync(path.parent)
 
 
-def save_array(path: Path, array: npt.NDArray[Any]) -> None:
+def save_array(path: Path, *pieces: npt.NDArray[Any]) -> None:
     """Write an array as a .npy file with plain writes; `numpy.save` itself says of a full disk only that it wrote less.
 
     Args:
         path: The file to make.
-        array: Any shape; not of objects.
+        pieces: At least one, of one type and equal but for the first dimension, along which they are joined without
+            ever being held together; not of objects.
     """
+    shape = (sum(len(piece) for piece in pieces), *pieces[0].shape[1:])
+    header = {"descr": np.lib.format.dtype_to_descr(pieces[0].dtype), "fortran_order": False, "shape": shape}
     with open(path, "wb") as file:
-        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
-        file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        np.lib.format.write_array_header_1_0(file, header)
+        for piece in pieces:
+            file.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
 
 
 def as_full_disk(error: BaseException) -> DiskFullError | None:
