@@ -42,15 +42,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
-@pytest.fixture(autouse=True)
-def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Power cuts are not what is tested here, and each costs milliseconds."""
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return tmp_path / "downloads"
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 def converted(source: Path, **options: Any) -> Report:

@@ -19,16 +19,7 @@ from shards.errors import DataError
 from shards.formats import open_dataset
 from tests.unit.shards.test_convert import BEIR, DPR, MSMARCO, QUESTIONS, write, zstd
 
-
-@pytest.fixture(autouse=True)
-def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Power cuts are not what is tested here, and each costs milliseconds."""
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return tmp_path / "downloads"
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 def refusal(source: Path, **options: Any) -> str:
