@@ -44,6 +44,12 @@ class RunConfig(_Section):
     """Steps between two points in TensorBoard and metrics.jsonl."""
     timeout_seconds: float = Field(1800.0, gt=0)
     """How long a rank waits at a barrier before the run stops and names who is missing."""
+    rendezvous_seconds: float = Field(300.0, gt=0)
+    """How long the ranks wait for each other at the start, before a host that started nothing is named."""
+    network: str | None = None
+    """Interfaces or subnets over which hosts talk, such as `ib0` or `10.0.0.0/16`; left out, all but containers'."""
+    preflight: bool = True
+    """Compare the hosts and try the connections before anything is computed."""
     heartbeat_seconds: float = Field(5.0, gt=0)
     """Seconds between two heartbeats of a rank; an eighth of `timeout_seconds` at most is taken."""
     preemption_seconds: float = Field(120.0, gt=0)

@@ -113,7 +113,7 @@ def _stop(world: World | None, stop: Preempted) -> int:
 
 def _follow(world: World | None, error: PeerError) -> int:
     """Return the code of the rank that failed; tell the error where nobody has."""
-    code = EXIT_CRASH if error.crashed else EXIT_REFUSED
+    code = EXIT_CRASH if error.crashed else EXIT_LOST if error.lost else EXIT_REFUSED
     watchdog = watchdog_of_process()
     if watchdog is None:
         return code

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from engine.config_file import load_config
 from engine.errors import ConfigError

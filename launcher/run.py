@@ -45,6 +45,8 @@ def main(argv: list[str] | None = None) -> int:
                 coordinator=settings.coordinator if settings else "auto",
                 device=settings.device if settings else "auto",
                 timeout_seconds=settings.timeout_seconds if settings else 60.0,
+                rendezvous_seconds=settings.rendezvous_seconds if settings else 60.0,
+                network=settings.network if settings else None,
             )
         )
 

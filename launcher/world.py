@@ -14,10 +14,8 @@ world does not open. The other end of a world is `launcher.ending`.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import socket
-import struct
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -30,6 +28,9 @@ import torch.distributed as dist
 from engine.coordinator import Coordinator, LocalTransport, MpiTransport, StoreTransport
 from engine.errors import ConfigError, CoordinationError
 from engine.transports.watched import WatchedTransport
+from launcher.network import set_mpi_interfaces
+from launcher.places import table_of_ranks
+from launcher.rendezvous import meet_at_given_address, meet_over_mpi, open_store
 
 _TORCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _MPI_SIGNS = ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK")
@@ -50,7 +51,7 @@ class World:
     coordinator: Coordinator
     """Where the ranks meet."""
     description: str
-    """One line for the person who started it."""
+    """For the person who started it: one line, and a table of the ranks where there are several."""
     _held: Any = field(default=None, repr=False)
 
     def close(self, timeout_seconds: float | None = None) -> None:
@@ -74,6 +75,8 @@ def open_world(
     coordinator: Literal["auto", "mpi", "store"] = "auto",
     device: Literal["auto", "cpu", "cuda"] = "auto",
     timeout_seconds: float = 600.0,
+    rendezvous_seconds: float = 300.0,
+    network: str | None = None,
 ) -> World:
     """Join the ranks that were started with this process, and start torch.distributed through DeepSpeed.
 
@@ -84,7 +87,9 @@ def open_world(
         coordinator: How control messages travel. "auto" takes MPI where the processes form an MPI world of their
             size, and a store of torch's where they do not.
         device: What to compute on; "auto" takes CUDA where there is a device. One device a local rank.
-        timeout_seconds: How long a rank waits for the others, here and at later points and collectives, above 0.
+        timeout_seconds: How long a rank waits for the others at later points and in collectives, above 0.
+        rendezvous_seconds: How long the ranks wait for each other here.
+        network: Interfaces or subnets over which hosts talk; None leaves out those of containers.
 
     Returns:
         The world. Close it after the work; `guarded` does.
@@ -93,14 +98,15 @@ def open_world(
         ConfigError: The environment is contradictory, or does not have what was asked for.
         CoordinationError: Not all ranks came.
     """
+    set_mpi_interfaces(os.environ, network)
     mpi = _join_mpi(os.environ, coordinator, timeout_seconds)
     rank, world_size = _find_place(os.environ, mpi)
-    _refuse_lonely_task(os.environ, world_size)
-    store_holder = _set_rendezvous(mpi, rank, world_size)
+    _require_all_tasks(os.environ, world_size)
+    store_holder = _meet(mpi, rank, world_size, rendezvous_seconds, network)
     local_rank = int(os.environ["LOCAL_RANK"])
     with mpi.agreement("device") if mpi else contextlib.nullcontext():
         chosen = _choose_device(device, local_rank)
-    with mpi.agreement("torch.distributed", timeout_seconds) if mpi else contextlib.nullcontext():
+    with mpi.agreement("torch.distributed") if mpi else contextlib.nullcontext():
         _start_process_group(chosen, rank, world_size, timeout_seconds)
     meeting = _choose_coordinator(coordinator, mpi, rank, world_size, chosen, timeout_seconds)
     num_threads = _share_cores(meeting)
@@ -110,6 +116,8 @@ def open_world(
         f"{world_size} rank{'s' * (world_size > 1)} on {num_hosts} host{'s' * (num_hosts > 1)}, "
         f"{chosen.type} with {num_threads} thread{'s' * (num_threads > 1)} a rank, coordinator: {road}"
     )
+    if world_size > 1:
+        description += "\n" + table_of_ranks(meeting, chosen)
     return World(rank, world_size, local_rank, chosen, meeting, description, store_holder)
 
 
@@ -167,65 +175,37 @@ def _find_place(environ: Mapping[str, str], mpi: Coordinator | None) -> tuple[in
     return rank, world_size
 
 
-def _refuse_lonely_task(environ: Mapping[str, str], world_size: int) -> None:
-    """Stop a SLURM task that believes to be alone: each of its siblings would do the whole run in the same folder."""
+def _require_all_tasks(environ: Mapping[str, str], world_size: int) -> None:
+    """Stop a SLURM task that knows of fewer ranks than there are tasks, such as one that believes to be alone.
+
+    Each of its siblings would do the whole run in the same folder. More ranks than tasks are possible: `deepspeed` and
+    `torchrun` start several for one task.
+    """
     num_tasks = int(environ.get("SLURM_NTASKS") or 1)
-    if world_size == 1 and num_tasks > 1:
+    if world_size < num_tasks:
+        found = "has found no other rank" if world_size == 1 else f"is one of {world_size} ranks"
         raise ConfigError(
-            f"SLURM_NTASKS is {num_tasks}, but this process has found no other rank",
-            expected=f"{num_tasks} ranks in one world, not {num_tasks} runs in one folder",
-            remedy="start with `mpirun` inside the batch script, or with `srun --mpi=pmix` where the site has PMIx; "
-            "for a single process inside the allocation, unset SLURM_NTASKS",
+            f"SLURM_NTASKS is {num_tasks}, but this process {found}",
+            expected=f"{num_tasks} ranks in one world, not several runs in one folder",
+            remedy="start with `mpirun -n $SLURM_NTASKS` inside the batch script, or with `srun --mpi=pmix` where the "
+            "site has PMIx; for fewer ranks on purpose, unset SLURM_NTASKS",
         )
 
 
-def _set_rendezvous(mpi: Coordinator | None, rank: int, world_size: int) -> Any:
+def _meet(mpi: Coordinator | None, rank: int, world_size: int, seconds: float, network: str | None) -> Any:
     """Set the five variables where the starter did not; return what keeps the chosen port in our hands."""
-    if mpi is None and world_size > 1:
-        return None
-    holder = None
-    if rank == 0 and not (mpi is None and os.environ.get("RANK")):
-        # Rank 0 opens the port before anybody hears of it and keeps it, so that no other process can take it in
-        # between; torch's rendezvous in this process finds the open store and shares it.
-        from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
-        address = _own_address(mpi.hosts if mpi else [socket.gethostname()], os.environ)
-        holder = TCPStore(address, 0, world_size, True, wait_for_workers=False, multi_tenant=True)
-        os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(holder.port))
-    local_rank = 0
+    environ, store, local_rank = os.environ, None, 0
     if mpi is not None:
-        place = mpi.broadcast("rendezvous", [os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")])
-        os.environ.update(MASTER_ADDR=place[0], MASTER_PORT=place[1])
+        store = meet_over_mpi(mpi, environ, network)
         local_rank = mpi.hosts[:rank].count(mpi.hosts[rank])
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size))
-    os.environ["LOCAL_RANK"] = os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK") or str(local_rank)
-    return holder
-
-
-def _own_address(hosts: list[str], environ: Mapping[str, str]) -> str:
-    """Return the address at which the other hosts reach this one; nothing is sent to find it."""
-    if len(set(hosts)) == 1:
-        return "127.0.0.1"
-    if address := environ.get("MASTER_ADDR"):
-        return address
-    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        interface = environ.get(name, "").split(",")[0].removeprefix("=")
-        if interface and not interface.startswith("^"):
-            with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-                request = struct.pack("256s", interface[:15].encode())
-                answer = fcntl.ioctl(probe.fileno(), 0x8915, request)  # SIOCGIFADDR
-                return socket.inet_ntoa(answer[20:24])
-    other = next(host for host in hosts if host != hosts[0])
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((other, 9))  # chooses the route, sends nothing
-        address = str(probe.getsockname()[0])
-        if not address.startswith("127."):
-            return address
-    raise ConfigError(
-        f"rank 0 (host {hosts[0]}) does not know at which address {other} reaches it",
-        expected="a host name that resolves, or a named interface",
-        remedy="set MASTER_ADDR to the address of rank 0's host, or GLOO_SOCKET_IFNAME to its interface",
-    )
+        environ["LOCAL_RANK"] = environ.get("OMPI_COMM_WORLD_LOCAL_RANK") or str(local_rank)
+    elif world_size == 1 and not environ.get("RANK"):
+        store = open_store("127.0.0.1", 0, 1)
+        environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port), LOCAL_RANK="0")
+    elif environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # else torchrun's agent listens there
+        store = meet_at_given_address(rank, world_size, environ, seconds)
+    environ.update(RANK=str(rank), WORLD_SIZE=str(world_size))
+    return store
 
 
 def _choose_device(asked: str, local_rank: int) -> torch.device:

@@ -51,6 +51,8 @@ class PeerError(CoordinationError):
 
     crashed = False
     """Whether what stopped the other rank is an error of the program, not one that its user can mend."""
+    lost = False
+    """Whether what stopped it is a rank that did not come."""
 
 
 class Transport(Protocol):

@@ -219,14 +219,6 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
         world_module._choose_device("cuda", 1)
 
 
-def test_the_address_of_rank_zero() -> None:
-    assert world_module._own_address(["a", "a"], {"MASTER_ADDR": "10.0.0.9"}) == "127.0.0.1"
-    assert world_module._own_address(["a", "b"], {"MASTER_ADDR": "10.0.0.9"}) == "10.0.0.9"
-    assert world_module._own_address(["a", "b"], {"GLOO_SOCKET_IFNAME": "lo"}) == "127.0.0.1"
-    with pytest.raises(ConfigError, match="MASTER_ADDR"):
-        world_module._own_address(["a", "host.invalid"], {})
-
-
 # --- a world ends ----------------------------------------------------------------------------------------------------
 
 
