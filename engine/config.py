@@ -77,6 +77,13 @@ class DataConfig(_Section):
     """Size of the made-up set, used only without `path`."""
 
 
+class ShardsConfig(_Section):
+    """Where the shards are read; none of it changes what is computed."""
+
+    cache: Path | None = None
+    """Folder on each host's own disk to which the shards are copied, once for all runs; left out, none."""
+
+
 class IndexConfig(_Section):
     """The FAISS index over the document embeddings (AR2 section 3.3)."""
 
@@ -297,6 +304,8 @@ class Config(_Section):
     """Where the run lives."""
     data: DataConfig = DataConfig()
     """Corpus, queries, judgements."""
+    shards: ShardsConfig = ShardsConfig()
+    """Copies of the shards."""
     retriever: RetrieverConfig
     """G."""
     ranker: RankerConfig

@@ -72,7 +72,9 @@ def dump_config(config: Config) -> str:
     return text
 
 
-def differences(ours: Config, theirs: Config, *, ignore_sections: frozenset[str] = frozenset({"run"})) -> list[str]:
+def differences(
+    ours: Config, theirs: Config, *, ignore_sections: frozenset[str] = frozenset({"run", "shards"})
+) -> list[str]:
     """List the fields in which two configurations differ, as `section.key: theirs -> ours`.
 
     Args:

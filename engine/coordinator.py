@@ -88,6 +88,11 @@ class Coordinator:
         self._num_hand_outs = 0
         self._handing_out: str | None = None
 
+    @property
+    def ranks_of_host(self) -> list[int]:
+        """The ranks on this rank's host, this one too, in order."""
+        return [rank for rank, host in enumerate(self.hosts) if host == self._host]
+
     def barrier(self, name: str, timeout_seconds: float | None = None) -> None:
         """Wait until every rank is here.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,19 @@ import numpy as np
 
 from engine.config import Config
 from engine.errors import ArtifactError, DataError
+from engine.log import get_logger, progress_bar
 from engine.models.loading import load_tokenizer, tokenizer_fingerprint
 from engine.models.random import make_random_model
 from engine.models.template import InputTemplate
-from engine.run import RunFolder, Stage
+from engine.preemption import PREEMPTION
+from engine.run import Run, RunFolder, Stage
 from engine.tokenization import ModelText, find_corpus, plan_corpus, write_corpus
+from shards.cache import copies_folder, copy_shard, require_space
 from shards.files import read_json, write_json
 from shards.reader import CorpusShards
 from shards.records import Dataset, Query
 
+log = get_logger(__name__)
 POSITIVES, FALSE_NEGATIVES = "positives", "false_negatives"
 
 __all__ = ["Data", "ModelText", "TrainingQueries"]
@@ -136,6 +140,46 @@ def open_data(config: Config, dataset: Dataset, texts: tuple[ModelText, ModelTex
     ranker_tokens = tokens if ranker_text.stream == retriever_text.stream else ranker_text.tokenize_queries(train)
     rows = TrainingQueries(train, positives, tokens, ranker_tokens, false_negatives)
     return Data(dataset, shards, retriever_text, ranker_text, rows)
+
+
+def copy_shards(data: Data, run: Run) -> Data:
+    """Copy the shards to this host's own disk where `shards.cache` asks for it, and read them there.
+
+    The ranks of a host share the copying, each by what it has of the list; what is there already is not copied again.
+
+    Args:
+        data: With the shards where they were written.
+        run: For the settings and the ranks.
+
+    Returns:
+        The data, with the shards read from the copies.
+
+    Raises:
+        DiskFullError: A host has no space for them.
+        ArtifactError: A shard is not the manifest's.
+    """
+    cache, coordinator = run.config.shards.cache, run.coordinator
+    if cache is None:
+        return data
+    shards, here = data.shards, coordinator.ranks_of_host
+    first_of_host = here[0] == coordinator.rank
+    with coordinator.agreement("space for copies of the shards"):
+        if first_of_host:
+            require_space(cache, shards.folder, shards.manifest)
+    own, num_bytes = shards.manifest.shards[here.index(coordinator.rank) :: len(here)], 0
+    with (
+        coordinator.agreement("copy shards"),
+        progress_bar("copy shards", len(own), "shard", shown=run.is_main) as bar,
+    ):
+        for entry in own:
+            PREEMPTION.require_none("copy shards")
+            num_bytes += copy_shard(cache, shards.folder, shards.manifest, entry)
+            bar.update()
+    with coordinator.agreement("open copies of the shards"):
+        copies = shards.read_from(copies_folder(cache, shards.manifest))
+    copied = sum(coordinator.gather("bytes of the copies", num_bytes))
+    log.info("the shards are read from %s on each host; %.1f MB were copied there", copies.copies, copied / 1e6)
+    return replace(data, shards=copies)
 
 
 def require_same_files(dataset_sha256: str, dataset: Dataset) -> None:

@@ -13,6 +13,7 @@ from engine.batches import BatchPlan
 from engine.config import Config
 from engine.corpus import (
     Data,
+    copy_shards,
     model_texts,
     open_data,
     random_model_folder,
@@ -217,4 +218,5 @@ def _data(run: Run, dataset: Dataset, names: tuple[str, str]) -> Data:
         texts = model_texts(run.config, *names)
     run.once("shards", write_shards, dataset, texts, run.folder)
     with run.coordinator.agreement("open shards"):
-        return open_data(run.config, dataset, texts, run.folder)
+        data = open_data(run.config, dataset, texts, run.folder)
+    return copy_shards(data, run)

@@ -43,10 +43,12 @@ class CorpusShards:
     Args:
         folder: The corpus folder.
         manifest: Its manifest. `CorpusShards.open` reads and checks both.
+        copies: Where the shards are read instead, such as a folder of `shards.cache`; left out, in `folder`.
     """
 
-    def __init__(self, folder: Path, manifest: CorpusManifest) -> None:
+    def __init__(self, folder: Path, manifest: CorpusManifest, copies: Path | None = None) -> None:
         self.folder, self.manifest = Path(folder), manifest
+        self.copies = Path(copies or folder)
         self._first_documents = [entry.first_document for entry in manifest.shards]
         self._shards: OpenFiles[_OpenShard] = OpenFiles(self._open_shard)
 
@@ -94,8 +96,22 @@ class CorpusShards:
                 raise corpus._broken(name, "is missing", "")
         return corpus
 
-    def __reduce__(self) -> tuple[type[CorpusShards], tuple[Path, CorpusManifest]]:
-        return CorpusShards, (self.folder, self.manifest)
+    def __reduce__(self) -> tuple[type[CorpusShards], tuple[Path, CorpusManifest, Path]]:
+        return CorpusShards, (self.folder, self.manifest, self.copies)
+
+    def read_from(self, copies: Path) -> CorpusShards:
+        """Return the same corpus with its shards read from copies; docids stay where they are.
+
+        Args:
+            copies: A folder with a copy of every shard and its offsets.
+
+        Raises:
+            ArtifactError: A copy is missing or has another size.
+        """
+        corpus = CorpusShards(self.folder, self.manifest, copies)
+        for entry in self.manifest.shards:
+            corpus._check_files(entry, verify=False)
+        return corpus
 
     @property
     def num_documents(self) -> int:
@@ -148,7 +164,7 @@ class CorpusShards:
         expected_fields = {"json"} | {f"{one.name}.ids" for one in self.manifest.streams}
         expected = iter(entry.documents)
         try:
-            with open(self.folder / entry.name, "rb") as file:
+            with open(self.copies / entry.name, "rb") as file:
                 # webdataset's stages are given the open file: its own opener splits shards by RANK and WORLD_SIZE and
                 # runs `pipe:` names in a shell. Without a handler that goes on, an error raises here.
                 members = tar_file_expander([{"url": entry.name, "stream": file}])
@@ -231,8 +247,8 @@ class CorpusShards:
     def _open_shard(self, number: int) -> _OpenShard:
         entry = self.manifest.shards[number]
         try:
-            offsets = np.load(self.folder / entry.offsets_name, mmap_mode="r", allow_pickle=False)
-            with open(self.folder / entry.name, "rb") as file:
+            offsets = np.load(self.copies / entry.offsets_name, mmap_mode="r", allow_pickle=False)
+            with open(self.copies / entry.name, "rb") as file:
                 tar = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             raise self._broken(entry.name, f"or its offsets cannot be opened ({error})", "") from error
@@ -243,9 +259,9 @@ class CorpusShards:
 
     def _check_files(self, entry: ShardEntry, verify: bool) -> None:
         for name, sha256 in ((entry.name, entry.sha256), (entry.offsets_name, entry.offsets_sha256)):
-            path = self.folder / name
+            path = self.copies / name
             if not path.is_file():
-                raise self._broken(name, "is missing", f"{len(self.manifest.shards)} shards in {self.folder}")
+                raise self._broken(name, "is missing", f"{len(self.manifest.shards)} shards in {self.copies}")
             if name == entry.name and path.stat().st_size != entry.num_bytes:
                 raise self._broken(name, f"has {path.stat().st_size} bytes", f"{entry.num_bytes} bytes")
             if verify:
@@ -254,8 +270,11 @@ class CorpusShards:
                     raise self._broken(name, f"has sha256 {found}", f"sha256 {sha256}")
 
     def _broken(self, name: str, fact: str, expected: str) -> ArtifactError:
+        copied = self.copies != self.folder and name not in DOCID_FILES
         return ArtifactError(
-            f"the shard file {self.folder / name} {fact}",
+            f"the shard file {(self.copies if copied else self.folder) / name} {fact}",
             expected=expected,
-            remedy=f"delete {self.folder} and write the shards again",
+            remedy=f"delete {self.copies}, and the shards are copied again"
+            if copied
+            else f"delete {self.folder} and write the shards again",
         )
