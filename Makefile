@@ -1,5 +1,6 @@
 # make quickstart   set up, train on the docstrings of the installed packages, search in them
 # make test         set up, check style and types, run the tests
+# make test-cluster the tests on two hosts with sshd and SLURM, made of namespaces on this machine (root; Debian, Ubuntu)
 # make lint         style and types only          make format   apply the style
 # make clean        remove the environment and caches; runs/ stays
 #
@@ -23,7 +24,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format clean
+.PHONY: help quickstart test test-cluster lint format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -43,7 +44,12 @@ help:
 	touch $@
 
 test: lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --ignore tests/cluster
+
+# What these tests start (hosts, sshd, munge, slurmctld, slurmd) lives in folders and namespaces of theirs and ends with them.
+test-cluster: .venv/.test
+	tests/cluster/install.sh
+	$(BIN)/python -m pytest -q -rs tests/cluster
 
 lint: .venv/.test
 	$(BIN)/ruff check

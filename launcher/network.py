@@ -11,7 +11,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 import psutil
@@ -94,6 +94,9 @@ def set_mpi_interfaces(environ: MutableMapping[str, str], asked: str | None) -> 
     Raises:
         ConfigError: As `interfaces_for_ranks`.
     """
+    if _all_on_one_host(environ):
+        environ.setdefault("OMPI_MCA_btl", "self,sm")  # through memory: nothing listens
+        return
     if asked is None and (told := environ.get(_MPI_INCLUDE)):
         if any(_is_meant(interface, word) for interface in interfaces() for word in _words(told)):
             return
@@ -114,6 +117,11 @@ def set_collective_interface(environ: MutableMapping[str, str], interface: Inter
     """
     environ.setdefault("GLOO_SOCKET_IFNAME", interface.name)
     environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface.name}")  # '=' is NCCL's mark of a whole name
+
+
+def _all_on_one_host(environ: Mapping[str, str]) -> bool:
+    size = environ.get("OMPI_COMM_WORLD_SIZE")
+    return size is not None and size == environ.get("OMPI_COMM_WORLD_LOCAL_SIZE")
 
 
 def _words(text: str) -> list[str]:

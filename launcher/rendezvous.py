@@ -27,6 +27,7 @@ import psutil
 
 from engine.coordinator import Coordinator, PeerError
 from engine.errors import ConfigError, CoordinationError
+from engine.transports.listening import open_listening_store
 from launcher.hostfile import HOST_NAME
 from launcher.network import interface_towards, interfaces_for_ranks, set_collective_interface
 
@@ -49,13 +50,11 @@ def meet_over_mpi(mpi: Coordinator, environ: MutableMapping[str, str], network: 
     Raises:
         ConfigError: No address of rank 0 is reached by all hosts.
     """
-    several = len(set(mpi.hosts)) > 1
-    address = _address_for_all(mpi, environ, network) if several else "127.0.0.1"
+    address = _address_for_all(mpi, environ, network) if len(set(mpi.hosts)) > 1 else "127.0.0.1"
     store = open_store(address, 0, mpi.world_size) if mpi.rank == 0 else None
     port = mpi.broadcast("port of the rendezvous", store.port if store else None)
     environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
-    if several and (interface := interface_towards(address)):
-        set_collective_interface(environ, interface)
+    _tell_interface(environ, mpi.hosts, address)
     return store
 
 
@@ -79,34 +78,33 @@ def meet_at_given_address(rank: int, world_size: int, environ: MutableMapping[st
     starters = hosts_of_starter(world_size)
     deadline = time.monotonic() + timeout_seconds
     if rank == 0:
-        # The server listens on every interface; `address` is only how rank 0 itself reaches it.
-        store = open_store(address if interface_towards(address) else "127.0.0.1", port, world_size)
+        # The others may come by another address than the one they were told.
+        local = address == "localhost" or address.startswith("127.")
+        store = open_store("127.0.0.1" if local else address, port, world_size, everywhere=not local)
         hosts, reached = _wait_for_all(store, world_size, starters, deadline, timeout_seconds)
         address = reached or address
     else:
         address, store = _join(rank, [address, *starters[:1]], port, world_size, deadline, timeout_seconds)
         hosts = _register(store, rank, address, timeout_seconds)
     environ["MASTER_ADDR"] = address
-    if len(set(hosts)) > 1 and (interface := interface_towards(address)):
-        set_collective_interface(environ, interface)
+    _tell_interface(environ, hosts, address)
     return store
 
 
-def open_store(address: str, port: int, world_size: int) -> Any:
+def open_store(address: str, port: int, world_size: int, *, everywhere: bool = False) -> Any:
     """Open rank 0's store; torch's own rendezvous in this process finds it open and shares it.
 
     Args:
-        address: How rank 0 itself reaches it; it listens on every interface.
+        address: Where it listens, and how rank 0 itself reaches it.
         port: Where to listen; 0 lets the system choose, and the store's `port` then tells which it is.
         world_size: Number of ranks.
+        everywhere: Listen on every interface.
 
     Raises:
         CoordinationError: Another process has the port.
     """
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is public, its stub says otherwise
-
     try:
-        return TCPStore(address, port, world_size, True, wait_for_workers=False, multi_tenant=True)
+        return open_listening_store(address, port, world_size, everywhere=everywhere)
     except (RuntimeError, OSError) as error:
         raise CoordinationError(
             f"rank 0 on {socket.gethostname()} cannot listen at port {port}: {str(error).splitlines()[0]}",
@@ -125,6 +123,14 @@ def hosts_of_starter(world_size: int) -> list[str]:
         names = [name for name, places in slots.items() for _ in places]
         return names if len(names) == world_size and all(map(HOST_NAME.fullmatch, names)) else []
     return []
+
+
+def _tell_interface(environ: MutableMapping[str, str], hosts: Sequence[str], address: str) -> None:
+    """Tell gloo and NCCL the interface that leads to rank 0; on one host, let gloo listen on the loopback alone."""
+    if len(set(hosts)) == 1:
+        environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # NCCL goes through memory, and chooses itself
+    elif interface := interface_towards(address):
+        set_collective_interface(environ, interface)
 
 
 def _address_for_all(mpi: Coordinator, environ: MutableMapping[str, str], network: str | None) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from engine.errors import CoordinationError
+from engine.transports.listening import open_listening_store
 
 _SPENT = 2**40
 """Added to a counter that is to give nothing more."""
@@ -35,7 +36,10 @@ class SharedCounter:
         self._rank, self._place = rank, f"{address}:{port}"
         limit = timedelta(seconds=timeout_seconds)
         try:
-            self._store = TCPStore(address, port, world_size, rank == 0, timeout=limit, wait_for_workers=False)
+            if rank == 0:
+                self._store = open_listening_store(address, port, world_size, timeout_seconds=timeout_seconds)
+            else:
+                self._store = TCPStore(address, port, world_size, False, timeout=limit, wait_for_workers=False)
         except (RuntimeError, OSError) as error:
             raise self._unreachable(error) from error
         self.port: int = self._store.port

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from engine.errors import CoordinationError
+from engine.transports.listening import open_listening_store
 from engine.transports.star import Frame, Kind, Patience, StarTransport
 
 _CHUNK_BYTES = 4 * 2**20  # torch's store drops the connection above 8 MiB a value
@@ -41,7 +42,10 @@ class StoreTransport(StarTransport):
         self._connection_errors = (RuntimeError, OSError)  # torch's network errors are RuntimeErrors
         limit = timedelta(seconds=timeout_seconds)
         try:
-            self._store = TCPStore(address, port, world_size, rank == 0, timeout=limit, wait_for_workers=False)
+            if rank == 0:
+                self._store = open_listening_store(address, port, world_size, timeout_seconds=timeout_seconds)
+            else:
+                self._store = TCPStore(address, port, world_size, False, timeout=limit, wait_for_workers=False)
         except (RuntimeError, OSError) as error:
             raise CoordinationError(
                 f"rank {rank} (host {socket.gethostname()}) cannot {'reach' if rank else 'open'} the store of rank 0 "
@@ -58,9 +62,9 @@ class StoreTransport(StarTransport):
         self._sent[receiver] += 1
         chunks = [message[start : start + _CHUNK_BYTES] for start in range(0, len(message), _CHUNK_BYTES)]
         for place, chunk in enumerate(chunks[1:]):
-            self._store.set(f"{key}/{place}", chunk)  # type: ignore[arg-type]  # its stub knows no bytes
+            self._store.set(f"{key}/{place}", chunk)
         # The key comes last: its presence says that all is there.
-        self._store.set(key, b"%d\n" % (len(chunks) - 1) + chunks[0])  # type: ignore[arg-type]
+        self._store.set(key, b"%d\n" % (len(chunks) - 1) + chunks[0])
         self._unread.append((receiver, key))
 
     def _receive(self) -> list[Frame]:

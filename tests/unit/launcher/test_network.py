@@ -81,3 +81,11 @@ def test_gloo_and_nccl_are_told_unless_they_were() -> None:
 def test_the_interface_that_has_an_address_leads_to_it() -> None:
     assert network.interface_towards("10.1.0.7") == DATA
     assert network.interface_towards("host.invalid") is None
+
+
+def test_ranks_of_one_host_talk_through_memory() -> None:
+    """Symptom: on a laptop MPI opens ports to which anybody on the network can connect."""
+    environ = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
+    network.set_mpi_interfaces(environ, None)
+    assert environ["OMPI_MCA_btl"] == "self,sm"
+    assert INCLUDE not in environ
