@@ -52,6 +52,8 @@ def set_up_logging(rank: int, world_size: int) -> None:
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(deepspeed|torch|transformers)\..*")
+    # Told to the caller, on every rank; what is to replace it exists in the newest torch only.
+    warnings.filterwarnings("ignore", category=FutureWarning, message=r"torch\.distributed\.nn\.functional")
 
 
 def get_logger(name: str) -> logging.Logger:
