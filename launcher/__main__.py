@@ -1,11 +1,16 @@
-"""The other commands: `python -m launcher convert | search | evaluate | export | status | supervise | docstrings`.
+"""The other commands: `python -m launcher COMMAND`.
 
-Training itself is started by `deepspeed launcher/run.py`; these use what a run made, look at it, or start it again.
+    before a run    convert, docstrings, plan, preflight
+    a run           submit, cancel, status, supervise
+    after a run     search, evaluate, export
+
+Training itself is started by `deepspeed launcher/run.py`, or by the job that `submit` hands to SLURM.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -54,9 +59,15 @@ def main(argv: list[str] | None = None) -> int:
     docstrings.add_argument("--max-documents", type=int, default=4000, help="size of the corpus (4000)")
     docstrings.add_argument("--seed", type=int, default=0, help="draws documents and splits (0)")
 
+    for name, (module, what) in _MODULES.items():
+        importlib.import_module(module).add_arguments(commands.add_parser(name, help=what))
+
     arguments = parser.parse_args(argv)
     set_up_logging(rank=0, world_size=1)
-    return guarded(None, lambda: _COMMANDS[arguments.command](arguments))
+    command = _COMMANDS.get(arguments.command)
+    if command is None:
+        command = importlib.import_module(_MODULES[arguments.command][0]).run_command
+    return guarded(None, lambda: command(arguments))
 
 
 def _convert(arguments: argparse.Namespace) -> None:
@@ -114,6 +125,14 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "supervise": _supervise,
     "docstrings": _docstrings,
 }
+
+_MODULES = {
+    "plan": ("launcher.plan.command", "say what a recipe takes on given hardware, without running it"),
+    "preflight": ("launcher.preflight.command", "examine the hosts and their connections, without running anything"),
+    "submit": ("launcher.slurm.submit", "hand a run to SLURM, which goes on until it is finished"),
+    "cancel": ("launcher.slurm.cancel", "stop a run of SLURM's, after a checkpoint"),
+}
+"""Commands in modules of their own, each with `add_arguments` and `run_command`; cheap to import."""
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -51,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
         )
 
     code = guarded(None, start)
-    return code or guarded(opened[0], lambda: run_recipe(config, failure, opened[0]))
+    only = arguments.preflight_only
+    return code or guarded(opened[0], lambda: run_recipe(config, failure, opened[0], preflight_only=only))
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -61,6 +62,7 @@ def command_line() -> argparse.ArgumentParser:
         "--config", type=Path, required=True, metavar="FILE", help="the recipe, such as configs/tiny.yaml"
     )
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it
+    parser.add_argument("--preflight-only", action="store_true", help="compare the hosts, try the connections, and end")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.path=DIR run.path=DIR")
     return parser
 
@@ -73,18 +75,31 @@ def _read(path: Path, overrides: list[str]) -> tuple[Config | None, ConfigError 
         return None, error
 
 
-def run_recipe(config: Config | None, failure: ConfigError | None, world: World) -> None:
+def run_recipe(
+    config: Config | None, failure: ConfigError | None, world: World, *, preflight_only: bool = False
+) -> None:
     """Run a recipe in an open world; a run folder that an earlier start left is gone on with.
 
+    Args:
+        config: The recipe; None where it could not be read.
+        failure: Why not.
+        world: The ranks.
+        preflight_only: End after the hosts were compared.
+
     Raises:
-        ConfigError: What reading the configuration found.
+        ConfigError: What reading the configuration found, or the preflight.
     """
     set_up_logging(world.rank, world.world_size)
     if config is None:
         raise failure or ConfigError("there is no configuration")
-    from launcher.recipe import play
+    if config.run.preflight or preflight_only:
+        from launcher.preflight.ranks import require_preflight
 
-    play(config, world)
+        require_preflight(config, world)
+    if not preflight_only:
+        from launcher.recipe import play
+
+        play(config, world)
 
 
 if __name__ == "__main__":

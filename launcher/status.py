@@ -1,7 +1,8 @@
 """`python -m launcher status RUN`: what a run does right now, or why it stopped, from any terminal.
 
 Everything is read from small files: the ledger, the heartbeats, the lock, the commit records of checkpoints and the
-last error. Nothing is changed, and the run notices nothing.
+last error. Nothing is changed, and the run notices nothing. What was submitted to SLURM is asked of SLURM as well; a
+sweep's folder shows its tasks.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from engine.preemption import EXIT_PREEMPTED
 from engine.run import RunFolder, format_seconds
 from engine.run_lock import Holder, read_holder
 from launcher.ending import EXIT_REFUSED
+from launcher.slurm.job import Submitted, ask, is_finished, job_lines, read_submitted, sweep_rows
 from shards.files import read_json
 
 RUNNING, FINISHED, STOPPED, SILENT = 0, 3, 4, 5
@@ -90,6 +92,9 @@ def show_status(path: Path) -> int:
         ConfigError: The folder holds no run.
         ArtifactError: The ledger is damaged.
     """
+    submitted = read_submitted(path.absolute())
+    if submitted is not None and submitted.tasks is not None:
+        return _show_sweep(path.absolute(), submitted, submitted.tasks)
     state = read_state(path)
     rows = [(name, text) for name, text in _lines(state) if text]
     print(tabulate(rows, tablefmt="plain"))
@@ -97,6 +102,14 @@ def show_status(path: Path) -> int:
         print()
         print(tabulate([_rank_row(state, beat) for beat in state.beats], headers="keys", tablefmt="simple"))
     return state.code
+
+
+def _show_sweep(folder: Path, submitted: Submitted, tasks: Mapping[str, str]) -> int:
+    print(f"sweep {folder}, job {submitted.id}\n")
+    print(tabulate(sweep_rows(folder, submitted), headers="keys", tablefmt="simple", disable_numparse=True))
+    if all(is_finished(Path(run)) for run in tasks.values()):
+        return FINISHED
+    return RUNNING if any(known.state == "RUNNING" for known in ask(submitted)) else STOPPED
 
 
 def read_state(path: Path) -> State:
@@ -160,7 +173,7 @@ def seconds_left_in_run(config: Config, ledger: Mapping[str, Any], beat: Beat | 
 def _lines(state: State) -> list[tuple[str, str]]:
     first = state.beats[0] if state.beats else None
     code = state.code
-    lines = [("run", str(state.folder.path)), ("state", _in_words(state, code))]
+    lines = [("run", str(state.folder.path)), ("state", _in_words(state, code)), *job_lines(state.folder.path)]
     if code in {RUNNING, SILENT} and first is not None:
         speed = f", {first.speed:.3g} {first.unit}s a second" if first.speed else ""
         left = seconds_left_in_stage(first)
@@ -198,6 +211,8 @@ def _in_words(state: State, code: int) -> str:
     if failure is not None:
         once = "once that is mended, " if failure.code == EXIT_REFUSED else ""
         return f"failed with exit code {failure.code}; {once}{go_on}"
+    if not state.beats and read_submitted(state.folder.path) is not None:
+        return "submitted; no rank has opened the run folder yet"
     if not state.beats:
         return f"not running; {go_on}"
     codes = {beat.code for beat in state.beats if beat.state == ENDED}

@@ -216,7 +216,8 @@ def _choose_device(asked: str, local_rank: int) -> torch.device:
         raise ConfigError(
             f"local rank {local_rank} on {socket.gethostname()} finds {num_devices} CUDA device(s)",
             expected="one device a rank",
-            remedy="start fewer ranks on this host, or choose device=cpu",
+            remedy="start fewer ranks on this host, or choose device=cpu; under SLURM let each task see all GPUs of "
+            "its node: --gpus-per-node, not --gpus-per-task",
         )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
