@@ -41,6 +41,8 @@ R = TypeVar("R")
 
 _BEATS_OF_PATIENCE = 6
 """Heartbeats that a start on another host must miss before its folder is taken over."""
+_BEFORE_A_RUN = frozenset({"data", "run.lock", "slurm"})
+"""What may be in a folder before its first start: made-up data, this start's lock, the job that starts it."""
 _PACKAGES = ("sparring", "torch", "deepspeed", "transformers", "mpi4py", "webdataset", "numpy", "bm25s", "ir_measures")
 
 
@@ -303,7 +305,7 @@ def _prepare_folder(folder: RunFolder, config: Config, coordinator: Coordinator,
         recorded = parse_config(yaml.safe_load(folder.config.read_text(encoding="utf-8")), origin=str(folder.config))
         if folder.ledger.exists():  # before the first finished stage there is nothing to protect
             forced = _require_same(folder, differences(config, recorded), _code_changes(starts), config)
-    elif any(entry.name not in {"data", folder.lock.name} for entry in folder.path.iterdir()):
+    elif any(entry.name not in _BEFORE_A_RUN and entry.name[0] != "." for entry in folder.path.iterdir()):
         raise ConfigError(
             f"the folder {folder.path} is not empty and holds no run",
             expected="a new or empty folder, or one that a run made",

@@ -1,0 +1,116 @@
+"""`python -m launcher plan`: what a recipe takes of given machines, said without running it.
+
+    python -m launcher plan --config configs/ar2_nq.yaml --nodes 1 --gpus-per-node 8 --gpu a100-80gb
+        --documents 21015324 --queries 58880 --retriever-shape bert-base --ranker-shape bert-large
+
+Nothing is downloaded but a model's configuration, where neither a folder nor a shape on the command line gives it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from engine.errors import ConfigError
+
+_GIB = 2**30
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command's words."""
+    add = parser.add_argument
+    add("--config", type=Path, required=True, metavar="FILE", help="the recipe, such as configs/ar2_nq.yaml")
+    add("--nodes", type=int, default=1, metavar="N", help="hosts (1)")
+    add("--gpus-per-node", type=int, default=1, metavar="G", help="GPUs of each, one rank a GPU (1)")
+    add("--gpu", default="a100-80gb", metavar="NAME", help="such as a100-80gb, h100-80gb, l4, cpu (a100-80gb)")
+    add("--gpu-memory", type=float, metavar="GIB", help="memory of a GPU (or of a CPU rank), in place of the table's")
+    shape = "bert-base, bert-large, minilm-l6, minilm-l12 or LAYERSxHIDDEN[xHEADS], where the model is not at hand"
+    add("--retriever-shape", metavar="SHAPE", help=shape)
+    add("--ranker-shape", metavar="SHAPE", help="likewise")
+    add("--documents", type=int, metavar="N", help="size of the corpus, where the data folder does not say")
+    add("--queries", type=int, metavar="N", help="training queries")
+    add("--dev-queries", type=int, metavar="N", help="queries of the dev split")
+    add("--test-queries", type=int, metavar="N", help="queries of the test split")
+    add("--document-bytes", type=float, default=620.0, metavar="B", help="text of a document on average (620)")
+    add("--training-share", type=float, metavar="X", help="share of the peak rate that training reaches (0.3)")
+    add("--inference-share", type=float, metavar="X", help="the same for encoding and scoring (0.4)")
+    add("--disk-gbytes", type=float, metavar="X", help="GB/s of the shared file system, all ranks together (2)")
+    add("--network-gbytes", type=float, metavar="X", help="GB/s that a rank sends (10; on one host by the GPU)")
+    add("--gflops-per-rank", type=float, metavar="X", help="GFLOP/s of a rank's CPU cores, for FAISS (720)")
+    add("overrides", nargs="*", metavar="key=value", help="over the recipe, such as ranker.zero_stage=2")
+
+
+def run_command(arguments: argparse.Namespace) -> int:
+    """Print the plan; return 0.
+
+    Raises:
+        ConfigError: A word, the recipe or a shape is wrong, the ranks cannot share a batch, or sizes are not known.
+        ModelError: A model's configuration cannot be had.
+    """
+    from engine.config_file import load_config
+    from launcher.plan.corpus import corpus_of
+    from launcher.plan.durations import Rates
+    from launcher.plan.estimate import make_plan
+    from launcher.plan.hardware import find_gpu
+    from launcher.plan.models import shape_of
+    from launcher.plan.report import report
+
+    gpu = find_gpu(arguments.gpu)
+    _check_numbers(arguments)
+    if arguments.gpu_memory is not None:
+        gpu = replace(gpu, memory_bytes=int(arguments.gpu_memory * _GIB))
+    config = load_config(arguments.config, arguments.overrides)
+    corpus = corpus_of(
+        config,
+        documents=arguments.documents,
+        queries=arguments.queries,
+        dev=arguments.dev_queries,
+        test=arguments.test_queries,
+        text_bytes=arguments.document_bytes,
+    )
+    between = Rates().network_bytes if arguments.nodes > 1 else gpu.link_bytes
+    given = {
+        "training_share": arguments.training_share,
+        "inference_share": arguments.inference_share,
+        "disk_bytes": _billions(arguments.disk_gbytes),
+        "network_bytes": _billions(arguments.network_gbytes) or between,
+        "gigaflops": arguments.gflops_per_rank,
+    }
+    plan = make_plan(
+        config,
+        corpus,
+        {
+            "retriever": shape_of(config, "retriever", arguments.retriever_shape),
+            "ranker": shape_of(config, "ranker", arguments.ranker_shape),
+        },
+        gpu,
+        nodes=arguments.nodes,
+        ranks_per_node=arguments.gpus_per_node,
+        rates=replace(Rates(), **{name: value for name, value in given.items() if value is not None}),
+    )
+    print(report(plan))
+    return 0
+
+
+def _check_numbers(arguments: argparse.Namespace) -> None:
+    """Refuse numbers that mean nothing, all at once."""
+    wrong = [
+        f"--{name.replace('_', '-')} {value:g}"
+        for name, value in vars(arguments).items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0
+    ]
+    wrong += [
+        f"--{name.replace('_', '-')} {value:g}"
+        for name, value in vars(arguments).items()
+        if name.endswith("_share") and value is not None and value > 1
+    ]
+    if wrong:
+        raise ConfigError(
+            f"{', '.join(wrong)} cannot be planned with",
+            expected="numbers above 0, and shares of at most 1",
+        )
+
+
+def _billions(value: float | None) -> float | None:
+    return None if value is None else value * 1e9

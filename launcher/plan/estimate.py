@@ -1,0 +1,198 @@
+"""Puts the parts of a plan together: from a recipe and machines to everything that the report prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from engine.config import Config
+from engine.errors import ConfigError
+from engine.index_estimate import IndexEstimate
+from engine.index_plan import IndexPlan
+from engine.refresh import index_plan
+from launcher.plan.corpus import Corpus
+from launcher.plan.durations import PhaseHours, Rates, phase_hours
+from launcher.plan.hardware import Gpu
+from launcher.plan.memory import STAGES, StepMemory
+from launcher.plan.models import ModelShape, Role
+from launcher.plan.network import Traffic, gradient_bytes, iteration_traffic
+from launcher.plan.phases import PhaseMemory, Work, memory_of, needed_bytes, phases, training_work
+from launcher.plan.storage import DiskUse, disk_use, host_memory, index_needs
+
+
+@dataclass(frozen=True, slots=True)
+class StageRow:
+    """One model under one ZeRO stage."""
+
+    role: Role
+    stage: int
+    work: str
+    """The training phase that needs most."""
+    memory: StepMemory
+    needed: int
+    """With context, NCCL's buffers and fragmentation."""
+    sent: float
+    """Bytes that a rank sends for this model's gradients and weights in the whole recipe."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything about a recipe on given machines."""
+
+    config: Config
+    gpu: Gpu
+    nodes: int
+    ranks_per_node: int
+    corpus: Corpus
+    shapes: Mapping[Role, ModelShape]
+    works: list[Work]
+    index: IndexPlan
+    needs: IndexEstimate
+    stage_rows: list[StageRow]
+    recommended: Mapping[Role, int | None]
+    """Stage of each model; None where none fits."""
+    phases: list[PhaseMemory]
+    disk: DiskUse
+    host: dict[str, tuple[int, str]]
+    traffic: list[Traffic]
+    hours: list[PhaseHours]
+    rates: Rates
+
+    @property
+    def world_size(self) -> int:
+        """Ranks."""
+        return self.nodes * self.ranks_per_node
+
+    def fits(self, num_bytes: int) -> bool:
+        """Whether a device has as much."""
+        return num_bytes <= self.gpu.memory_bytes
+
+
+def make_plan(
+    config: Config,
+    corpus: Corpus,
+    shapes: Mapping[Role, ModelShape],
+    gpu: Gpu,
+    *,
+    nodes: int,
+    ranks_per_node: int,
+    rates: Rates,
+) -> Plan:
+    """Estimate a recipe on given machines.
+
+    Args:
+        config: The recipe.
+        corpus: Sizes of the data.
+        shapes: Of both models.
+        gpu: The device of every rank.
+        nodes: Hosts.
+        ranks_per_node: Ranks on each.
+        rates: What is assumed of the machines' speed.
+
+    Raises:
+        ConfigError: A number is below 1, the ranks cannot share a batch, an input is longer than a model takes, or
+            the index cannot be built.
+    """
+    for name, number in (("--nodes", nodes), ("--gpus-per-node", ranks_per_node)):
+        if number < 1:
+            raise ConfigError(f"{name} is {number}", expected="at least 1")
+    world_size = nodes * ranks_per_node
+    _check_lengths(config, shapes)
+    works = training_work(config, shapes["retriever"], shapes["ranker"], world_size)
+    stages: dict[Role, int] = {"retriever": config.retriever.zero_stage, "ranker": config.ranker.zero_stage}
+    dimension = shapes["retriever"].hidden
+    plan = index_plan(config, corpus.documents, dimension)
+    needs = index_needs(config, corpus, plan, dimension, rates.gigaflops)
+    disk = disk_use(config, corpus, shapes["retriever"], shapes["ranker"], needs)
+    rows = [
+        row
+        for role in shapes
+        for stage in STAGES
+        if (row := _stage_row(config, shapes, works, role, stage, stages, world_size, gpu)) is not None
+    ]
+    listed = phases(config, shapes, works, stages, world_size, plan, gpu)
+    traffic = iteration_traffic(config, corpus, shapes, works, stages, world_size, plan, needs, disk.shards)
+    return Plan(
+        config=config,
+        gpu=gpu,
+        nodes=nodes,
+        ranks_per_node=ranks_per_node,
+        corpus=corpus,
+        shapes=shapes,
+        works=works,
+        index=plan,
+        needs=needs,
+        stage_rows=rows,
+        recommended={role: recommend([row for row in rows if row.role == role], gpu) for role in shapes},
+        phases=listed,
+        disk=disk,
+        host=host_memory(
+            config,
+            corpus,
+            shapes["retriever"],
+            shapes["ranker"],
+            plan,
+            needs,
+            ranks_per_host=ranks_per_node,
+            world_size=world_size,
+            training=max(phase.tensors for phase in listed) if gpu.is_cpu else None,
+        ),
+        traffic=traffic,
+        hours=phase_hours(config, corpus, shapes, works, stages, world_size, plan, needs, disk, gpu, rates),
+        rates=rates,
+    )
+
+
+def recommend(rows: list[StageRow], gpu: Gpu) -> int | None:
+    """Choose among the stages that fit: the least traffic, then the lowest; None where none fits."""
+    fitting = [row for row in rows if row.needed <= gpu.memory_bytes]
+    return min(fitting, key=lambda row: (row.sent, row.stage)).stage if fitting else None
+
+
+def _stage_row(
+    config: Config,
+    shapes: Mapping[Role, ModelShape],
+    works: list[Work],
+    role: Role,
+    stage: int,
+    stages: Mapping[Role, int],
+    world_size: int,
+    gpu: Gpu,
+) -> StageRow | None:
+    """Find the training phase of a model that needs most under a stage, the other model as the recipe has it."""
+    section = config.retriever if role == "retriever" else config.ranker
+    asked = {**stages, role: stage}
+    own = [work for work in works if work.role == role]
+    if not own:
+        return None
+    listed = phases(config, shapes, works, asked, world_size, _NO_INDEX, gpu)
+    by_name = {phase.name: needed_bytes(phase, world_size, gpu) for phase in listed}
+    worst = max(own, key=lambda work: by_name[work.name])
+    sent = sum(
+        work.steps
+        * gradient_bytes(
+            shapes[role],
+            section.precision,
+            stage=stage,
+            world_size=world_size,
+            micro_batches=work.micro_batches,
+            forwards=1 + work.cached,
+        )
+        for work in own
+    )
+    memory = memory_of(config, shapes[role], worst, stage, world_size, gpu.is_cpu)
+    return StageRow(role, stage, worst.name, memory, by_name[worst.name], sent)
+
+
+def _check_lengths(config: Config, shapes: Mapping[Role, ModelShape]) -> None:
+    for role, section in (("retriever", config.retriever), ("ranker", config.ranker)):
+        longest = shapes[role].longest  # type: ignore[index]
+        if longest is not None and section.max_length > longest:
+            raise ConfigError(
+                f"{role}.max_length is {section.max_length}, but the model takes {longest} tokens",
+                expected=f"at most {longest}",
+                remedy=f"set {role}.max_length={longest}, or name a model for longer inputs",
+            )
+
+
+_NO_INDEX = IndexPlan("", 1, 0, 0, 0, "disk", None, None, 1.0)

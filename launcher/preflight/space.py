@@ -1,0 +1,119 @@
+"""How much a recipe will write into its run folder, by the estimates of `launcher.plan`, and what of it is there.
+
+Nothing is fetched or read through for it: what cannot be known from what lies on this host is named as unknown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.config import Config
+from engine.errors import ConfigError, SparringError
+from engine.refresh import index_plan
+from launcher.plan.corpus import Corpus, corpus_of
+from launcher.plan.models import ModelShape, Role, shape_of
+from launcher.plan.storage import disk_use, index_needs
+
+_ASSUMED_QUERIES = 500_000
+"""Training queries, where files do not tell their number; MS MARCO has as many."""
+_GIGAFLOPS = 50.0
+"""For minutes of the index's estimate, which are not used here."""
+_TOLD_BYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What a recipe writes."""
+
+    parts: dict[str, int]
+    """What -> bytes."""
+    unknown: tuple[str, ...] = ()
+    """Why something is not counted."""
+    present_bytes: int = 0
+    """What lies in the run folder already and counts as written."""
+
+    @property
+    def needed_bytes(self) -> int:
+        """Bytes still to be written."""
+        return max(0, sum(self.parts.values()) - self.present_bytes)
+
+    @property
+    def words(self) -> str:
+        """The estimate in words, the largest parts first."""
+        listed = sorted(self.parts.items(), key=lambda part: -part[1])
+        text = ", ".join(f"{what} {gib(size)}" for what, size in listed if size)
+        text = f"{gib(self.needed_bytes)} ({text})"
+        if self.present_bytes >= _TOLD_BYTES:
+            text += f", {gib(self.present_bytes)} of which are there"
+        return text
+
+
+def estimate_space(config: Config) -> Space:
+    """Estimate what a recipe writes into its run folder at most at a time, and what of it is there.
+
+    Args:
+        config: The recipe.
+
+    Returns:
+        The estimate; without parts, and with the reason, where something is not known that all depends on.
+    """
+    corpus, retriever, ranker = _corpus(config), _shape(config, "retriever"), _shape(config, "ranker")
+    unknown = [
+        f"the {role}'s weights" for role, shape in (("retriever", retriever), ("ranker", ranker)) if shape is None
+    ]
+    if corpus is None:
+        unknown.append("the corpus")
+    if corpus is None or retriever is None or ranker is None:
+        return Space({}, tuple(unknown))
+    try:
+        plan = index_plan(config, corpus.documents, retriever.hidden)
+    except ConfigError:  # the recipe itself tells it, by the exact number of documents
+        return Space({}, ("the index",))
+    needs = index_needs(config, corpus, plan, retriever.hidden, _GIGAFLOPS)
+    parts = {what: size for what, (size, _) in disk_use(config, corpus, retriever, ranker, needs).parts.items()}
+    return Space(parts, (), min(_size_of(config.run.path), sum(parts.values())))
+
+
+def gib(num_bytes: float) -> str:
+    """Write a number of bytes as a person reads it."""
+    for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if abs(num_bytes) >= size:
+            number = num_bytes / size
+            return f"{number:.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"
+    return f"{num_bytes:.0f} bytes"
+
+
+def _corpus(config: Config) -> Corpus | None:
+    documents = None if config.data.path else config.data.generated_documents
+    for queries in (None, _ASSUMED_QUERIES if config.data.path else 2 * config.data.generated_documents):
+        with contextlib.suppress(SparringError, OSError):
+            return corpus_of(config, documents=documents, queries=queries)
+    return None
+
+
+def _shape(config: Config, role: Role) -> ModelShape | None:
+    """Return a model's shape, where its configuration lies on this host."""
+    from huggingface_hub import try_to_load_from_cache
+
+    from engine.models.loading import resolve_model
+
+    name = config.retriever.name if role == "retriever" else config.ranker.name
+    with contextlib.suppress(SparringError, OSError, ValueError):
+        if name != "random":
+            source = resolve_model(name)
+            if not isinstance(source, Path) and not isinstance(try_to_load_from_cache(source, "config.json"), str):
+                return None
+        return shape_of(config, role)
+    return None
+
+
+def _size_of(folder: Path) -> int:
+    total = 0
+    for place, _, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(place, name)).st_size
+    return total

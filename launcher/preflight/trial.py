@@ -1,0 +1,127 @@
+"""A small real world over the hosts, opened by the launcher that will open the run's: `run.py --preflight-only`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher.preflight.facts import ROOT, Facts
+
+_SECONDS = 240.0
+_MEETING_SECONDS = 90.0
+"""How long ranks wait for each other in the trial."""
+_KEPT_LINES = 25
+_PLAIN = re.compile(r"[A-Za-z0-9/._=,:@%+-]+")
+_OF_RANK = re.compile(r"(\S+: )?\[rank \d+ on ")
+"""How `launcher.ending` begins a line; pdsh puts the host in front."""
+_ROUTINE = re.compile(r"\] \[(INFO|WARNING|ERROR)\] \[(launch|runner|multinode_runner|real_accelerator)\.py:")
+
+
+def trial_words(config: Path, *, launcher: str, hostfile: Path | None, ranks: int, master: str | None) -> list[str]:
+    """Return the words that start the trial.
+
+    Args:
+        config: The recipe, whole: DeepSpeed hands words of the command line to a shell of the hosts.
+        launcher: `pdsh` or `openmpi` with a hostfile, `srun` in an allocation (mpirun finds its nodes), or `none`.
+        hostfile: The hosts.
+        ranks: Processes in all, where there is no hostfile.
+        master: Master address to ask for.
+    """
+    run = [str(ROOT / "launcher" / "run.py"), "--preflight-only", "--config", str(config)]
+    run += [f"run.timeout_seconds={_MEETING_SECONDS:g}", f"run.rendezvous_seconds={_MEETING_SECONDS:g}"]
+    beside = Path(sys.executable).parent
+    if hostfile is not None:
+        address = ["--master_addr", master] if master else []
+        return [_program("deepspeed", beside), "--hostfile", str(hostfile), "--launcher", launcher, *address, *run]
+    if ranks == 1:
+        return [sys.executable, *run]
+    placed = ["--map-by", "ppr:1:node"] if launcher == "srun" else ["--oversubscribe"]
+    return [_program("mpirun", beside), "-n", str(ranks), *placed, sys.executable, *run]
+
+
+def try_world(words: Sequence[str], timeout_seconds: float = _SECONDS) -> Facts:
+    """Start the trial and wait for its end.
+
+    Args:
+        words: From `trial_words`.
+        timeout_seconds: After which it is ended.
+
+    Returns:
+        `found` and `problems`, as `checks` takes them over.
+    """
+    try:
+        process = subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+            text=True, encoding="utf-8", errors="replace",
+        )  # fmt: skip
+    except OSError as error:
+        return _failed(f"{words[0]} cannot be started: {error.strerror}", [])
+    try:
+        output, _ = process.communicate(timeout=timeout_seconds)
+    except subprocess.TimeoutExpired:
+        _end(process)
+        output, _ = process.communicate()
+        return _failed(f"a small world did not end within {timeout_seconds:g} s", output.splitlines())
+    except BaseException:
+        _end(process)
+        raise
+    lines = output.splitlines()
+    if process.returncode:
+        return _failed(f"a small world ended with code {process.returncode}", lines)
+    told = next((line.partition("preflight: ")[2] for line in reversed(lines) if "preflight: " in line), "")
+    return {"found": told or "opened and closed", "problems": []}
+
+
+def worth_telling(lines: Sequence[str]) -> list[str]:
+    """Return what ranks said of a failure, or, where they said nothing, what is no routine message of a launcher."""
+    printed = [line.rstrip() for line in lines if line.strip()]
+    of_ranks = [line for line in printed if _OF_RANK.match(line)]
+    others = [line for line in printed if not _ROUTINE.search(line)]
+    return of_ranks or others or printed
+
+
+def _failed(fact: str, lines: list[str]) -> Facts:
+    kept = worth_telling(lines)[-_KEPT_LINES:]
+    fact += "; it printed last:\n" + "\n".join(f"   | {line}" for line in kept) if kept else ""
+    remedy = "what it printed says why"
+    if any("allow-run-as-root" in line for line in lines):
+        fact = "mpirun starts nothing for root"
+        remedy = "start as another user; or export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1"
+    return {"found": "failed", "problems": [[fact, remedy, "error"]]}
+
+
+def through_a_shell(words: Sequence[str], launcher: str) -> Facts | None:
+    """Return the problem of words that a shell would change, where the launcher hands them to one; None for none.
+
+    Args:
+        words: What is started.
+        launcher: `pdsh` lets a shell of every host read the command line, unquoted.
+    """
+    changed = [word for word in words if launcher == "pdsh" and not _PLAIN.fullmatch(word)]
+    if not changed:
+        return None
+    fact = (
+        f"{changed[0]!r} would be read by a shell of every host: DeepSpeed gives it the command line over pdsh as it is"
+    )
+    remedy = "use paths of letters, digits and /._=,:@%+- only, or start with --launcher openmpi"
+    return {"found": "not tried", "problems": [[fact, remedy, "error"]]}
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End a launcher and what it started here; by its own means first, since only it knows the other hosts."""
+    process.send_signal(signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(10.0)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _program(name: str, beside: Path) -> str:
+    return str(beside / name) if (beside / name).exists() else name
