@@ -43,7 +43,6 @@ log = get_logger(__name__)
 def play(config: Config, world: World) -> None:
     """Run the whole recipe of a configuration."""
     run = Run.open(config, world.coordinator, world.device, watched=True)
-    log.info("%s", world.description)
     log.info("run folder %s", run.folder.path)
     dataset = _dataset(run)
     names = _model_names(run, dataset)

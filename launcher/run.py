@@ -24,7 +24,7 @@ import argparse  # noqa: E402
 from engine.config import Config  # noqa: E402
 from engine.config_file import load_config  # noqa: E402
 from engine.errors import ConfigError  # noqa: E402
-from engine.log import set_up_logging  # noqa: E402
+from engine.log import get_logger, set_up_logging  # noqa: E402
 from engine.preemption import PREEMPTION  # noqa: E402
 from launcher.ending import end_of_process, guarded  # noqa: E402
 from launcher.world import World, open_world  # noqa: E402
@@ -92,6 +92,7 @@ def run_recipe(
     set_up_logging(world.rank, world.world_size)
     if config is None:
         raise failure or ConfigError("there is no configuration")
+    get_logger(__name__).info("%s", world.description)
     if config.run.preflight or preflight_only:
         from launcher.preflight.ranks import require_preflight
 
