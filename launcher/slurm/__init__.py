@@ -1,0 +1,1 @@
+"""Runs as SLURM jobs: submitted, started again until they are finished, looked at and cancelled."""
