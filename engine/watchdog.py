@@ -69,6 +69,7 @@ class Watchdog:
         self._gone: dict[int, int] = {}
         self._failed_since: float | None = None
         self._complained = False
+        self._told_elsewhere = False
         self._ending = threading.Event()
         self._beating = threading.Lock()
         self._stacks = self._open_stacks()
@@ -121,6 +122,20 @@ class Watchdog:
     def first_failure(self) -> Failure | None:
         """Return the first failure of this start, of whichever rank."""
         return read_failure(self._folder, self.lock.nonce)
+
+    def told_elsewhere(self) -> str | None:
+        """Return that a rank was lost, for this rank to tell once more; None where that is in good hands.
+
+        A host that lost the network may be the one that has told it, to a terminal that it no longer reaches. So the
+        first rank of every other host tells it too.
+        """
+        first = self.first_failure()
+        if first is None or first.code != EXIT_LOST or first.host == os.uname().nodename:
+            return None
+        if self._told_elsewhere or os.environ.get("LOCAL_RANK", "0") != "0":
+            return None
+        self._told_elsewhere = True
+        return f"error, told by rank {first.rank} on {first.host}: {first.message}"
 
     def sightings(self) -> str:
         """Say where the other ranks were last seen, the conspicuous ones first; for a message about lost ranks."""
@@ -193,6 +208,9 @@ class Watchdog:
         if (failure := self.first_failure()) is not None:
             self._failed_since = self._failed_since or now
             if now - self._failed_since > min(_LONGEST_GRACE_SECONDS, self._timeout / 2):
+                if (text := self.told_elsewhere()) is not None:
+                    sys.stderr.write(f"[rank {self._rank} on {os.uname().nodename}] {text}\n")
+                    sys.stderr.flush()
                 self._dump_and_exit(failure.code)
             return
         for rank in self._watched:

@@ -165,7 +165,9 @@ def _lost_in_collective(watchdog: Watchdog, error: Exception) -> str:
         return f"{lost.who} has died without a word; it was last seen {lost.where}. This rank was {ACTIVITY}"
     fact = f"a collective operation failed {ACTIVITY}: {str(error).splitlines()[0].rstrip('.')}"
     absent = ", ".join(f"{beat.who}, {beat.where}, in {beat.at}" for beat in watchdog.absentees()[:8])
-    return f"{fact}. Not in it: {absent or 'no rank that can be seen from here'}"
+    if not absent:
+        return f"{fact}. No rank is seen to be elsewhere: the network between the hosts may be cut or very slow"
+    return f"{fact}. Not in it: {absent}"
 
 
 def _tell_first(world: World | None, watchdog: Watchdog, error: Exception, text: str, code: int) -> Failure | None:
@@ -187,12 +189,13 @@ def _tell_first(world: World | None, watchdog: Watchdog, error: Exception, text:
 def _cause(watchdog: Watchdog) -> Failure | None:
     """Wait for moments until another rank has recorded the first failure, or is seen to be gone."""
     deadline = time.monotonic() + _CAUSE_SECONDS
-    while time.monotonic() < deadline:
-        if (failure := watchdog.first_failure()) is not None:
-            return failure
-        if watchdog.lost_peer() is not None:
-            return None
-        time.sleep(0.1)
+    with ACTIVITY.waiting("the cause of a failed operation"):  # for the others: this rank is not the one to look for
+        while time.monotonic() < deadline:
+            if (failure := watchdog.first_failure()) is not None:
+                return failure
+            if watchdog.lost_peer() is not None:
+                return None
+            time.sleep(0.1)
     return None
 
 
@@ -220,6 +223,9 @@ def _end_watch(code: int) -> None:
 
 def _leave(world: World | None, code: int) -> int:
     """End a failed rank after those that come to the same point within seconds have learnt why from it."""
+    watchdog = watchdog_of_process()
+    if watchdog is not None and (text := watchdog.told_elsewhere()) is not None:
+        _tell(world, text)
     if world is not None and world.world_size > 1:
         time.sleep(_QUIET_SECONDS)
         world.coordinator.close()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import json
 import os
 import secrets
@@ -27,9 +28,10 @@ import psutil
 
 from engine.coordinator import Coordinator, PeerError
 from engine.errors import ConfigError, CoordinationError
+from engine.preemption import PREEMPTION
 from engine.transports.listening import open_listening_store
 from launcher.hostfile import HOST_NAME
-from launcher.network import interface_towards, interfaces_for_ranks, set_collective_interface
+from launcher.network import interface_towards, interfaces, interfaces_for_ranks, set_collective_interface
 
 _TRY_SECONDS = 3.0
 """How long one attempt to reach an address may take."""
@@ -76,6 +78,7 @@ def meet_at_given_address(rank: int, world_size: int, environ: MutableMapping[st
     """
     address, port = environ["MASTER_ADDR"], int(environ["MASTER_PORT"])
     starters = hosts_of_starter(world_size)
+    _require_host_of_starter(starters)
     deadline = time.monotonic() + timeout_seconds
     if rank == 0:
         # The others may come by another address than the one they were told.
@@ -85,7 +88,7 @@ def meet_at_given_address(rank: int, world_size: int, environ: MutableMapping[st
         address = reached or address
     else:
         address, store = _join(rank, [address, *starters[:1]], port, world_size, deadline, timeout_seconds)
-        hosts = _register(store, rank, address, timeout_seconds)
+        hosts = _register(store, rank, address, world_size, timeout_seconds)
     environ["MASTER_ADDR"] = address
     _tell_interface(environ, hosts, address)
     return store
@@ -115,11 +118,9 @@ def open_store(address: str, port: int, world_size: int, *, everywhere: bool = F
 
 def hosts_of_starter(world_size: int) -> list[str]:
     """Return the hostfile's name of each rank's host, as DeepSpeed's per-host process was told; empty where unknown."""
-    with contextlib.suppress(psutil.Error, ValueError, AttributeError, StopIteration):
-        parent = psutil.Process().parent()
-        words = parent.cmdline() if parent else []
-        told = next(word for word in words if word.startswith("--world_info=")).removeprefix("--world_info=")
-        slots = json.loads(base64.urlsafe_b64decode(told))
+    with contextlib.suppress(ValueError, AttributeError, StopIteration):
+        told = next(word for word in _words_of_starter() if word.startswith("--world_info="))
+        slots = json.loads(base64.urlsafe_b64decode(told.removeprefix("--world_info=")))
         names = [name for name, places in slots.items() for _ in places]
         return names if len(names) == world_size and all(map(HOST_NAME.fullmatch, names)) else []
     return []
@@ -131,6 +132,43 @@ def _tell_interface(environ: MutableMapping[str, str], hosts: Sequence[str], add
         environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # NCCL goes through memory, and chooses itself
     elif interface := interface_towards(address):
         set_collective_interface(environ, interface)
+
+
+def _words_of_starter() -> list[str]:
+    """Return the command line of DeepSpeed's per-host process, which started this one; empty where there is none."""
+    with contextlib.suppress(psutil.Error):
+        parent = psutil.Process().parent()
+        words = parent.cmdline() if parent else []
+        return words if "deepspeed.launcher.launch" in words else []
+    return []
+
+
+def _require_host_of_starter(starters: Sequence[str]) -> None:
+    """Stop a process that `deepspeed` has started on another host than the only one of its list."""
+    if len(set(starters)) != 1 or starters[0] == "localhost":
+        return
+    with contextlib.suppress(OSError):
+        address = socket.gethostbyname(starters[0])
+        if not address.startswith("127.") and address not in {interface.address for interface in interfaces()}:
+            raise ConfigError(
+                f"deepspeed was to start on {starters[0]}, but has started on {socket.gethostname()}: with one host "
+                "left of its hostfile it starts the processes where it is typed",
+                expected=f"processes on {starters[0]}",
+                remedy=f"add --force_multi, or type the command on {starters[0]} without --hostfile",
+            )
+
+
+def _name_of_start(world_size: int) -> str:
+    """Return what the ranks of one start have in common, and those of another that has the same port have not."""
+    shared = [word for word in _words_of_starter() if word.startswith(("--world_info=", "--master_"))]
+    return hashlib.sha256("\0".join([str(world_size), *shared]).encode()).hexdigest()[:16]
+
+
+def _pause() -> None:
+    """Wait a moment; a rank that is asked to stop while the ranks come together has nothing to finish."""
+    if PREEMPTION.requested:
+        raise PREEMPTION.stop_here("the beginning, before all ranks had come")
+    time.sleep(_PAUSE_SECONDS)
 
 
 def _address_for_all(mpi: Coordinator, environ: MutableMapping[str, str], network: str | None) -> str:
@@ -199,9 +237,7 @@ def _join(
         for address in dict.fromkeys(addresses):
             with contextlib.suppress(OSError, RuntimeError):
                 socket.create_connection((address, port), _TRY_SECONDS).close()
-                limit = timedelta(
-                    seconds=timeout_seconds + _TRY_SECONDS
-                )  # rank 0 gives up first, and says who is absent
+                limit = timedelta(seconds=timeout_seconds + _TRY_SECONDS)
                 store = TCPStore(address, port, world_size, False, timeout=limit, wait_for_workers=False)
                 return socket.gethostbyname(address), store
         if time.monotonic() > deadline:
@@ -212,14 +248,31 @@ def _join(
                 remedy="start with --master_addr ADDRESS, an address of the first host on the network that joins the "
                 "nodes; `python -m launcher preflight --hostfile FILE` tells which are reached",
             )
-        time.sleep(_PAUSE_SECONDS)
+        _pause()
 
 
-def _register(store: Any, rank: int, address: str, timeout_seconds: float) -> list[str]:
+def _register(store: Any, rank: int, address: str, world_size: int, timeout_seconds: float) -> list[str]:
     """Tell rank 0 that this rank is here, wait until all are, and return every rank's host."""
+    start = _name_of_start(world_size)
+    deadline = time.monotonic() + timeout_seconds + _TRY_SECONDS  # rank 0 gives up first, and says who is absent
     try:
-        store.set(f"here/{rank}", json.dumps([socket.gethostname(), address]))
-        verdict = json.loads(store.get("everybody"))
+        if store.add(f"{start}/claims of {rank}", 1) > 1:
+            raise CoordinationError(
+                f"another process has come to {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} as rank {rank}",
+                expected="one run at this port",
+                remedy="choose another port for the second run with --master_port",
+            )
+        store.set(f"{start}/here/{rank}", json.dumps([socket.gethostname(), address]))
+        while not store.check([f"{start}/everybody"]):
+            if time.monotonic() > deadline:
+                raise CoordinationError(
+                    f"rank {rank} on {socket.gethostname()} is not awaited at {address}, port "
+                    f"{os.environ['MASTER_PORT']}: the rank 0 that listens there is another run's",
+                    expected="one run at this port",
+                    remedy="choose another port for this run with --master_port",
+                )
+            _pause()
+        verdict = json.loads(store.get(f"{start}/everybody"))
     except RuntimeError as error:
         raise CoordinationError(
             f"rank {rank} on {socket.gethostname()} lost rank 0 while the ranks were coming together",
@@ -237,8 +290,8 @@ def _wait_for_all(
     store: Any, world_size: int, starters: Sequence[str], deadline: float, timeout_seconds: float
 ) -> tuple[list[str], str]:
     """Wait, on rank 0, until all ranks are here; return their hosts and the address at which rank 0 was reached."""
-    absent = list(range(1, world_size))
-    while absent := [rank for rank in absent if not store.check([f"here/{rank}"])]:
+    absent, start = list(range(1, world_size)), _name_of_start(world_size)
+    while absent := [rank for rank in absent if not store.check([f"{start}/here/{rank}"])]:
         if time.monotonic() > deadline:
             names = [f"{rank}{f' ({starters[rank]})' if starters else ''}" for rank in absent[:16]]
             more = f" and {len(absent) - 16} more" if len(absent) > 16 else ""
@@ -250,11 +303,11 @@ def _wait_for_all(
                 remedy="look above for what ssh or these hosts said; `python -m launcher preflight --hostfile FILE` "
                 "checks every host; slow hosts want a longer run.rendezvous_seconds",
             )
-            store.set("everybody", json.dumps({"missing": str(error)}))
-            time.sleep(_PAUSE_SECONDS)  # until those who wait have heard it
+            store.set(f"{start}/everybody", json.dumps({"missing": str(error)}))
+            time.sleep(3 * _PAUSE_SECONDS)  # until those who wait have heard it
             raise error
-        time.sleep(_PAUSE_SECONDS)
-    others = [json.loads(store.get(f"here/{rank}")) for rank in range(1, world_size)]
+        _pause()
+    others = [json.loads(store.get(f"{start}/here/{rank}")) for rank in range(1, world_size)]
     hosts = [socket.gethostname(), *(host for host, _ in others)]
-    store.set("everybody", json.dumps({"hosts": hosts}))
+    store.set(f"{start}/everybody", json.dumps({"hosts": hosts}))
     return hosts, next((address for host, address in others if host != hosts[0]), "")
