@@ -41,6 +41,13 @@ _SCRIPT = "run.py"
 _BECOME_PARENT_OF_ORPHANS = 36  # PR_SET_CHILD_SUBREAPER
 _LOOK_SECONDS = 0.2
 _GRACE_SECONDS = 5.0
+_NOTICE_LOST_HOSTS = {
+    "PDSH_SSH_ARGS_APPEND": "-o ServerAliveInterval=15 -o ServerAliveCountMax=4",
+    "PRTE_MCA_oob_tcp_keepalive_time": "15",
+    "PRTE_MCA_oob_tcp_keepalive_intvl": "15",
+    "PRTE_MCA_oob_tcp_keepalive_probes": "3",
+}
+"""For starters, where the user has set nothing: ssh waits for ever for a host that has vanished, mpirun for minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +118,7 @@ def _run_path(command: Sequence[str]) -> Path:
 def _start(command: Sequence[str], folder: RunFolder, asked: list[str]) -> Outcome:
     """Start the command, wait for its end and for that of everything it leaves behind, and find out how it ended."""
     earlier = _newest_nonce(folder)
-    process = subprocess.Popen(command, start_new_session=True)
+    process = subprocess.Popen(command, start_new_session=True, env=_NOTICE_LOST_HOSTS | os.environ)
     stop = folder.path / "stop"
     try:
         while process.poll() is None:

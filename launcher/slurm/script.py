@@ -62,6 +62,8 @@ root={root}
 python={python}
 {site}export PATH={bin}:{slurm}:$PATH PYTHONPATH="$root${{PYTHONPATH:+:$PYTHONPATH}}"
 export SLURM_EXPORT_ENV=ALL   # all that is set here reaches the ranks of all nodes
+# mpirun would wait for minutes for a node that has vanished.
+export PRTE_MCA_oob_tcp_keepalive_time=15 PRTE_MCA_oob_tcp_keepalive_intvl=15 PRTE_MCA_oob_tcp_keepalive_probes=3
 """
 
 _AS_ROOT = """\

@@ -194,7 +194,10 @@ class Host:
             inner("ip", "link", "add", "docker0", "type", "bridge")
             inner("ip", "addr", "add", "172.17.0.1/16", "dev", "docker0")
             inner("ip", "link", "set", "docker0", "up")
-        lab.switch("ip", "link", "add", self._port, "type", "veth", "peer", "name", "eth0", "netns", str(self.pid))
+        # A node that comes back has the same hardware address: others remember it.
+        hardware = "02:00:0a:4d:00:{:02x}".format(int(self.address.rpartition(".")[2]))
+        inside = ["name", "eth0", "address", hardware, "netns", str(self.pid)]
+        lab.switch("ip", "link", "add", self._port, "type", "veth", "peer", *inside)
         lab.switch("ip", "link", "set", self._port, "master", "br0", "up")
         inner("ip", "addr", "add", f"{self.address}/24", "dev", "eth0")
         inner("ip", "link", "set", "eth0", "up")

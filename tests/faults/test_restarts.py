@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,3 +143,21 @@ def test_a_command_that_starts_no_run_is_refused(zygote: Zygote) -> None:
     assert ended.code == 2
     assert "the command starts no run: echo hello" in ended.err
     assert ended.out == ""
+
+
+@pytest.mark.parametrize("own", [None, "-p 2222"])
+def test_starters_are_told_to_notice_hosts_that_vanish(tmp_path: Path, own: str | None) -> None:
+    """Symptom: the ranks have ended, and `deepspeed` waits for the ssh of a host that has lost its power."""
+    told = tmp_path / "told"
+    script = f"""
+import sys
+from pathlib import Path
+from engine.run import RunFolder
+from launcher import restarts
+script = "import os, sys; open(sys.argv[1], 'w').write(os.environ['PDSH_SSH_ARGS_APPEND'])"
+restarts._start([sys.executable, "-c", script, {str(told)!r}], RunFolder(Path({str(tmp_path)!r})), [])
+"""
+    name = "PDSH_SSH_ARGS_APPEND"
+    env = {key: value for key, value in os.environ.items() if key != name} | ({name: own} if own else {})
+    subprocess.run([sys.executable, "-c", script], env=env, cwd=ROOT, check=True)
+    assert told.read_text() == (own or "-o ServerAliveInterval=15 -o ServerAliveCountMax=4")
