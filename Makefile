@@ -43,13 +43,14 @@ help:
 	$(BIN)/python -m pip install --quiet --editable '.[$(FAISS),$*]'
 	touch $@
 
+# Two processes take the tests, each with folders whose tests share long runs: one thread each.
 test: lint
-	$(BIN)/python -m pytest -q --ignore tests/cluster
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup --ignore tests/cluster
 
 # What these tests start (hosts, sshd, munge, slurmctld, slurmd) lives in folders and namespaces of theirs and ends with them.
 test-cluster: .venv/.test
 	tests/cluster/install.sh
-	$(BIN)/python -m pytest -q -rs tests/cluster
+	$(BIN)/python -m pytest -q -rs -n 2 --dist loadgroup tests/cluster
 
 lint: .venv/.test
 	$(BIN)/ruff check

@@ -88,6 +88,11 @@ class Ended:
         lines = [line.split(": ", 1)[1] if line.startswith("node") else line for line in self.text.splitlines()]
         return [line for line in lines if line.startswith("[rank ")]
 
+    @property
+    def told(self) -> str:
+        """The same as one line, wherever a long path has made the lines end, and without the ranks' names."""
+        return " ".join(line.split("] ", 1)[-1].strip() for line in self.errors)
+
 
 def home(folder: Path, **variables: str) -> dict[str, str]:
     """Make a home folder with a `.deepspeed_env`, by which `deepspeed` hands variables to the ranks of all hosts.

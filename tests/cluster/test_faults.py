@@ -234,7 +234,7 @@ def test_all_that_is_wrong_with_a_host_is_told_at_once_before_anything_is_comput
     ended = mended.unlike
     assert ended.code == 2, ended
     assert "[rank 0 on node1] error: the preflight found 2 problems; nothing was computed" in ended.errors
-    told = "\n".join(ended.errors)
+    told = ended.told
     assert f"software: webdataset is unlike: {version('webdataset')} on node1; 0.2.100 on node2" in told
     assert "install the same version on all hosts, or share one environment" in told
     assert f"node2: local disk: 8 MiB are free in {mended.folder_of_unlike.parent / 'tmp'} (temporary files)" in told
