@@ -55,6 +55,7 @@ test-cluster: .venv/.test
 lint: .venv/.test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/shellcheck .ci/run tests/cluster/install.sh
 	$(BIN)/mypy
 
 format: .venv/.test
