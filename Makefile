@@ -50,7 +50,7 @@ test: lint
 # What these tests start (hosts, sshd, munge, slurmctld, slurmd) lives in folders and namespaces of theirs and ends with them.
 test-cluster: .venv/.test
 	tests/cluster/install.sh
-	$(BIN)/python -m pytest -q -rs -n 2 --dist loadgroup tests/cluster
+	$(BIN)/python -m pytest -q -rs tests/cluster
 
 lint: .venv/.test
 	$(BIN)/ruff check

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import astuple
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ from engine.errors import ArtifactError
 from engine.index import DenseIndex
 from engine.index_build import build_index
 from engine.index_plan import IndexPlan, plan_index
-from engine.log import progress_bar
+from engine.log import get_logger, progress_bar
 from engine.mining import mine, upcoming_rows
+from engine.pace import Pace, slow_ranks, slowest_share
 from engine.retrievers.bm25 import BM25Searcher, build_bm25
 from engine.retrievers.dense import DenseSearcher
 from engine.reuse import adopt_twin
@@ -35,6 +37,8 @@ from engine.tokenization import BM25_FOLDER
 from engine.weights import ZERO_SHOT, frozen_retriever, iteration_name, weights_sha256
 from shards.embeddings import EmbeddingStore, Stamp, part_is_complete
 from shards.writer import render
+
+_log = get_logger(__name__)
 
 
 def refresh_index(run: Run, data: Data, *, iteration: int) -> Candidates:
@@ -97,7 +101,7 @@ def encode_corpus(stage: Stage, data: Data, folder: RunFolder, name: str) -> dic
 
     missing: list[int] = run.coordinator.only_rank_zero(f"{stage.name}: plan", plan)
     num_missing = sum(data.shards.manifest.shards[number].num_documents for number in missing)
-    start, own = time.monotonic(), [0, 0]
+    start, own = time.monotonic(), Pace()
     with (
         run.coordinator.agreement(f"{stage.name}: encode"),
         progress_bar(stage.name, num_missing, "doc", shown=run.is_main) as bar,
@@ -108,20 +112,24 @@ def encode_corpus(stage: Stage, data: Data, folder: RunFolder, name: str) -> dic
                 data.retriever_text.template,
                 data.shards,
                 stream,
-                _with_progress(run.coordinator.hand_out(stage.name, missing), missing, data, bar),
+                own.timed(_with_progress(run.coordinator.hand_out(stage.name, missing), missing, data, bar)),
                 store,
                 stamp,
                 max_length=config.retriever.max_length,
                 tokens_per_batch=config.evaluation.tokens_per_batch,
                 dtype=config.index.embedding_dtype,
                 device=run.device,
-                progress=lambda documents, tokens: _count(own, documents, tokens),
+                progress=own.count,
             )
-    done = run.coordinator.gather(f"{stage.name}: counts", own)
+    paces = [Pace(*one) for one in run.coordinator.gather(f"{stage.name}: pace", astuple(own))]
     seconds = max(time.monotonic() - start, 1e-9)
-    speed = {"documents_per_second": num_missing / seconds, "tokens_per_second": sum(one[1] for one in done) / seconds}
+    tokens = sum(pace.tokens for pace in paces)
+    speed = {"documents_per_second": num_missing / seconds, "tokens_per_second": tokens / seconds}
     if missing:
-        run.metrics.write(stage.name, _step_of(name), {f"encode/{key}": value for key, value in speed.items()})
+        measured = speed if (share := slowest_share(paces)) is None else speed | {"slowest_rank": share}
+        run.metrics.write(stage.name, _step_of(name), {f"encode/{key}": value for key, value in measured.items()})
+        if run.is_main and (slow := slow_ranks(paces, run.coordinator.hosts)):
+            _log.warning("%s: %s", stage.name, slow)
     return {"documents": data.shards.num_documents, "encoded": num_missing} | (speed if missing else {})
 
 
@@ -132,11 +140,6 @@ def _with_progress(handed_out: Iterator[int], order: Sequence[int], data: Data, 
     for number in handed_out:
         bar.update(taken_before[number] - bar.n)
         yield number
-
-
-def _count(own: list[int], documents: int, tokens: int) -> None:
-    own[0] += documents
-    own[1] += tokens
 
 
 def index_corpus(stage: Stage, data: Data, folder: RunFolder, name: str) -> dict[str, Any]:

@@ -11,11 +11,8 @@ _TOGETHER = ("distributed", "e2e", "faults")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep together what shares fixtures that are dear; `tests/cluster` by file, each with hosts of its own."""
+    """Keep together what shares fixtures that are dear."""
     here = Path(__file__).parent
     for item in items:
-        first, *rest = item.path.relative_to(here).parts
-        if first in _TOGETHER:
+        if (first := item.path.relative_to(here).parts[0]) in _TOGETHER:
             item.add_marker(pytest.mark.xdist_group(first))
-        elif first == "cluster":
-            item.add_marker(pytest.mark.xdist_group("slurm" if "slurm" in rest[-1] else "hosts"))

@@ -53,10 +53,13 @@ def on_one_host(lab: Lab) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
 
 @pytest.fixture(scope="module")
 def sweep(slurm: Slurm) -> tuple[Path, str]:
-    """A sweep on the first node, and its job; it goes on while the other tests wait."""
+    """A sweep on the first node, its last task cancelled, and its job; it goes on while the other tests wait."""
     folder = slurm.folder / "sweep"
     words = ["--sbatch", "nodelist=node1", "--sweep", "run.seed=1,2,3", "--max-parallel", "2", *WORDS]
-    return folder, submit(slurm, folder, *ON_ONE_NODE, *words)
+    job = submit(slurm, folder, *ON_ONE_NODE, *words)
+    told = launcher(slurm, "cancel", folder, "--task", "2")
+    assert f"job {job}_2, which waited, is cancelled" in told
+    return folder, job
 
 
 def launcher(slurm: Slurm, *words: str | Path, code: int = 0) -> str:
@@ -153,11 +156,8 @@ def test_a_run_goes_on_after_the_end_of_its_time_and_after_a_preemption(
     assert not (Path.cwd() / "x").exists()
 
 
-def test_a_job_meets_its_time_limit_loses_its_node_and_is_cancelled(
-    slurm: Slurm, lab: Lab, folder: Path, sweep: tuple[Path, str]
-) -> None:
-    told = launcher(slurm, "cancel", sweep[0], "--task", "2")
-    assert f"job {sweep[1]}_2, which waited, is cancelled" in told
+@pytest.mark.usefixtures("sweep")  # which goes on meanwhile
+def test_a_job_meets_its_time_limit_loses_its_node_and_is_cancelled(slurm: Slurm, lab: Lab, folder: Path) -> None:
     run = folder / "run"
     job = submit(slurm, run, *ON_ONE_NODE, "--sbatch", "hold", *ENDLESS)
     told = launcher(slurm, "status", run, code=4)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def misbehave(rank: int) -> None:
     import engine.mining
     import engine.tokenization
 
-    seconds = 0.7 if os.environ.get("TEST_SLOW") == str(rank) else 0.0
+    seconds = 2.2 if os.environ.get("TEST_SLOW") == str(rank) else 0.0
     doomed = os.environ.get("TEST_DIES", "") if rank == 1 else ""
 
     def counting(function: Any, what: str) -> Any:
@@ -164,10 +165,14 @@ def test_any_number_of_ranks_makes_the_same_bytes(
 
 def test_a_slow_rank_does_not_hold_the_others(tmp_path: Path, alone: dict[str, str]) -> None:
     """Symptom: one slow node, with an equal share of the shards, makes the whole cluster wait at each refresh."""
-    done = passed(start(tmp_path, 2, TEST_SLOW="1"))
+    results = start(tmp_path, 2, TEST_SLOW="1")
+    done = passed(results)
     assert bytes_of(tmp_path / "run") == alone
     for what in ("shards", "parts"):
         assert done[1][what] <= 3, "an equal share would be 6"
+    assert f"encode/000: slow: rank 1 on {socket.gethostname()} (" in results[0].stderr, report(results)
+    assert "in training all wait for it at every step" in results[0].stderr
+    assert "slow: " not in results[1].stderr, "one rank tells it"
 
 
 @pytest.mark.parametrize("dies_at", ["shards", "parts", "searches"])

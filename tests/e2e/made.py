@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-CLOCK = ("seconds", "_per_second")
+CLOCK = ("seconds", "_per_second", "slowest_rank")
 
 
 def metrics_of(folder: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,87 @@
+"""Which ranks are slower than the others, seen where each works by itself.
+
+In training all ranks wait for the slowest at every step, and nothing there says which one it is. In a pass over the
+corpus each takes work when it is free, so that its own pace shows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+_LEAST_SECONDS = 2.0
+"""Of work, before a rank is called slow: less than that is a first call's, or chance."""
+_SLOW = 0.5
+"""Of the median of the others."""
+_NAMED = 4
+
+
+@dataclass(slots=True)
+class Pace:
+    """What a rank has done in a pass, and how long that took it; waiting for the others is not counted.
+
+    Attributes:
+        documents: Number of documents.
+        tokens: Number of tokens, padding left out.
+        seconds: From getting a unit of work to asking for the next, summed.
+    """
+
+    documents: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    def count(self, documents: int, tokens: int) -> None:
+        """Add work that is done."""
+        self.documents += documents
+        self.tokens += tokens
+
+    def timed(self, units: Iterator[int]) -> Iterator[int]:
+        """Yield units of work, and count the time until the next is asked for."""
+        for unit in units:
+            start = time.monotonic()
+            yield unit
+            self.seconds += time.monotonic() - start
+
+    @property
+    def tokens_per_second(self) -> float:
+        """0 for a rank that had nothing to do."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+
+def slowest_share(paces: Sequence[Pace]) -> float | None:
+    """Return the slowest rank's tokens a second as a share of the median of all; None where fewer than two worked."""
+    speeds = [pace.tokens_per_second for pace in paces if pace.tokens]
+    return min(speeds) / median(speeds) if len(speeds) > 1 else None
+
+
+def slow_ranks(paces: Sequence[Pace], hosts: Sequence[str]) -> str | None:
+    """Say which ranks are at less than half the others' pace.
+
+    Args:
+        paces: Every rank's, in order of rank.
+        hosts: Every rank's host.
+
+    Returns:
+        Names of ranks and hosts, with tokens a second and the median of the others; None where all keep pace, or
+        worked for too short a time to tell.
+    """
+    slow = []
+    for rank, pace in enumerate(paces):
+        others = [other.tokens_per_second for number, other in enumerate(paces) if other.tokens and number != rank]
+        if others and pace.tokens and pace.seconds >= _LEAST_SECONDS:
+            usual = median(others)
+            if pace.tokens_per_second < _SLOW * usual:
+                slow.append((pace.tokens_per_second / usual, rank, usual))
+    if not slow:
+        return None
+    named = [
+        f"rank {rank} on {hosts[rank]} ({paces[rank].tokens_per_second:.0f} tokens a second, the others {usual:.0f})"
+        for _, rank, usual in sorted(slow)[:_NAMED]
+    ]
+    more = f" and {len(slow) - _NAMED} more" if len(slow) > _NAMED else ""
+    return (
+        f"slow: {', '.join(named)}{more}. A pass gives such a rank less to do, but in training all wait for it at "
+        "every step. Remedy: look at that host (other jobs, cores, clocks, temperature, its disk), or start without it."
+    )
