@@ -48,7 +48,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     for run, job, known in found:
         if arguments.now or known.state == PENDING:
             _scancel(job.name)
-            print(f"job {job.name}, {'which waited, ' * (known.state == PENDING)}is cancelled")
+            print(f"job {job.name}{', which waited,' * (known.state == PENDING)} is cancelled")
         else:
             _scancel("--signal=USR1", "--batch", job.name)
             print(f"job {job.name} runs; it was asked to write a checkpoint and stop", flush=True)

@@ -131,9 +131,12 @@ def make_sweep(tmp_path: Path) -> Path:
 # --- cancel ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_job_that_waits_is_taken_out_of_the_queue(made: StandIns, run: Path) -> None:
+def test_a_job_that_waits_is_taken_out_of_the_queue(
+    made: StandIns, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     made.make("scontrol", shown("PENDING", "Priority"))
     assert run_cancel(run) == 0
+    assert capsys.readouterr().out == "job 41, which waited, is cancelled\n"
     assert made.calls_of("scancel") == ["scancel 41"]
     assert (run / "slurm" / "cancelled").exists()
 
@@ -156,10 +159,11 @@ def test_a_job_that_does_not_stop_is_ended(
     assert "has not stopped in time and is cancelled" in capsys.readouterr().out
 
 
-def test_cancel_now_does_not_wait(made: StandIns, run: Path) -> None:
+def test_cancel_now_does_not_wait(made: StandIns, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made.make("scontrol", shown("RUNNING"))
     run_cancel(run, "--now")
     assert made.calls_of("scancel") == ["scancel 41"]
+    assert capsys.readouterr().out == "job 41 is cancelled\n"
 
 
 def test_one_task_of_a_sweep(made: StandIns, tmp_path: Path) -> None:
