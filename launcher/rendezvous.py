@@ -32,6 +32,7 @@ from engine.preemption import PREEMPTION
 from engine.transports.listening import open_listening_store
 from launcher.hostfile import HOST_NAME
 from launcher.network import interface_towards, interfaces, interfaces_for_ranks, set_collective_interface
+from shards.errors import listed
 
 _TRY_SECONDS = 3.0
 """How long one attempt to reach an address may take."""
@@ -293,11 +294,9 @@ def _wait_for_all(
     absent, start = list(range(1, world_size)), _name_of_start(world_size)
     while absent := [rank for rank in absent if not store.check([f"{start}/here/{rank}"])]:
         if time.monotonic() > deadline:
-            names = [f"{rank}{f' ({starters[rank]})' if starters else ''}" for rank in absent[:16]]
-            more = f" and {len(absent) - 16} more" if len(absent) > 16 else ""
+            names = listed((f"{rank}{f' ({starters[rank]})' if starters else ''}" for rank in absent), 16)
             error = CoordinationError(
-                f"{len(absent)} of {world_size} ranks have not come within {timeout_seconds:g} s: "
-                f"{', '.join(names)}{more}",
+                f"{len(absent)} of {world_size} ranks have not come within {timeout_seconds:g} s: {names}",
                 expected="every host of the hostfile to start its ranks and to reach "
                 f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} on {socket.gethostname()}",
                 remedy="look above for what ssh or these hosts said; `python -m launcher preflight --hostfile FILE` "

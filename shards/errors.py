@@ -6,6 +6,21 @@ terminal can act on it without reading code. `engine.errors` adds the learning s
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+
+def listed(words: Iterable[str], most: int, separator: str = ", ") -> str:
+    """Return words as a text for a message, cut where there are many.
+
+    Args:
+        words: What to list.
+        most: Number of words at most; how many more there are is said behind them.
+        separator: Between two words.
+    """
+    found = list(words)
+    more = f" and {len(found) - most} more" if len(found) > most else ""
+    return separator.join(found[:most]) + more
+
 
 class SparringError(Exception):
     """An error with a fact, an expectation and a remedy.

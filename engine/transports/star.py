@@ -34,6 +34,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from engine.errors import CoordinationError
+from shards.errors import listed
 
 Kind = Literal["mpi", "store", "local"]
 
@@ -327,8 +328,7 @@ class StarTransport(ABC):
         def host(rank: int) -> str:
             return self.hosts[rank] if self.hosts else "not known yet"
 
-        shown = ", ".join(f"rank {rank} (host {host(rank)})" for rank in ranks[:8])
-        return shown if len(ranks) <= 8 else f"{shown} and {len(ranks) - 8} more"
+        return listed((f"rank {rank} (host {host(rank)})" for rank in ranks), 8)
 
     # What a subclass does
 

@@ -37,6 +37,7 @@ from launcher.preflight.places import (
     check_space,
 )
 from launcher.preflight.space import Space
+from shards.errors import listed
 
 _LISTED = 6
 
@@ -72,8 +73,7 @@ def check_configuration(hosts: Sequence[Facts]) -> Outcome:
     groups = Groups((facts["host"], facts["configuration"]) for facts in known if facts["configuration"])
     problems = []
     for differences, members in groups.members:
-        more = f" and {len(differences) - _LISTED} more" if len(differences) > _LISTED else ""
-        fact = f"another configuration than rank 0's: {'; '.join(differences[:_LISTED])}{more}"
+        fact = f"another configuration than rank 0's: {listed(differences, _LISTED, '; ')}"
         remedy = (
             "give all hosts the same --config file and the same words; where a remote shell has expanded $, ~, * or "
             "quotes in a word, write that value into the file"

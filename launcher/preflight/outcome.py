@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from launcher.preflight.facts import Facts
+from shards.errors import listed
 
 Severity = Literal["error", "warning"]
 _LISTED = 6
@@ -41,8 +42,7 @@ class Outcome:
 
 def names(hosts: Iterable[str]) -> str:
     """Return host names as a text, cut where there are many."""
-    listed = list(hosts)
-    return ", ".join(listed[:_LISTED]) + (f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else "")
+    return listed(hosts, _LISTED)
 
 
 def having(hosts: Sequence[Facts], key: str) -> tuple[list[Facts], tuple[str, ...]]:

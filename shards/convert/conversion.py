@@ -27,7 +27,7 @@ from shards.convert.options import Options
 from shards.convert.outputs import Outputs
 from shards.convert.read import read_source
 from shards.convert.sources import Source, find_sources
-from shards.errors import ArtifactError, DataError
+from shards.errors import ArtifactError, DataError, listed
 from shards.files import fsync, sha256_file, write_json
 from shards.formats.canonical import (
     CORPUS,
@@ -167,9 +167,8 @@ def _require_free(out: Path) -> None:
 
 
 def _made_otherwise(what: str, found: list[str]) -> DataError:
-    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
     return DataError(
-        f"{what} of other sources or with other options: {'; '.join(found[:5])}{more}",
+        f"{what} of other sources or with other options: {listed(found, 5, '; ')}",
         expected="the same command, which goes on or finds its work done",
         remedy="choose another --out, or begin anew with --force",
     )
