@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from shards.errors import listed
+
 _LEAST_SECONDS = 2.0
 """Of work, before a rank is called slow: less than that is a first call's, or chance."""
 _SLOW = 0.5
@@ -50,10 +52,21 @@ class Pace:
         return self.tokens / self.seconds if self.seconds else 0.0
 
 
+def _shares(paces: Sequence[Pace]) -> list[tuple[float, int, float]]:
+    """Return (tokens a second as a share of the others', rank, median of the others), the slowest rank first.
+
+    A rank that had nothing to do is left out, and is none of the others.
+    """
+    speeds = {rank: pace.tokens_per_second for rank, pace in enumerate(paces) if pace.tokens_per_second}
+    if len(speeds) < 2:
+        return []
+    usual = {rank: median(speeds[other] for other in speeds if other != rank) for rank in speeds}
+    return sorted((speed / usual[rank], rank, usual[rank]) for rank, speed in speeds.items())
+
+
 def slowest_share(paces: Sequence[Pace]) -> float | None:
-    """Return the slowest rank's tokens a second as a share of the median of all; None where fewer than two worked."""
-    speeds = [pace.tokens_per_second for pace in paces if pace.tokens]
-    return min(speeds) / median(speeds) if len(speeds) > 1 else None
+    """Return the slowest rank's tokens a second as a share of the others' median; None where fewer than two worked."""
+    return next((share for share, _, _ in _shares(paces)), None)
 
 
 def slow_ranks(paces: Sequence[Pace], hosts: Sequence[str]) -> str | None:
@@ -67,21 +80,14 @@ def slow_ranks(paces: Sequence[Pace], hosts: Sequence[str]) -> str | None:
         Names of ranks and hosts, with tokens a second and the median of the others; None where all keep pace, or
         worked for too short a time to tell.
     """
-    slow = []
-    for rank, pace in enumerate(paces):
-        others = [other.tokens_per_second for number, other in enumerate(paces) if other.tokens and number != rank]
-        if others and pace.tokens and pace.seconds >= _LEAST_SECONDS:
-            usual = median(others)
-            if pace.tokens_per_second < _SLOW * usual:
-                slow.append((pace.tokens_per_second / usual, rank, usual))
+    slow = [
+        f"rank {rank} on {hosts[rank]} ({paces[rank].tokens_per_second:.0f} tokens a second, the others {usual:.0f})"
+        for share, rank, usual in _shares(paces)
+        if share < _SLOW and paces[rank].seconds >= _LEAST_SECONDS
+    ]
     if not slow:
         return None
-    named = [
-        f"rank {rank} on {hosts[rank]} ({paces[rank].tokens_per_second:.0f} tokens a second, the others {usual:.0f})"
-        for _, rank, usual in sorted(slow)[:_NAMED]
-    ]
-    more = f" and {len(slow) - _NAMED} more" if len(slow) > _NAMED else ""
     return (
-        f"slow: {', '.join(named)}{more}. A pass gives such a rank less to do, but in training all wait for it at "
+        f"slow: {listed(slow, _NAMED)}. A pass gives such a rank less to do, but in training all wait for it at "
         "every step. Remedy: look at that host (other jobs, cores, clocks, temperature, its disk), or start without it."
     )

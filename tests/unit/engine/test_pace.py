@@ -76,3 +76,8 @@ def test_of_two_ranks_the_other_is_the_measure() -> None:
 def test_the_slowest_share_leaves_out_who_had_nothing_to_do() -> None:
     assert slowest_share(paces([100, 100, 25, 0])) == pytest.approx(0.25)
     assert slowest_share(paces([100, 0])) is None
+
+
+def test_what_is_shown_and_what_is_told_measure_alike() -> None:
+    """Symptom: of two ranks one was told to be slow while its share was shown as 0.62, as it counted among the rest."""
+    assert slowest_share(paces([100, 45])) == pytest.approx(0.45)
