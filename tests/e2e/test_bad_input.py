@@ -64,7 +64,8 @@ def assert_refused(ended: Ended, *words: str) -> None:
     assert shown.count("error: ") == 1, shown
     assert "Traceback" not in shown, shown
     message = shown[shown.index("error: ") :]
-    assert "Expected: " in message or "remedy: " in message.lower(), message
+    # An error's own sentences, or the preflight's list of problems, each with its remedy on a line below.
+    assert "Expected: " in message or "Remedy: " in message or "\n   remedy: " in message, message
     for word in words:
         assert word in message, message
 
