@@ -54,10 +54,10 @@ convert([Path({source!r})], Path({out!r}), Options())
 
 _TOKENIZE = """
 from pathlib import Path
-from engine.config_file import load_config
-from engine.coordinator import Coordinator, LocalTransport
-from engine.corpus import model_texts
-from engine.tokenization import plan_corpus, write_corpus
+from engine.config.file import load_config
+from engine.coordination.coordinator import Coordinator, LocalTransport
+from engine.data.corpus import model_texts
+from engine.data.tokenization import plan_corpus, write_corpus
 from shards.formats import open_dataset
 config, out = load_config(Path("configs/wiki_qa.yaml"), ["data.documents_per_shard=null"]), Path({out!r})
 texts = model_texts(config, config.retriever.name, config.ranker.name)

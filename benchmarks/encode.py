@@ -33,7 +33,7 @@ from transformers import BertConfig, BertModel
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.report import machine_line, table
-from engine.encode import Encoder, batches_by_length, encode_queries
+from engine.models.encode import Encoder, batches_by_length, encode_queries
 from engine.models.loading import load_tokenizer, resolve_model
 from engine.models.retriever import Retriever
 from engine.models.template import InputTemplate

@@ -38,11 +38,11 @@ from benchmarks.index_worlds import (
     status_bytes,
 )
 from benchmarks.report import machine_line, table
-from engine.exact import exact_search, rescore
-from engine.index import DenseIndex
-from engine.index_plan import plan_index
-from engine.index_tune import recall_of
-from engine.retrievers import Hits
+from engine.index.dense import DenseIndex
+from engine.index.exact import exact_search, rescore
+from engine.index.plan import plan_index
+from engine.index.tune import recall_of
+from engine.search import Hits
 from shards.embeddings import EmbeddingStore
 
 K, QUERIES = 100, 200

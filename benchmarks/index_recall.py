@@ -24,12 +24,12 @@ import torch
 
 from benchmarks.index_worlds import GIB, corpus_of, folder_bytes, stamp_of
 from benchmarks.report import machine_line, table
-from engine.coordinator import Coordinator, LocalTransport
-from engine.exact import exact_search
-from engine.index import DenseIndex
-from engine.index_build import build_index
-from engine.index_plan import factory_sizes, plan_index
-from engine.index_tune import recall_of
+from engine.coordination.coordinator import Coordinator, LocalTransport
+from engine.index.build import build_index
+from engine.index.dense import DenseIndex
+from engine.index.exact import exact_search
+from engine.index.plan import factory_sizes, plan_index
+from engine.index.tune import recall_of
 from shards.embeddings import EmbeddingStore, part_is_complete, write_part
 from shards.formats import open_dataset
 

@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 import torch
 
-from engine.coordinator import Coordinator, LocalTransport, StoreTransport
-from engine.index_build import build_index
-from engine.index_plan import plan_index
+from engine.coordination.coordinator import Coordinator, LocalTransport, StoreTransport
+from engine.index.build import build_index
+from engine.index.plan import plan_index
 from shards.embeddings import EmbeddingStore, Stamp, part_is_complete, write_part
 from shards.manifest import CorpusManifest, ShardEntry, TokenStream, shard_name
 

@@ -1,10 +1,10 @@
 """Whether `python -m launcher plan` estimates memory rightly: real training steps, their peak beside the estimate.
 
 Each line is a world of its own: one or two processes that build a model with random weights, wrap it as a run does
-(`engine.backend`, DeepSpeed, ZeRO 0 to 3) and take two optimizer steps with the real losses. Measured is, of the rank
-that needs most, how far the resident memory rises in the second step above what the process had before the model was
-built (after a tiny engine had been stepped, so that libraries are loaded); the kernel's high-water mark is reset
-through /proc/self/clear_refs. glibc is told to give freed blocks of 64 KiB and more back at once
+(`engine.training.backend`, DeepSpeed, ZeRO 0 to 3) and take two optimizer steps with the real losses. Measured is, of
+the rank that needs most, how far the resident memory rises in the second step above what the process had before the
+model was built (after a tiny engine had been stepped, so that libraries are loaded); the kernel's high-water mark is
+reset through /proc/self/clear_refs. glibc is told to give freed blocks of 64 KiB and more back at once
 (MALLOC_MMAP_THRESHOLD_), so that resident memory means tensors that are alive. On a GPU, where one is found, it is
 torch.cuda.max_memory_allocated instead.
 
@@ -32,7 +32,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.report import machine_line, table
-from engine.config import ModelConfig, OptimConfig, RankerConfig, RetrieverConfig
+from engine.config.recipe import ModelConfig, OptimConfig, RankerConfig, RetrieverConfig
 from launcher.plan.activations import Inputs, Numerics
 from launcher.plan.memory import StepMemory, buckets_of, step_memory
 from launcher.plan.models import ModelShape, describe, named_settings
@@ -257,7 +257,7 @@ def _be_a_rank(case: Case, rank: int, folder: Path) -> None:
 
 def _train(case: Case, rank: int, meter: _Meter | None) -> dict[str, int]:
     """Take two steps, and return the peaks of the second one."""
-    from engine.backend import TrainedModel
+    from engine.training.backend import TrainedModel
 
     module = _module(case, "ranker" if case.role == "ranker" else "retriever")
     model = TrainedModel(case.role, module, case.section, OptimConfig())
@@ -308,8 +308,8 @@ def _module(case: Case, role: str) -> Any:
 def _run_passes(case: Case, model: Any, rank: int, opponent: Any) -> None:
     """Run the forward and backward passes of one step with the objectives' own losses."""
     from engine import losses
-    from engine.gradient_cache import contrastive_backward
     from engine.phases import gather_documents
+    from engine.training.gradient_cache import contrastive_backward
 
     def documents() -> dict[str, torch.Tensor]:
         return _tokens(case.micro * case.documents, case.length, model.device)

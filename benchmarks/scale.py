@@ -17,8 +17,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.report import table
-from engine.index_estimate import estimate_index
-from engine.index_plan import GIB, IndexPlan, cut_parts, plan_index
+from engine.index.estimate import estimate_index
+from engine.index.plan import GIB, IndexPlan, cut_parts, plan_index
 
 GB, HOUR = 1e9, 3600.0
 

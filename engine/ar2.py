@@ -1,18 +1,18 @@
 """AR2: the adversarial game between a retriever and a ranker.
 
 Source: Zhang et al. 2022, "Adversarial Retriever-Ranker for Dense Text Retrieval", Algorithm 1 and Eq. 5; the numbers
-at the right are the algorithm's lines. What the lines mean is in `engine.phases` and `engine.refresh`.
+at the right are the algorithm's lines. What the lines mean is in `engine.phases` and `engine.refresh.refresh`.
 """
 
 from __future__ import annotations
 
-from engine.backend import Models
-from engine.candidates import Candidates
-from engine.corpus import Data
-from engine.evaluate import evaluate_iteration, evaluate_yardsticks
+from engine.data.candidates import Candidates
+from engine.data.corpus import Data
+from engine.evaluation.evaluate import evaluate_iteration, evaluate_yardsticks
 from engine.phases import train_ranker, train_retriever, warmup_ranker, warmup_retriever
-from engine.refresh import bm25_candidates, refresh_index
+from engine.refresh.refresh import bm25_candidates, refresh_index
 from engine.run import Run
+from engine.training.backend import Models
 
 
 def train_ar2(models: Models, data: Data, run: Run) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from engine.activity import ACTIVITY
+from engine.reliability.activity import ACTIVITY
 
 _NOISY = ("DeepSpeed", "deepspeed", "faiss", "transformers", "bm25s", "torch.distributed", "absl", "root")
 
@@ -25,7 +25,7 @@ class _BarFriendlyHandler(logging.Handler):
 
 
 class _CountingBar(tqdm):  # type: ignore[type-arg]  # it is generic in its stub alone
-    """A bar that counts on every rank, shown or not, and tells `engine.activity` how far it is."""
+    """A bar that counts on every rank, shown or not, and tells `engine.reliability.activity` how far it is."""
 
     def update(self, n: float | None = 1) -> bool | None:
         shown = super().update(n)

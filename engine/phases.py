@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.distributed.nn.functional import all_gather
 
 from engine import losses
-from engine.backend import Models, TrainedModel
-from engine.batches import (
+from engine.config.recipe import Config
+from engine.data.batches import (
     BatchPlan,
     Group,
     count_tokens,
@@ -29,16 +29,16 @@ from engine.batches import (
     query_batch,
     step_groups,
 )
-from engine.candidates import Candidates
-from engine.config import Config
-from engine.corpus import Data
-from engine.gradient_cache import contrastive_backward
-from engine.guards import BatchIds
-from engine.loop import Objective, Schedule, step_seed, train
+from engine.data.candidates import Candidates
+from engine.data.corpus import Data
 from engine.metrics import Metric
-from engine.resume import checkpoints_of
+from engine.models.weights import frozen_ranker, iteration_name, publish_weights
 from engine.run import Run, Stage
-from engine.weights import frozen_ranker, iteration_name, publish_weights
+from engine.training.backend import Models, TrainedModel
+from engine.training.gradient_cache import contrastive_backward
+from engine.training.guards import BatchIds
+from engine.training.loop import Objective, Schedule, step_seed, train
+from engine.training.resume import checkpoints_of
 
 
 def warmup_retriever(stage: Stage, models: Models, data: Data, bm25: Candidates) -> dict[str, Any]:

@@ -23,16 +23,16 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 import yaml
 
-from engine.activity import ACTIVITY
-from engine.config import Config
-from engine.config_file import differences, dump_config, parse_config
-from engine.coordinator import Coordinator
+from engine.config.file import differences, dump_config, parse_config
+from engine.config.recipe import Config
+from engine.coordination.coordinator import Coordinator
 from engine.errors import ConfigError
 from engine.log import get_logger
 from engine.metrics import MetricsWriter
-from engine.preemption import PREEMPTION
-from engine.run_lock import RunLock, acquire
-from engine.watchdog import Watchdog, watch
+from engine.reliability.activity import ACTIVITY
+from engine.reliability.preemption import PREEMPTION
+from engine.reliability.run_lock import RunLock, acquire
+from engine.reliability.watchdog import Watchdog, watch
 from shards.files import read_json, write_atomically, write_json
 
 log = get_logger(__name__)

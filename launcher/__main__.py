@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from engine.log import set_up_logging
-from engine.preemption import EXIT_PREEMPTED
-from launcher.convert import add_arguments as add_convert_arguments
+from engine.reliability.preemption import EXIT_PREEMPTED
+from launcher.commands.convert import add_arguments as add_convert_arguments
 from launcher.ending import EXIT_REFUSED, guarded
 
 
@@ -71,44 +71,44 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    from launcher.convert import convert_command
+    from launcher.commands.convert import convert_command
 
     convert_command(arguments)
 
 
 def _search(arguments: argparse.Namespace) -> None:
-    from launcher.search import answer_questions
+    from launcher.commands.search import answer_questions
 
     answer_questions(arguments.run, arguments.question, top_k=arguments.top_k)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from launcher.evaluate import evaluate_run
+    from launcher.commands.evaluate import evaluate_run
 
     evaluate_run(arguments.run, arguments.data, split=arguments.split, max_queries=arguments.max_queries)
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from launcher.export import export_run
+    from launcher.commands.export import export_run
 
     export_run(arguments.run, iteration=arguments.iteration, out=arguments.out)
 
 
 def _docstrings(arguments: argparse.Namespace) -> None:
-    from launcher.docstrings import build_docstring_dataset
+    from launcher.commands.docstrings import build_docstring_dataset
 
     counts = build_docstring_dataset(arguments.out, max_documents=arguments.max_documents, seed=arguments.seed)
     print(f"{arguments.out}: " + ", ".join(f"{number} {what}" for what, number in counts.items()))
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from launcher.status import show_status
+    from launcher.commands.status import show_status
 
     return show_status(arguments.run)
 
 
 def _supervise(arguments: argparse.Namespace) -> int:
-    from launcher.restarts import supervise
+    from launcher.commands.supervise import supervise
 
     retry = {EXIT_REFUSED} if arguments.retry_refused else set()
     retry |= {EXIT_PREEMPTED} if arguments.retry_preempted else set()

@@ -23,13 +23,13 @@ import time
 import traceback
 from collections.abc import Callable
 
-from engine.activity import ACTIVITY
-from engine.coordinator import PeerError
+from engine.coordination.coordinator import PeerError
 from engine.errors import CoordinationError, SparringError
-from engine.failure import Failure
-from engine.preemption import EXIT_PREEMPTED, Preempted
-from engine.watchdog import EXIT_LOST, Watchdog, watchdog_of_process
-from launcher.world import World, leave_mpi
+from engine.reliability.activity import ACTIVITY
+from engine.reliability.failure import Failure
+from engine.reliability.preemption import EXIT_PREEMPTED, Preempted
+from engine.reliability.watchdog import EXIT_LOST, Watchdog, watchdog_of_process
+from launcher.world.world import World, leave_mpi
 from shards.files import as_full_disk
 
 EXIT_CRASH, EXIT_REFUSED, EXIT_INTERRUPTED = 1, 2, 130

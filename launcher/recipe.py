@@ -8,10 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from engine.ar2 import train_ar2, train_ar2_released
-from engine.backend import Models, TrainedModel, deepspeed_config
-from engine.batches import BatchPlan
-from engine.config import Config
-from engine.corpus import (
+from engine.config.recipe import Config
+from engine.data.batches import BatchPlan
+from engine.data.corpus import (
     Data,
     copy_shards,
     model_texts,
@@ -23,18 +22,19 @@ from engine.corpus import (
     write_shards,
 )
 from engine.errors import ConfigError
-from engine.evaluate import evaluate_systems, summary_table
-from engine.export import export_ranker, export_retriever
+from engine.evaluation.evaluate import evaluate_systems, summary_table
 from engine.log import get_logger
+from engine.models.export import export_ranker, export_retriever
 from engine.models.ranker import Ranker
 from engine.models.retriever import Retriever
-from engine.refresh import index_plan
-from engine.resume import restore_training
+from engine.models.weights import iteration_name
+from engine.refresh.refresh import index_plan
 from engine.run import Run, Stage
-from engine.weights import iteration_name
-from launcher.generated import generate_dataset
-from launcher.world import World
+from engine.training.backend import Models, TrainedModel, deepspeed_config
+from engine.training.resume import restore_training
+from launcher.world.world import World
 from shards.formats import Checked, open_dataset
+from shards.made.generated import generate_dataset
 from shards.records import Dataset
 
 log = get_logger(__name__)

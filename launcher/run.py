@@ -21,13 +21,13 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import argparse  # noqa: E402
 
-from engine.config import Config  # noqa: E402
-from engine.config_file import load_config  # noqa: E402
+from engine.config.file import load_config  # noqa: E402
+from engine.config.recipe import Config  # noqa: E402
 from engine.errors import ConfigError  # noqa: E402
 from engine.log import get_logger, set_up_logging  # noqa: E402
-from engine.preemption import PREEMPTION  # noqa: E402
+from engine.reliability.preemption import PREEMPTION  # noqa: E402
 from launcher.ending import end_of_process, guarded  # noqa: E402
-from launcher.world import World, open_world  # noqa: E402
+from launcher.world.world import World, open_world  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -26,7 +26,7 @@ from bm25s.stopwords import STOPWORDS_EN  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from engine.errors import ArtifactError, DataError
-from engine.retrievers import Hits, top_of_row
+from engine.search import Hits, top_of_row
 from shards.files import fsync, read_json, sha256_file, write_json
 from shards.records import Query
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
-from engine.corpus import ModelText
-from engine.encode import encode_queries
-from engine.exact import Floats
-from engine.index import DenseIndex
+from engine.data.corpus import ModelText
+from engine.index.dense import DenseIndex
+from engine.index.exact import Floats
+from engine.models.encode import encode_queries
 from engine.models.retriever import Retriever
-from engine.retrievers import Hits
+from engine.search import Hits
 from shards.records import Query
 
 

@@ -48,7 +48,7 @@ def run_command(arguments: argparse.Namespace) -> int:
         ConfigError: A word, the recipe or a shape is wrong, the ranks cannot share a batch, or sizes are not known.
         ModelError: A model's configuration cannot be had.
     """
-    from engine.config_file import load_config
+    from engine.config.file import load_config
     from launcher.plan.corpus import corpus_of
     from launcher.plan.durations import Rates
     from launcher.plan.estimate import make_plan

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.config import Config
+from engine.config.recipe import Config
 from engine.errors import ConfigError
 from shards.formats.canonical import read_description
 from shards.manifest import MANIFEST_NAME, CorpusManifest

@@ -1,6 +1,6 @@
 """How long each phase takes: operations by an assumed share of the peak rate, files by an assumed rate of the disk.
 
-Hours of the index come from `engine.index_estimate`. What is assumed is listed by `Rates.assumptions`, each with the
+Hours of the index come from `engine.index.estimate`. What is assumed is listed by `Rates.assumptions`, each with the
 option that sets it; the shares of the peak are the weakest point of all (docs/plan.md has what was seen elsewhere).
 """
 
@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from engine.config import Config
-from engine.index_estimate import IndexEstimate
-from engine.index_plan import IndexPlan
+from engine.config.recipe import Config
+from engine.index.estimate import IndexEstimate
+from engine.index.plan import IndexPlan
 from launcher.plan.activations import Inputs
 from launcher.plan.corpus import Corpus
 from launcher.plan.flops import forward_flops, training_flops
 from launcher.plan.hardware import Gpu
 from launcher.plan.models import ModelShape, Role
-from launcher.plan.network import ASSUMED_REFINE, gradient_bytes, pool_bytes
 from launcher.plan.phases import Work
 from launcher.plan.storage import DiskUse, mined_queries
+from launcher.plan.traffic import ASSUMED_REFINE, gradient_bytes, pool_bytes
 
 _ASSUMED_NPROBE = 64
 _VISITS = 1500

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from engine.config import Config
+from engine.config.recipe import Config
 from engine.errors import ConfigError
-from engine.index_estimate import IndexEstimate
-from engine.index_plan import IndexPlan
-from engine.refresh import index_plan
+from engine.index.estimate import IndexEstimate
+from engine.index.plan import IndexPlan
+from engine.refresh.refresh import index_plan
 from launcher.plan.corpus import Corpus
 from launcher.plan.durations import PhaseHours, Rates, phase_hours
 from launcher.plan.hardware import Gpu
 from launcher.plan.memory import STAGES, StepMemory
 from launcher.plan.models import ModelShape, Role
-from launcher.plan.network import Traffic, gradient_bytes, iteration_traffic
 from launcher.plan.phases import PhaseMemory, Work, memory_of, needed_bytes, phases, training_work
 from launcher.plan.storage import DiskUse, disk_use, host_memory, index_needs
+from launcher.plan.traffic import Traffic, gradient_bytes, iteration_traffic
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ GPUS = {
         _gpu("h100-80gb", 79.2, 989, 67.0, 400),
         _gpu("h200", 140.0, 989, 67.0, 400),
         _gpu("b200", 178.0, 2250, 80.0, 700),
-        # One core with AVX-512, as measured by engine.index_estimate on two machines: 0.09 to 0.19 TFLOP/s.
+        # One core with AVX-512, as measured by engine.index.estimate on two machines: 0.09 to 0.19 TFLOP/s.
         _gpu("cpu", 8.0, 0.1, 0.1, 2),
     )
 }

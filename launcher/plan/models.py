@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertConfig
 
-from engine.config import Config
+from engine.config.recipe import Config
 from engine.errors import ConfigError, ModelError
 from engine.models.loading import quiet_transformers, resolve_model
 from engine.models.ranker import Ranker
@@ -35,7 +35,7 @@ NAMED_SHAPES = {
 _SIZES = re.compile(r"(\d+)x(\d+)(?:x(\d+))?")
 _HEAD_SIZE = 64
 _NO_DECAY = ("bias", "LayerNorm.weight", "layer_norm.weight", "norm.weight")
-"""As in `engine.backend`, whose import takes DeepSpeed's seconds; a test holds them together."""
+"""As in `engine.training.backend`, whose import takes DeepSpeed's seconds; a test holds them together."""
 _TEXT_FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 
 

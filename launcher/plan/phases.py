@@ -1,7 +1,7 @@
 """What lies on a GPU in each phase of a recipe: the engine at work, and whatever else is there meanwhile.
 
-The engine that is not trained is moved to the host (`engine.backend.Models`). Encoding, mining and evaluation hold
-copies for inference instead, with both engines at rest; the retriever's phase holds the frozen ranker beside the
+The engine that is not trained is moved to the host (`engine.training.backend.Models`). Encoding, mining and evaluation
+hold copies for inference instead, with both engines at rest; the retriever's phase holds the frozen ranker beside the
 retriever. When a run starts, both engines are made before either is moved away.
 """
 
@@ -11,9 +11,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from engine.config import Config
+from engine.config.recipe import Config
 from engine.errors import ConfigError
-from engine.index_plan import IndexPlan
+from engine.index.plan import IndexPlan
 from launcher.plan.activations import ELEMENT_BYTES, Inputs, Numerics, inference_bytes
 from launcher.plan.hardware import GIB, Gpu
 from launcher.plan.memory import StepMemory, buckets_of, idle_bytes, step_memory
@@ -26,7 +26,7 @@ NCCL_BYTES = int(0.5 * GIB)
 FRAGMENTATION = 0.06
 """Of tensors, what torch's allocator cannot reuse (assumed)."""
 _EXACT_SEARCH_BYTES = int(0.25 * GIB)
-"""A block of documents, and the scores of a block of queries with it, in `engine.exact`."""
+"""A block of documents, and the scores of a block of queries with it, in `engine.index.exact`."""
 _POOL_COPIES, _SCORE_COPIES = 3, 4
 
 

@@ -8,9 +8,9 @@ from tabulate import tabulate
 
 from launcher.plan.durations import clock
 from launcher.plan.estimate import Plan, StageRow
-from launcher.plan.network import pool_bytes
 from launcher.plan.phases import CONTEXT_BYTES, FRAGMENTATION, NCCL_BYTES, needed_bytes
 from launcher.plan.storage import host_peak
+from launcher.plan.traffic import pool_bytes
 
 _HOUR = 3600.0
 

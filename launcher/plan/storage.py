@@ -1,8 +1,8 @@
 """Disk of a run folder and memory of a host, from the formats that are written, in bytes.
 
-The index's numbers are `engine.index_estimate`'s, for the plan that `engine.index_plan` makes; the others follow from
+The index's numbers are `engine.index.estimate`'s, for the plan that `engine.index.plan` makes; the others follow from
 the file formats: a tar's headers and blocks (`shards.writer`), an array's numbers (`shards.embeddings`,
-`engine.candidates`), float32 weights and moments (`engine.training_state`, `engine.weights`).
+`engine.data.candidates`), float32 weights and moments (`engine.training.state`, `engine.models.weights`).
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from tarfile import BLOCKSIZE
 
-from engine.config import Config
-from engine.index_estimate import IndexEstimate, estimate_index
-from engine.index_plan import IndexPlan, cut_parts
+from engine.config.recipe import Config
+from engine.index.estimate import IndexEstimate, estimate_index
+from engine.index.plan import IndexPlan, cut_parts
 from launcher.plan.corpus import Corpus
 from launcher.plan.memory import idle_bytes
 from launcher.plan.models import ModelShape
@@ -33,11 +33,11 @@ PROCESS_BYTES = 2 * 2**30
 CPU_PROCESS_BYTES = 2**29
 """The same of a rank on a CPU (measured: 0.45 GB)."""
 STATE_FILE_BYTES = 2**28
-"""As in `engine.training_state`, whose import takes DeepSpeed's seconds; a test holds them together."""
+"""As in `engine.training.state`, whose import takes DeepSpeed's seconds; a test holds them together."""
 _QUERY_BYTES = 3_000
 """Of a query in a rank's memory: text, judgements, token ids as Python objects."""
 DEFAULT_DOCUMENTS_PER_SHARD = (500, 250, 20_000)
-"""Shards wanted, and the fewest and most documents of one, as in engine.tokenization."""
+"""Shards wanted, and the fewest and most documents of one, as in engine.data.tokenization."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class DiskUse:
 
 
 def shard_sizes(config: Config, documents: int) -> list[int]:
-    """Return the documents of each shard, as `engine.tokenization` cuts them."""
+    """Return the documents of each shard, as `engine.data.tokenization` cuts them."""
     wanted, fewest, most = DEFAULT_DOCUMENTS_PER_SHARD
     size = config.data.documents_per_shard or min(most, max(fewest, documents // wanted))
     return [min(size, documents - start) for start in range(0, documents, size)]

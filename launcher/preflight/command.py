@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.preflight.outcome import Outcome, Severity
 
 if TYPE_CHECKING:
-    from engine.config import Config
+    from engine.config.recipe import Config
     from launcher.preflight.facts import Facts
     from launcher.preflight.hosts import Conversations
     from launcher.preflight.space import Space
@@ -58,7 +58,7 @@ def run_command(arguments: argparse.Namespace) -> int:
         ConfigError: The configuration is not valid, or there is no such allocation.
         DataError: The hostfile is not valid.
     """
-    from engine.config_file import load_config
+    from engine.config.file import load_config
     from launcher.preflight.hosts import Conversations
     from launcher.preflight.space import estimate_space
 
@@ -78,8 +78,8 @@ def run_command(arguments: argparse.Namespace) -> int:
 
 def _choose_hosts(arguments: argparse.Namespace) -> _Hosts:
     from engine.errors import ConfigError
-    from launcher.hostfile import parse_hostfile
     from launcher.preflight.hosts import local_words, srun_words, ssh_words
+    from launcher.world.hostfile import parse_hostfile
 
     if arguments.hostfile is not None:
         hosts = parse_hostfile(arguments.hostfile)
@@ -163,7 +163,7 @@ def _facts(conversations: Conversations, config: Config, chosen: _Hosts, mark: d
 
 
 def _add_network(facts: dict[str, Facts], conversations: Conversations, chosen: _Hosts, master: str | None) -> None:
-    from launcher.preflight.network import judge_network, judge_programs
+    from launcher.preflight.connections import judge_network, judge_programs
 
     programs = conversations.ask("programs", names=["prted"])
     for host, own in judge_programs(chosen.launcher, programs, hosts=len(chosen.names)).items():
@@ -187,7 +187,7 @@ def _add_network(facts: dict[str, Facts], conversations: Conversations, chosen: 
 def _try_world(
     facts: dict[str, Facts], config: Config, chosen: _Hosts, arguments: argparse.Namespace, mark: dict[str, Any]
 ) -> Facts:
-    from engine.config_file import dump_config
+    from engine.config.file import dump_config
     from launcher.preflight.trial import through_a_shell, trial_words, try_world
 
     gpus = len(next(iter(facts.values()))["gpus"])

@@ -34,12 +34,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from launcher.network import interfaces_for_ranks
 from launcher.preflight.folder import look_for_mark
+from launcher.world.interfaces import interfaces_for_ranks
 from shards.errors import SparringError
 
 if TYPE_CHECKING:  # a host is examined without reading a configuration
-    from engine.config import Config
+    from engine.config.recipe import Config
 
 Facts = dict[str, Any]
 

@@ -18,9 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from launcher.network import interfaces
 from launcher.preflight.facts import Places, collect_facts
 from launcher.preflight.folder import leave_mark, remove_mark
+from launcher.world.interfaces import interfaces
 
 ANSWER = "sparring-preflight: "
 """In front of each answer."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from engine.config import Config
+from engine.config.recipe import Config
 from engine.errors import ConfigError
 from engine.log import get_logger
 from launcher.preflight.checks import examine
@@ -25,7 +25,7 @@ from launcher.preflight.folder import leave_mark, remove_mark
 from launcher.preflight.outcome import Outcome
 from launcher.preflight.report import listing, problems, table, verdict
 from launcher.preflight.space import Space, estimate_space
-from launcher.world import World
+from launcher.world.world import World
 
 log = get_logger(__name__)
 _COLLECTIVE_SECONDS = 120.0

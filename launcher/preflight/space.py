@@ -10,9 +10,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.config import Config
+from engine.config.recipe import Config
 from engine.errors import ConfigError, SparringError
-from engine.refresh import index_plan
+from engine.refresh.refresh import index_plan
 from launcher.plan.corpus import Corpus, corpus_of
 from launcher.plan.models import ModelShape, Role, shape_of
 from launcher.plan.storage import disk_use, index_needs

@@ -102,7 +102,7 @@ def _of_task(job: Submitted) -> list[Known]:
 
 def _stop_seconds(run: Path) -> float:
     """Return how long a run may take to stop, from its recipe."""
-    from engine.config_file import load_config
+    from engine.config.file import load_config
 
     try:
         seconds = load_config(slurm_folder(run) / "recipe.yaml").run.preemption_seconds
@@ -113,7 +113,7 @@ def _stop_seconds(run: Path) -> float:
 
 def _stop_without_job(folder: Path) -> int:
     """Stop a run that was started without SLURM, by its own means."""
-    from engine.run_lock import read_holder
+    from engine.reliability.run_lock import read_holder
 
     if not (folder / "config.yaml").exists():
         raise ConfigError(f"{folder} has no job and no run", expected="a folder that submit or a run has written")

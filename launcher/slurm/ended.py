@@ -21,8 +21,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from engine.failure import Failure, last_failure
-from engine.heartbeat import read_beats
+from engine.reliability.failure import Failure, last_failure
+from engine.reliability.heartbeat import read_beats
 from launcher.slurm.job import finished_stages, is_finished, newest_nonce, read_submitted, slurm
 from launcher.slurm.script import slurm_folder
 from shards.files import read_json, write_json

@@ -26,7 +26,7 @@ from launcher.slurm.settings import seconds_of_time, settings_of
 from shards.files import write_atomically, write_json
 
 if TYPE_CHECKING:  # pydantic takes a moment; the other commands need not wait for it
-    from engine.config import Config
+    from engine.config.recipe import Config
 
 _ROOT = Path(__file__).resolve().parents[2]
 _SIGNAL_SECONDS = 60
@@ -59,7 +59,7 @@ def run_command(arguments: argparse.Namespace) -> int:
         ConfigError: The recipe, an option or the site's file is not usable, the run has a job or runs already, or SLURM
             does not take the job.
     """
-    from engine.config_file import load_config
+    from engine.config.file import load_config
     from launcher.slurm.sweep import tasks_of
 
     settings = settings_of(arguments)
@@ -156,7 +156,7 @@ def _refuse_foreign_folder(runs: Sequence[Path]) -> None:
 
 def _refuse_changed_recipe(runs: Sequence[Path], configs: Sequence[Config]) -> None:
     """Refuse now, and not after days in the queue, a recipe with which the run would not go on."""
-    from engine.config_file import differences, load_config
+    from engine.config.file import differences, load_config
 
     for run, config in zip(runs, configs, strict=True):
         if not (run / "ledger.json").exists() or not (run / "config.yaml").exists() or config.run.force_resume:
@@ -184,8 +184,8 @@ def _refuse_second_job(folders: Sequence[Path]) -> None:
 
 
 def _refuse_running(run: Path) -> None:
-    from engine.heartbeat import own_place, process_is_alive
-    from engine.run_lock import read_holder
+    from engine.reliability.heartbeat import own_place, process_is_alive
+    from engine.reliability.run_lock import read_holder
 
     holder = read_holder(run / "run.lock")
     if holder is not None and holder.place == own_place() and process_is_alive(holder.pid):
@@ -197,7 +197,7 @@ def _refuse_running(run: Path) -> None:
 
 
 def _write(job: Job, configs: Sequence[Config], words: Sequence[Sequence[str]]) -> None:
-    from engine.config_file import dump_config
+    from engine.config.file import dump_config
 
     for run, config in zip(job.runs or (job.folder,), configs, strict=True):
         folder = slurm_folder(run)

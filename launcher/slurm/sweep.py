@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.config import Config
-from engine.config_file import load_config
+from engine.config.file import load_config
+from engine.config.recipe import Config
 from engine.errors import ConfigError
 
 MAX_TASKS = 1000

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from launcher.hostfile import parse_hostfile
+from launcher.world.hostfile import parse_hostfile
 from shards.errors import DataError
 from tests.cluster.lab import Lab
 from tests.cluster.runs import (

@@ -22,9 +22,9 @@ STEPS, QUERIES, LR = 3, 8, 1e-3
 
 
 def make_engine(stage: int, folder: Path, precision: Any = "fp32") -> Any:
-    from engine.backend import TrainedModel
-    from engine.config import OptimConfig, RetrieverConfig
+    from engine.config.recipe import OptimConfig, RetrieverConfig
     from engine.models.retriever import Retriever
+    from engine.training.backend import TrainedModel
 
     model = Retriever.load(str(folder), pooling="cls", similarity="dot", tied=True, dropout=0.0)
     optim = OptimConfig(lr=LR, eps=1e-3)  # a large eps keeps Adam from blowing rounding up to the size of a step
@@ -40,10 +40,10 @@ def contrastive_steps(engine: Any, num_chunks: int, num_queries: int = QUERIES) 
     import torch
     import torch.distributed as dist
 
-    from engine.gradient_cache import contrastive_backward
     from engine.losses import contrastive
     from engine.metrics import Metric
     from engine.phases import gather_documents
+    from engine.training.gradient_cache import contrastive_backward
 
     rank, world_size = dist.get_rank(), dist.get_world_size()
     generator = torch.Generator().manual_seed(0)
@@ -81,7 +81,7 @@ def matrix_on_every_rank() -> None:
     import torch
     import torch.distributed as dist
 
-    from launcher.world import open_world
+    from launcher.world.world import open_world
 
     world = open_world(device="cpu")
     torch.set_num_threads(1)
@@ -151,7 +151,7 @@ def resumed(world: Any, engine: Any, stage: int, folder: Path, state: dict[str, 
     """Checkpoint, load into a fresh engine, train both on: are they bit-equal?"""
     import torch
 
-    from engine.checkpoint import Checkpoints, Retention
+    from engine.training.checkpoint import Checkpoints, Retention
 
     saved = Checkpoints(Path(os.environ["TEST_CHECKPOINTS"]) / f"{stage}", world.coordinator, Retention(1))
     saved.save(engine, "retriever/1", STEPS)

@@ -16,9 +16,9 @@ from collections.abc import Callable
 
 import pytest
 
-from engine.coordinator import Coordinator, LocalTransport, MpiTransport, PeerError, StoreTransport
+from engine.coordination import star
+from engine.coordination.coordinator import Coordinator, LocalTransport, MpiTransport, PeerError, StoreTransport
 from engine.errors import ArtifactError, CoordinationError
-from engine.transports import star
 from tests.distributed.processes import free_port, report, run_ranks
 
 HERE = "tests.distributed.test_coordinator"

@@ -46,7 +46,7 @@ RESUMED = {
 def every_way_on_every_rank() -> None:
     import torch.distributed as dist
 
-    from launcher.world import open_world
+    from launcher.world.world import open_world
 
     world = open_world(device="cpu")
     torch.set_num_threads(1)
@@ -69,9 +69,9 @@ def every_way_on_every_rank() -> None:
 
 
 def _make_engine(stage: int, precision: str) -> Any:
-    from engine.backend import TrainedModel
-    from engine.config import OptimConfig, RetrieverConfig
+    from engine.config.recipe import OptimConfig, RetrieverConfig
     from engine.models.retriever import Retriever
+    from engine.training.backend import TrainedModel
 
     folder = os.environ["TEST_MODEL"]
     model = Retriever.load(folder, pooling="cls", similarity="dot", tied=True, dropout=0.0)
@@ -92,7 +92,7 @@ def _train(engine: Any) -> list[float]:
 
 
 def _checkpoints(world: Any, folder: Path) -> Any:
-    from engine.checkpoint import Checkpoints, Retention
+    from engine.training.checkpoint import Checkpoints, Retention
 
     return Checkpoints(folder, world.coordinator, Retention(2))
 
@@ -123,7 +123,7 @@ def _resumed(world: Any, folder: Path, stage: int, precision: str) -> dict[str, 
 
 def _one_rank_fails(world: Any, shared: Path) -> dict[str, Any]:
     """Let rank 1 fail to write its part."""
-    import engine.checkpoint as module
+    import engine.training.checkpoint as module
     from shards.errors import DiskFullError, SparringError
 
     checkpoints, model = _checkpoints(world, shared / "fails"), _make_engine(1, "fp32")

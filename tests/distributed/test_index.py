@@ -29,11 +29,11 @@ def build_on_every_rank() -> None:
     import torch
 
     torch.set_num_threads(1)
-    from engine.coordinator import Coordinator, LocalTransport, StoreTransport
+    from engine.coordination.coordinator import Coordinator, LocalTransport, StoreTransport
     from engine.errors import SparringError
-    from engine.index import DenseIndex
-    from engine.index_build import build_index
-    from engine.index_plan import plan_index
+    from engine.index.build import build_index
+    from engine.index.dense import DenseIndex
+    from engine.index.plan import plan_index
     from tests.embedding_stores import clustered, make_store, open_store
 
     root, jobs = Path(os.environ["TEST_FOLDER"]), json.loads(os.environ["TEST_JOBS"])
@@ -76,7 +76,7 @@ def build_on_every_rank() -> None:
 
 def kill_after(num_parts: int) -> None:
     """Let this process die in the part after so many."""
-    from engine import index_build
+    from engine.index import build as index_build
 
     real, done = index_build.fill_part, []
 

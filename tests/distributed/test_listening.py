@@ -20,7 +20,7 @@ def say_what_listens() -> int:
     import torch
     import torch.distributed as dist
 
-    from launcher.world import open_world
+    from launcher.world.world import open_world
 
     def work() -> None:
         world = open_world(device="cpu", timeout_seconds=120)
@@ -54,7 +54,7 @@ def test_a_store_listens_where_it_is_told() -> None:
     """Symptom: torch's stores listen on every interface, whatever address they are given."""
     script = """
 import psutil
-from engine.transports.listening import open_listening_store
+from engine.coordination.listening import open_listening_store
 here, everywhere = open_listening_store("127.0.0.1", 0, 1), open_listening_store("127.0.0.1", 0, 1, everywhere=True)
 found = {one.laddr.port: one.laddr.ip for one in psutil.Process().net_connections("inet") if one.status == "LISTEN"}
 print(found[here.port], found[everywhere.port])

@@ -42,15 +42,15 @@ def passes_on_every_rank() -> None:
     import torch
 
     torch.set_num_threads(1)
-    from engine.config_file import load_config
-    from engine.corpus import model_texts, open_data, random_model_folder, write_shards
+    from engine.config.file import load_config
+    from engine.data.corpus import model_texts, open_data, random_model_folder, write_shards
+    from engine.data.tokenization import ModelText
     from engine.models.retriever import Retriever
-    from engine.refresh import bm25_candidates, encode_corpus
+    from engine.models.weights import publish_weights
+    from engine.refresh.refresh import bm25_candidates, encode_corpus
     from engine.run import Run
-    from engine.tokenization import ModelText
-    from engine.weights import publish_weights
-    from launcher.generated import generate_dataset
     from shards.formats import open_dataset
+    from shards.made.generated import generate_dataset
 
     folder = Path(os.environ["TEST_FOLDER"])
     words = [f"run.path={folder / 'run'}", f"data.documents_per_shard={PER_SHARD}"]
@@ -80,7 +80,7 @@ DONE: dict[str, int] = {"shards": 0, "parts": 0, "searches": 0}
 
 
 def connect() -> Any:
-    from engine.coordinator import Coordinator, LocalTransport, MpiTransport, StoreTransport
+    from engine.coordination.coordinator import Coordinator, LocalTransport, MpiTransport, StoreTransport
 
     if "OMPI_COMM_WORLD_SIZE" in os.environ:
         return Coordinator(MpiTransport(), PATIENCE)
@@ -93,9 +93,9 @@ def connect() -> Any:
 
 def misbehave(rank: int) -> None:
     """Count what this rank does; let it be slow, or die in the middle of a pass, where the test says so."""
-    import engine.encode
-    import engine.mining
-    import engine.tokenization
+    import engine.data.tokenization
+    import engine.models.encode
+    import engine.refresh.mining
 
     seconds = 2.2 if os.environ.get("TEST_SLOW") == str(rank) else 0.0
     doomed = os.environ.get("TEST_DIES", "") if rank == 1 else ""
@@ -110,9 +110,9 @@ def misbehave(rank: int) -> None:
 
         return counted
 
-    engine.tokenization.write_shard = counting(engine.tokenization.write_shard, "shards")
-    engine.encode.write_part = counting(engine.encode.write_part, "parts")
-    engine.mining._mine_block = counting(engine.mining._mine_block, "searches")
+    engine.data.tokenization.write_shard = counting(engine.data.tokenization.write_shard, "shards")
+    engine.models.encode.write_part = counting(engine.models.encode.write_part, "parts")
+    engine.refresh.mining._mine_block = counting(engine.refresh.mining._mine_block, "searches")
     from engine.retrievers.bm25 import BM25Searcher
 
     BM25Searcher.block_size = 20

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from engine.config import Config
-from engine.config_file import load_config
+from engine.config.file import load_config
+from engine.config.recipe import Config
 from engine.errors import ConfigError
 from engine.log import set_up_logging
 from launcher.preflight import facts, folder, ranks
 from launcher.preflight.ranks import require_preflight
-from launcher.world import World, open_world
+from launcher.world.world import World, open_world
 from tests.distributed.processes import ROOT, clean_environment, report, run_ranks
 
 HERE = "tests.distributed.test_preflight"

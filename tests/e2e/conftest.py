@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.generated import generate_dataset
+from shards.made.generated import generate_dataset
 from tests.e2e.starts import TINY, Ended, Zygote, a_zygote, deepspeed_command, start
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.config_file import load_config
+from engine.config.file import load_config
 from tests.e2e.made import losses_of, measured, summary_of
 from tests.e2e.starts import ROOT, Zygote
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from engine.config_file import load_config
+from engine.config.file import load_config
 from tests.e2e.conftest import Finished, finished
 from tests.e2e.made import ledger_of, losses_of, measured, metrics_of, summary_of, weights_of
 from tests.e2e.starts import ROOT, TINY, mpirun_command
@@ -218,10 +218,10 @@ def texts(tiny: Finished) -> tuple[list[str], list[str], list[str]]:
 
 def our_scores(tiny: Finished, queries: list[str], docids: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Both models' scores [queries, documents], by the code that serves a search."""
-    from engine.evaluate import score_pairs
-    from engine.refresh import open_searcher
-    from engine.weights import frozen_ranker
-    from launcher.finished import data_of, open_run
+    from engine.evaluation.evaluate import score_pairs
+    from engine.models.weights import frozen_ranker
+    from engine.refresh.refresh import open_searcher
+    from launcher.commands.finished import data_of, open_run
     from shards.records import Query
 
     run = open_run(tiny.folder)

@@ -18,7 +18,13 @@ import sys
 import traceback
 from typing import Any
 
-PRELOADED = ("launcher.recipe", "launcher.search", "launcher.evaluate", "launcher.export", "torch.utils.tensorboard")
+PRELOADED = (
+    "launcher.recipe",
+    "launcher.commands.search",
+    "launcher.commands.evaluate",
+    "launcher.commands.export",
+    "torch.utils.tensorboard",
+)
 
 
 def become(order: dict[str, Any]) -> None:

@@ -17,14 +17,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from engine.config_file import load_config
-from engine.coordinator import Coordinator, MpiTransport, StoreTransport
+from engine.config.file import load_config
+from engine.coordination.coordinator import Coordinator, MpiTransport, StoreTransport
+from engine.coordination.watched import WatchedTransport
 from engine.log import progress_bar, set_up_logging
-from engine.preemption import PREEMPTION
+from engine.reliability.preemption import PREEMPTION
 from engine.run import Run, Stage
-from engine.transports.watched import WatchedTransport
 from launcher.ending import end_of_process, guarded
-from launcher.world import World
+from launcher.world.world import World
 from tests.distributed.processes import ROOT
 
 STEPS, STEP_SECONDS, FAULT_STEP = 60, 0.05, 4

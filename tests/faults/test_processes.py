@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from launcher.status import STOPPED, read_state
+from launcher.commands.status import STOPPED, read_state
 from tests.distributed.processes import RankResult, report, run_ranks
 from tests.faults.small_run import FAULT_STEP, STEPS, STOPPED_SECONDS, UNITS
 

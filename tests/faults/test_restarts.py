@@ -153,7 +153,7 @@ def test_starters_are_told_to_notice_hosts_that_vanish(tmp_path: Path, own: str 
 import sys
 from pathlib import Path
 from engine.run import RunFolder
-from launcher import restarts
+from launcher.commands import supervise as restarts
 script = "import os, sys; open(sys.argv[1], 'w').write(os.environ['PDSH_SSH_ARGS_APPEND'])"
 restarts._start([sys.executable, "-c", script, {str(told)!r}], RunFolder(Path({str(tmp_path)!r})), [])
 """

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.config_file import load_config
-from engine.coordinator import Coordinator, LocalTransport
+from engine.config.file import load_config
+from engine.coordination.coordinator import Coordinator, LocalTransport
 from engine.run import Run
 
 TINY = Path(__file__).parents[3] / "configs" / "tiny.yaml"

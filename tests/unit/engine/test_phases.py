@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from engine import losses, phases
-from engine.batches import BatchPlan, Group
-from engine.config import Config
-from engine.config_file import parse_config
-from engine.corpus import TrainingQueries
+from engine.config.file import parse_config
+from engine.config.recipe import Config
+from engine.data.batches import BatchPlan, Group
+from engine.data.corpus import TrainingQueries
 from engine.phases import _batch_ids, _chunk_seed, _contrastive_objective, _no_negatives, retriever_loss
 from engine.run import Run, Stage
 from shards.records import Query

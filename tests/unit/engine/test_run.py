@@ -14,9 +14,9 @@ import torch
 import yaml
 
 from engine import run as run_module
-from engine.coordinator import Coordinator, LocalTransport
+from engine.coordination.coordinator import Coordinator, LocalTransport
 from engine.errors import ArtifactError, ConfigError, CoordinationError
-from engine.preemption import Preempted
+from engine.reliability.preemption import Preempted
 from engine.run import Run, RunFolder, Stage, format_seconds
 
 Open = Callable[..., Run]

@@ -13,8 +13,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from engine.encode import encode_queries
 from engine.models import packed
+from engine.models.encode import encode_queries
 from engine.models.packed import PackedEncoder, packed_encoder
 from engine.models.retriever import Retriever
 from engine.models.template import Input

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from engine.errors import ArtifactError, DataError
-from engine.retrievers import Hits, Searcher, top_of_row
 from engine.retrievers.bm25 import BM25Searcher, build_bm25
+from engine.search import Hits, Searcher, top_of_row
 from shards.records import Query
 
 TEXTS = [

@@ -1,0 +1,142 @@
+"""Reading and comparing configurations: defaults <- YAML file <- `key=value` words of the command line.
+
+An unknown key is an error that names the nearest known one, a wrong value names the field; all problems are reported
+at once, before anything is computed.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from engine.config.recipe import Config
+from engine.errors import ConfigError
+
+_CHANGES_NO_RESULT = frozenset({"zero_stage", "deepspeed"})
+"""Keys of any section that say how the ranks share what is computed; sums may be made in another order."""
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML recipe and apply `key=value` overrides.
+
+    Args:
+        path: YAML file with the sections of `Config`.
+        overrides: Words such as `ranker.max_length=128`; values are YAML scalars or lists.
+
+    Returns:
+        The frozen configuration.
+
+    Raises:
+        ConfigError: The file is missing or no mapping, a word has no `=`, a key is unknown, a value has the wrong
+            type or is out of range. All problems are named at once.
+    """
+    if not path.is_file():
+        raise ConfigError(f"there is no configuration file {path}", remedy="name one of configs/*.yaml by --config")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}", remedy="mend the file") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} holds no mapping of sections", expected="sections such as run, data, retriever")
+    if isinstance(tree.get("index"), str):  # `index: auto`, which a word such as index.memory_gib=4 goes below
+        tree["index"] = {"factory": tree["index"]}
+    for word in overrides:
+        _apply_override(tree, word)
+    return parse_config(tree, origin=str(path))
+
+
+def parse_config(tree: dict[str, Any], origin: str) -> Config:
+    """Validate a mapping as a configuration; `origin` names it in errors.
+
+    Raises:
+        ConfigError: As in `load_config`.
+    """
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        problems = [_describe(problem) for problem in error.errors()]
+        raise ConfigError(
+            f"{origin} has {len(problems)} problem{'s' if len(problems) > 1 else ''}: " + "; ".join(problems),
+            remedy="correct the key or value in the file or on the command line (engine/config lists all fields)",
+        ) from error
+
+
+def dump_config(config: Config) -> str:
+    """Write a configuration as YAML that `load_config` reads back to an equal one."""
+    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return text
+
+
+def differences(
+    ours: Config, theirs: Config, *, ignore_sections: frozenset[str] = frozenset({"run", "shards"})
+) -> list[str]:
+    """List the fields in which two configurations differ, as `section.key: theirs -> ours`.
+
+    Args:
+        ours: The new configuration.
+        theirs: The recorded one.
+        ignore_sections: Sections that change no result. Of `run`, the seed is compared all the same; of the others,
+            how an optimizer's state is shared by the ranks is not.
+    """
+    mine, recorded = _flatten(ours.model_dump(mode="json")), _flatten(theirs.model_dump(mode="json"))
+    keys = [
+        key
+        for key in sorted(mine.keys() | recorded.keys())
+        if key == "run.seed"
+        or (key.split(".")[0] not in ignore_sections and key.split(".")[-1] not in _CHANGES_NO_RESULT)
+    ]
+    return [f"{key}: {recorded.get(key)} -> {mine.get(key)}" for key in keys if mine.get(key) != recorded.get(key)]
+
+
+def _apply_override(tree: dict[str, Any], word: str) -> None:
+    key, equals, value = word.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"the word {word!r} is no override", expected="section.key=value, such as run.seed=7")
+    node = tree
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"{word!r} goes below {parent!r}, which is a value and no section")
+        node = child
+    try:
+        node[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the value of {word!r} is not valid YAML: {error}") from error
+
+
+def _describe(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = sorted(_flatten_fields(Config))
+        near = difflib.get_close_matches(where, known, n=1, cutoff=0.5)
+        hint = f", did you mean {near[0]!r}?" if near else ""
+        return f"unknown key {where!r}{hint}"
+    if problem["type"] == "missing":
+        return f"{where!r} is not given and has no default"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}, got {problem['input']!r}" if where else message
+
+
+def _flatten_fields(section: type[BaseModel], prefix: str = "") -> list[str]:
+    names: list[str] = []
+    for name, field in section.model_fields.items():
+        names.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names += _flatten_fields(field.annotation, prefix + name + ".")
+    return names
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,1 @@
+"""How ranks agree: `coordinator` is called, `star` is its protocol, `mpi`, `store` and `local` the roads it takes."""

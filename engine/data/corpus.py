@@ -1,0 +1,257 @@
+"""From a data folder to what the engine reads: tokenised shards, templates, and the training queries.
+
+The corpus is tokenised once (`engine.data.tokenization`); every later pass over it, and every document of a training
+batch, comes from there as token ids.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.config.recipe import Config
+from engine.data.tokenization import ModelText, find_corpus, plan_corpus, write_corpus
+from engine.errors import ArtifactError, DataError
+from engine.log import get_logger, progress_bar
+from engine.models.loading import load_tokenizer, tokenizer_fingerprint
+from engine.models.random import make_random_model
+from engine.models.template import InputTemplate
+from engine.reliability.preemption import PREEMPTION
+from engine.run import Run, RunFolder, Stage
+from shards.cache import copies_folder, copy_shard, require_space
+from shards.files import read_json, write_json
+from shards.reader import CorpusShards
+from shards.records import Dataset, Query
+
+log = get_logger(__name__)
+POSITIVES, FALSE_NEGATIVES = "positives", "false_negatives"
+
+__all__ = ["Data", "ModelText", "TrainingQueries"]
+
+
+@dataclass(frozen=True)
+class TrainingQueries:
+    """The training queries in a fixed order; a row number means one of them from here on.
+
+    Attributes:
+        queries: All queries of the train split that have a positive.
+        positives: For each, the corpus indices of its positives, int64.
+        retriever_tokens: For each, its token ids for the retriever.
+        ranker_tokens: For each, its token ids for the ranker.
+        false_negatives: For each, the corpus indices of documents that are known to be no negatives, int64; left out,
+            none of any.
+    """
+
+    queries: list[Query]
+    positives: list[np.ndarray]
+    retriever_tokens: list[list[int]]
+    ranker_tokens: list[list[int]]
+    false_negatives: list[np.ndarray] | None = None
+
+    def known(self, row: int) -> dict[int, str]:
+        """Return the documents that are no negatives of a query: corpus index -> why."""
+        missed = [] if self.false_negatives is None else self.false_negatives[row].tolist()
+        return dict.fromkeys(missed, FALSE_NEGATIVES) | dict.fromkeys(self.positives[row].tolist(), POSITIVES)
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+
+@dataclass(frozen=True)
+class Data:
+    """All that a recipe knows of its data."""
+
+    dataset: Dataset
+    shards: CorpusShards
+    retriever_text: ModelText
+    ranker_text: ModelText
+    train: TrainingQueries
+
+    def queries_of(self, split: str, limit: int | None, seed: int) -> list[Query]:
+        """Return a split's queries, all or a sample drawn by the seed, in the split's order.
+
+        Args:
+            split: `train`, `dev` or `test`; may be absent from the data.
+            limit: Number of queries in the sample; None for all.
+            seed: Draws the sample.
+
+        Returns:
+            Queries, empty where the data has no such split.
+        """
+        qids = list(self.dataset.qrels.get(split, {}))
+        if limit is not None and limit < len(qids):
+            chosen = np.random.default_rng(seed).choice(len(qids), limit, replace=False)
+            qids = [qids[row] for row in sorted(chosen)]
+        return [self.dataset.queries[qid] for qid in qids]
+
+
+def model_texts(config: Config, retriever_name: str | Path, ranker_name: str | Path) -> tuple[ModelText, ModelText]:
+    """Load both tokenizers; models with equal tokenizers share one token stream.
+
+    Raises:
+        ModelError: A tokenizer cannot be loaded.
+    """
+    retriever_tokenizer, ranker_tokenizer = load_tokenizer(str(retriever_name)), load_tokenizer(str(ranker_name))
+    shared = tokenizer_fingerprint(retriever_tokenizer) == tokenizer_fingerprint(ranker_tokenizer)
+    max_query = config.retriever.query_max_length
+    retriever_template = InputTemplate.from_tokenizer(retriever_tokenizer)
+    specials = len(retriever_template.single([], max_query)[0])
+    ranker_template = InputTemplate.from_tokenizer(ranker_tokenizer)
+    return (
+        ModelText(retriever_tokenizer, retriever_template, "retriever", max_query - specials),
+        ModelText(ranker_tokenizer, ranker_template, "retriever" if shared else "ranker", max_query - specials),
+    )
+
+
+def write_shards(
+    stage: Stage, dataset: Dataset, texts: tuple[ModelText, ModelText], folder: RunFolder
+) -> dict[str, Any]:
+    """Tokenise the corpus of a run, unless its shards are there; see `engine.data.tokenization.write_corpus`."""
+    plan = plan_corpus(stage.run.config, dataset, texts)
+    return write_corpus(stage.run.coordinator, plan, dataset, folder.shards, name=stage.name)
+
+
+def open_data(config: Config, dataset: Dataset, texts: tuple[ModelText, ModelText], folder: RunFolder) -> Data:
+    """Open the shards of a data set and line up its training queries.
+
+    Raises:
+        ArtifactError: The shards are damaged, or were made with another tokenizer or of other data.
+    """
+    retriever_text, ranker_text = texts
+    expect = {text.stream: tokenizer_fingerprint(text.tokenizer) for text in (ranker_text, retriever_text)}
+    plan = plan_corpus(config, dataset, texts)
+    shards = CorpusShards.open(find_corpus(plan, dataset, folder.shards) or folder.shards, expect=expect)
+    require_same_files(shards.manifest.dataset_sha256, dataset)
+    train = [dataset.queries[qid] for qid in dataset.qrels.get("train", {}) if dataset.positives("train", qid)]
+    positives = [
+        np.array([shards.index_of(docid) for docid in dataset.positives("train", query.id)], dtype=np.int64)
+        for query in train
+    ]
+    exclusions = dataset.exclusions.get("train", {})
+    false_negatives = [
+        np.array([shards.index_of(docid) for docid in exclusions.get(query.id, ())], dtype=np.int64) for query in train
+    ]
+    tokens = retriever_text.tokenize_queries(train)
+    ranker_tokens = tokens if ranker_text.stream == retriever_text.stream else ranker_text.tokenize_queries(train)
+    rows = TrainingQueries(train, positives, tokens, ranker_tokens, false_negatives)
+    return Data(dataset, shards, retriever_text, ranker_text, rows)
+
+
+def copy_shards(data: Data, run: Run) -> Data:
+    """Copy the shards to this host's own disk where `shards.cache` asks for it, and read them there.
+
+    The ranks of a host share the copying, each by what it has of the list; what is there already is not copied again.
+
+    Args:
+        data: With the shards where they were written.
+        run: For the settings and the ranks.
+
+    Returns:
+        The data, with the shards read from the copies.
+
+    Raises:
+        DiskFullError: A host has no space for them.
+        ArtifactError: A shard is not the manifest's.
+    """
+    cache, coordinator = run.config.shards.cache, run.coordinator
+    if cache is None:
+        return data
+    shards, here = data.shards, coordinator.ranks_of_host
+    first_of_host = here[0] == coordinator.rank
+    with coordinator.agreement("space for copies of the shards"):
+        if first_of_host:
+            require_space(cache, shards.folder, shards.manifest)
+    own, num_bytes = shards.manifest.shards[here.index(coordinator.rank) :: len(here)], 0
+    with (
+        coordinator.agreement("copy shards"),
+        progress_bar("copy shards", len(own), "shard", shown=run.is_main) as bar,
+    ):
+        for entry in own:
+            PREEMPTION.require_none("copy shards")
+            num_bytes += copy_shard(cache, shards.folder, shards.manifest, entry)
+            bar.update()
+    with coordinator.agreement("open copies of the shards"):
+        copies = shards.read_from(copies_folder(cache, shards.manifest))
+    copied = sum(coordinator.gather("bytes of the copies", num_bytes))
+    log.info("the shards are read from %s on each host; %.1f MB were copied there", copies.copies, copied / 1e6)
+    return replace(data, shards=copies)
+
+
+def require_same_files(dataset_sha256: str, dataset: Dataset) -> None:
+    """Refuse to go on with other data than the shards were made of.
+
+    Args:
+        dataset_sha256: Fingerprint of the files that the shards were made of.
+        dataset: What is there now.
+
+    Raises:
+        ArtifactError: The data changed since.
+    """
+    if dataset_sha256 != dataset.fingerprint:
+        raise ArtifactError(
+            f"the shards of the run were made of other files than those now in {dataset.path}",
+            expected=f"data with fingerprint {dataset_sha256}, found {dataset.fingerprint}",
+            remedy="restore the data, or choose another run.path",
+        )
+
+
+def require_training_queries(dataset: Dataset) -> None:
+    """Refuse to train where nothing can be learnt from.
+
+    Raises:
+        DataError: The train split is missing or none of its queries has a positive.
+    """
+    if not any(dataset.positives("train", qid) for qid in dataset.qrels.get("train", {})):
+        raise DataError(
+            f"{dataset.path} has no training query with a positive document",
+            expected="a train split, such as qrels/train.tsv in the BEIR layout",
+            remedy="add one, or name another folder by data.path",
+        )
+
+
+def require_enough_documents(config: Config, dataset: Dataset) -> None:
+    """Refuse a corpus that is too small for the negatives a step draws, before any work is done.
+
+    Raises:
+        DataError: Even with all documents but the positive, n cannot be drawn.
+    """
+    needed = max(config.ar2.num_negatives, config.warmup_ranker.num_negatives, config.warmup_retriever.hard_negatives)
+    if dataset.num_documents <= needed:
+        raise DataError(
+            f"the corpus has {dataset.num_documents} documents, a step draws {needed} negatives and a positive",
+            expected=f"more than {needed} documents",
+            remedy="lower num_negatives, or use a larger corpus",
+        )
+
+
+def random_model_folder(config: Config, dataset: Dataset, folder: RunFolder) -> Path:
+    """Make the untrained model that the name `random` stands for; its tokenizer is learnt on the corpus."""
+    path, shape = folder.path / "random_model", config.random_model
+    marker = path / "made_of.json"
+    made_of = {"dataset_sha256": dataset.fingerprint, "seed": config.run.seed, **shape.model_dump()}
+    if marker.exists() and read_json(marker, "the record of a random model") == made_of:
+        return path
+    shutil.rmtree(path, ignore_errors=True)  # an earlier start was cut off, or refused and then corrected
+    make_random_model(
+        path,
+        _all_texts(dataset),
+        hidden_size=shape.hidden_size,
+        num_layers=shape.num_layers,
+        num_heads=shape.num_heads,
+        vocab_size=shape.vocab_size,
+        seed=config.run.seed,
+    )
+    write_json(marker, made_of)
+    return path
+
+
+def _all_texts(dataset: Dataset) -> Iterator[str]:
+    for document in dataset.documents():
+        yield f"{document.title} {document.text}"
+    for query in dataset.queries.values():
+        yield query.text

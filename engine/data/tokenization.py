@@ -1,0 +1,224 @@
+"""From documents to token shards: what they depend on, where they lie, and how all ranks write them together.
+
+A corpus is tokenised once. Its shards lie in the run folder, or beside the data (`DATA/shards/NAME`) where they were
+prepared for the same tokenizers, so that many runs read one copy; there the BM25 index lies with them. Ranks take the
+shards that are still missing one by one, so an interrupted writing goes on and a slow rank holds nobody up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from engine.config.recipe import Config
+from engine.coordination.coordinator import Coordinator
+from engine.errors import ArtifactError, DataError
+from engine.log import progress_bar
+from engine.models.loading import tokenizer_fingerprint
+from engine.models.template import InputTemplate
+from shards.manifest import CorpusManifest, TokenStream
+from shards.records import Dataset, Document, Query
+from shards.writer import Tokenization, begin_corpus, publish_manifest, write_shard
+
+BM25_FOLDER = "bm25"
+"""Inside a folder of prepared shards: the BM25 index of the same documents."""
+_MOST_SHARDS, _FEWEST_DOCUMENTS, _MOST_DOCUMENTS = 500, 250, 20_000
+
+
+@dataclass(frozen=True)
+class ModelText:
+    """How one model reads text.
+
+    Attributes:
+        tokenizer: A Hugging Face tokenizer.
+        template: Where its special tokens go.
+        stream: Name of the token stream in the shards.
+        max_query_tokens: Tokens of a query, special tokens not counted.
+    """
+
+    tokenizer: Any
+    template: InputTemplate
+    stream: str
+    max_query_tokens: int
+
+    def tokenize_queries(self, queries: Sequence[Query]) -> list[list[int]]:
+        """Tokenise queries without special tokens, truncated."""
+        return _token_ids(self.tokenizer, [query.text for query in queries], self.max_query_tokens)
+
+
+@dataclass(frozen=True)
+class CorpusPlan:
+    """All that the shards of a corpus depend on.
+
+    Attributes:
+        dataset_sha256: Fingerprint of the source files.
+        template: How a document becomes one string.
+        documents_per_shard: Documents in one shard.
+        tokenizations: The token streams and what makes them.
+    """
+
+    dataset_sha256: str
+    template: str
+    documents_per_shard: int
+    tokenizations: tuple[Tokenization, ...]
+
+    @property
+    def streams(self) -> list[TokenStream]:
+        """The token streams by name."""
+        return [tokenization.stream for tokenization in self.tokenizations]
+
+    def is_served_by(self, manifest: CorpusManifest) -> bool:
+        """Tell whether a corpus holds all that this plan asks for, in shards of any size."""
+        present = {stream.name: stream for stream in manifest.streams}
+        return (manifest.dataset_sha256, manifest.template) == (self.dataset_sha256, self.template) and all(
+            stream.name in present
+            and present[stream.name].tokenizer_sha256 == stream.tokenizer_sha256
+            and present[stream.name].max_tokens >= stream.max_tokens
+            for stream in self.streams
+        )
+
+
+def plan_corpus(config: Config, dataset: Dataset, texts: tuple[ModelText, ModelText]) -> CorpusPlan:
+    """Say what the shards of a recipe depend on.
+
+    Args:
+        config: Lengths, template and size of the shards.
+        dataset: The source.
+        texts: Of the retriever and the ranker; with equal tokenizers they share one stream.
+    """
+    retriever_text, ranker_text = texts
+    lengths = {"retriever": config.retriever.max_length}
+    lengths[ranker_text.stream] = max(lengths.get(ranker_text.stream, 0), config.ranker.max_length)
+    by_stream = {text.stream: text for text in (ranker_text, retriever_text)}
+    size = config.data.documents_per_shard
+    if size is None:
+        size = min(_MOST_DOCUMENTS, max(_FEWEST_DOCUMENTS, dataset.num_documents // _MOST_SHARDS))
+    tokenizations = tuple(
+        Tokenization(
+            TokenStream(stream, tokenizer_fingerprint(text.tokenizer), lengths[stream]),
+            partial(_token_ids, text.tokenizer, limit=lengths[stream]),
+        )
+        for stream, text in sorted(by_stream.items())
+    )
+    return CorpusPlan(dataset.fingerprint, config.data.template, size, tokenizations)
+
+
+def find_corpus(plan: CorpusPlan, dataset: Dataset, own: Path) -> Path | None:
+    """Return the folder of shards that serves a plan: a run's own, else one prepared beside the data, else None.
+
+    Args:
+        plan: What is needed.
+        dataset: The source, whose folder may hold `shards/NAME`.
+        own: Where a run writes shards that are nowhere else.
+    """
+    prepared = sorted(path.parent for path in (dataset.path / "shards").glob("*/manifest.json"))
+    for folder in (own, *prepared):
+        try:
+            if plan.is_served_by(CorpusManifest.load(folder)):
+                return folder
+        except ArtifactError:
+            continue  # there is none, or it is damaged
+    return None
+
+
+def write_corpus(
+    coordinator: Coordinator, plan: CorpusPlan, dataset: Dataset, own: Path, *, name: str
+) -> dict[str, Any]:
+    """Tokenise the corpus into shards with all ranks; what is there already is not written again.
+
+    Args:
+        coordinator: Between the ranks.
+        plan: What to write.
+        dataset: The source.
+        own: Where the shards go, unless the data folder holds shards that serve the plan.
+        name: Of the work, for progress and errors.
+
+    Returns:
+        Counts of documents, shards and tokens, the number of shards that were there, and the source's fingerprint.
+
+    Raises:
+        DataError: A document or a docid cannot be stored.
+    """
+
+    def look() -> str | None:
+        found = find_corpus(plan, dataset, own)
+        return None if found is None else str(found)
+
+    found = coordinator.only_rank_zero(f"{name}: look", look)
+    num_found = None if found else _write_missing(coordinator, plan, dataset, own, name)
+
+    def report() -> dict[str, Any]:
+        manifest = CorpusManifest.load(Path(found or own))
+        counts: dict[str, Any] = {"documents": manifest.num_documents, "shards": len(manifest.shards)}
+        counts |= {f"{stream}_tokens": number for stream, number in manifest.num_tokens.items()}
+        reused = len(manifest.shards) if num_found is None else num_found
+        return counts | {"reused_shards": reused, "_dataset_sha256": manifest.dataset_sha256}
+
+    result: dict[str, Any] = coordinator.only_rank_zero(f"{name}: report", report)
+    return result
+
+
+def _write_missing(coordinator: Coordinator, plan: CorpusPlan, dataset: Dataset, folder: Path, name: str) -> int:
+    """Write the shards that a folder lacks and publish; return how many it had."""
+    size = plan.documents_per_shard
+    num_shards = -(-dataset.num_documents // size)
+    made_of = {
+        "dataset_sha256": plan.dataset_sha256,
+        "template": plan.template,
+        "documents_per_shard": size,
+        "streams": [asdict(stream) for stream in plan.streams],
+    }
+
+    def begin() -> list[int]:
+        finished = begin_corpus(folder, made_of)
+        return [number for number in range(num_shards) if number not in finished]
+
+    missing: list[int] = coordinator.only_rank_zero(f"{name}: begin", begin)
+    with (
+        coordinator.agreement(f"{name}: write"),
+        progress_bar(name, num_shards, "shard", shown=coordinator.rank == 0) as bar,
+    ):
+        bar.update(num_shards - len(missing))
+        blocks = enumerate(_blocks(dataset.documents(), size))
+        for number in coordinator.hand_out(name, missing):  # ascending, so that one pass over the source serves all
+            block = next((block for found, block in blocks if found == number), None)
+            if block is None:
+                raise DataError(
+                    f"{dataset.path} ends before shard {number}",
+                    expected=f"{dataset.num_documents} documents, as when it was checked",
+                    remedy="leave the data as it is while a run reads it",
+                )
+            write_shard(block, folder, number, number * size, plan.tokenizations, plan.template)
+            bar.update(number + 1 - bar.n)
+
+    def publish() -> None:
+        publish_manifest(
+            folder,
+            (document.id for document in dataset.documents()),
+            dataset_sha256=plan.dataset_sha256,
+            template=plan.template,
+            streams=plan.streams,
+        )
+
+    coordinator.only_rank_zero(f"{name}: publish", publish)
+    return num_shards - len(missing)
+
+
+def _token_ids(tokenizer: Any, strings: list[str], limit: int) -> list[list[int]]:
+    if not strings:
+        return []
+    encoded = tokenizer(
+        strings, add_special_tokens=False, truncation=True, max_length=limit, return_attention_mask=False
+    )
+    ids: list[list[int]] = encoded["input_ids"]
+    return ids
+
+
+def _blocks(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
+    stream = iter(documents)
+    while block := list(islice(stream, size)):
+        yield block

@@ -1,0 +1,1 @@
+"""Index refresh: encode the corpus, index it, mine fresh candidates."""

@@ -1,0 +1,1 @@
+"""The commands beside training: each module is one of them."""

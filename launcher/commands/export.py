@@ -1,0 +1,39 @@
+"""`python -m launcher export RUN [--iteration T]`: write an iteration's models for other libraries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine.errors import ConfigError
+from engine.log import get_logger
+from engine.models.export import export_ranker, export_retriever
+from engine.models.weights import iteration_name
+from launcher.commands.finished import last_iteration, open_run
+
+log = get_logger(__name__)
+
+
+def export_run(path: Path, *, iteration: int | None, out: Path | None) -> None:
+    """Write retriever and ranker of a finished iteration.
+
+    Args:
+        path: The run folder.
+        iteration: 0 is the warm-up; None takes the newest finished one.
+        out: Folder that gets `retriever` and `ranker`; None for the run's own `export`.
+
+    Raises:
+        ConfigError: The folder holds no run, or the iteration is not finished.
+    """
+    run = open_run(path)
+    newest = last_iteration(run)
+    iteration = newest if iteration is None else iteration
+    name = iteration_name(iteration)
+    sources = {model: run.folder.weights(model, name) for model in ("retriever", "ranker")}
+    if not all(source.exists() for source in sources.values()):
+        raise ConfigError(
+            f"iteration {iteration} of {path} is not finished", expected=f"an iteration from 0 to {newest}"
+        )
+    target = out or run.folder.path / "export"
+    export_retriever(sources["retriever"], target / "retriever")
+    export_ranker(sources["ranker"], target / "ranker")
+    log.info("iteration %d exported to %s", iteration, target)

@@ -1,0 +1,68 @@
+"""Tokenised shards and the BM25 index beside the data, made once for all runs of recipes with the same tokenizers."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict
+from pathlib import Path
+
+from engine.config.file import load_config
+from engine.coordination.coordinator import Coordinator, LocalTransport
+from engine.data.corpus import model_texts
+from engine.data.tokenization import BM25_FOLDER, find_corpus, plan_corpus, write_corpus
+from engine.errors import ArtifactError, ConfigError
+from engine.log import get_logger
+from engine.retrievers.bm25 import BM25Searcher, build_bm25
+from shards.files import canonical_json
+from shards.formats import open_dataset
+from shards.manifest import CorpusManifest
+from shards.writer import render
+
+log = get_logger(__name__)
+
+
+def prepare_shards(data_path: Path, config_path: Path, words: list[str]) -> Path:
+    """Write the token shards of a recipe and the BM25 index of the corpus into a data folder.
+
+    A run whose tokenizers, lengths and template are served by them reads them in place. What is there already is not
+    made again, and an interrupted preparation goes on.
+
+    Args:
+        data_path: A data folder; the shards go to `shards/NAME` in it.
+        config_path: The recipe, for its models, lengths and template.
+        words: `key=value` words over the recipe.
+
+    Returns:
+        The folder of the shards.
+
+    Raises:
+        ConfigError: The recipe's models are random ones, whose tokenizer is learnt by each run.
+        DataError: The data cannot be read.
+        ModelError: A tokenizer cannot be loaded.
+    """
+    config = load_config(config_path, words)
+    names = config.retriever.name, config.ranker.name
+    if "random" in names:
+        raise ConfigError(
+            f"the models of {config_path} are random ones, whose tokenizer each run learns on its own corpus",
+            expected="models with a tokenizer of their own",
+            remedy="name a pre-trained retriever and ranker",
+        )
+    dataset = open_dataset(data_path, config.data.format)
+    plan = plan_corpus(config, dataset, model_texts(config, *names))
+    streams = [asdict(stream) for stream in plan.streams]
+    digest = hashlib.sha256(canonical_json([plan.template, plan.documents_per_shard, streams]).encode()).hexdigest()
+    own = data_path / "shards" / f"{config_path.stem}-{digest[:8]}"
+    coordinator = Coordinator(LocalTransport())
+    counts = write_corpus(coordinator, plan, dataset, own, name="shards")
+    folder = find_corpus(plan, dataset, own) or own
+    log.info("shards %s: %s", folder, "  ".join(f"{key} {n}" for key, n in counts.items() if key[0] != "_"))
+    made_of = {"corpus_sha256": CorpusManifest.load(folder).sha256}
+    try:
+        BM25Searcher.open(folder / BM25_FOLDER, metadata=made_of)
+        log.info("BM25 index %s: there already", folder / BM25_FOLDER)
+    except ArtifactError:
+        texts = (render(plan.template, document) for document in dataset.documents())
+        build_bm25(texts, folder / BM25_FOLDER, metadata=made_of)
+        log.info("BM25 index %s: written", folder / BM25_FOLDER)
+    return folder

@@ -1,0 +1,98 @@
+"""`python -m launcher search RUN ["question"]`: retrieve, re-rank, print.
+
+What a run leaves behind is a two-stage search engine over its corpus: the last retriever with its index, and the last
+ranker over what the retriever finds.
+"""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from pathlib import Path
+
+from engine.evaluation.evaluate import score_pairs
+from engine.models.weights import frozen_ranker, iteration_name
+from engine.refresh.refresh import open_searcher
+from launcher.commands.finished import data_of, last_iteration, open_run
+from shards.records import Query
+
+_SNIPPET_CHARACTERS = 220
+
+
+class SearchEngine:
+    """The models, index and corpus of a run, loaded once.
+
+    Args:
+        path: The run folder.
+
+    Raises:
+        ConfigError: The folder holds no run, or one that has not finished its warm-ups.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._run = open_run(path)
+        self.iteration = last_iteration(self._run)
+        name = iteration_name(self.iteration)
+        self._data = data_of(self._run, self.iteration)
+        self._searcher = open_searcher(self._run, self._data, self._run.folder, name)
+        self._ranker = frozen_ranker(self._run.config, self._run.folder.weights("ranker", name), self._run.device)
+
+    def search(self, question: str, top_k: int) -> list[tuple[float, float, str, str, str]]:
+        """Answer a question.
+
+        Args:
+            question: Any text.
+            top_k: Number of documents.
+
+        Returns:
+            (ranker score, retriever score, docid, title, text) of the best documents, best first.
+        """
+        query = Query("question", question)
+        settings = self._run.config.evaluation
+        # As deep as an evaluation searches, so that what was measured is what is served: an index that is asked for
+        # less re-scores fewer documents.
+        depth = min(max(top_k, settings.depth), self._data.shards.num_documents)
+        hits = self._searcher.search([query], depth)
+        reranked = hits.documents_QK[0, : max(top_k, settings.rerank_depth)]
+        documents = [int(document) for document in reranked if document >= 0]
+        scores = score_pairs(self._run, self._data, self._ranker, query, documents)
+        order = sorted(range(len(documents)), key=lambda place: -scores[place])[:top_k]
+        found = []
+        for place in order:
+            document = self._data.shards.document(documents[place])
+            retriever_score = float(hits.scores_QK[0, place])
+            found.append((scores[place], retriever_score, document.id, document.title, document.text))
+        return found
+
+
+def answer_questions(path: Path, question: str | None, *, top_k: int) -> None:
+    """Print the best documents for a question, or for each line read from the terminal.
+
+    Args:
+        path: The run folder.
+        question: None reads questions until an empty line or the end of the input.
+        top_k: Documents to print for each.
+    """
+    engine = SearchEngine(path)
+    if question is not None:
+        _print_results(engine, question, top_k)
+        return
+    interactive = sys.stdin.isatty()
+    if interactive:
+        print(f"Searching with iteration {engine.iteration} of {path}. An empty line ends.")
+    while True:
+        if interactive:
+            print("\n> ", end="", flush=True)
+        line = sys.stdin.readline()
+        if not line.strip():
+            return
+        _print_results(engine, line.strip(), top_k)
+
+
+def _print_results(engine: SearchEngine, question: str, top_k: int) -> None:
+    print(f"\n{question}\n  ranker  retriever")
+    for ranker_score, retriever_score, docid, title, text in engine.search(question, top_k):
+        print(f"{ranker_score:8.3f}  {retriever_score:9.3f}  {title or docid}")
+        snippet = textwrap.shorten(" ".join(text.split()), _SNIPPET_CHARACTERS, placeholder=" ...")
+        for line in textwrap.wrap(snippet, 96):
+            print(f"{'':21}{line}")

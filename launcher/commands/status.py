@@ -1,0 +1,252 @@
+"""`python -m launcher status RUN`: what a run does right now, or why it stopped, from any terminal.
+
+Everything is read from small files: the ledger, the heartbeats, the lock, the commit records of checkpoints and the
+last error. Nothing is changed, and the run notices nothing. What was submitted to SLURM is asked of SLURM as well; a
+sweep's folder shows its tasks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import yaml
+from tabulate import tabulate
+
+from engine.config.file import parse_config
+from engine.config.recipe import Config
+from engine.errors import ConfigError
+from engine.reliability.failure import Failure, last_failure
+from engine.reliability.heartbeat import ENDED, STOPPING, Beat, beat_path, own_place, process_is_alive, read_beats
+from engine.reliability.preemption import EXIT_PREEMPTED
+from engine.reliability.run_lock import Holder, read_holder
+from engine.run import RunFolder, format_seconds
+from launcher.ending import EXIT_REFUSED
+from launcher.slurm.job import Submitted, ask, is_finished, job_lines, read_submitted, sweep_rows
+from shards.files import read_json
+
+RUNNING, FINISHED, STOPPED, SILENT = 0, 3, 4, 5
+"""Exit codes: it runs; it has finished; it stopped before its end; it runs, but a rank gives no sign."""
+
+_OF_EACH_ITERATION = ("retriever", "encode", "index", "candidates", "ranker", "evaluate")
+_MISSED_BEATS = 6
+_LAST_STAGE = "export"
+
+
+@dataclass(frozen=True)
+class State:
+    """All that is known of a run from its folder."""
+
+    folder: RunFolder
+    config: Config
+    ledger: Mapping[str, Any]
+    beats: Sequence[Beat]
+    holder: Holder | None
+    failure: Failure | None
+    """Of the newest start; None where it has none."""
+
+    @property
+    def silence_seconds(self) -> float:
+        """How old a heartbeat may be."""
+        return _MISSED_BEATS * self.config.run.heartbeat_seconds
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a start works in the folder."""
+        if self.holder is None:
+            return False
+        if self.holder.place == own_place():
+            return process_is_alive(self.holder.pid)
+        with contextlib.suppress(OSError):
+            return time.time() - self.folder.lock.stat().st_mtime < self.silence_seconds
+        return False
+
+    def age(self, beat: Beat) -> float:
+        """Return the seconds since a heartbeat was written, by the clock of the file system."""
+        with contextlib.suppress(OSError):
+            return max(0.0, time.time() - beat_path(self.folder.path / "heartbeats", beat.rank).stat().st_mtime)
+        return 0.0
+
+    @property
+    def code(self) -> int:
+        """One of the exit codes above."""
+        if not self.is_held:
+            return FINISHED if _LAST_STAGE in self.ledger else STOPPED
+        lost = [beat for beat in self.beats if beat.state != ENDED and self.age(beat) > self.silence_seconds]
+        return SILENT if lost else RUNNING
+
+
+def show_status(path: Path) -> int:
+    """Print what a run does and return the exit code: 0 running, 3 finished, 4 stopped, 5 a rank gives no sign.
+
+    Args:
+        path: The run folder.
+
+    Raises:
+        ConfigError: The folder holds no run.
+        ArtifactError: The ledger is damaged.
+    """
+    submitted = read_submitted(path.absolute())
+    if submitted is not None and submitted.tasks is not None:
+        return _show_sweep(path.absolute(), submitted, submitted.tasks)
+    state = read_state(path)
+    rows = [(name, text) for name, text in _lines(state) if text]
+    print(tabulate(rows, tablefmt="plain"))
+    if state.beats:
+        print()
+        print(tabulate([_rank_row(state, beat) for beat in state.beats], headers="keys", tablefmt="simple"))
+    return state.code
+
+
+def _show_sweep(folder: Path, submitted: Submitted, tasks: Mapping[str, str]) -> int:
+    print(f"sweep {folder}, job {submitted.id}\n")
+    print(tabulate(sweep_rows(folder, submitted), headers="keys", tablefmt="simple", disable_numparse=True))
+    if all(is_finished(Path(run)) for run in tasks.values()):
+        return FINISHED
+    return RUNNING if any(known.state == "RUNNING" for known in ask(submitted)) else STOPPED
+
+
+def read_state(path: Path) -> State:
+    """Read everything that `show_status` prints.
+
+    Raises:
+        ConfigError: The folder holds no run.
+        ArtifactError: The ledger is damaged.
+    """
+    folder = RunFolder(path.absolute())
+    if not folder.config.exists():
+        raise ConfigError(f"{path} holds no run", expected="a folder with a config.yaml that a run wrote")
+    config = parse_config(yaml.safe_load(folder.config.read_text(encoding="utf-8")), origin=str(folder.config))
+    ledger = read_json(folder.ledger, "the ledger of finished stages")["stages"] if folder.ledger.exists() else {}
+    starts = read_json(folder.starts, "the record of starts") if folder.starts.exists() else []
+    newest = starts[-1].get("nonce") if starts else None
+    failure = last_failure(folder.path)
+    return State(
+        folder,
+        config,
+        ledger,
+        [beat for beat in read_beats(folder.path / "heartbeats") if beat.attempt == newest],
+        read_holder(folder.lock),
+        failure if failure is not None and failure.attempt == newest else None,
+    )
+
+
+def seconds_left_in_stage(beat: Beat) -> float | None:
+    """Return the time that the present stage still takes at its present speed; None where that is not known."""
+    return (beat.total - beat.done) / beat.speed if beat.speed and beat.total else None
+
+
+def seconds_left_in_run(config: Config, ledger: Mapping[str, Any], beat: Beat | None) -> tuple[float, bool]:
+    """Estimate what the iterations of the game still take, from what the finished ones took.
+
+    Args:
+        config: For the number of iterations.
+        ledger: Finished stages with their seconds.
+        beat: Rank 0's, for the stage that runs.
+
+    Returns:
+        Seconds, and whether that is all: False where some stage has no example yet or lies outside the game.
+    """
+    total, complete = 0.0, _LAST_STAGE in ledger or "evaluate/0" in ledger
+    running = beat.stage if beat is not None else ""
+    for kind in _OF_EACH_ITERATION:
+        taken = {
+            int(name.split("/")[1]): entry["seconds"]
+            for name, entry in ledger.items()
+            if name.split("/")[0] == kind and name.split("/")[-1].isdigit()
+        }
+        num_left = config.ar2.iterations - sum(1 for iteration in taken if iteration > 0)
+        if running.split("/")[0] == kind and beat is not None and (left := seconds_left_in_stage(beat)) is not None:
+            total, num_left = total + left, num_left - 1
+        if num_left > 0 and taken:
+            total += num_left * mean(taken.values())
+        complete = complete and (num_left <= 0 or bool(taken))
+    return total, complete
+
+
+def _lines(state: State) -> list[tuple[str, str]]:
+    first = state.beats[0] if state.beats else None
+    code = state.code
+    lines = [("run", str(state.folder.path)), ("state", _in_words(state, code)), *job_lines(state.folder.path)]
+    if code in {RUNNING, SILENT} and first is not None:
+        speed = f", {first.speed:.3g} {first.unit}s a second" if first.speed else ""
+        left = seconds_left_in_stage(first)
+        lines.append(("stage", first.where + speed + (f", {format_seconds(left)} left" if left is not None else "")))
+        seconds, complete = seconds_left_in_run(state.config, state.ledger, first)
+        if seconds > 0:
+            lines.append(("iterations", f"{'about' if complete else 'at least'} {format_seconds(seconds)} left"))
+    elif code == STOPPED and first is not None:
+        lines.append(("stopped", first.where))
+    if code != FINISHED and first is not None and first.last_point:
+        lines.append(("last barrier", first.last_point))
+    finished = list(state.ledger.items())
+    if finished:
+        name, entry = finished[-1]
+        lines.append(("finished", f"{len(finished)} stages, the last {name} in {format_seconds(entry['seconds'])}"))
+    lines += [("checkpoint", text) for text in _checkpoints(state.folder)]
+    if state.failure is not None and state.failure.code != EXIT_PREEMPTED:
+        lines.append(("last error", _error(state.failure)))
+    return lines
+
+
+def _in_words(state: State, code: int) -> str:
+    holder, failure = state.holder, state.failure
+    if code in {RUNNING, SILENT} and holder is not None:
+        ranks = f"{holder.num_ranks} rank{'s' * (holder.num_ranks > 1)}"
+        words = [f"running: {ranks}, pid {holder.pid} on {holder.host} since {holder.started}"]
+        words += ["a rank gives no sign"] * (code == SILENT)
+        words += ["asked to stop"] * any(beat.state == STOPPING for beat in state.beats)
+        return "; ".join(words)
+    if code == FINISHED:
+        return "finished"
+    go_on = "the same command goes on"
+    if failure is not None and failure.code == EXIT_PREEMPTED:
+        return f"stopped because it was asked to; {go_on}"
+    if failure is not None:
+        once = "once that is mended, " if failure.code == EXIT_REFUSED else ""
+        return f"failed with exit code {failure.code}; {once}{go_on}"
+    if not state.beats and read_submitted(state.folder.path) is not None:
+        return "submitted; no rank has opened the run folder yet"
+    if not state.beats:
+        return f"not running; {go_on}"
+    codes = {beat.code for beat in state.beats if beat.state == ENDED}
+    how = f"ended with exit code {max(code or 0 for code in codes)}" if codes else "killed without a word"
+    return f"not running: {how}; {go_on}"
+
+
+def _error(failure: Failure) -> str:
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(failure.time))
+    where = f"rank {failure.rank} on {failure.host}, {failure.stage or 'between stages'}, {failure.step} done"
+    return f"{when}, {where}\n{failure.kind}: {failure.message}"
+
+
+def _checkpoints(folder: RunFolder) -> list[str]:
+    found = []
+    for model in sorted(folder.checkpoints.glob("*/")):
+        for commit in sorted(model.glob("[0-9]*/COMMIT.json"), reverse=True):
+            with contextlib.suppress(OSError, ValueError, KeyError):  # an older one, deleted this moment
+                position = json.loads(commit.read_text(encoding="utf-8"))["position"]
+                age = format_seconds(max(0.0, time.time() - commit.stat().st_mtime))
+                found.append(f"{model.name}: {position['stage']}, step {position['step']}, {age} ago")
+                break
+    return found
+
+
+def _rank_row(state: State, beat: Beat) -> dict[str, str]:
+    gone = beat.state != ENDED and beat.process_is_gone
+    ended = f"ended with {beat.code}" if beat.state == ENDED else beat.state
+    return {
+        "rank": str(beat.rank),
+        "host": beat.host,
+        "pid": str(beat.pid),
+        "heartbeat": f"{format_seconds(state.age(beat))} ago",
+        "state": "process is gone" if gone else ended,
+        "where": beat.where + (f" for {beat.waiting_seconds:g} s" if beat.waiting_for else ""),
+        "function": beat.at,
+    }

@@ -1,0 +1,100 @@
+"""The configuration: merging, naming of mistakes, comparison."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine.config.file import differences, dump_config, load_config, parse_config
+from engine.config.recipe import Config
+from engine.errors import ConfigError
+
+CONFIGS = Path(__file__).resolve().parents[4] / "configs"
+SMALLEST = {"run": {"path": "r"}, "retriever": {"name": "g"}, "ranker": {"name": "d"}}
+
+
+def test_words_of_the_command_line_win_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("run: {path: r, seed: 1}\nretriever: {name: g}\nranker: {name: d}\n")
+    config = load_config(file, ["run.seed=7", "ar2.ranker.optim.lr=1e-6", "data.path=/x=y", "retriever.tied=false"])
+    assert (config.run.seed, config.ar2.ranker.optim.lr, config.data.path) == (7, 1e-6, Path("/x=y"))
+    assert config.retriever.tied is False
+
+
+def test_an_unknown_key_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"unknown key 'ar2.num_negative', did you mean 'ar2.num_negatives'"):
+        parse_config(SMALLEST | {"ar2": {"num_negative": 3}}, "c")
+
+
+def test_all_problems_are_named_at_once() -> None:
+    broken = SMALLEST | {"ranker": {"max_length": "long"}, "index": {"placement": "cloud"}}
+    with pytest.raises(ConfigError) as caught:
+        parse_config(broken, "c")
+    for part in ("3 problems", "ranker.max_length", "'long'", "'ranker.name' is not given", "index.placement"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("ar2", {"num_negatives": 15, "top_k": 10}, "must be at most ar2.top_k"),
+        ("warmup_retriever", {"hard_negatives": 5, "bm25_depth": 4}, "at most warmup_retriever.bm25_depth"),
+        ("evaluation", {"depth": 10, "rerank_depth": 20}, "deeper than evaluation.depth"),
+        ("retriever", {"name": "g", "max_length": 16}, "exceeds retriever.max_length"),
+    ],
+)
+def test_values_that_contradict_each_other(section: str, values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_config(SMALLEST | {section: values}, "c")
+
+
+def test_a_missing_file_and_a_word_without_value(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no configuration file"):
+        load_config(tmp_path / "none.yaml")
+    file = tmp_path / "c.yaml"
+    file.write_text("run: {path: r}\n")
+    with pytest.raises(ConfigError, match="'seed' is no override"):
+        load_config(file, ["seed"])
+    file.write_text("run: [1")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(file)
+
+
+def test_what_is_written_reads_back_equal(tmp_path: Path) -> None:
+    config = load_config(CONFIGS / "tiny.yaml", ["data.path=/tmp/x"])
+    (tmp_path / "c.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "c.yaml") == config
+
+
+def test_differences_leave_out_what_changes_no_result_but_not_the_seed() -> None:
+    config = parse_config(SMALLEST, "c")
+    moved = parse_config(SMALLEST | {"run": {"path": "elsewhere", "log_every_steps": 1}}, "c")
+    reseeded = parse_config(SMALLEST | {"run": {"path": "r", "seed": 3}}, "c")
+    assert differences(moved, config) == []
+    assert differences(reseeded, config) == ["run.seed: 42 -> 3"]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_is_valid(path: Path) -> None:
+    assert isinstance(load_config(path), Config)
+
+
+@pytest.mark.parametrize(
+    ("name", "retriever_lr", "ranker_lr"), [("nq", 1e-5, 1e-6), ("triviaqa", 1e-5, 1e-6), ("msmarco", 5e-6, 5e-7)]
+)
+def test_the_presets_hold_the_numbers_of_table_9(name: str, retriever_lr: float, ranker_lr: float) -> None:
+    game = load_config(CONFIGS / f"ar2_{name}.yaml").ar2
+    assert (game.iterations, game.retriever.steps, game.ranker.steps) == (10, 1500, 500)
+    assert (game.num_negatives, game.top_k, game.retriever.batch_size, game.ranker.batch_size) == (15, 100, 64, 64)
+    assert (game.retriever.optim.lr, game.ranker.optim.lr) == (retriever_lr, ranker_lr)
+
+
+def test_the_index_may_be_named_alone(tmp_path: Path) -> None:
+    """`index: auto` is how a recipe is written by hand; single settings still go below it."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text("run: {path: runs/x}\nretriever: {name: a}\nranker: {name: b}\nindex: Flat\n")
+    assert load_config(path).index.factory == "Flat"
+    assert load_config(path, ["index=auto"]).index.factory == "auto"
+    index = load_config(path, ["index.memory_gib=4"]).index
+    assert (index.factory, index.memory_gib) == ("Flat", 4.0)

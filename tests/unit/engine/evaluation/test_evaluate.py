@@ -1,0 +1,218 @@
+"""Rankings are re-ordered and measured as the tables of the paper have them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.evaluation import evaluate
+from engine.evaluation.evaluate import (
+    _mean_entropy,
+    _record,
+    evaluate_ranker,
+    rerank,
+    retrieve,
+    split_queries,
+    summary_table,
+)
+from engine.evaluation.measures import read_trec
+from engine.run import Run, Stage
+from engine.search import Hits
+from shards.files import write_json
+from shards.records import Document, Query
+
+Open = Callable[..., Run]
+DOCIDS = [f"d{number}" for number in range(12)]
+
+
+def data_of(num_queries: int = 3, answers: tuple[str, ...] = ()) -> Any:
+    """Query qi has the one positive di."""
+    queries = {f"q{row}": Query(f"q{row}", f"question {row}", answers) for row in range(num_queries)}
+    qrels = {f"q{row}": {f"d{row}": 1} for row in range(num_queries)}
+    shards = SimpleNamespace(
+        docids=DOCIDS,
+        num_documents=len(DOCIDS),
+        index_of=DOCIDS.index,
+        document=lambda index: Document(DOCIDS[index], "", "in Paris" if index % 2 else "elsewhere"),
+    )
+    dataset = SimpleNamespace(
+        queries=queries, qrels={"dev": qrels, "test": qrels}, positives=lambda split, qid: list(qrels[qid])
+    )
+    return SimpleNamespace(
+        dataset=dataset, shards=shards, queries_of=lambda split, limit, seed: list(queries.values())[:limit]
+    )
+
+
+def scores_by(preference: dict[str, float]) -> Callable[..., list[float]]:
+    """Stands for the ranker: a fixed score for each document."""
+
+    def score_pairs(run: Run, data: Any, ranker: Any, query: Query, documents: Sequence[int]) -> list[float]:
+        return [preference[DOCIDS[document]] for document in documents]
+
+    return score_pairs
+
+
+def order_of(ranking: dict[str, float]) -> list[str]:
+    return sorted(ranking, key=lambda docid: -ranking[docid])
+
+
+# --- re-ranking ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lowest", [-5.0, 40.0])
+def test_the_top_is_reordered_and_what_lies_deeper_keeps_its_order_below(
+    open_run: Open, monkeypatch: pytest.MonkeyPatch, lowest: float
+) -> None:
+    """Symptom guarded against: with raw logits below the retriever's scores, unscored documents come out on top."""
+    preference = {docid: lowest + place for place, docid in enumerate(DOCIDS)}
+    monkeypatch.setattr(evaluate, "score_pairs", scores_by(preference))
+    run = open_run("evaluation.rerank_depth=3", "evaluation.depth=6")
+    found = {"q0": {docid: 9.0 - place for place, docid in enumerate(DOCIDS[:6])}}
+    data = data_of(1)
+    ranking = rerank(Stage(run, "evaluate/1"), data, None, list(data.dataset.queries.values()), found, "D")
+    assert order_of(ranking["q0"]) == ["d2", "d1", "d0", "d3", "d4", "d5"]
+    assert [ranking["q0"][docid] for docid in ("d2", "d1", "d0")] == [lowest + 2, lowest + 1, lowest]
+
+
+def test_equal_scores_keep_the_retrievers_order(open_run: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "score_pairs", scores_by(dict.fromkeys(DOCIDS, 0.5)))
+    run = open_run("evaluation.rerank_depth=4")
+    found = {"q0": {"d3": 4.0, "d1": 3.0, "d7": 2.0, "d2": 1.0}}
+    data = data_of(1)
+    ranking = rerank(Stage(run, "evaluate/1"), data, None, list(data.dataset.queries.values()), found, "D")
+    assert order_of(ranking["q0"]) == ["d3", "d1", "d7", "d2"]
+
+
+def test_a_ranking_shorter_than_the_depth_is_reranked_whole(open_run: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "score_pairs", scores_by({"d0": 1.0, "d1": 2.0}))
+    data = data_of(2)
+    found = {"q0": {"d0": 0.2, "d1": 0.1}, "q1": {}}
+    ranking = rerank(Stage(open_run(), "evaluate/1"), data, None, list(data.dataset.queries.values()), found, "D")
+    assert order_of(ranking["q0"]) == ["d1", "d0"]
+    assert ranking["q1"] == {}
+
+
+# --- retrieving ------------------------------------------------------------------------------------------------------
+
+
+class Finder:
+    """Finds the documents from the last to the first, and has only four of them."""
+
+    source = "dense"
+
+    def __init__(self) -> None:
+        self.depths: list[int] = []
+
+    def search(self, queries: Sequence[Query], top_k: int) -> Hits:
+        self.depths.append(top_k)
+        row = np.full(top_k, -1, dtype=np.int64)
+        row[:4] = [11, 10, 9, 8]
+        scores = np.where(row >= 0, row, -np.inf).astype(np.float32)
+        return Hits(np.tile(row, (len(queries), 1)), np.tile(scores, (len(queries), 1)))
+
+
+def test_retrieving_names_documents_and_leaves_out_empty_places(open_run: Open) -> None:
+    data, finder = data_of(2), Finder()
+    queries = list(data.dataset.queries.values())
+    ranking = retrieve(Stage(open_run("evaluation.depth=100"), "evaluate/1"), data, finder, queries, "G")
+    assert ranking == {qid: {"d11": 11.0, "d10": 10.0, "d9": 9.0, "d8": 8.0} for qid in ("q0", "q1")}
+    assert finder.depths == [len(DOCIDS)], "no deeper than the corpus"
+
+
+def test_each_split_has_its_own_limit(open_run: Open) -> None:
+    run, data = open_run("evaluation.max_dev_queries=1", "evaluation.max_test_queries=2"), data_of(3)
+    assert [len(split_queries(run, data, split)) for split in ("dev", "test")] == [1, 2]
+
+
+# --- recording -------------------------------------------------------------------------------------------------------
+
+
+def record(run: Run, data: Any, ranking: dict[str, dict[str, float]], system: str = "G", iteration: int = 1) -> Any:
+    return _record(Stage(run, "evaluate/1"), data, run.folder, ranking, system, "G", iteration, "dev")
+
+
+def test_a_record_is_a_row_a_trec_file_and_points_of_a_curve(open_run: Open) -> None:
+    run, data = open_run(), data_of(2)
+    shown = record(run, data, {"q0": {"d0": 2.0, "d1": 1.0}, "q1": {"d5": 3.0, "d1": 1.0}})
+    (row,) = json.loads(run.folder.summary.read_text())
+    assert {key: row[key] for key in ("system", "retriever", "iteration", "split")} == {
+        **{"system": "G", "retriever": "G"},
+        **{"iteration": 1, "split": "dev"},
+    }
+    assert row["metrics"]["R@1"] == 0.5
+    assert row["metrics"]["MRR@10"] == 0.75
+    assert shown["G MRR@10"] == 0.75
+    assert read_trec(run.folder.results / "dev-G-001.trec")["q1"] == {"d5": 3.0, "d1": 1.0}
+    line = json.loads((run.folder.path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (line["step"], line["dev/retriever/MRR@10"]) == (1, 0.75)
+    assert "A@1" not in row["metrics"], "there are no answers"
+
+
+def test_a_row_that_is_measured_again_is_replaced(open_run: Open) -> None:
+    run, data = open_run(), data_of(1)
+    record(run, data, {"q0": {"d5": 1.0}})
+    record(run, data, {"q0": {"d5": 1.0}}, system="D")
+    record(run, data, {"q0": {"d0": 1.0}})
+    rows = json.loads(run.folder.summary.read_text())
+    assert [(row["system"], row["metrics"]["R@1"]) for row in rows] == [("D", 0.0), ("G", 1.0)]
+
+
+def test_answers_are_looked_for_in_the_documents(open_run: Open) -> None:
+    run = open_run()
+    record(run, data_of(2, ("Paris",)), {"q0": {"d2": 3.0, "d4": 2.0, "d1": 1.0}, "q1": {"d3": 1.0}})
+    (row,) = json.loads(run.folder.summary.read_text())
+    assert (row["metrics"]["A@1"], row["metrics"]["A@5"]) == (0.5, 1.0)
+
+
+def test_a_split_without_queries_is_not_measured(open_run: Open) -> None:
+    data = SimpleNamespace(queries_of=lambda split, limit, seed: [])
+    run = open_run()
+    assert evaluate_ranker(Stage(run, "evaluate/1"), data, run.folder, "D", "G", 1, "dev") == {}  # type: ignore[arg-type]
+    assert not run.folder.summary.exists()
+
+
+# --- entropy and the table -------------------------------------------------------------------------------------------
+
+
+def test_entropy_is_that_of_the_top_fifteen() -> None:
+    """AR2 Table 6."""
+    even = {"q0": {f"d{number}": 1.0 for number in range(40)}}
+    assert _mean_entropy(even, 1.0) == pytest.approx(math.log(15))
+    sure = {"q0": {"d0": 1000.0, "d1": 0.0}}
+    assert _mean_entropy(sure, 1.0) == pytest.approx(0.0, abs=1e-9)
+    assert _mean_entropy(even | {"q1": sure["q0"]}, 1.0) == pytest.approx(math.log(15) / 2)
+    tilted = {"q0": {"d0": 1.0, "d1": 0.0}}
+    p = 1 / (1 + math.exp(-2))
+    assert _mean_entropy(tilted, 2.0) == pytest.approx(-p * math.log(p) - (1 - p) * math.log(1 - p))
+
+
+def test_the_table_shows_the_rows_in_the_order_of_the_run(open_run: Open) -> None:
+    run = open_run()
+    run.folder.results.mkdir()
+    rows = [
+        {"system": system, "retriever": retriever, "iteration": iteration, "split": split, "metrics": {"MRR@10": value}}
+        for system, retriever, iteration, split, value in [
+            ("D", "G", 1, "test", 0.9),
+            ("G", "G", 1, "dev", 0.5),
+            ("D0", "G0", 0, "dev", 0.4),
+            ("G0", "G0", 0, "dev", 0.3),
+            ("D", "G", 1, "dev", 0.6),
+            ("zero-shot", "zero-shot", None, "dev", 0.2),
+            ("BM25", "BM25", None, "dev", 0.12345),
+        ]
+    ]
+    write_json(run.folder.summary, rows)
+    lines = summary_table(run.folder).splitlines()[2:]
+    assert [line.split()[-1] for line in lines] == ["0.123", "0.200", "0.300", "0.400", "0.500", "0.600", "0.900"]
+    assert "G0 top" in lines[3]
+    assert "top" not in lines[2]
+
+
+def test_without_results_the_table_is_empty(open_run: Open) -> None:
+    assert "BM25" not in summary_table(open_run().folder)

@@ -1,0 +1,298 @@
+"""Every document is encoded once, in its place, whatever it was batched with."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import BertTokenizer
+
+from engine.errors import ArtifactError, TrainingError
+from engine.models.encode import _compute_queued, batches_by_length, encode_documents, encode_queries
+from engine.models.template import InputTemplate
+from shards.embeddings import EmbeddingStore, Stamp, part_is_complete
+from shards.manifest import TokenStream
+from shards.reader import CorpusShards
+from shards.records import Document
+from shards.writer import Tokenization, publish_manifest, write_shard
+
+CPU = torch.device("cpu")
+WORDS = [f"w{number}" for number in range(40)]
+VOCAB = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
+LENGTHS = (3, 30, 1, 12, 7, 25, 2, 9, 18, 5, 16)
+MAX_LENGTH, BUDGET, D = 20, 64, 6
+TABLE_VD = torch.from_numpy(np.random.default_rng(0).standard_normal((len(VOCAB), D))).float()
+
+
+class Recorder:
+    """An encoder that adds up a vector a token, so that padding or a wrong order would show, and notes its batches."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self.batches: list[tuple[int, ...]] = []
+        self.scale = scale
+
+    def __call__(self, batch: dict[str, Tensor]) -> Tensor:
+        assert torch.is_inference_mode_enabled()
+        self.batches.append(tuple(batch["input_ids"].shape))
+        return self.scale * (TABLE_VD[batch["input_ids"]] * batch["attention_mask"].unsqueeze(-1)).sum(1)
+
+
+def refuse(batch: dict[str, Tensor]) -> Tensor:
+    raise AssertionError("nothing was to be encoded")
+
+
+@pytest.fixture(scope="module")
+def template() -> InputTemplate:
+    return InputTemplate.from_tokenizer(BertTokenizer(vocab=VOCAB))
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> CorpusShards:
+    folder = tmp_path / "shards"
+    rng = np.random.default_rng(1)
+    documents = [Document(f"d{i}", "", " ".join(rng.choice(WORDS, length))) for i, length in enumerate(LENGTHS)]
+    stream = TokenStream("retriever", "a" * 64, 28)
+    tokenization = Tokenization(stream, lambda texts: [[VOCAB[word] for word in text.split()] for text in texts])
+    for number, (first, last) in enumerate([(0, 6), (6, 7), (7, 11)]):
+        write_shard(documents[first:last], folder, number, first, [tokenization], "{text}")
+    docids = [document.id for document in documents]
+    publish_manifest(folder, docids, dataset_sha256="b" * 64, template="{text}", streams=[stream])
+    return CorpusShards.open(folder)
+
+
+def stamp_of(shards: CorpusShards, weights: str = "c" * 64) -> Stamp:
+    return Stamp("1", weights, shards.manifest.sha256)
+
+
+def expected_of(ids: list[int]) -> np.ndarray:
+    cut = [VOCAB["[CLS]"], *ids[: MAX_LENGTH - 2], VOCAB["[SEP]"]]
+    return TABLE_VD[cut].sum(0).numpy()
+
+
+def run(encoder: object, template: InputTemplate, shards: CorpusShards, folder: Path, **changes: object) -> list[tuple]:
+    seen: list[tuple[int, int]] = []
+    settings = {
+        "shard_numbers": [0, 1, 2],
+        "stamp": stamp_of(shards),
+        "max_length": MAX_LENGTH,
+        "tokens_per_batch": BUDGET,
+        "dtype": "float32",
+        "device": CPU,
+        "progress": lambda documents, tokens: seen.append((documents, tokens)),
+    } | changes
+    numbers, stamp = settings.pop("shard_numbers"), settings.pop("stamp")
+    encode_documents(encoder, template, shards, "retriever", numbers, folder, stamp, **settings)  # type: ignore[arg-type]
+    return seen
+
+
+def test_documents_are_encoded_in_their_places(template: InputTemplate, shards: CorpusShards, tmp_path: Path) -> None:
+    encoder = Recorder()
+    seen = run(encoder, template, shards, tmp_path / "e")
+    store = EmbeddingStore.open(tmp_path / "e", shards.manifest, stamp_of(shards), verify=True)
+    expected = [expected_of(shards.tokens(index, "retriever").tolist()) for index in range(len(LENGTHS))]
+    np.testing.assert_allclose(store.rows(np.arange(len(LENGTHS))), expected, rtol=1e-5, atol=1e-5)
+    assert store.dtype == "float32"
+    assert all(rows * length <= BUDGET for rows, length in encoder.batches)
+    assert len(encoder.batches) < len(LENGTHS)
+    assert sum(documents for documents, _ in seen) == len(LENGTHS)
+    assert sum(tokens for _, tokens in seen) == sum(min(length, 28, MAX_LENGTH - 2) + 2 for length in LENGTHS)
+
+
+def test_a_pass_goes_on_where_it_stopped(template: InputTemplate, shards: CorpusShards, tmp_path: Path) -> None:
+    run(Recorder(), template, shards, tmp_path / "e", shard_numbers=[0, 2])
+    encoder = Recorder()
+    seen = run(encoder, template, shards, tmp_path / "e")
+    assert len(encoder.batches) == 1  # shard 1 alone, of one document
+    assert [entry for entry in seen if entry[1] == 0] == [(6, 0), (4, 0)]
+    run(refuse, template, shards, tmp_path / "e")
+
+
+def test_other_weights_encode_everything_again(template: InputTemplate, shards: CorpusShards, tmp_path: Path) -> None:
+    run(Recorder(), template, shards, tmp_path / "e")
+    newer = stamp_of(shards, "d" * 64)
+    run(Recorder(scale=2.0), template, shards, tmp_path / "e", stamp=newer)
+    rows = EmbeddingStore.open(tmp_path / "e", shards.manifest, newer).rows(np.array([4]))
+    np.testing.assert_allclose(rows[0], 2 * expected_of(shards.tokens(4, "retriever").tolist()), rtol=1e-5, atol=1e-5)
+
+
+def test_a_damaged_shard_is_found_before_it_is_encoded(
+    template: InputTemplate, shards: CorpusShards, tmp_path: Path
+) -> None:
+    tar = shards.folder / "000002.tar"
+    content = bytearray(tar.read_bytes())
+    content[-12 * 1024 :] = bytes(12 * 1024)
+    tar.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"000002\.tar"):
+        run(refuse, template, shards, tmp_path / "e", shard_numbers=[2])
+
+
+def test_what_float16_cannot_hold_is_an_error(template: InputTemplate, shards: CorpusShards, tmp_path: Path) -> None:
+    run(Recorder(), template, shards, tmp_path / "e", dtype="float16")
+    assert EmbeddingStore.open(tmp_path / "e", shards.manifest, stamp_of(shards)).dtype == "float16"
+    with pytest.raises(ArtifactError, match="not finite"):
+        run(Recorder(scale=1e6), template, shards, tmp_path / "f", dtype="float16")
+
+
+def test_queries_come_back_in_the_given_order(template: InputTemplate) -> None:
+    rng = np.random.default_rng(2)
+    queries = [rng.integers(5, len(VOCAB), length).tolist() for length in (4, 0, 17, 1, 40, 9)]
+    found_QD = encode_queries(Recorder(), template, queries, max_length=MAX_LENGTH, tokens_per_batch=BUDGET, device=CPU)
+    assert found_QD.dtype == np.float32
+    np.testing.assert_allclose(found_QD, [expected_of(ids) for ids in queries], rtol=1e-5, atol=1e-5)
+
+
+def test_the_next_shard_is_asked_for_when_the_last_is_written(
+    template: InputTemplate, shards: CorpusShards, tmp_path: Path
+) -> None:
+    """A rank that took shards early would sit on work that a faster one could do."""
+    taken: list[int] = []
+
+    def hand_out() -> Iterator[int]:
+        for number in (2, 0, 1):
+            assert all(part_is_complete(tmp_path / "e", shards.manifest.shards[one], stamp_of(shards)) for one in taken)
+            taken.append(number)
+            yield number
+
+    run(Recorder(), template, shards, tmp_path / "e", shard_numbers=hand_out())
+    assert taken == [2, 0, 1]
+    assert EmbeddingStore.open(tmp_path / "e", shards.manifest, stamp_of(shards)).num_documents == len(LENGTHS)
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_every_thread_encodes_batches_of_its_own(template: InputTemplate) -> None:
+    meeting, seen = threading.Barrier(3, timeout=30), []
+
+    def encoder(batch: dict[str, Tensor]) -> Tensor:
+        seen.append((threading.get_ident(), torch.get_num_threads()))
+        meeting.wait()  # ends only when three batches are computed at the same time
+        return Recorder()(batch)
+
+    encode_queries(encoder, template, [[5] * 6] * 3, max_length=8, tokens_per_batch=8, device=CPU)
+    assert len({thread for thread, _ in seen}) == 3
+    assert {threads for _, threads in seen} == {1}
+    assert torch.get_num_threads() == 3
+    later: list[int] = []
+    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert later == [3]
+
+
+def test_a_forward_on_the_cpu_stays_small(template: InputTemplate) -> None:
+    encoder = Recorder()
+    encode_queries(encoder, template, [[5] * 30] * 100, max_length=32, tokens_per_batch=10_000, device=CPU)
+    assert sorted(encoder.batches) == [(4, 32), (32, 32), (32, 32), (32, 32)]
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_progress_is_told_by_one_thread(template: InputTemplate, shards: CorpusShards, tmp_path: Path) -> None:
+    """A progress bar that threads move at the same time prints over itself."""
+    callers = set()
+    run(
+        Recorder(),
+        template,
+        shards,
+        tmp_path / "e",
+        progress=lambda _documents, _tokens: callers.add(threading.get_ident()),
+    )
+    assert callers == {threading.get_ident()}
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_an_error_of_one_batch_stops_the_others(template: InputTemplate) -> None:
+    calls: list[int] = []
+
+    def encoder(batch: dict[str, Tensor]) -> Tensor:
+        calls.append(1)
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        encode_queries(encoder, template, [[5] * 6] * 2000, max_length=8, tokens_per_batch=8, device=CPU)
+    assert len(calls) < 2000
+    assert torch.get_num_threads() == 3
+
+
+def test_an_error_while_results_are_kept_leaves_the_threads_as_they_were(
+    template: InputTemplate, shards: CorpusShards, tmp_path: Path
+) -> None:
+    before = torch.get_num_threads()
+
+    def interrupt(_documents: int, _tokens: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Recorder(), template, shards, tmp_path / "e", progress=interrupt)
+    assert torch.get_num_threads() == before
+    assert not list((tmp_path / "e").glob("*.json"))
+
+
+def test_on_a_gpu_a_batch_is_kept_while_the_next_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    class Event:
+        """Of the device's queue; here only noted."""
+
+        def record(self) -> None:
+            done.append("copy")
+
+        def synchronize(self) -> None:
+            done.append("wait")
+
+    def forward(places: list[int]) -> Tensor:
+        done.append(f"forward {places}")
+        return torch.tensor(places)
+
+    kept: list[tuple[list[int], list[int]]] = []
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    _compute_queued(forward, [[3], [1, 2], [0]], lambda places, rows: kept.append((places, rows.tolist())))
+    assert kept == [([3], [3]), ([1, 2], [1, 2]), ([0], [0])]
+    assert done == ["forward [3]", "copy", "forward [1, 2]", "copy", "wait", "forward [0]", "copy", "wait", "wait"]
+
+
+def test_a_query_that_is_not_finite_is_named(template: InputTemplate) -> None:
+    def encoder(batch: dict[str, Tensor]) -> Tensor:
+        sums_ND = Recorder()(batch)
+        return torch.where((batch["input_ids"] == 7).any(1, keepdim=True), torch.nan, sums_ND)
+
+    with pytest.raises(TrainingError, match="query 2 of 3"):
+        encode_queries(encoder, template, [[8], [9, 9, 9], [7]], max_length=8, tokens_per_batch=64, device=CPU)
+    with pytest.raises(ValueError, match="no query"):
+        encode_queries(encoder, template, [], max_length=8, tokens_per_batch=64, device=CPU)
+
+
+@pytest.mark.parametrize("budget", [8, 64, 100, 10_000])
+def test_batches_cover_all_and_keep_the_budget(budget: int) -> None:
+    lengths = np.random.default_rng(3).integers(1, 70, 200).tolist()
+    batches = list(batches_by_length(lengths, budget))
+    assert sorted(place for batch in batches for place in batch) == list(range(200))
+    longest = [max(lengths[place] for place in batch) for batch in batches]
+    assert longest == sorted(longest, reverse=True)
+    assert longest[0] == max(lengths)
+    for batch, length in zip(batches, longest, strict=True):
+        padded = -(-length // 8) * 8
+        assert len(batch) * padded <= budget or len(batch) == 1
+    assert list(batches_by_length([], budget)) == []
+
+
+@pytest.mark.parametrize("budget", [8, 64, 100, 10_000])
+def test_batches_without_padding_are_filled_with_tokens(budget: int) -> None:
+    lengths = np.random.default_rng(3).integers(1, 70, 200).tolist()
+    batches = list(batches_by_length(lengths, budget, padded=False))
+    assert [place for batch in batches for place in batch] == sorted(range(200), key=lambda place: -lengths[place])
+    tokens = [sum(lengths[place] for place in batch) for batch in batches]
+    assert all(count <= budget or len(batch) == 1 for count, batch in zip(tokens, batches, strict=True))
+    following = [lengths[batch[0]] for batch in batches[1:]]
+    assert all(count + first > budget for count, first in zip(tokens, following, strict=False))

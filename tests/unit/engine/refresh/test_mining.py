@@ -1,0 +1,379 @@
+"""Mining: what may not be a negative is taken out, and the search goes as deep as it must so that n remain."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+
+from engine.data.batches import BatchPlan, step_groups
+from engine.data.candidates import Candidates
+from engine.data.corpus import Data, TrainingQueries
+from engine.errors import DataError
+from engine.refresh.mining import mine, upcoming_rows
+from engine.run import Run, Stage
+from engine.search import Hits
+from shards.embeddings import Stamp
+from shards.records import Document, Query
+
+Open = Callable[..., Run]
+STAMP = Stamp("001", "a" * 64, "b" * 64)
+N = 30
+
+
+@dataclass
+class FakeShards:
+    """Document i has the text that is its number in words of a made-up kind."""
+
+    texts: list[str]
+
+    @property
+    def num_documents(self) -> int:
+        return len(self.texts)
+
+    def document(self, index: int) -> Document:
+        return Document(f"d{index}", "", self.texts[index])
+
+
+@dataclass
+class FakeSearcher:
+    """Finds document 0 first, then 1, and so on, for every query."""
+
+    num_documents: int = N
+    source: str = "dense"
+    block_size: int = 512
+    asked: list[tuple[list[str], int]] = field(default_factory=list)
+
+    def search(self, queries: Sequence[Query], top_k: int) -> Hits:
+        self.asked.append(([query.id for query in queries], top_k))
+        row = np.arange(top_k, dtype=np.int64)
+        documents_QK = np.tile(np.where(row < self.num_documents, row, -1), (len(queries), 1))
+        scores_QK = np.tile(np.where(row < self.num_documents, -row, -np.inf).astype(np.float32), (len(queries), 1))
+        return Hits(documents_QK, scores_QK)
+
+
+def data_of(
+    positives: Sequence[Sequence[int]],
+    answers: Sequence[tuple[str, ...]] | None = None,
+    texts: list[str] | None = None,
+) -> Data:
+    queries = [Query(f"q{row}", f"question {row}", answers[row] if answers else ()) for row in range(len(positives))]
+    train = TrainingQueries(
+        queries, [np.array(known, dtype=np.int64) for known in positives], [[1]] * len(queries), [[1]] * len(queries)
+    )
+    shards = FakeShards(texts or [f"text number {index}" for index in range(N)])
+    return Data(None, shards, None, None, train)  # type: ignore[arg-type]
+
+
+def mined(
+    run: Run, data: Data, searcher: FakeSearcher, *, top_k: int = 5, needed: int = 3, rows: Sequence[int] | None = None
+) -> Candidates:
+    chosen = np.arange(len(data.train)) if rows is None else np.array(rows)
+    stage = Stage(run, "candidates/001")
+    mine(stage, data, searcher, chosen, STAMP, top_k=top_k, needed=needed, name="001")
+    return Candidates.load(run.folder.candidates("001"), STAMP)
+
+
+def test_positives_are_taken_out_and_the_next_ones_move_up(open_run: Open) -> None:
+    searcher = FakeSearcher()
+    found = mined(open_run(), data_of([[0], [2, 3], []]), searcher)
+    assert found.documents_QK.tolist() == [[1, 2, 3, 4, 5], [0, 1, 4, 5, 6], [0, 1, 2, 3, 4]]
+    assert (found.source, found.stamp, found.qids) == ("dense", STAMP, ["q0", "q1", "q2"])
+    assert (found.removed["positives"], found.removed["answers"]) == (3, 0)
+    assert searcher.asked == [(["q0", "q1", "q2"], 7)], "as many more as the largest set of positives"
+
+
+def test_documents_with_an_answer_are_taken_out(open_run: Open) -> None:
+    texts = [f"text number {index}" for index in range(N)]
+    texts[1] = "It was built in Paris, they say."
+    texts[4] = "paris"
+    found = mined(open_run(), data_of([[0], [0]], [("Paris",), ()], texts), FakeSearcher())
+    assert found.row("q0").tolist() == [2, 3, 5, 6], "enough, so nothing deeper is fetched"
+    assert found.row("q1").tolist() == [1, 2, 3, 4, 5]
+    assert (found.removed["positives"], found.removed["answers"]) == (2, 2)
+
+
+def test_known_false_negatives_are_taken_out_and_counted_by_themselves(open_run: Open) -> None:
+    """Symptom: passages that other annotators found relevant are trained on as hard negatives."""
+    data = data_of([[0], [1]])
+    train = replace(data.train, false_negatives=[np.array([2, 0]), np.array([], dtype=np.int64)])
+    found = mined(open_run(), replace(data, train=train), FakeSearcher())
+    assert found.documents_QK.tolist() == [[1, 3, 4, 5, 6], [0, 2, 3, 4, 5]]
+    assert found.removed == {"positives": 2, "false_negatives": 1}, "a positive is counted as a positive"
+
+
+def test_answers_stay_in_where_the_recipe_says_so(open_run: Open) -> None:
+    texts = ["paris"] * N
+    found = mined(open_run("ar2.remove_answers=false"), data_of([[0]], [("Paris",)], texts), FakeSearcher())
+    assert found.row("q0").tolist() == [1, 2, 3, 4, 5]
+    assert found.removed["answers"] == 0
+
+
+def test_the_search_goes_deeper_only_for_queries_that_keep_too_few(open_run: Open) -> None:
+    texts = ["the answer is Paris"] * 12 + [f"text number {index}" for index in range(N - 12)]
+    searcher = FakeSearcher()
+    found = mined(open_run(), data_of([[20], [20]], [("Paris",), ("London",)], texts), searcher)
+    assert [qids for qids, _ in searcher.asked] == [["q0", "q1"], ["q0"]]
+    depths = [depth for _, depth in searcher.asked]
+    assert depths[0] < depths[1] <= N
+    assert found.row("q0").tolist() == [12, 13, 14, 15, 16]
+    assert found.row("q1").tolist() == [0, 1, 2, 3, 4]
+    assert found.removed["answers"] == 12, "what was taken out in both passes counts once"
+    assert found.removed["positives"] == 0, "the positive lies deeper than what was kept"
+
+
+def test_an_answer_that_is_everywhere_takes_nothing_out(
+    open_run: Open, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer such as "the" says nothing about relevance; the query trains with its positives taken out alone."""
+    monkeypatch.setattr(logging.getLogger("sparring"), "propagate", True)
+    texts = [f"the text {index}" for index in range(N)]
+    searcher = FakeSearcher()
+    found = mined(open_run(), data_of([[0]], [("the",)], texts), searcher)
+    assert found.row("q0").tolist() == [1, 2, 3, 4, 5]
+    assert (found.removed["positives"], found.removed["answers"]) == (1, 0)
+    assert "1 queries have an answer that almost every document contains" in caplog.text
+
+
+def test_a_query_whose_positives_are_nearly_the_whole_corpus_is_refused(open_run: Open) -> None:
+    run = open_run()
+    with pytest.raises(
+        DataError, match=r"query 'q1' has 2 documents left.*all 30.*at least the 3 negatives.*lower num_negatives"
+    ):
+        mined(run, data_of([[0], list(range(2, N))]), FakeSearcher())
+    assert not run.folder.candidates("001").exists()
+
+
+def test_exactly_as_many_as_needed_are_enough(open_run: Open) -> None:
+    found = mined(open_run(), data_of([list(range(3, N))]), FakeSearcher())
+    assert found.row("q0").tolist() == [0, 1, 2]
+
+
+def test_only_the_rows_asked_for_are_searched(open_run: Open) -> None:
+    searcher = FakeSearcher()
+    found = mined(open_run(), data_of([[0], [1], [2], [3]]), searcher, rows=[1, 3])
+    assert found.qids == ["q1", "q3"]
+    assert found.row("q3").tolist() == [0, 1, 2, 4, 5]
+    with pytest.raises(DataError, match="'q0' has no candidates"):
+        found.row("q0")
+
+
+def test_nothing_to_mine_gives_candidates_of_nothing(open_run: Open) -> None:
+    searcher = FakeSearcher()
+    found = mined(open_run(), data_of([[0]]), searcher, rows=[])
+    assert (len(found), searcher.asked) == (0, [])
+
+
+def test_the_counts_are_logged_and_no_part_is_left(open_run: Open) -> None:
+    run = open_run()
+    mined(run, data_of([[0], [1]]), FakeSearcher())
+    line = json.loads((run.folder.path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (line["stage"], line["step"]) == ("candidates/001", 1)
+    assert line["candidates/queries"] == 2.0
+    assert line["candidates/removed_positives"] == 2.0
+    assert line["candidates/removed_answers"] == 0.0
+    assert [path.name for path in run.folder.candidates("001").parent.iterdir()] == ["001"]
+
+
+# --- mining only what will be drawn ----------------------------------------------------------------------------------
+
+
+def drawn_by(run: Run, stream: str, batch_size: int, steps: range, num_queries: int) -> set[int]:
+    """The rows that the training really draws."""
+    data = data_of([[row % N] for row in range(num_queries)])
+    plan = BatchPlan(stream, run.config.run.seed, batch_size, 0, 0, 1)
+    return {group.query for step in steps for group in step_groups(plan, data, lambda row: np.empty(0, np.int64), step)}
+
+
+SMALL = (
+    *("warmup_ranker.steps=2", "warmup_ranker.batch_size=4", "ar2.iterations=2"),
+    *("ar2.retriever.steps=3", "ar2.retriever.batch_size=4", "ar2.ranker.steps=2", "ar2.ranker.batch_size=6"),
+)
+
+
+@pytest.mark.parametrize(
+    ("order", "iteration", "streams"),
+    [
+        ("paper", 0, {"warmup_ranker": 1, "retriever": 1}),
+        ("paper", 1, {"ranker": 1, "retriever": 2}),
+        ("paper", 2, {"ranker": 2}),
+        ("released", 0, {"warmup_ranker": 1, "ranker": 1, "retriever": 1}),
+        ("released", 1, {"ranker": 2, "retriever": 2}),
+        ("released", 2, {}),
+    ],
+)
+def test_the_upcoming_rows_are_those_that_training_draws(
+    open_run: Open, order: str, iteration: int, streams: dict[str, int]
+) -> None:
+    run, num_queries = open_run(*SMALL, f"ar2.order={order}"), 50
+    shape = {"warmup_ranker": (4, 2), "retriever": (4, 3), "ranker": (6, 2)}
+    expected: set[int] = set()
+    for stream, number in streams.items():
+        batch_size, steps = shape[stream]
+        expected |= drawn_by(run, stream, batch_size, range((number - 1) * steps, number * steps), num_queries)
+    rows = upcoming_rows(run, iteration, num_queries)
+    assert rows.tolist() == sorted(expected)
+    assert len(rows) < num_queries
+
+
+def test_mining_a_sample_gives_its_rows_what_mining_all_gives(open_run: Open) -> None:
+    data = data_of([[row % 7] for row in range(20)])
+    run = open_run(*SMALL)
+    everything = mined(run, data, FakeSearcher())
+    rows = upcoming_rows(run, 1, 20).tolist()
+    sample = mined(run, data, FakeSearcher(), rows=rows)
+    assert 0 < len(sample) < len(everything)
+    for qid in sample.qids:
+        np.testing.assert_array_equal(sample.row(qid), everything.row(qid))
+
+
+# --- in parts ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_search_goes_on_with_the_blocks_that_are_missing(
+    open_run: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Symptom: a search of half a million queries that was killed near its end began anew."""
+    data = data_of([[row] for row in range(7)])
+    whole = mined(open_run(), data, FakeSearcher(block_size=2))
+    run = open_run()
+    shutil.rmtree(run.folder.candidates("001"))
+
+    class Dying(FakeSearcher):
+        def search(self, queries: Sequence[Query], top_k: int) -> Hits:
+            if len(self.asked) == 2:
+                raise KeyboardInterrupt
+            return super().search(queries, top_k)
+
+    with pytest.raises(KeyboardInterrupt):
+        mined(run, data, Dying(block_size=2))
+    again = FakeSearcher(block_size=2)
+    found = mined(run, data, again)
+    assert [qids for qids, _ in again.asked] == [["q4", "q5"], ["q6"]]
+    assert found.qids == whole.qids
+    np.testing.assert_array_equal(found.documents_QK, whole.documents_QK)
+    np.testing.assert_array_equal(found.scores_QK, whole.scores_QK)
+    assert found.removed["positives"] == whole.removed["positives"]
+
+
+def test_blocks_of_another_search_are_not_joined(open_run: Open) -> None:
+    """Symptom: after an interrupted search to depth 5, one to depth 6 took over rows of 5."""
+    run, data = open_run(), data_of([[0]] * 4)
+
+    class Dying(FakeSearcher):
+        def search(self, queries: Sequence[Query], top_k: int) -> Hits:
+            if self.asked:
+                raise KeyboardInterrupt
+            return super().search(queries, top_k)
+
+    with pytest.raises(KeyboardInterrupt):
+        mined(run, data, Dying(block_size=2))
+    again = FakeSearcher(block_size=2)
+    assert mined(run, data, again, top_k=6).documents_QK.shape == (4, 6)
+    assert len(again.asked) == 2
+
+
+def test_candidates_that_are_there_are_not_searched_again(open_run: Open) -> None:
+    run, data = open_run(), data_of([[0], [1]])
+    first = mined(run, data, FakeSearcher())
+    again = FakeSearcher()
+    assert mined(run, data, again).documents_QK.tolist() == first.documents_QK.tolist()
+    assert again.asked == []
+    assert mined(run, data, again, top_k=4).documents_QK.shape == (2, 4)
+    assert again.asked
+
+
+def test_a_twin_of_the_same_weights_is_not_searched_again(open_run: Open) -> None:
+    """Symptom: a recipe without warm-up steps searched for the warm-up what it had just searched as zero-shot."""
+    run, data = open_run(), data_of([[0], [1]])
+    first = mined(run, data, FakeSearcher())
+    searcher, stage = FakeSearcher(), Stage(run, "candidates/002")
+    twin, other = replace(STAMP, iteration="002"), Stamp("003", "f" * 64, STAMP.corpus_sha256)
+    for stamp in (twin, other):
+        mine(stage, data, searcher, np.arange(2), stamp, top_k=5, needed=3, name=stamp.iteration)
+        found = Candidates.load(run.folder.candidates(stamp.iteration), stamp)
+        assert found.documents_QK.tolist() == first.documents_QK.tolist()
+        assert bool(searcher.asked) == (stamp is other)
+
+
+@dataclass
+class PartedSearcher(FakeSearcher):
+    """As `FakeSearcher`, with documents dealt to three parts; counts what is asked of each."""
+
+    num_parts: int = 3
+    encoded: list[str] = field(default_factory=list)
+    searched: list[tuple[int, int]] = field(default_factory=list)
+    dies_after: int | None = None
+
+    def encode(self, queries: Sequence[Query]) -> np.ndarray:
+        self.encoded += [query.id for query in queries]
+        return np.array([[float(query.id[1:])] for query in queries], dtype=np.float32)
+
+    def candidates(self, queries_QD: np.ndarray, top_k: int, parts: Sequence[int]) -> Hits:
+        if self.dies_after is not None and len(self.searched) >= self.dies_after:
+            raise KeyboardInterrupt
+        self.searched += [(part, len(queries_QD)) for part in parts]
+        hits = super().search([Query(f"q{int(row[0])}", "") for row in queries_QD], self.num_documents)
+        self.asked.pop()
+        theirs = np.isin(hits.documents_QK % self.num_parts, parts)
+        order = np.argsort(~theirs, axis=1, kind="stable")[:, :top_k]
+        documents_QK = np.where(theirs, hits.documents_QK, -1)
+        scores_QK = np.where(theirs, hits.scores_QK, -np.inf).astype(np.float32)
+        return Hits(np.take_along_axis(documents_QK, order, 1), np.take_along_axis(scores_QK, order, 1))
+
+    def finish(self, queries_QD: np.ndarray, found: Sequence[Hits], top_k: int) -> Hits:
+        assert len(queries_QD) == len(found[0])
+        documents_QK = np.concatenate([hits.documents_QK for hits in found], axis=1)
+        scores_QK = np.concatenate([hits.scores_QK for hits in found], axis=1)
+        order = np.argsort(-scores_QK, axis=1, kind="stable")[:, :top_k]
+        return Hits(np.take_along_axis(documents_QK, order, 1), np.take_along_axis(scores_QK, order, 1))
+
+
+@pytest.fixture
+def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.refresh.mining._BLOCKS_A_GROUP", 2)
+
+
+@pytest.mark.usefixtures("small_groups")
+def test_parts_are_searched_once_for_a_group_and_give_the_same(open_run: Open) -> None:
+    """Symptom: each rank went through the whole unmerged index for its own few queries."""
+    run, data = open_run(), data_of([[row, row + 1] for row in range(7)])
+    whole = mined(run, data, FakeSearcher(block_size=2))
+    shutil.rmtree(run.folder.candidates("001"))
+    searcher = PartedSearcher(block_size=2)
+    found = mined(run, data, searcher)
+    np.testing.assert_array_equal(found.documents_QK, whole.documents_QK)
+    np.testing.assert_array_equal(found.scores_QK, whole.scores_QK)
+    assert (found.qids, found.removed["positives"]) == (whole.qids, whole.removed["positives"])
+    assert searcher.searched == [(0, 4), (1, 4), (2, 4), (0, 3), (1, 3), (2, 3)]
+    assert searcher.encoded == [f"q{row}" for row in range(7)], "each query once"
+    assert searcher.asked == [], "nothing is left to be searched by one rank"
+    assert [path.name for path in run.folder.candidates("001").parent.iterdir()] == ["001"]
+
+
+@pytest.mark.usefixtures("small_groups")
+def test_an_interrupted_search_of_parts_goes_on(open_run: Open) -> None:
+    run, data = open_run(), data_of([[row] for row in range(7)])
+    with pytest.raises(KeyboardInterrupt):
+        mined(run, data, PartedSearcher(block_size=2, dies_after=4))
+    again = PartedSearcher(block_size=2)
+    found = mined(run, data, again)
+    assert again.searched == [(1, 3), (2, 3)]
+    assert again.encoded == []
+    shutil.rmtree(run.folder.candidates("001"))
+    np.testing.assert_array_equal(found.documents_QK, mined(run, data, FakeSearcher(block_size=2)).documents_QK)
+
+
+@pytest.mark.usefixtures("small_groups")
+def test_queries_that_need_more_are_searched_deeper_over_all_parts(open_run: Open) -> None:
+    texts = ["the answer is Paris"] * 12 + [f"text number {index}" for index in range(N - 12)]
+    searcher = PartedSearcher(block_size=2)
+    found = mined(open_run(), data_of([[20], [20]], [("Paris",), ("London",)], texts), searcher)
+    assert [qids for qids, _ in searcher.asked] == [["q0"]]
+    assert found.row("q0").tolist() == [12, 13, 14, 15, 16]
+    assert found.row("q1").tolist() == [0, 1, 2, 3, 4]

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.config.file import load_config
+from engine.config.recipe import Config
+from engine.data import tokenization
+from engine.data.candidates import Candidates
+from engine.errors import ConfigError
+from engine.refresh.refresh import index_plan
+from engine.training import state as training_state
+from launcher.plan.corpus import Corpus, corpus_of
+from launcher.plan.models import shape_of
+from launcher.plan.phases import training_work
+from launcher.plan.storage import (
+    DEFAULT_DOCUMENTS_PER_SHARD,
+    STATE_FILE_BYTES,
+    DiskUse,
+    disk_use,
+    host_memory,
+    host_peak,
+    index_needs,
+    offloaded_bytes,
+    shard_bytes,
+    shard_sizes,
+)
+from launcher.plan.traffic import gradient_bytes
+from shards.embeddings import Stamp, write_part
+from shards.made.generated import generate_dataset
+from shards.manifest import TokenStream
+from shards.records import Document
+from shards.writer import Tokenization, write_shard
+
+ROOT = Path(__file__).parents[4]
+
+
+def tiny(*overrides: str) -> Config:
+    return load_config(ROOT / "configs" / "tiny.yaml", overrides)
+
+
+def corpus(**sizes: float) -> Corpus:
+    values = {"documents": 20_000, "train": 1000, "dev": 100, "test": 100, "text_bytes": 600.0, "tokens": 120.0}
+    return Corpus(**(values | sizes), sources=())  # type: ignore[arg-type]
+
+
+def use(config: Config, **sizes: float) -> DiskUse:
+    retriever, ranker = shape_of(config, "retriever"), shape_of(config, "ranker")
+    found = corpus(**sizes)
+    plan = index_plan(config, found.documents, retriever.hidden)
+    return disk_use(config, found, retriever, ranker, index_needs(config, found, plan, retriever.hidden, 50.0))
+
+
+def folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_shards_and_embeddings_take_what_is_planned(tmp_path: Path) -> None:
+    """The disk filled up although the plan had found it large enough."""
+    rng = np.random.default_rng(0)
+    words = [["word"] * int(rng.integers(40, 120)) for _ in range(200)]
+    documents = [Document(f"d{number}", "title", " ".join(text)) for number, text in enumerate(words)]
+    stream = Tokenization(TokenStream("retriever", "0" * 64, 512), lambda texts: [[7] * len(t.split()) for t in texts])
+    entry = write_shard(documents, tmp_path / "shards", 0, 0, [stream], "{title} {text}")
+    text = float(np.mean([len(document.title + document.text) for document in documents]))
+    tokens = entry.num_tokens["retriever"] / len(documents)
+    written = (tmp_path / "shards" / entry.name).stat().st_size
+    assert len(documents) * shard_bytes(text, [tokens]) == pytest.approx(written, rel=0.1)
+
+    write_part(tmp_path / "store", entry, np.zeros((200, 32), dtype=np.float32), Stamp("000", "0" * 64, "0" * 64))
+    found = use(tiny("data.documents_per_shard=200"), documents=200)
+    assert found.embeddings == pytest.approx(folder_bytes(tmp_path / "store"), rel=0.02)
+
+
+def test_candidates_take_what_is_planned(tmp_path: Path) -> None:
+    queries, depth = 300, 20
+    scores = np.zeros((queries, depth), dtype=np.float32)
+    qids = [f"question-{number:04d}" for number in range(queries)]
+    saved = Candidates("dense", Stamp("000", "0" * 64, "0" * 64), qids, scores.astype(np.int64), scores, Counter())
+    saved.save(tmp_path)
+    # Four times as many: BM25's, and those of the warm-up and of both iterations.
+    found = use(tiny("warmup_retriever.bm25_depth=20"), train=queries)
+    assert found.candidates / 4 == pytest.approx(folder_bytes(tmp_path), rel=0.05)
+
+
+def test_kept_and_written_checkpoints_count() -> None:
+    config = tiny()
+    both = sum(shape_of(config, role).parameters for role in ("retriever", "ranker"))
+    assert use(config).checkpoints == 2 * 12 * both
+    assert use(tiny("run.keep_checkpoints=3")).checkpoints == 3 * 12 * both
+    # Steps 5 and 10 of the warm-ups (10 and 8 steps) and 5 of the retriever's two phases (6 steps; the ranker has 4).
+    kept = use(tiny("run.keep_every_steps=5")).checkpoints
+    retriever = shape_of(config, "retriever").parameters
+    assert kept == 12 * ((2 + 4) * retriever + (2 + 1) * (both - retriever))
+
+
+def test_the_new_index_lies_beside_the_kept_ones() -> None:
+    """The disk held the indexes that are kept, and not the one that was being built."""
+    assert use(tiny("ar2.iterations=5")).indexes_kept == 2 + 2  # the newest two, zero-shot's and the warm-up's
+    assert use(tiny("ar2.iterations=0")).indexes_kept == 1  # zero-shot's, while the warm-up's is built
+    found = use(tiny("run.keep_indexes=4", "ar2.iterations=5"))
+    assert found.parts["embeddings"][0] == 7 * found.embeddings
+
+
+def test_numbers_that_are_written_down_twice_are_the_engines() -> None:
+    assert STATE_FILE_BYTES == training_state.MAX_FILE_BYTES
+    own = (tokenization._MOST_SHARDS, tokenization._FEWEST_DOCUMENTS, tokenization._MOST_DOCUMENTS)
+    assert own == DEFAULT_DOCUMENTS_PER_SHARD
+
+
+def test_shards_cover_the_corpus() -> None:
+    sizes = shard_sizes(tiny("data.documents_per_shard=64"), 300)
+    assert (sum(sizes), len(sizes), max(sizes)) == (300, 5, 64)
+
+
+def test_a_host_holds_the_index_once_a_rank_and_both_engines() -> None:
+    """A node of eight GPUs ran out of memory: every rank had loaded the index."""
+    config = tiny()
+    retriever, ranker = shape_of(config, "retriever"), shape_of(config, "ranker")
+    plan = index_plan(config, 20_000, retriever.hidden)
+    needs = index_needs(config, corpus(), plan, retriever.hidden, 50.0)
+
+    def parts(ranks: int, training: int | None = None) -> dict[str, tuple[int, str]]:
+        return host_memory(
+            config, corpus(), retriever, ranker, plan, needs, ranks_per_host=ranks, world_size=8, training=training
+        )
+
+    assert parts(8)["index"][0] == 8 * needs.index_bytes == 8 * parts(1)["index"][0]
+    assert parts(8)["offloaded engines"][0] == 8 * parts(1)["offloaded engines"][0] > 0
+    assert parts(2, training=10**9)["offloaded engines"][0] == 0
+    assert host_peak(parts(2, training=10**9)) > 2 * 10**9
+
+
+def test_an_engine_at_rest_takes_its_state() -> None:
+    shape = shape_of(tiny(), "ranker")
+    total = shape.parameters
+    assert offloaded_bytes(shape, "fp32", 0, 1) == 12 * total
+    assert offloaded_bytes(shape, "bf16", 0, 1) == 10 * total  # the masters stay on the GPU
+    assert offloaded_bytes(shape, "bf16", 1, 1) == 14 * total
+
+
+@pytest.mark.parametrize(("stage", "expected"), [(0, 2), (1, 3), (2, 5), (3, 4)])
+def test_traffic_of_gradients(stage: int, expected: int) -> None:
+    """Two micro-batches on two ranks, in halves of the weights: what DeepSpeed's collectives were counted to send."""
+    shape = shape_of(tiny(), "ranker")
+    sent = gradient_bytes(shape, "bf16", stage=stage, world_size=2, micro_batches=2)
+    assert sent == expected * shape.parameters
+    assert gradient_bytes(shape, "bf16", stage=stage, world_size=1, micro_batches=2) == 0
+
+
+def test_all_batches_that_cannot_be_shared_are_named() -> None:
+    config = tiny("warmup_ranker.batch_size=9")
+    shapes = shape_of(config, "retriever"), shape_of(config, "ranker")
+    with pytest.raises(ConfigError, match=r"3 ranks cannot share warmup_retriever.batch_size=16, ar2.retriever"):
+        training_work(config, *shapes, world_size=3)
+    works = training_work(tiny(), *shapes, world_size=2)
+    assert [(work.name, work.queries, work.micro_batches) for work in works] == [
+        ("warm-up retriever", 8, 2),
+        ("warm-up ranker", 4, 2),
+        ("retriever", 4, 2),
+        ("ranker", 4, 2),
+    ]
+
+
+def test_a_made_up_set_has_the_size_that_is_generated(tmp_path: Path) -> None:
+    counts = generate_dataset(tmp_path / "data", num_documents=300)
+    found = corpus_of(tiny())
+    assert found.documents == counts["documents"]
+    assert [found.train, found.dev, found.test] == [counts[f"{split} queries"] for split in ("train", "dev", "test")]
+
+
+def test_a_converted_folder_says_its_size(tmp_path: Path) -> None:
+    (tmp_path / "data" / "qrels").mkdir(parents=True)
+    (tmp_path / "data" / "corpus.jsonl").write_text('{"_id": "1", "text": "' + "x" * 1300 + '"}\n' * 10)
+    (tmp_path / "data" / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq\t1\t1\n")
+    found = corpus_of(tiny(f"data.path={tmp_path / 'data'}"))
+    assert (found.documents, found.train) == (2, 2)
+    assert any("guessed" in line for line in found.sources)
+
+
+def test_sizes_that_nobody_gave_are_asked_for() -> None:
+    config = load_config(ROOT / "configs" / "ar2_nq.yaml")
+    with pytest.raises(ConfigError, match="--documents N and --queries N"):
+        corpus_of(config)
+    assert corpus_of(config, documents=10, queries=40).dev == 2
