@@ -19,10 +19,12 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter, ValidationError
 
 from shards.errors import ArtifactError, DiskFullError
 
 T = TypeVar("T")
+R = TypeVar("R")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FULL_WORDS = ("No space left on device", "Disk quota exceeded")
 _NO_SPACE_BYTES = 2**20
@@ -191,6 +193,43 @@ def read_json(path: Path, what: str) -> Any:
             f"{what} is damaged: {path} is not valid JSON ({error})",
             remedy=f"delete {path} and run the step that writes it again",
         ) from error
+
+
+def read_record(path: Path, kind: type[R], what: str) -> R:
+    """Read JSON that a run wrote and check its form.
+
+    Args:
+        path: The file.
+        kind: The form, such as a frozen dataclass of numbers, texts, tuples and other such dataclasses. Types are taken
+            strictly; keys that it does not have are ignored.
+        what: What the file is, in words, for the error.
+
+    Raises:
+        ArtifactError: The file is missing, is no JSON, or has another form.
+    """
+    return parse_record(
+        read_json(path, what), kind, f"{what} {path}", remedy=f"delete {path} and run the step that writes it again"
+    )
+
+
+def parse_record(values: object, kind: type[R], what: str, *, remedy: str = "") -> R:
+    """Check the form of what JSON held; as `read_record`, for what another reader or another rank has read.
+
+    Args:
+        values: Objects, lists, texts, numbers.
+        kind: As in `read_record`.
+        what: What the values are and whence, for the error.
+        remedy: For the error.
+
+    Raises:
+        ArtifactError: They have another form.
+    """
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "as a whole"
+        raise ArtifactError(f"{what} is damaged: {place}: {first['msg']}", remedy=remedy) from error
 
 
 class OpenFiles(Generic[T]):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from shards.files import (
     as_full_disk,
     canonical_json,
     read_json,
+    read_record,
     save_array,
     sha256_file,
     write_atomically,
@@ -168,3 +171,39 @@ def test_a_full_disk_is_known_in_the_words_of_libraries() -> None:
     assert named is not None
     assert "/tmp/some/file" in str(named)
     assert as_full_disk(OSError(13, "Permission denied")) is None
+
+
+@dataclass(frozen=True)
+class Inner:
+    name: str
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Outer:
+    inner: Inner
+    share: float
+    version: Literal[2] = 2
+
+
+def test_a_record_comes_back_in_its_form(tmp_path: Path) -> None:
+    record = Outer(Inner("a", (1, 2)), 1.0)
+    write_json(tmp_path / "r.json", asdict(record))
+    assert read_record(tmp_path / "r.json", Outer, "the record") == record
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"inner": {"name": "a", "sizes": [1]}}, "share"),
+        ({"inner": {"name": "a", "sizes": ["1"]}, "share": 1.0}, "inner.sizes.0"),
+        ({"inner": {"name": 3, "sizes": []}, "share": 1.0}, "inner.name"),
+        ({"inner": {"name": "a", "sizes": []}, "share": 1.0, "version": 1}, "version"),
+        ([], "as a whole"),
+    ],
+)
+def test_a_record_of_another_form_is_damaged(tmp_path: Path, values: object, said: str) -> None:
+    """A damaged marker ended in KeyError or AttributeError, far from where it was read."""
+    write_json(tmp_path / "r.json", values)
+    with pytest.raises(ArtifactError, match=rf"the record .*r\.json is damaged: {said}"):
+        read_record(tmp_path / "r.json", Outer, "the record")
