@@ -32,7 +32,8 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.report import machine_line, table
-from engine.config.recipe import ModelConfig, OptimConfig, RankerConfig, RetrieverConfig
+from engine.config.models import ModelConfig, RankerConfig, RetrieverConfig
+from engine.config.training import OptimConfig
 from launcher.plan.activations import Inputs, Numerics
 from launcher.plan.memory import StepMemory, buckets_of, step_memory
 from launcher.plan.models import ModelShape, describe, named_settings

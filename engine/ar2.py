@@ -1,21 +1,29 @@
 """AR2: the adversarial game between a retriever and a ranker.
 
 Source: Zhang et al. 2022, "Adversarial Retriever-Ranker for Dense Text Retrieval", Algorithm 1 and Eq. 5; the numbers
-at the right are the algorithm's lines. What the lines mean is in `engine.phases` and `engine.refresh.refresh`.
+at the right are the algorithm's lines. What they train, on what and for how long stands in the timetable
+(`engine.config.ar2`); what they compute in `engine.phases` and `engine.refresh.refresh`.
 """
 
 from __future__ import annotations
 
 from engine.data.candidates import Candidates
 from engine.data.corpus import Data
-from engine.evaluation.evaluate import evaluate_iteration, evaluate_yardsticks
+from engine.evaluation.evaluate import evaluate_iteration
+from engine.evaluation.yardsticks import evaluate_yardsticks
 from engine.phases import train_ranker, train_retriever, warmup_ranker, warmup_retriever
 from engine.refresh.refresh import bm25_candidates, refresh_index
 from engine.run import Run
-from engine.training.backend import Models
+from engine.training.models import Models
 
 
-def train_ar2(models: Models, data: Data, run: Run) -> None:
+def train(models: Models, data: Data, run: Run) -> None:
+    """Play the game in the order that the recipe asks for."""
+    play = play_as_in_the_paper if run.config.ar2.order == "paper" else play_as_released
+    play(models, data, run)
+
+
+def play_as_in_the_paper(models: Models, data: Data, run: Run) -> None:
     """Play the game in the order of the paper: retriever, refresh, ranker."""
     candidates = warm_up(models, data, run)  # 1-5
     for t in run.iterations():  # 6
@@ -25,7 +33,7 @@ def train_ar2(models: Models, data: Data, run: Run) -> None:
         run.once(f"evaluate/{t}", evaluate_iteration, data, iteration=t)
 
 
-def train_ar2_released(models: Models, data: Data, run: Run) -> None:
+def play_as_released(models: Models, data: Data, run: Run) -> None:
     """Play in the order of the authors' released code: ranker and retriever on the same candidates, then refresh."""
     candidates = warm_up(models, data, run)
     for t in run.iterations():

@@ -15,8 +15,9 @@ import shutil
 import subprocess
 import sys
 import time
+import typing
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -33,11 +34,14 @@ from engine.reliability.activity import ACTIVITY
 from engine.reliability.preemption import PREEMPTION
 from engine.reliability.run_lock import RunLock, acquire
 from engine.reliability.watchdog import Watchdog, watch
-from shards.files import read_json, write_atomically, write_json
+from engine.timetable import Timetable
+from shards.files import parse_record, read_json, write_atomically, write_json
 
 log = get_logger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
+NOT_SHOWN = {"shown": False}
+"""Metadata of a result's field that the log's line of a finished stage leaves out."""
 
 _BEATS_OF_PATIENCE = 6
 """Heartbeats that a start on another host must miss before its folder is taken over."""
@@ -137,7 +141,6 @@ class Run:
     device: torch.device
     metrics: MetricsWriter
     _finished: dict[str, Any] = field(default_factory=dict)
-    checkpoints: dict[str, Any] = field(default_factory=dict)
     lock: RunLock | None = None
     """What keeps other starts out of the folder; None where an earlier run is only read."""
     _ledger: Path = field(init=False)
@@ -202,21 +205,32 @@ class Run:
         """Whether this rank writes what only one may write."""
         return self.coordinator.rank == 0
 
+    @property
+    def timetable(self) -> Timetable:
+        """What the recipe trains, on what, for how long."""
+        return self.config.timetable
+
     def iterations(self) -> range:
         """The iterations of the game, counted from 1; 0 is the warm-up."""
-        return range(1, self.config.ar2.iterations + 1)
+        return range(1, self.timetable.iterations + 1)
 
     def is_finished(self, name: str) -> bool:
         """Whether a stage is complete according to the ledger."""
         return name in self._finished
 
-    def result_of(self, name: str) -> Any:
-        """Return the recorded result of a finished stage."""
-        return self._finished[name]["result"]
+    def result_of(self, name: str, kind: type[R]) -> R | None:
+        """Return the recorded result of a stage; None where it is not finished.
 
-    def results(self) -> dict[str, Any]:
-        """Return the recorded results of all finished stages, by name."""
-        return {name: entry["result"] for name, entry in self._finished.items()}
+        Args:
+            name: The stage's name.
+            kind: What its function returns.
+
+        Raises:
+            ArtifactError: The ledger holds another form.
+        """
+        if name not in self._finished:
+            return None
+        return parse_record(self._finished[name]["result"], kind, f"the result of {name} in {self._ledger}")
 
     def forget(self, names: Sequence[str]) -> None:
         """Let finished stages run again, since what they left is lost; the same names on all ranks."""
@@ -230,7 +244,8 @@ class Run:
 
         Args:
             name: Unique name of the stage, such as `retriever/3`.
-            function: Takes a `Stage` and the given arguments; its result must be JSON.
+            function: Takes a `Stage` and the given arguments. Its result is a frozen dataclass that
+                `shards.files.parse_record` reads back by the function's annotation, or None.
 
         Returns:
             The function's result on rank 0, or the recorded one.
@@ -240,11 +255,11 @@ class Run:
                 taken the folder over.
             Preempted: The run was asked to stop.
         """
+        kind: type[R] = typing.get_type_hints(function)["return"]
         if name in self._finished:
             if name in self._of_earlier_starts:
                 log.info("%-28s finished earlier, skipped", name)
-            result: R = self._finished[name]["result"]
-            return result
+            return typing.cast(R, self.result_of(name, kind))
         if any(self.coordinator.gather(f"{name}: start", PREEMPTION.requested)):
             raise PREEMPTION.stop_here(f"the start of {name}")
         start = time.monotonic()
@@ -252,14 +267,16 @@ class Run:
             result = function(Stage(self, name), *args, **kwargs)
             self.coordinator.barrier(f"{name}: end")
         seconds = time.monotonic() - start
-        result = self.coordinator.broadcast(f"{name}: result", result)
-        self._finished[name] = {"seconds": round(seconds, 3), "result": result}
+        values = asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
+        record = self.coordinator.broadcast(f"{name}: result", values)
+        self._finished[name] = {"seconds": round(seconds, 3), "result": record}
         if self.lock is not None:
             self.lock.require()
         if self.is_main:
             write_json(self._ledger, {"stages": self._finished})
         self.metrics.write(name, len(self._finished), {f"seconds/{name.split('/')[0]}": seconds})
-        log.info("%-28s %s%s", name, format_seconds(seconds), f"  {summary}" if (summary := _one_line(result)) else "")
+        result = parse_record(record, kind, f"the result of {name}")
+        log.info("%-28s %s%s", name, format_seconds(seconds), f"  {summary}" if (summary := one_line(result)) else "")
         return result
 
 
@@ -272,12 +289,22 @@ def format_seconds(seconds: float) -> str:
     return f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {rest:02d}s"
 
 
-def _one_line(result: Any) -> str:
-    if not isinstance(result, dict):
-        return ""
-    shown = {key: value for key, value in result.items() if isinstance(value, (int, float, str)) and key[0] != "_"}
+def one_line(result: object) -> str:
+    """Write what a stage measured on one line: its result's fields, but for those marked `NOT_SHOWN` and None."""
+    shown: dict[str, Any] = dict(result) if isinstance(result, dict) else {}
+    for one in fields(result) if is_dataclass(result) else ():
+        value = getattr(result, one.name)
+        if not one.metadata.get("shown", True) or value is None:
+            continue
+        shown |= (
+            {f"{key}_{one.name}": number for key, number in value.items()}
+            if isinstance(value, dict)
+            else {one.name: value}
+        )
     return "  ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in shown.items()
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in shown.items()
+        if isinstance(value, int | float | str)
     )
 
 

@@ -1,23 +1,30 @@
-"""Which queries, positives and negatives a step takes, and how they become padded tensors.
+"""Which queries, positives and negatives a step takes, and how they become a model's inputs.
 
 Everything is a function of (seed, stream, step): the order of the queries is a fresh permutation for each epoch, the
 negatives of a query are drawn by a generator keyed by the step and its place in the batch. So any number of ranks sees
 the same samples in the same order, a rank takes its slice of the step's batch, and a resumed run needs no more state
 than the step's number.
+
+Shapes: B queries, n negatives of a query, N = B * (1 + n) documents or pairs, group by group, L tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.config.models import ModelConfig
+from engine.data.candidates import Candidates
 from engine.data.corpus import Data
 from engine.data.negatives import sample_negatives, step_rng
 from engine.errors import ConfigError
+from engine.timetable import Phase, Visit
 from shards.partition import split_range
 
 TokenBatch = dict[str, Tensor]
@@ -38,33 +45,130 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class BatchPlan:
-    """How the queries of a step are shared out.
+class MicroBatch:
+    """What a rank computes at once of its share of a step.
 
     Attributes:
-        stream: Names the order of queries; stages that go on in the same order share it.
+        groups: Its queries with their documents.
+        share: Of the mean over the rank's queries.
+        last: Whether the optimizer step follows.
+        seed: Of its dropout. It follows from the place of the first query in the batch of all ranks, so whichever rank
+            has it draws the same.
+    """
+
+    groups: Sequence[Group]
+    share: float
+    last: bool
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class SampledQuery:
+    """A query of a step by name, for the post-mortem of one that must not be taken."""
+
+    rank: int
+    query: str
+    documents: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """What the steps of one visit to a phase are made of.
+
+    Attributes:
+        visit: The phase, and which of its visits.
         seed: Of the run.
-        batch_size: Queries of a step over all ranks.
-        num_negatives: n.
+        data: Training queries and corpus.
+        candidates: From which the negatives are drawn.
         rank: This rank.
         world_size: Number of ranks.
     """
 
-    stream: str
+    visit: Visit
     seed: int
-    batch_size: int
-    num_negatives: int
+    data: Data
+    candidates: Candidates
     rank: int
     world_size: int
 
     def __post_init__(self) -> None:
-        if self.batch_size % self.world_size:
-            raise ConfigError(
-                f"the batch of {self.batch_size} queries of {self.stream!r} cannot be shared equally by "
-                f"{self.world_size} ranks",
-                expected="a batch_size that the number of ranks divides",
-                remedy=f"use a multiple of {self.world_size}",
+        require_equal_shares(self.visit.phase, self.world_size)
+
+    def groups(self, step: int) -> list[Group]:
+        """Draw the whole step's groups, the same on every rank.
+
+        Args:
+            step: Number of the step in the phase's schedule.
+
+        Returns:
+            `batch_size` groups in the order of the batch.
+
+        Raises:
+            ConfigError: A query has fewer candidates than n.
+        """
+        phase, train = self.visit.phase, self.data.train
+        rows = query_rows(self.seed, phase.name, step * phase.batch_size, phase.batch_size, len(train))
+        groups = []
+        for place, row in enumerate(rows.tolist()):
+            rng = step_rng(self.seed, f"negatives/{phase.name}", step, place)
+            documents = [np.array([rng.choice(train.positives[row])], dtype=np.int64)]
+            if phase.num_negatives:
+                candidates_K = self.candidates.row(train.queries[row].id)
+                documents.append(sample_negatives(candidates_K, phase.num_negatives, rng))
+            groups.append(Group(row, np.concatenate(documents)))
+        return groups
+
+    def share(self, groups: Sequence[Group]) -> Sequence[Group]:
+        """Return this rank's slice of a step's groups."""
+        own = split_range(len(groups), self.rank, self.world_size)
+        return groups[own.start : own.stop]
+
+    def micro_batches(self, own: Sequence[Group], step: int) -> Iterator[MicroBatch]:
+        """Cut this rank's groups of a step."""
+        size, first = self.visit.phase.micro_batch_size, self.rank * len(own)
+        for start in range(0, len(own), size):
+            chunk = own[start : start + size]
+            seed = dropout_seed(self.seed, self.visit.stage, step, first + start)
+            yield MicroBatch(chunk, len(chunk) / len(own), start + size >= len(own), seed)
+
+    def names(self, step: int) -> list[SampledQuery]:
+        """Name the queries and documents of a step, rank by rank."""
+        groups, docids = self.groups(step), self.data.shards.docids
+        share = len(groups) // self.world_size
+        return [
+            SampledQuery(
+                place // share,
+                self.data.train.queries[group.query].id,
+                [docids[document] for document in group.documents.tolist()],
             )
+            for place, group in enumerate(groups)
+        ]
+
+
+def require_equal_shares(phase: Phase, world_size: int) -> None:
+    """Refuse a batch that the ranks cannot share.
+
+    Raises:
+        ConfigError: The number of ranks does not divide it.
+    """
+    if phase.batch_size % world_size:
+        raise ConfigError(
+            f"the batch of {phase.batch_size} queries of {phase.name!r} cannot be shared equally by {world_size} ranks",
+            expected="a batch_size that the number of ranks divides",
+            remedy=f"use a multiple of {world_size} for {phase.section}.batch_size",
+        )
+
+
+def dropout_seed(seed: int, stage: str, step: int, place: int) -> int:
+    """Return the seed of a micro-batch's dropout.
+
+    Args:
+        seed: Of the run.
+        stage: Name of the stage.
+        step: Number of the step.
+        place: Of the micro-batch's first query in the batch of all ranks.
+    """
+    return zlib.crc32(f"{seed}/{stage}/{step}/{place}".encode())
 
 
 def query_rows(seed: int, stream: str, start: int, count: int, num_queries: int) -> np.ndarray:
@@ -83,94 +187,75 @@ def query_rows(seed: int, stream: str, start: int, count: int, num_queries: int)
     rows: list[np.ndarray] = []
     while count > 0:
         epoch, offset = divmod(start, num_queries)
-        permutation = step_rng(seed, f"order/{stream}", epoch, 0).permutation(num_queries)
-        taken = permutation[offset : offset + count]
+        taken = _epoch(seed, stream, epoch, num_queries)[offset : offset + count]
         rows.append(taken)
         start, count = start + len(taken), count - len(taken)
     return np.concatenate(rows).astype(np.int64)
 
 
-def step_groups(plan: BatchPlan, data: Data, candidates_of: Callable[[int], np.ndarray], step: int) -> list[Group]:
-    """Draw the whole step's groups, the same on every rank.
+@functools.lru_cache(maxsize=4)
+def _epoch(seed: int, stream: str, epoch: int, num_queries: int) -> NDArray[np.int64]:
+    """Return the order of an epoch; kept, since half a million queries take 9 ms to shuffle, at every step of it."""
+    order = step_rng(seed, f"order/{stream}", epoch, 0).permutation(num_queries)
+    order.flags.writeable = False
+    return order
+
+
+def rows_drawn(visits: Iterable[Visit], seed: int, num_queries: int) -> NDArray[np.int64]:
+    """Return the training rows that visits will draw, sorted, each once."""
+    drawn = [query_rows(seed, visit.phase.name, visit.places.start, len(visit.places), num_queries) for visit in visits]
+    return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *drawn]))
+
+
+class InputBuilder:
+    """Makes a model's padded inputs of groups.
 
     Args:
-        plan: Sizes and seed.
-        data: Training queries and their positives.
-        candidates_of: Training row to its candidates, int64 [K], best first.
-        step: Number of the step in the stream.
-
-    Returns:
-        `batch_size` groups in the order of the batch.
-
-    Raises:
-        ConfigError: A query has fewer candidates than n.
+        data: Corpus and training queries.
+        name: Whose inputs.
+        settings: Its section, for the lengths.
+        query_max_length: Tokens of a query, special tokens included.
     """
-    rows = query_rows(plan.seed, plan.stream, step * plan.batch_size, plan.batch_size, len(data.train))
-    groups = []
-    for place, row in enumerate(rows.tolist()):
-        rng = step_rng(plan.seed, f"negatives/{plan.stream}", step, place)
-        positive = rng.choice(data.train.positives[row])
-        negatives = (
-            sample_negatives(candidates_of(row), plan.num_negatives, rng)
-            if plan.num_negatives
-            else np.empty(0, dtype=np.int64)
+
+    def __init__(self, data: Data, name: str, settings: ModelConfig, query_max_length: int) -> None:
+        self._data, self._text = data, data.texts[name]
+        self._max_length, self._query_max_length = settings.max_length, query_max_length
+        self._query_tokens = data.train.tokens[self._text.stream]
+
+    def queries(self, groups: Sequence[Group]) -> TokenBatch:
+        """Pad the queries of groups: `input_ids` [B, L]."""
+        template = self._text.template
+        return template.pad(
+            [template.single(self._query_tokens[group.query], self._query_max_length) for group in groups]
         )
-        groups.append(Group(row, np.concatenate([[positive], negatives]).astype(np.int64)))
-    return groups
 
-
-def own_share(plan: BatchPlan, groups: Sequence[Group]) -> list[Group]:
-    """Return this rank's slice of a step's groups."""
-    share = split_range(len(groups), plan.rank, plan.world_size)
-    return [groups[place] for place in share]
-
-
-def micro_batches(groups: Sequence[Group], size: int) -> Iterator[tuple[Sequence[Group], float, bool]]:
-    """Cut a rank's groups into micro-batches.
-
-    Yields:
-        The groups, their share of the rank's mean, and whether they are the last.
-    """
-    for start in range(0, len(groups), size):
-        chunk = groups[start : start + size]
-        yield chunk, len(chunk) / len(groups), start + size >= len(groups)
-
-
-def query_batch(data: Data, groups: Sequence[Group], max_length: int, device: torch.device) -> TokenBatch:
-    """Pad the queries of groups for the retriever: `input_ids` [B, L]."""
-    template = data.retriever_text.template
-    items = [template.single(data.train.retriever_tokens[group.query], max_length) for group in groups]
-    return _to(template.pad(items), device)
-
-
-def document_batch(data: Data, groups: Sequence[Group], max_length: int, device: torch.device) -> TokenBatch:
-    """Pad the documents of groups for the retriever: `input_ids` [B * (1 + n), L], group by group."""
-    text = data.retriever_text
-    items = [
-        text.template.single(data.shards.tokens(int(document), text.stream).tolist(), max_length)
-        for group in groups
-        for document in group.documents
-    ]
-    return _to(text.template.pad(items), device)
-
-
-def pair_batch(data: Data, groups: Sequence[Group], max_length: int, device: torch.device) -> TokenBatch:
-    """Pad query-document pairs of groups for the ranker: `input_ids` [B * (1 + n), L], group by group."""
-    text = data.ranker_text
-    items = [
-        text.template.pair(
-            data.train.ranker_tokens[group.query], data.shards.tokens(int(document), text.stream).tolist(), max_length
+    def documents(self, groups: Sequence[Group]) -> TokenBatch:
+        """Pad the documents of groups: `input_ids` [N, L]."""
+        template = self._text.template
+        return template.pad(
+            [
+                template.single(self._tokens(document), self._max_length)
+                for group in groups
+                for document in group.documents
+            ]
         )
-        for group in groups
-        for document in group.documents
-    ]
-    return _to(text.template.pad(items), device)
+
+    def pairs(self, groups: Sequence[Group]) -> TokenBatch:
+        """Pad the query-document pairs of groups: `input_ids` [N, L]."""
+        template = self._text.template
+        return template.pad(
+            [
+                template.pair(self._query_tokens[group.query], self._tokens(document), self._max_length)
+                for group in groups
+                for document in group.documents
+            ]
+        )
+
+    def _tokens(self, document: int) -> list[int]:
+        tokens: list[int] = self._data.shards.tokens(int(document), self._text.stream).tolist()
+        return tokens
 
 
 def count_tokens(*batches: TokenBatch) -> float:
     """Count the tokens of batches, padding left out."""
     return float(sum(int(batch["attention_mask"].sum()) for batch in batches))
-
-
-def _to(batch: TokenBatch, device: torch.device) -> TokenBatch:
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

@@ -7,15 +7,14 @@ batch, comes from there as token ids.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from engine.config.recipe import Config
-from engine.data.tokenization import ModelText, find_corpus, plan_corpus, write_corpus
+from engine.data.tokenization import ModelText, WrittenCorpus, find_corpus, plan_corpus, write_corpus
 from engine.errors import ArtifactError, DataError
 from engine.log import get_logger, progress_bar
 from engine.models.loading import load_tokenizer, tokenizer_fingerprint
@@ -41,16 +40,14 @@ class TrainingQueries:
     Attributes:
         queries: All queries of the train split that have a positive.
         positives: For each, the corpus indices of its positives, int64.
-        retriever_tokens: For each, its token ids for the retriever.
-        ranker_tokens: For each, its token ids for the ranker.
+        tokens: Token stream to the token ids of each.
         false_negatives: For each, the corpus indices of documents that are known to be no negatives, int64; left out,
             none of any.
     """
 
     queries: list[Query]
     positives: list[np.ndarray]
-    retriever_tokens: list[list[int]]
-    ranker_tokens: list[list[int]]
+    tokens: Mapping[str, list[list[int]]]
     false_negatives: list[np.ndarray] | None = None
 
     def known(self, row: int) -> dict[int, str]:
@@ -64,12 +61,18 @@ class TrainingQueries:
 
 @dataclass(frozen=True)
 class Data:
-    """All that a recipe knows of its data."""
+    """All that a recipe knows of its data.
+
+    Attributes:
+        dataset: The source.
+        shards: The tokenised corpus.
+        texts: How each model reads text, by the model's name.
+        train: The training queries.
+    """
 
     dataset: Dataset
     shards: CorpusShards
-    retriever_text: ModelText
-    ranker_text: ModelText
+    texts: Mapping[str, ModelText]
     train: TrainingQueries
 
     def queries_of(self, split: str, limit: int | None, seed: int) -> list[Query]:
@@ -90,40 +93,43 @@ class Data:
         return [self.dataset.queries[qid] for qid in qids]
 
 
-def model_texts(config: Config, retriever_name: str | Path, ranker_name: str | Path) -> tuple[ModelText, ModelText]:
-    """Load both tokenizers; models with equal tokenizers share one token stream.
+def model_texts(config: Config, sources: Mapping[str, str | Path]) -> dict[str, ModelText]:
+    """Load the tokenizers of models; those with equal tokenizers share one token stream, named after the first.
+
+    Args:
+        config: For the length of a query.
+        sources: Model's name to where its tokenizer is: a hub id, a folder, or `package:NAME`.
 
     Raises:
         ModelError: A tokenizer cannot be loaded.
     """
-    retriever_tokenizer, ranker_tokenizer = load_tokenizer(str(retriever_name)), load_tokenizer(str(ranker_name))
-    shared = tokenizer_fingerprint(retriever_tokenizer) == tokenizer_fingerprint(ranker_tokenizer)
-    max_query = config.retriever.query_max_length
-    retriever_template = InputTemplate.from_tokenizer(retriever_tokenizer)
-    specials = len(retriever_template.single([], max_query)[0])
-    ranker_template = InputTemplate.from_tokenizer(ranker_tokenizer)
-    return (
-        ModelText(retriever_tokenizer, retriever_template, "retriever", max_query - specials),
-        ModelText(ranker_tokenizer, ranker_template, "retriever" if shared else "ranker", max_query - specials),
-    )
+    streams: dict[str, str] = {}
+    texts: dict[str, ModelText] = {}
+    longest: int | None = None
+    for name, source in sources.items():
+        tokenizer = load_tokenizer(str(source))
+        template = InputTemplate.from_tokenizer(tokenizer)
+        if longest is None:  # one length for all, so that models with one tokenizer read the same queries
+            longest = config.query_max_length - len(template.single([], config.query_max_length)[0])
+        stream = streams.setdefault(tokenizer_fingerprint(tokenizer), name)
+        texts[name] = ModelText(tokenizer, template, stream, longest)
+    return texts
 
 
-def write_shards(
-    stage: Stage, dataset: Dataset, texts: tuple[ModelText, ModelText], folder: RunFolder
-) -> dict[str, Any]:
+def write_shards(stage: Stage, dataset: Dataset, texts: Mapping[str, ModelText], folder: RunFolder) -> WrittenCorpus:
     """Tokenise the corpus of a run, unless its shards are there; see `engine.data.tokenization.write_corpus`."""
     plan = plan_corpus(stage.run.config, dataset, texts)
     return write_corpus(stage.run.coordinator, plan, dataset, folder.shards, name=stage.name)
 
 
-def open_data(config: Config, dataset: Dataset, texts: tuple[ModelText, ModelText], folder: RunFolder) -> Data:
+def open_data(config: Config, dataset: Dataset, texts: Mapping[str, ModelText], folder: RunFolder) -> Data:
     """Open the shards of a data set and line up its training queries.
 
     Raises:
         ArtifactError: The shards are damaged, or were made with another tokenizer or of other data.
     """
-    retriever_text, ranker_text = texts
-    expect = {text.stream: tokenizer_fingerprint(text.tokenizer) for text in (ranker_text, retriever_text)}
+    by_stream = {text.stream: text for text in reversed(list(texts.values()))}  # of equal ones, the first
+    expect = {stream: tokenizer_fingerprint(text.tokenizer) for stream, text in by_stream.items()}
     plan = plan_corpus(config, dataset, texts)
     shards = CorpusShards.open(find_corpus(plan, dataset, folder.shards) or folder.shards, expect=expect)
     require_same_files(shards.manifest.dataset_sha256, dataset)
@@ -136,10 +142,8 @@ def open_data(config: Config, dataset: Dataset, texts: tuple[ModelText, ModelTex
     false_negatives = [
         np.array([shards.index_of(docid) for docid in exclusions.get(query.id, ())], dtype=np.int64) for query in train
     ]
-    tokens = retriever_text.tokenize_queries(train)
-    ranker_tokens = tokens if ranker_text.stream == retriever_text.stream else ranker_text.tokenize_queries(train)
-    rows = TrainingQueries(train, positives, tokens, ranker_tokens, false_negatives)
-    return Data(dataset, shards, retriever_text, ranker_text, rows)
+    tokens = {stream: text.tokenize_queries(train) for stream, text in by_stream.items()}
+    return Data(dataset, shards, texts, TrainingQueries(train, positives, tokens, false_negatives))
 
 
 def copy_shards(data: Data, run: Run) -> Data:
@@ -220,7 +224,7 @@ def require_enough_documents(config: Config, dataset: Dataset) -> None:
     Raises:
         DataError: Even with all documents but the positive, n cannot be drawn.
     """
-    needed = max(config.ar2.num_negatives, config.warmup_ranker.num_negatives, config.warmup_retriever.hard_negatives)
+    needed = config.timetable.most_negatives
     if dataset.num_documents <= needed:
         raise DataError(
             f"the corpus has {dataset.num_documents} documents, a step draws {needed} negatives and a positive",

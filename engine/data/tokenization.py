@@ -7,8 +7,8 @@ shards that are still missing one by one, so an interrupted writing goes on and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -20,6 +20,8 @@ from engine.errors import ArtifactError, DataError
 from engine.log import progress_bar
 from engine.models.loading import tokenizer_fingerprint
 from engine.models.template import InputTemplate
+from engine.run import NOT_SHOWN
+from shards.files import parse_record
 from shards.manifest import CorpusManifest, TokenStream
 from shards.records import Dataset, Document, Query
 from shards.writer import Tokenization, begin_corpus, publish_manifest, write_shard
@@ -82,18 +84,37 @@ class CorpusPlan:
         )
 
 
-def plan_corpus(config: Config, dataset: Dataset, texts: tuple[ModelText, ModelText]) -> CorpusPlan:
+@dataclass(frozen=True, slots=True)
+class WrittenCorpus:
+    """What there is once a corpus is tokenised.
+
+    Attributes:
+        documents: How many.
+        shards: How many.
+        tokens: Token stream to the number of its tokens.
+        reused_shards: How many were there before.
+        dataset_sha256: Fingerprint of the source files.
+    """
+
+    documents: int
+    shards: int
+    tokens: dict[str, int]
+    reused_shards: int
+    dataset_sha256: str = field(metadata=NOT_SHOWN)
+
+
+def plan_corpus(config: Config, dataset: Dataset, texts: Mapping[str, ModelText]) -> CorpusPlan:
     """Say what the shards of a recipe depend on.
 
     Args:
         config: Lengths, template and size of the shards.
         dataset: The source.
-        texts: Of the retriever and the ranker; with equal tokenizers they share one stream.
+        texts: Of each model; those with equal tokenizers share one stream.
     """
-    retriever_text, ranker_text = texts
-    lengths = {"retriever": config.retriever.max_length}
-    lengths[ranker_text.stream] = max(lengths.get(ranker_text.stream, 0), config.ranker.max_length)
-    by_stream = {text.stream: text for text in (ranker_text, retriever_text)}
+    lengths: dict[str, int] = {}
+    for name, text in texts.items():
+        lengths[text.stream] = max(lengths.get(text.stream, 0), config.models[name].max_length)
+    by_stream = {text.stream: text for text in reversed(list(texts.values()))}  # of equal ones, the first
     size = config.data.documents_per_shard
     if size is None:
         size = min(_MOST_DOCUMENTS, max(_FEWEST_DOCUMENTS, dataset.num_documents // _MOST_SHARDS))
@@ -127,7 +148,7 @@ def find_corpus(plan: CorpusPlan, dataset: Dataset, own: Path) -> Path | None:
 
 def write_corpus(
     coordinator: Coordinator, plan: CorpusPlan, dataset: Dataset, own: Path, *, name: str
-) -> dict[str, Any]:
+) -> WrittenCorpus:
     """Tokenise the corpus into shards with all ranks; what is there already is not written again.
 
     Args:
@@ -138,7 +159,7 @@ def write_corpus(
         name: Of the work, for progress and errors.
 
     Returns:
-        Counts of documents, shards and tokens, the number of shards that were there, and the source's fingerprint.
+        Counts, and the source's fingerprint.
 
     Raises:
         DataError: A document or a docid cannot be stored.
@@ -153,13 +174,15 @@ def write_corpus(
 
     def report() -> dict[str, Any]:
         manifest = CorpusManifest.load(Path(found or own))
-        counts: dict[str, Any] = {"documents": manifest.num_documents, "shards": len(manifest.shards)}
-        counts |= {f"{stream}_tokens": number for stream, number in manifest.num_tokens.items()}
-        reused = len(manifest.shards) if num_found is None else num_found
-        return counts | {"reused_shards": reused, "_dataset_sha256": manifest.dataset_sha256}
+        num_shards = len(manifest.shards)
+        reused = num_shards if num_found is None else num_found
+        return asdict(
+            WrittenCorpus(
+                manifest.num_documents, num_shards, manifest.num_tokens, reused, dataset_sha256=manifest.dataset_sha256
+            )
+        )
 
-    result: dict[str, Any] = coordinator.only_rank_zero(f"{name}: report", report)
-    return result
+    return parse_record(coordinator.only_rank_zero(f"{name}: report", report), WrittenCorpus, name)
 
 
 def _write_missing(coordinator: Coordinator, plan: CorpusPlan, dataset: Dataset, folder: Path, name: str) -> int:

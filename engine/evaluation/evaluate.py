@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,16 +19,14 @@ from engine.data.corpus import Data
 from engine.evaluation.measures import answer_measures, read_trec, score_run, write_trec
 from engine.log import get_logger, progress_bar
 from engine.models.ranker import Ranker
-from engine.models.weights import ZERO_SHOT, frozen_ranker, iteration_name, publish_weights
+from engine.models.weights import frozen_ranker
 from engine.refresh.refresh import build_bm25_index, make_index, open_bm25, open_searcher
 from engine.run import Run, RunFolder, Stage
 from engine.search import Searcher
+from engine.timetable import ZERO_SHOT, iteration_name
 from shards.files import read_json, write_json
 from shards.partition import split_range
 from shards.records import Query
-
-if TYPE_CHECKING:  # search and evaluation need no DeepSpeed, which takes seconds to import
-    from engine.training.backend import Models
 
 log = get_logger(__name__)
 Ranking = dict[str, dict[str, float]]
@@ -37,19 +35,6 @@ _CURVES = {"G0": "retriever", "G": "retriever", "D0": "ranker", "D": "ranker"}
 """Systems whose points are one curve over the iterations, which begins with the warm-up at 0 (Figure 3)."""
 ENTROPY_DEPTH = 15
 """Documents over which the entropy of the retriever's distribution is taken (Table 6)."""
-
-
-def evaluate_yardsticks(stage: Stage, models: Models, data: Data) -> dict[str, float]:
-    """Measure BM25 and the retriever before any training on the dev split."""
-    run = stage.run
-    run.once("bm25", build_bm25_index, data, run.folder)
-    measured = evaluate_bm25(stage, data, run.folder, "dev")
-    if run.config.evaluation.zero_shot:
-        with models.training(models.retriever) as retriever:
-            publish_weights(run, retriever, data.retriever_text, ZERO_SHOT)
-        make_index(run, data, run.folder, ZERO_SHOT)
-        measured |= evaluate_retriever(stage, data, run.folder, "zero-shot", None, "dev")
-    return measured
 
 
 def evaluate_iteration(stage: Stage, data: Data, *, iteration: int) -> dict[str, float]:
@@ -146,7 +131,7 @@ def evaluate_ranker(
     if not queries:
         return {}
     found = read_trec(_trec_path(folder, split, retriever, iteration))
-    ranker = frozen_ranker(run.config, run.folder.weights("ranker", iteration_name(iteration)), run.device)
+    ranker = frozen_ranker(run.config.ranker, run.folder.weights("ranker", iteration_name(iteration)), run.device)
     ranking = rerank(stage, data, ranker, queries, found, system)
     return _record(stage, data, folder, ranking, system, retriever, iteration, split)
 
@@ -218,7 +203,7 @@ def score_pairs(run: Run, data: Data, ranker: Ranker, query: Query, documents: S
     Returns:
         Raw logits [K].
     """
-    text, settings = data.ranker_text, run.config
+    text, settings = data.texts["ranker"], run.config
     (query_tokens,) = text.tokenize_queries([query])
     pairs = [
         text.template.pair(query_tokens, data.shards.tokens(document, text.stream).tolist(), settings.ranker.max_length)

@@ -23,7 +23,7 @@ import transformers
 from torch import Tensor
 
 from engine.errors import ArtifactError
-from engine.models.loading import METADATA_FILE, load_tokenizer, quiet_transformers, read_metadata
+from engine.models.loading import METADATA_FILE, load_tokenizer, quiet_transformers, read_metadata, saved_metadata
 from engine.models.ranker import Ranker
 from engine.models.retriever import DOCUMENT, QUERY, Pooling, Retriever, pool
 from engine.models.template import InputTemplate
@@ -87,6 +87,12 @@ def export_ranker(weights_folder: Path, target: Path) -> float:
     return _publish(weights_folder, target, lambda folder: _describe_ranker(folder, metadata))
 
 
+def export_model(weights_folder: Path, target: Path) -> float:
+    """Write a model of whatever kind; see `export_retriever` and `export_ranker`."""
+    kind = saved_metadata(weights_folder).get("model")
+    return export_ranker(weights_folder, target) if kind == "ranker" else export_retriever(weights_folder, target)
+
+
 def verify_export(
     weights_folder: Path,
     target: Path,
@@ -109,7 +115,7 @@ def verify_export(
     Raises:
         ArtifactError: It is above `MAX_DIFFERENCE`.
     """
-    kind = read_json(weights_folder / METADATA_FILE, "the description of the model").get("model")
+    kind = saved_metadata(weights_folder).get("model")
     compare = _compare_ranker if kind == "ranker" else _compare_retriever
     with torch.inference_mode(), quiet_transformers():
         differences = compare(weights_folder, target, list(queries), list(documents))

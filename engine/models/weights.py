@@ -1,76 +1,43 @@
 """Consolidated weights: what an iteration's models are, for everyone who does not train them.
 
-After each training stage all weights are gathered from the engine (under ZeRO-3 they lie in pieces on all ranks) and
-published as a plain Hugging Face folder with a hash. Encoding, scoring, evaluation and export load that folder, so
-they are the same under every ZeRO stage and tied to weights that can be named.
+After each training stage `engine.training.publishing` gathers all weights from the engine and publishes them as a plain
+Hugging Face folder with a hash. Encoding, scoring, evaluation and export load that folder, so they are the same under
+every ZeRO stage and tied to weights that can be named.
 """
 
 from __future__ import annotations
 
 import hashlib
-import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
 
-from engine.config.recipe import Config, ModelConfig
-from engine.data.corpus import ModelText
+from engine.config.models import ModelConfig, RankerConfig, RetrieverConfig
 from engine.errors import ArtifactError
 from engine.models.ranker import Ranker
 from engine.models.retriever import Retriever
-from engine.run import Run
-from shards.files import read_json, sha256_file, write_json
+from shards.files import read_record, sha256_file
 
-if TYPE_CHECKING:  # who only reads weights needs no DeepSpeed
-    from engine.training.backend import TrainedModel
-
-ZERO_SHOT = "zero-shot"
-"""The name of the state before any training, where others are named by their iteration."""
 M = TypeVar("M", bound=nn.Module)
-_MARKER = "weights.json"
+MARKER = "weights.json"
+"""Beside published weights, written last."""
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def iteration_name(iteration: int) -> str:
-    """Return how artifacts of an iteration are named: `000` for the warm-up, then `001` and on."""
-    return f"{iteration:03d}"
+@dataclass(frozen=True, slots=True)
+class PublishedWeights:
+    """The record of published weights.
 
-
-def publish_weights(run: Run, model: TrainedModel, text: ModelText, name: str) -> dict[str, str]:
-    """Gather a model's weights and publish them under an iteration's name. A collective.
-
-    Args:
-        run: Whose folder takes them.
-        model: The engine; its state is on the device.
-        text: The tokenizer that goes with it.
-        name: Iteration's name.
-
-    Returns:
-        The weights' sha256 under `_weights_sha256`.
+    Attributes:
+        sha256: The one hash that stands for all files.
+        files: File name to sha256.
     """
-    state = model.full_state_dict()
-    folder = run.folder.weights(model.name, name)
-    metadata = describe_model(run.config, model.name)
-    digest = run.coordinator.only_rank_zero(
-        f"publish {model.name} {name}", lambda: _write(folder, model, text, state, metadata)
-    )
-    return {"_weights_sha256": str(digest)}
 
-
-def describe_model(config: Config, name: str) -> dict[str, Any]:
-    """Return what a saved model must carry beside its weights to give the same scores elsewhere."""
-    section = config.retriever if name == "retriever" else config.ranker
-    described: dict[str, Any] = {
-        "model": name,
-        "base": section.name,
-        "max_length": section.max_length,
-        "score_scale": section.score_scale,
-        "template": config.data.template,
-    }
-    described["query_max_length"] = config.retriever.query_max_length
-    return described
+    sha256: str
+    files: dict[str, str]
 
 
 def weights_sha256(folder: Path) -> str:
@@ -79,23 +46,22 @@ def weights_sha256(folder: Path) -> str:
     Raises:
         ArtifactError: There are none.
     """
-    marker = folder / _MARKER
+    marker = folder / MARKER
     if not marker.exists():
         raise ArtifactError(
             f"there are no published weights in {folder}",
             remedy="let the run finish the stage that makes them",
         )
-    return str(read_json(marker, "the record of published weights")["sha256"])
+    return read_record(marker, PublishedWeights, "the record of published weights").sha256
 
 
-def frozen_retriever(config: Config, folder: Path, device: torch.device) -> Retriever:
+def frozen_retriever(section: RetrieverConfig, folder: Path, device: torch.device) -> Retriever:
     """Load published retriever weights for inference, in the training's numeric type.
 
     Raises:
         ArtifactError: The weights are missing or damaged.
     """
     _verify(folder)
-    section = config.retriever
     model = Retriever.load(
         str(folder),
         pooling=section.pooling,
@@ -106,14 +72,14 @@ def frozen_retriever(config: Config, folder: Path, device: torch.device) -> Retr
     return _frozen(model, section, device)
 
 
-def frozen_ranker(config: Config, folder: Path, device: torch.device) -> Ranker:
+def frozen_ranker(section: RankerConfig, folder: Path, device: torch.device) -> Ranker:
     """Load published ranker weights for inference, in the training's numeric type.
 
     Raises:
         ArtifactError: The weights are missing or damaged.
     """
     _verify(folder)
-    return _frozen(Ranker.load(str(folder), attention=config.ranker.attention), config.ranker, device)
+    return _frozen(Ranker.load(str(folder), attention=section.attention), section, device)
 
 
 def _frozen(model: M, section: ModelConfig, device: torch.device) -> M:
@@ -123,32 +89,18 @@ def _frozen(model: M, section: ModelConfig, device: torch.device) -> M:
     return model
 
 
-def _write(
-    folder: Path, model: TrainedModel, text: ModelText, state: dict[str, torch.Tensor], metadata: dict[str, Any]
-) -> str:
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    model.module.save(temporary, text.tokenizer, state_dict=state, metadata=metadata)  # type: ignore[operator]
-    files = _weight_files(temporary)
-    digest = _digest(files)
-    write_json(temporary / _MARKER, {"sha256": digest, "files": {str(key): value for key, value in files.items()}})
-    if folder.exists():
-        shutil.rmtree(folder)
-    temporary.rename(folder)
-    return digest
-
-
-def _weight_files(folder: Path) -> dict[str, str]:
+def weight_files(folder: Path) -> dict[str, str]:
+    """Hash a folder's weights: file name to sha256."""
     return {str(path.relative_to(folder)): sha256_file(path) for path in sorted(folder.rglob("*.safetensors"))}
 
 
-def _digest(files: dict[str, str]) -> str:
+def digest_of(files: dict[str, str]) -> str:
+    """Return the one hash that stands for a folder's weights."""
     return hashlib.sha256("".join(f"{name}:{digest}\n" for name, digest in files.items()).encode()).hexdigest()
 
 
 def _verify(folder: Path) -> None:
-    recorded, found = weights_sha256(folder), _digest(_weight_files(folder))
+    recorded, found = weights_sha256(folder), digest_of(weight_files(folder))
     if recorded != found:
         raise ArtifactError(
             f"the weights in {folder} have sha256 {found}",

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from engine.data.answers import AnswerMatcher
-from engine.data.batches import query_rows
+from engine.data.batches import rows_drawn
 from engine.data.candidates import Candidates, is_saved, join
 from engine.data.corpus import FALSE_NEGATIVES, POSITIVES, Data
 from engine.data.negatives import ANSWERS, remove_known
@@ -31,7 +31,7 @@ from engine.errors import DataError
 from engine.log import get_logger, progress_bar
 from engine.refresh.part_search import search_parts
 from engine.refresh.reuse import adopt_twin
-from engine.run import Run, Stage
+from engine.run import Stage
 from engine.search import PartedSearcher, Searcher
 from shards.embeddings import Stamp
 from shards.files import canonical_json
@@ -47,11 +47,8 @@ def mine(
     stage: Stage,
     data: Data,
     searcher: Searcher,
-    rows: np.ndarray,
     stamp: Stamp,
     *,
-    top_k: int,
-    needed: int,
     name: str,
 ) -> dict[str, Any]:
     """Search training queries with all ranks, and publish what is left as candidates.
@@ -60,18 +57,18 @@ def mine(
         stage: Where this runs.
         data: Corpus and training queries.
         searcher: Any retriever.
-        rows: Training rows to search, int64 [Q].
         stamp: Iteration, weights and corpus that the searcher stands for.
-        top_k: Candidates kept for a query.
-        needed: Candidates that a query must keep, at most `top_k`.
-        name: Of the candidates in the run folder.
+        name: Of the candidates, in the timetable and in the run folder.
 
     Returns:
         Counts of queries, and of documents taken out by reason.
 
     Raises:
-        DataError: A query keeps fewer than `needed` of the whole corpus.
+        DataError: A query keeps fewer of the whole corpus than a step draws.
     """
+    table, num_queries = stage.run.timetable, len(data.train)
+    rows = np.arange(num_queries) if table.mine_all else rows_drawn(table.drawing_from(name), stage.seed, num_queries)
+    top_k, needed = table.mining(name).top_k, table.needed(name)
     coordinator, folder = stage.run.coordinator, stage.run.folder.candidates(name)
     search = _describe_search(stage, rows, top_k, needed)
     parts = folder.with_name(f".{name}.parts-{search[:12]}")
@@ -130,7 +127,7 @@ class _Plan:
 def _first_depth(stage: Stage, data: Data, rows: np.ndarray, top_k: int) -> tuple[int, bool]:
     """Return how deep to search at first, and whether answers are taken out."""
     chosen = rows.tolist()
-    with_answers = stage.run.config.ar2.remove_answers and any(data.train.queries[row].answers for row in chosen)
+    with_answers = stage.run.timetable.remove_answers and any(data.train.queries[row].answers for row in chosen)
     most = max((len(data.train.known(row)) for row in chosen), default=0)
     extra = min(most, top_k) + (top_k // 4 if with_answers else 0)
     return min(data.shards.num_documents, top_k + extra), with_answers
@@ -160,7 +157,7 @@ def _search_group(
 def _describe_search(stage: Stage, rows: np.ndarray, top_k: int, needed: int) -> str:
     """Name a search by all that its result depends on besides the stamp, so that a part of another one is not taken."""
     asked = {"rows": hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest(), "top_k": top_k, "needed": needed}
-    asked["remove_answers"] = stage.run.config.ar2.remove_answers
+    asked["remove_answers"] = stage.run.timetable.remove_answers
     return hashlib.sha256(canonical_json(asked).encode()).hexdigest()
 
 
@@ -174,22 +171,6 @@ def _part_of(parts: Path, number: int) -> Path:
 
 def _found_of(parts: Path, group: int) -> Path:
     return parts / f"found-{group:06d}"
-
-
-def upcoming_rows(run: Run, iteration: int, num_queries: int) -> np.ndarray:
-    """Return the training rows that the phases fed by an iteration's candidates will draw, sorted, each once."""
-    game, warmup = run.config.ar2, run.config.warmup_ranker
-    ranker_iteration = iteration if game.order == "paper" else iteration + 1
-    phases = [("warmup_ranker", warmup.batch_size, warmup.steps, 1)] if iteration == 0 else []
-    if 1 <= ranker_iteration <= game.iterations:
-        phases.append(("ranker", game.ranker.batch_size, game.ranker.steps, ranker_iteration))
-    if iteration + 1 <= game.iterations:
-        phases.append(("retriever", game.retriever.batch_size, game.retriever.steps, iteration + 1))
-    drawn = [np.empty(0, dtype=np.int64)]
-    for stream, batch_size, steps, number in phases:
-        start = (number - 1) * steps * batch_size
-        drawn.append(query_rows(run.config.run.seed, stream, start, steps * batch_size, num_queries))
-    return np.unique(np.concatenate(drawn))
 
 
 def answer_predicate(data: Data, rows: np.ndarray) -> Callable[[int, int], bool]:

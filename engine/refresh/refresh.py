@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from engine.config.recipe import Config
-from engine.data.batches import query_rows
 from engine.data.candidates import Candidates
 from engine.data.corpus import Data
 from engine.data.tokenization import BM25_FOLDER
@@ -28,13 +27,14 @@ from engine.index.dense import DenseIndex
 from engine.index.plan import IndexPlan, plan_index
 from engine.log import get_logger, progress_bar
 from engine.models.encode import encode_documents, encode_queries
-from engine.models.weights import ZERO_SHOT, frozen_retriever, iteration_name, weights_sha256
-from engine.refresh.mining import mine, upcoming_rows
+from engine.models.weights import frozen_retriever, weights_sha256
+from engine.refresh.mining import mine
 from engine.refresh.pace import Pace, slow_ranks, slowest_share
 from engine.refresh.reuse import adopt_twin
 from engine.retrievers.bm25 import BM25Searcher, build_bm25
 from engine.retrievers.dense import DenseSearcher
 from engine.run import Run, RunFolder, Stage
+from engine.timetable import ZERO_SHOT, iteration_name
 from shards.embeddings import EmbeddingStore, Stamp, part_is_complete
 from shards.writer import render
 
@@ -90,7 +90,7 @@ def encode_corpus(stage: Stage, data: Data, folder: RunFolder, name: str) -> dic
         folder: Takes the embeddings.
         name: Iteration's name; its published weights encode.
     """
-    run, config, stream = stage.run, stage.run.config, data.retriever_text.stream
+    run, config, stream = stage.run, stage.run.config, data.texts["retriever"].stream
     stamp, store = stamp_of(run.folder, data, name), folder.index(name) / "embeddings"
 
     def plan() -> list[int]:
@@ -108,8 +108,10 @@ def encode_corpus(stage: Stage, data: Data, folder: RunFolder, name: str) -> dic
     ):
         if missing:
             encode_documents(
-                frozen_retriever(config, run.folder.weights("retriever", name), run.device).document_encoder(),
-                data.retriever_text.template,
+                frozen_retriever(
+                    config.retriever, run.folder.weights("retriever", name), run.device
+                ).document_encoder(),
+                data.texts["retriever"].template,
                 data.shards,
                 stream,
                 own.timed(_with_progress(run.coordinator.hand_out(stage.name, missing), missing, data, bar)),
@@ -171,15 +173,8 @@ def index_corpus(stage: Stage, data: Data, folder: RunFolder, name: str) -> dict
 def retrieve_candidates(stage: Stage, data: Data, *, iteration: int) -> dict[str, Any]:
     """Search the training queries, each rank its share, and take out positives and documents with an answer."""
     run, name = stage.run, iteration_name(iteration)
-    rows = (
-        np.arange(len(data.train)) if run.config.ar2.mine == "all" else upcoming_rows(run, iteration, len(data.train))
-    )
     stamp = stamp_of(run.folder, data, name)
-    searcher = open_searcher(run, data, run.folder, name)
-    needed = run.config.ar2.num_negatives
-    if iteration == 0:
-        needed = max(needed, run.config.warmup_ranker.num_negatives)
-    counts = mine(stage, data, searcher, rows, stamp, top_k=run.config.ar2.top_k, needed=needed, name=name)
+    counts = mine(stage, data, open_searcher(run, data, run.folder, name), stamp, name=name)
     if run.is_main:
         _drop_old_indexes(run, iteration)
     return counts
@@ -253,8 +248,8 @@ def open_searcher(run: Run, data: Data, folder: RunFolder, name: str) -> DenseSe
         folder.index(name) / "embeddings", data.shards.manifest, stamp_of(run.folder, data, name)
     )
     return DenseSearcher(
-        frozen_retriever(config, run.folder.weights("retriever", name), run.device),
-        data.retriever_text,
+        frozen_retriever(config.retriever, run.folder.weights("retriever", name), run.device),
+        data.texts["retriever"],
         DenseIndex.open(folder.index(name), store, device=run.device),
         max_length=config.retriever.query_max_length,
         tokens_per_batch=config.evaluation.tokens_per_batch,
@@ -263,14 +258,7 @@ def open_searcher(run: Run, data: Data, folder: RunFolder, name: str) -> DenseSe
 
 
 def _retrieve_bm25_candidates(stage: Stage, data: Data) -> dict[str, Any]:
-    config = stage.run.config.warmup_retriever
-    rows = np.arange(len(data.train))
-    if stage.run.config.ar2.mine == "sampled":
-        count = config.steps * config.batch_size
-        rows = np.unique(query_rows(stage.seed, "warmup_retriever", 0, count, len(data.train)))
-    searcher = open_bm25(data, stage.run.folder)
-    stamp, needed = _bm25_stamp(data), config.hard_negatives
-    return mine(stage, data, searcher, rows, stamp, top_k=config.bm25_depth, needed=needed, name="bm25")
+    return mine(stage, data, open_bm25(data, stage.run.folder), _bm25_stamp(data), name="bm25")
 
 
 def _bm25_stamp(data: Data) -> Stamp:
@@ -283,9 +271,9 @@ def _audit_queries(stage: Stage, data: Data, weights: Path) -> np.ndarray:
     queries = data.train.queries or list(data.dataset.queries.values())
     chosen = np.random.default_rng(stage.seed).permutation(len(queries))[:count]
     return encode_queries(
-        frozen_retriever(run.config, weights, run.device).query_encoder(),
-        data.retriever_text.template,
-        data.retriever_text.tokenize_queries([queries[row] for row in chosen.tolist()]),
+        frozen_retriever(run.config.retriever, weights, run.device).query_encoder(),
+        data.texts["retriever"].template,
+        data.texts["retriever"].tokenize_queries([queries[row] for row in chosen.tolist()]),
         max_length=run.config.retriever.query_max_length,
         tokens_per_batch=run.config.evaluation.tokens_per_batch,
         device=run.device,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ import torch.distributed as dist
 from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
-from engine.config.recipe import ModelConfig, OptimConfig
+from engine.config.models import ModelConfig
+from engine.config.training import OptimConfig
 from engine.errors import ConfigError, TrainingError
 from engine.training.fragments import Fragment, fragments, refresh_weights, torch_optimizer
-from engine.training.state import own_share
+from engine.training.state import rank_share
 
 _OWNED_KEYS = frozenset(
     {
@@ -70,7 +71,7 @@ class TrainedModel:
     """A model in a DeepSpeed engine.
 
     Args:
-        name: `retriever` or `ranker`; used in messages.
+        name: The model's name in the recipe.
         module: The model on the CPU, in float32.
         config: Its ZeRO stage and numeric type.
         optim: Optimizer of its first stage; learning rates are set at every step.
@@ -209,7 +210,7 @@ class TrainedModel:
         """Show those that it alone answers for: the ranks' together are the whole state, each element once."""
         if self.zero_stage > 0 or not dist.is_initialized():
             return self.fragments()
-        return list(own_share(self.fragments(), dist.get_rank(), dist.get_world_size()))
+        return list(rank_share(self.fragments(), dist.get_rank(), dist.get_world_size()))
 
     def refresh_weights(self) -> None:
         """Take over float32 weights that were written to `fragments`. A collective."""
@@ -277,28 +278,6 @@ class TrainedModel:
         if self.zero_stage == 3:
             for master in self._engine.optimizer.fp32_partitioned_groups_flat:
                 master.data = master.data.to(device)
-
-
-@dataclass
-class Models:
-    """The two players; at most one of them occupies the device. On a CPU there is nowhere else to be."""
-
-    retriever: TrainedModel
-    ranker: TrainedModel
-
-    @contextlib.contextmanager
-    def training(self, model: TrainedModel) -> Iterator[TrainedModel]:
-        """Keep one model on the device while the body trains it; afterwards both are offloaded."""
-        self.rest(*(other for other in (self.retriever, self.ranker) if other is not model))
-        model.reload()
-        yield model
-        self.rest(model)
-
-    def rest(self, *models: TrainedModel) -> None:
-        """Offload models that are not trained now, so that encoding and the other model have the device."""
-        for model in models:
-            if model.device.type != "cpu":
-                model.offload()
 
 
 def _initialize(module: nn.Module, config: ModelConfig, optim: OptimConfig) -> Any:

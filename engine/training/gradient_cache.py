@@ -30,7 +30,7 @@ LossOf = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Metric]]]
 
 
 def contrastive_backward(
-    model: TrainedModel, chunks: Sequence[Chunk], loss_of: LossOf, chunk_seed: Callable[[int], int]
+    model: TrainedModel, chunks: Sequence[Chunk], loss_of: LossOf, seeds: Sequence[int]
 ) -> dict[str, Metric]:
     """Run forward and backward of a step, with the cache where there is more than one chunk.
 
@@ -38,27 +38,27 @@ def contrastive_backward(
         model: The retriever's engine.
         chunks: This rank's batch, cut so that one chunk's activations fit; all ranks have equally many.
         loss_of: The loss; called once.
-        chunk_seed: Seed of the random numbers of a chunk.
+        seeds: Of the random numbers of each chunk.
 
     Returns:
         The loss's metrics.
     """
     if len(chunks) == 1:
-        torch.manual_seed(chunk_seed(0))
+        torch.manual_seed(seeds[0])
         loss, metrics = loss_of(*model(**chunks[0]))
         model.backward(loss, last=True)
         return metrics
-    represented = _represent(model, chunks, chunk_seed)
+    represented = _represent(model, chunks, seeds)
     gradients, metrics = _differentiate(represented, loss_of)
-    _replay(model, chunks, gradients, chunk_seed)
+    _replay(model, chunks, gradients, seeds)
     return metrics
 
 
-def _represent(model: TrainedModel, chunks: Sequence[Chunk], chunk_seed: Callable[[int], int]) -> list[Representations]:
+def _represent(model: TrainedModel, chunks: Sequence[Chunk], seeds: Sequence[int]) -> list[Representations]:
     represented = []
     with torch.no_grad():
-        for number, chunk in enumerate(chunks):
-            torch.manual_seed(chunk_seed(number))
+        for chunk, seed in zip(chunks, seeds, strict=True):
+            torch.manual_seed(seed)
             represented.append(model(**chunk))
     return represented
 
@@ -86,10 +86,10 @@ def _replay(
     model: TrainedModel,
     chunks: Sequence[Chunk],
     gradients: Sequence[Representations],
-    chunk_seed: Callable[[int], int],
+    seeds: Sequence[int],
 ) -> None:
     for number, (chunk, (query_gradient, document_gradient)) in enumerate(zip(chunks, gradients, strict=True)):
-        torch.manual_seed(chunk_seed(number))
+        torch.manual_seed(seeds[number])
         queries_BD, documents_ND = model(**chunk)
         surrogate = (queries_BD * query_gradient).sum() + (documents_ND * document_gradient).sum()
         model.backward(surrogate, last=number == len(chunks) - 1)

@@ -13,22 +13,26 @@ documents.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from engine.data.batches import SampledQuery
 from engine.errors import TrainingError
 from engine.log import get_logger
 from engine.metrics import Metric
 from engine.run import Stage
-from engine.training.backend import StepReport, TrainedModel
+from engine.training.backend import StepReport
 from shards.files import write_json
 
 log = get_logger(__name__)
-BatchIds = Callable[[int], list[dict[str, Any]]]
-"""From a step's number in the schedule to what it is made of: `rank`, `query` (qid) and `documents` (docids)."""
+NamesOf = Callable[[int], Sequence[SampledQuery]]
+"""From a step's number in the schedule to what it is made of."""
 
 COLLAPSED = 1e-6
 """What counts as no spread of a query's scores, and as no entropy (nats)."""
@@ -44,49 +48,29 @@ class Guards:
 
     Args:
         stage: Where this runs.
-        batch_ids: Names what a step is made of; called only where one is stopped.
+        names_of: Names what a step is made of; called only where one is stopped.
         first_step: Steps of the schedule that earlier stages took.
     """
 
-    def __init__(self, stage: Stage, batch_ids: BatchIds, first_step: int) -> None:
-        self._stage, self._batch_ids, self._first_step = stage, batch_ids, first_step
+    def __init__(self, stage: Stage, names_of: NamesOf, first_step: int) -> None:
+        self._stage, self._names_of, self._first_step = stage, names_of, first_step
         self._settings = stage.run.config.run
         self._flat = dict.fromkeys(_SIGNS, 0)
         self._skipped_in_a_row = 0
         self.num_skipped = 0
         """Steps of this stage that fp16's loss scaling skipped."""
 
-    def step(self, model: TrainedModel, step: int, lr: float, metrics: Mapping[str, Metric]) -> StepReport:
-        """Let a model step with the gradients it has, or stop all ranks before it. A collective.
+    def require_health(self, step: int, metrics: Mapping[str, Metric], device: torch.device) -> None:
+        """Stop all ranks before a step whose loss is not finite, or where the model has collapsed. A collective.
 
         Args:
-            model: Its backward passes are done.
             step: Number of the step in the stage.
-            lr: Learning rate of the step.
             metrics: What the objective measured: `loss`, and `score_spread` and `entropy` where it has them.
+            device: Where the collective's backend works.
 
         Raises:
             TrainingError: The step must not be taken; see above.
         """
-        self._require_health(step, metrics, model.device)
-        try:
-            report = model.step(lr)
-        except TrainingError as error:
-            self._save(step, str(error), metrics)
-            raise
-        self._count(step, report, metrics)
-        return report
-
-    def state(self) -> dict[str, Any]:
-        """Return what has been counted, as JSON; the same on all ranks."""
-        return {"flat": self._flat, "skipped_in_a_row": self._skipped_in_a_row, "num_skipped": self.num_skipped}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on counting where `state` was taken."""
-        self._flat = dict(state["flat"])
-        self._skipped_in_a_row, self.num_skipped = state["skipped_in_a_row"], state["num_skipped"]
-
-    def _require_health(self, step: int, metrics: Mapping[str, Metric], device: torch.device) -> None:
         finite, *alive = self._flags(metrics, device)
         if not finite:
             losses = self._save(step, f"the loss of {self._stage.name} is not finite at step {step}", metrics)
@@ -108,20 +92,21 @@ class Guards:
                     f"{self._path(step)}; run.collapse_steps=0 switches this guard off",
                 )
 
-    def _flags(self, metrics: Mapping[str, Metric], device: torch.device) -> list[bool]:
-        """Return whether all losses are finite, and for each sign whether some rank shows life."""
-        loss = torch.as_tensor(metrics["loss"].value, dtype=torch.float32, device=device).detach()
-        flags = [torch.isfinite(loss).logical_not()]
-        for sign in _SIGNS:
-            value = metrics[sign].value if sign in metrics else 1.0
-            flags.append(torch.as_tensor(value, dtype=torch.float32, device=device).detach() > COLLAPSED)
-        together = torch.stack(flags).float()
-        if dist.is_initialized():
-            dist.all_reduce(together, op=dist.ReduceOp.MAX)
-        broken, *alive = together.tolist()
-        return [not broken, *(value > 0 for value in alive)]
+    @contextmanager
+    def post_mortem(self, step: int, metrics: Mapping[str, Metric]) -> Iterator[None]:
+        """Leave a record of a step that the body, which takes it, refuses."""
+        try:
+            yield
+        except TrainingError as error:
+            self._save(step, str(error), metrics)
+            raise
 
-    def _count(self, step: int, report: StepReport, metrics: Mapping[str, Metric]) -> None:
+    def count(self, step: int, report: StepReport, metrics: Mapping[str, Metric]) -> None:
+        """Count steps that fp16's loss scaling skips.
+
+        Raises:
+            TrainingError: Too many in a row were.
+        """
         if report.applied:
             self._skipped_in_a_row = 0
             return
@@ -139,7 +124,29 @@ class Guards:
                 remedy=f"train in bf16 or fp32, or look at the batch in {self._path(step)}",
             )
 
-    def _path(self, step: int) -> Any:
+    def state(self) -> dict[str, Any]:
+        """Return what has been counted, as JSON; the same on all ranks."""
+        return {"flat": self._flat, "skipped_in_a_row": self._skipped_in_a_row, "num_skipped": self.num_skipped}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on counting where `state` was taken."""
+        self._flat = dict(state["flat"])
+        self._skipped_in_a_row, self.num_skipped = state["skipped_in_a_row"], state["num_skipped"]
+
+    def _flags(self, metrics: Mapping[str, Metric], device: torch.device) -> list[bool]:
+        """Return whether all losses are finite, and for each sign whether some rank shows life."""
+        loss = torch.as_tensor(metrics["loss"].value, dtype=torch.float32, device=device).detach()
+        flags = [torch.isfinite(loss).logical_not()]
+        for sign in _SIGNS:
+            value = metrics[sign].value if sign in metrics else 1.0
+            flags.append(torch.as_tensor(value, dtype=torch.float32, device=device).detach() > COLLAPSED)
+        together = torch.stack(flags).float()
+        if dist.is_initialized():
+            dist.all_reduce(together, op=dist.ReduceOp.MAX)
+        broken, *alive = together.tolist()
+        return [not broken, *(value > 0 for value in alive)]
+
+    def _path(self, step: int) -> Path:
         folder = self._stage.run.folder.path / "postmortem"
         return folder / f"{self._stage.name.replace('/', '-')}-{step}.json"
 
@@ -150,7 +157,7 @@ class Guards:
         of_ranks: list[dict[str, str]] = coordinator.gather(f"{name}: measurements", own)
 
         def write() -> None:
-            batch = self._batch_ids(self._first_step + step)
+            batch = [asdict(query) for query in self._names_of(self._first_step + step)]
             ranks = [{"rank": rank, "metrics": found} for rank, found in enumerate(of_ranks)]
             found = {"stage": self._stage.name, "step": step, "reason": reason, "ranks": ranks, "batch": batch}
             write_json(self._path(step), found)

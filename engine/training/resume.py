@@ -8,59 +8,60 @@ again, goes on from there, and ends in the same weights.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from engine.errors import ConfigError
 from engine.log import get_logger
 from engine.run import Run
-from engine.training.backend import TrainedModel
-from engine.training.checkpoint import Checkpoints, Position, Retention
+from engine.training.checkpoint import Checkpoints, Retention
 from shards.files import canonical_json, read_json
 
 log = get_logger(__name__)
 
 
-def checkpoints_of(run: Run, model: TrainedModel) -> Checkpoints:
-    """Return a model's checkpoints; one object a run, since it counts them."""
-    if model.name not in run.checkpoints:
-        settings = run.config.run
-        retention = Retention(
-            settings.keep_checkpoints, settings.keep_every_steps, lambda: _best_stage(run, model.name)
-        )
-        folder = run.folder.checkpoints / model.name
-        fence = run.lock.require if run.lock is not None else lambda: None
-        run.checkpoints[model.name] = Checkpoints(folder, run.coordinator, retention, _origin(run), fence)
-    found: Checkpoints = run.checkpoints[model.name]
-    return found
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """What is read of a training stage's result."""
+
+    checkpoint: int
 
 
-def restore_training(run: Run, model: TrainedModel) -> Position | None:
-    """Bring a model to its newest whole checkpoint, and open those finished stages again that it does not hold.
+def checkpoints_of(run: Run, models: Iterable[str]) -> dict[str, Checkpoints]:
+    """Return the checkpoints of models in a run; one object each, since it counts them."""
+    settings = run.config.run
+    fence = run.lock.require if run.lock is not None else lambda: None
 
-    Raises:
-        ArtifactError: There are checkpoints, but none is whole; or the newest is of another model.
+    def open_one(model: str) -> Checkpoints:
+        retention = Retention(settings.keep_checkpoints, settings.keep_every_steps, lambda: _best_stage(run, model))
+        return Checkpoints(run.folder.checkpoints / model, run.coordinator, retention, _origin(run), fence)
+
+    return {model: open_one(model) for model in models}
+
+
+def reopen_lost_stages(run: Run, model: str, checkpoint: int) -> None:
+    """Open those finished stages again that a model's newest whole checkpoint does not hold.
+
+    Args:
+        run: Whose ledger has them as finished.
+        model: Whom they trained.
+        checkpoint: Number of that checkpoint; 0 without one.
     """
-    position = checkpoints_of(run, model).restore(model)
-    number = position.number if position else 0
-    lost = [
-        name
-        for name, result in run.results().items()
-        if isinstance(result, dict)
-        and result.get("_checkpoint", [None])[0] == model.name
-        and result["_checkpoint"][1] > number
-    ]
+    stages = [visit.stage for phase in run.timetable.phases_of(model) for visit in phase.visits]
+    ended = {stage: run.result_of(stage, _Ended) for stage in stages}
+    lost = [stage for stage, result in ended.items() if result is not None and result.checkpoint > checkpoint]
     if lost:
-        log.warning("%s has lost what it learnt in %s: trained again from here", model.name, ", ".join(lost))
+        log.warning("%s has lost what it learnt in %s: trained again from here", model, ", ".join(lost))
         run.forget(lost)
-    return position
 
 
 def _best_stage(run: Run, model: str) -> str | None:
     """Return the stage that ended in the model's best iteration on dev so far; None where nothing is measured."""
     metric, letter = run.config.run.keep_best, "G" if model == "retriever" else "D"
     measured: dict[str, float] = {}
-    for iteration in range(run.config.ar2.iterations + 1):
-        result = run.results().get(f"evaluate/{iteration}")
+    for iteration in range(run.timetable.iterations + 1):
+        result = run.result_of(f"evaluate/{iteration}", dict[str, float])
         if metric is None or not result:
             continue
         column = f"{letter}{'0' if iteration == 0 else ''} {metric}"

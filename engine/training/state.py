@@ -34,7 +34,7 @@ MAX_FILE_BYTES = 2**28
 _FLOAT_BYTES = 4
 
 
-def own_share(fragments: Iterable[Fragment], rank: int, world_size: int) -> Iterator[Fragment]:
+def rank_share(fragments: Iterable[Fragment], rank: int, world_size: int) -> Iterator[Fragment]:
     """Cut fragments that all ranks hold into equal runs, and keep this rank's."""
     for fragment in fragments:
         share = split_range(fragment.length, rank, world_size)

@@ -7,7 +7,7 @@ from pathlib import Path
 from engine.errors import ConfigError
 from engine.log import get_logger
 from engine.models.export import export_ranker, export_retriever
-from engine.models.weights import iteration_name
+from engine.timetable import iteration_name
 from launcher.commands.finished import last_iteration, open_run
 
 log = get_logger(__name__)

@@ -9,8 +9,8 @@ import torch
 from engine.coordination.coordinator import Coordinator, LocalTransport
 from engine.data.corpus import Data, ModelText, model_texts, open_data
 from engine.errors import ConfigError
-from engine.models.weights import iteration_name
 from engine.run import Run, RunFolder
+from engine.timetable import iteration_name
 from shards.formats import open_dataset
 from shards.records import Dataset
 
@@ -37,9 +37,9 @@ def last_iteration(run: Run) -> int:
     Raises:
         ConfigError: Not even the warm-up is.
     """
-    for iteration in range(run.config.ar2.iterations, -1, -1):
+    for iteration in range(run.timetable.iterations, -1, -1):
         name = iteration_name(iteration)
-        if all((run.folder.weights(model, name) / "weights.json").exists() for model in ("retriever", "ranker")):
+        if all((run.folder.weights(model, name) / "weights.json").exists() for model in run.config.models):
             return iteration
     raise ConfigError(
         f"the run in {run.folder.path} has not finished its warm-ups",
@@ -48,10 +48,10 @@ def last_iteration(run: Run) -> int:
     )
 
 
-def texts_of(run: Run, iteration: int) -> tuple[ModelText, ModelText]:
+def texts_of(run: Run, iteration: int) -> dict[str, ModelText]:
     """Load the tokenizers that were saved with an iteration's weights."""
     name = iteration_name(iteration)
-    return model_texts(run.config, run.folder.weights("retriever", name), run.folder.weights("ranker", name))
+    return model_texts(run.config, {model: run.folder.weights(model, name) for model in run.config.models})
 
 
 def data_of(run: Run, iteration: int, dataset: Dataset | None = None, folder: RunFolder | None = None) -> Data:

@@ -13,6 +13,7 @@ from engine.data.tokenization import BM25_FOLDER, find_corpus, plan_corpus, writ
 from engine.errors import ArtifactError, ConfigError
 from engine.log import get_logger
 from engine.retrievers.bm25 import BM25Searcher, build_bm25
+from engine.run import one_line
 from shards.files import canonical_json
 from shards.formats import open_dataset
 from shards.manifest import CorpusManifest
@@ -41,22 +42,22 @@ def prepare_shards(data_path: Path, config_path: Path, words: list[str]) -> Path
         ModelError: A tokenizer cannot be loaded.
     """
     config = load_config(config_path, words)
-    names = config.retriever.name, config.ranker.name
-    if "random" in names:
+    names = {name: section.name for name, section in config.models.items()}
+    if "random" in names.values():
         raise ConfigError(
             f"the models of {config_path} are random ones, whose tokenizer each run learns on its own corpus",
             expected="models with a tokenizer of their own",
             remedy="name a pre-trained retriever and ranker",
         )
     dataset = open_dataset(data_path, config.data.format)
-    plan = plan_corpus(config, dataset, model_texts(config, *names))
+    plan = plan_corpus(config, dataset, model_texts(config, names))
     streams = [asdict(stream) for stream in plan.streams]
     digest = hashlib.sha256(canonical_json([plan.template, plan.documents_per_shard, streams]).encode()).hexdigest()
     own = data_path / "shards" / f"{config_path.stem}-{digest[:8]}"
     coordinator = Coordinator(LocalTransport())
     counts = write_corpus(coordinator, plan, dataset, own, name="shards")
     folder = find_corpus(plan, dataset, own) or own
-    log.info("shards %s: %s", folder, "  ".join(f"{key} {n}" for key, n in counts.items() if key[0] != "_"))
+    log.info("shards %s: %s", folder, one_line(counts))
     made_of = {"corpus_sha256": CorpusManifest.load(folder).sha256}
     try:
         BM25Searcher.open(folder / BM25_FOLDER, metadata=made_of)

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import engine
-from engine.config.recipe import ModelConfig
+from engine.config.models import ModelConfig
 from engine.errors import ConfigError
 from launcher.plan.activations import Inputs, Numerics, kept_bytes, passing_bytes
 from launcher.plan.models import ModelShape

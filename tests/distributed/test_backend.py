@@ -22,7 +22,8 @@ STEPS, QUERIES, LR = 3, 8, 1e-3
 
 
 def make_engine(stage: int, folder: Path, precision: Any = "fp32") -> Any:
-    from engine.config.recipe import OptimConfig, RetrieverConfig
+    from engine.config.models import RetrieverConfig
+    from engine.config.training import OptimConfig
     from engine.models.retriever import Retriever
     from engine.training.backend import TrainedModel
 

@@ -69,7 +69,8 @@ def every_way_on_every_rank() -> None:
 
 
 def _make_engine(stage: int, precision: str) -> Any:
-    from engine.config.recipe import OptimConfig, RetrieverConfig
+    from engine.config.models import RetrieverConfig
+    from engine.config.training import OptimConfig
     from engine.models.retriever import Retriever
     from engine.training.backend import TrainedModel
 

@@ -46,9 +46,9 @@ def passes_on_every_rank() -> None:
     from engine.data.corpus import model_texts, open_data, random_model_folder, write_shards
     from engine.data.tokenization import ModelText
     from engine.models.retriever import Retriever
-    from engine.models.weights import publish_weights
     from engine.refresh.refresh import bm25_candidates, encode_corpus
     from engine.run import Run
+    from engine.training.publishing import publish_weights
     from shards.formats import open_dataset
     from shards.made.generated import generate_dataset
 

@@ -236,7 +236,7 @@ def our_scores(tiny: Finished, queries: list[str], docids: list[str]) -> tuple[n
             for row in range(len(asked))
         ]
     )
-    ranker = frozen_ranker(run.config, run.folder.weights("ranker", "002"), run.device)
+    ranker = frozen_ranker(run.config.ranker, run.folder.weights("ranker", "002"), run.device)
     ranked = np.array([score_pairs(run, data, ranker, query, documents) for query in asked])
     return retrieved, ranked
 

@@ -15,8 +15,10 @@ from engine.errors import ArtifactError
 from engine.models.random import make_random_model
 from engine.models.ranker import Ranker
 from engine.models.retriever import Retriever
-from engine.models.weights import frozen_ranker, frozen_retriever, iteration_name, publish_weights, weights_sha256
+from engine.models.weights import frozen_ranker, frozen_retriever, weights_sha256
 from engine.run import Run
+from engine.timetable import iteration_name
+from engine.training.publishing import publish_weights
 
 Open = Callable[..., Run]
 CPU = torch.device("cpu")
@@ -69,7 +71,7 @@ def test_what_is_published_is_what_was_trained(run: Run, retriever: Engine, text
     with torch.no_grad():
         next(retriever.module.parameters()).add_(0.5)  # as a training step would
     folder = publish(run, retriever, text)
-    loaded = frozen_retriever(run.config, folder, CPU)
+    loaded = frozen_retriever(run.config.retriever, folder, CPU)
     torch.testing.assert_close(embed(loaded), embed(retriever.module.eval()))
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     assert not loaded.training
@@ -100,24 +102,24 @@ def test_a_flipped_bit_is_noticed(run: Run, retriever: Engine, text: ModelText) 
     content[-3] ^= 1
     path.write_bytes(content)
     with pytest.raises(ArtifactError, match=r"the weights in .*001 have sha256.*Expected: .*recorded when"):
-        frozen_retriever(run.config, folder, CPU)
+        frozen_retriever(run.config.retriever, folder, CPU)
 
 
 def test_a_missing_file_is_noticed(run: Run, retriever: Engine, text: ModelText) -> None:
     folder = publish(run, retriever, text)
     (folder / "model.safetensors").unlink()
     with pytest.raises(ArtifactError, match="the weights in"):
-        frozen_retriever(run.config, folder, CPU)
+        frozen_retriever(run.config.retriever, folder, CPU)
 
 
 def test_a_damaged_ranker_is_refused_too(run: Run, base: Path, text: ModelText) -> None:
     ranker = Engine("ranker", Ranker.load(str(base), seed=1))
     folder = publish(run, ranker, text)
-    frozen_ranker(run.config, folder, CPU)
+    frozen_ranker(run.config.ranker, folder, CPU)
     marker = json.loads((folder / "weights.json").read_text())
     (folder / "weights.json").write_text(json.dumps({**marker, "sha256": "0" * 64}))
     with pytest.raises(ArtifactError, match="the weights in"):
-        frozen_ranker(run.config, folder, CPU)
+        frozen_ranker(run.config.ranker, folder, CPU)
 
 
 def test_weights_that_no_stage_has_published_are_an_error(run: Run) -> None:
@@ -131,7 +133,7 @@ def test_inference_has_the_numeric_type_of_the_training(
     run = open_run(
         f"retriever.name={base}", f"ranker.name={base}", "retriever.pooling=mean", "retriever.precision=bf16"
     )
-    loaded = frozen_retriever(run.config, publish(run, retriever, text), CPU)
+    loaded = frozen_retriever(run.config.retriever, publish(run, retriever, text), CPU)
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
     assert embed(loaded).dtype == torch.float32, "pooled embeddings are float32"
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from engine.config.recipe import ModelConfig, OptimConfig
+from engine.config.models import ModelConfig
+from engine.config.training import OptimConfig
 from engine.errors import ConfigError
 from engine.training.backend import deepspeed_config
 

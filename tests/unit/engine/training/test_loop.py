@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.config.recipe import OptimConfig
+from engine.config.training import OptimConfig
 from engine.errors import TrainingError
 from engine.metrics import Metric
 from engine.run import Run, Stage

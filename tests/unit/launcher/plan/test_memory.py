@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertModel
 
-from engine.config.recipe import ModelConfig
+from engine.config.models import ModelConfig
 from launcher.plan.activations import Inputs, Numerics, kept_bytes, layer_bytes
 from launcher.plan.memory import Buckets, buckets_of, idle_bytes, partition_elements, step_memory
 from launcher.plan.models import ModelShape, describe
@@ -155,7 +155,7 @@ def test_buckets_come_from_the_file_that_the_recipe_names(tmp_path: Path) -> Non
 
 def test_parameters_are_grouped_as_the_optimizer_groups_them() -> None:
     """The plan cut partitions of other groups than the engine's."""
-    from engine.config.recipe import OptimConfig
+    from engine.config.training import OptimConfig
     from engine.training.backend import _parameter_groups
 
     module = nn.ModuleDict({"encoder": BertModel(settings(), add_pooling_layer=False)})

@@ -1,0 +1,150 @@
+"""AR2's sections, and the timetable that their numbers make.
+
+Source: Zhang et al. 2022, "Adversarial Retriever-Ranker for Dense Text Retrieval", Algorithm 1, Table 9.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from engine.config.sections import Section
+from engine.config.training import OptimConfig, PhaseConfig
+from engine.timetable import Mining, Phase, Timetable, iteration_name
+
+BM25, DENSE = "bm25", "dense"
+"""The kinds of retriever that the game draws its negatives from."""
+
+
+class WarmupRetrieverConfig(Section):
+    """G0: contrastive warm-up with in-batch and BM25 negatives (Algorithm 1 line 2, Eq. 2)."""
+
+    steps: int = Field(1000, ge=0)
+    """Optimizer steps; 0 leaves the pre-trained retriever as G0."""
+    batch_size: int = Field(128, ge=1)
+    """Queries of a step over all ranks; their positives and hard negatives are shared in one pool."""
+    micro_batch_size: int = Field(128, ge=1)
+    """Queries a rank holds in memory at once; more are taken by gradient caching, which changes no number."""
+    hard_negatives: int = Field(1, ge=0)
+    """BM25 negatives of each query, added to the shared pool."""
+    bm25_depth: int = Field(100, ge=1)
+    """BM25 hits from which they are drawn."""
+    gather_negatives: bool = True
+    """Share the pool across ranks (with gradients); without it, each rank has the pool of its own queries."""
+    optim: OptimConfig = OptimConfig(lr=1e-5)
+    """Optimizer of this warm-up."""
+
+
+class WarmupRankerConfig(Section):
+    """D0: listwise warm-up on negatives from G0 (Algorithm 1 line 5, Eq. 7)."""
+
+    steps: int = Field(2000, ge=0)
+    """Optimizer steps; 0 leaves the ranker's head untrained."""
+    batch_size: int = Field(64, ge=1)
+    """Queries of a step over all ranks."""
+    micro_batch_size: int = Field(8, ge=1)
+    """Queries of one forward on one rank; DeepSpeed accumulates the rest."""
+    num_negatives: int = Field(15, ge=1)
+    """Negatives of a query (n)."""
+    optim: OptimConfig = OptimConfig(lr=1e-5)
+    """Optimizer of this warm-up."""
+
+
+class Ar2Config(Section):
+    """The adversarial game (AR2 Algorithm 1 lines 6-16, Table 9)."""
+
+    order: Literal["paper", "released"] = "paper"
+    """`paper`: retriever, refresh, ranker. `released`: ranker and retriever on the same candidates, then refresh."""
+    iterations: int = Field(10, ge=0)
+    """Iterations of the game (AR2: 10)."""
+    num_negatives: int = Field(15, ge=1)
+    """Negatives of a query, drawn afresh at every step (n)."""
+    top_k: int = Field(100, ge=1)
+    """Depth of the candidates from which they are drawn, positives taken out."""
+    mine: Literal["all", "sampled"] = "all"
+    """Training queries searched at a refresh: all, or those that the next phases draw (trains the same)."""
+    remove_answers: bool = True
+    """Also take out documents that contain an answer, where the query has answers."""
+    adversarial: Literal["paper", "with_positive", "released"] = "paper"
+    """Form of Eq. 9: as printed (softmax over the negatives), with the positive in it, or as AR2's code has it."""
+    adversarial_reduction: Literal["mean", "sum"] = "mean"
+    """Mean over the queries, or the sum of the released code (which grows with the batch)."""
+    adversarial_weight: float = Field(1.0, ge=0)
+    """Weight of Eq. 9. The paper gives none; 1.0 is our reading. Released README: 0.5."""
+    distillation_weight: float = Field(1.0, ge=0)
+    """Weight of Eq. 12. The paper gives none; 1.0 is our reading. Released README: 0.5."""
+    reference_batch_size: int = Field(8, ge=1)
+    """Queries to which `sum` is scaled, so that the form does not depend on the number of ranks (README: 8 a GPU)."""
+    retriever: PhaseConfig = PhaseConfig(steps=1500, optim=OptimConfig(lr=1e-5))
+    """The retriever's phase (lines 7-10)."""
+    ranker: PhaseConfig = PhaseConfig(steps=500, optim=OptimConfig(lr=1e-6))
+    """The ranker's phase (lines 12-15)."""
+
+
+def ar2_timetable(game: Ar2Config, warm_retriever: WarmupRetrieverConfig, warm_ranker: WarmupRankerConfig) -> Timetable:
+    """Lay out Algorithm 1: what its lines train, and on what.
+
+    Args:
+        game: The iterations.
+        warm_retriever: G0.
+        warm_ranker: D0.
+    """
+    names = [iteration_name(iteration) for iteration in range(game.iterations + 1)]
+    fresh = names[1:] if game.order == "paper" else names[:-1]
+    phases = (
+        Phase(
+            name="warmup_retriever",
+            section="warmup_retriever",
+            model="retriever",
+            steps=warm_retriever.steps,
+            batch_size=warm_retriever.batch_size,
+            micro_batch_size=warm_retriever.micro_batch_size,
+            num_negatives=warm_retriever.hard_negatives,
+            optim=warm_retriever.optim,
+            candidates=(BM25,),
+            pool="world" if warm_retriever.gather_negatives else "rank",
+        ),
+        Phase(
+            name="warmup_ranker",
+            section="warmup_ranker",
+            model="ranker",
+            steps=warm_ranker.steps,
+            batch_size=warm_ranker.batch_size,
+            micro_batch_size=warm_ranker.micro_batch_size,
+            num_negatives=warm_ranker.num_negatives,
+            optim=warm_ranker.optim,
+            candidates=(names[0],),
+        ),
+        _phase_of_the_game("retriever", game.retriever, game.num_negatives, names[:-1], opponent="ranker"),
+        _phase_of_the_game("ranker", game.ranker, game.num_negatives, fresh),
+    )
+    return Timetable(
+        phases=phases,
+        minings=(
+            Mining(BM25, BM25, None, warm_retriever.bm25_depth, "warmup_retriever.bm25_depth"),
+            *(Mining(name, DENSE, "retriever", game.top_k, "ar2.top_k") for name in names),
+        ),
+        iterations=game.iterations,
+        in_each_iteration=("retriever", "encode", "index", "candidates", "ranker", "evaluate"),
+        mine_all=game.mine == "all",
+        remove_answers=game.remove_answers,
+    )
+
+
+def _phase_of_the_game(
+    name: str, settings: PhaseConfig, num_negatives: int, candidates: list[str], opponent: str | None = None
+) -> Phase:
+    return Phase(
+        name=name,
+        section=f"ar2.{name}",
+        model=name,
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        micro_batch_size=settings.micro_batch_size,
+        num_negatives=num_negatives,
+        optim=settings.optim,
+        candidates=tuple(candidates),
+        first_iteration=1,
+        opponent=opponent,
+    )

@@ -1,0 +1,66 @@
+"""The sections of models: one a model, under the name that the algorithm calls it by.
+
+A section's class says what kind of model it is (`kind`), and so which class of `engine.models` loads it. A recipe may
+have any number of models: every field of `engine.config.recipe.Config` that holds such a section is one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from engine.config.sections import Section
+
+
+class ModelConfig(Section):
+    """What all kinds of model share: which weights, which numeric type, which ZeRO stage."""
+
+    kind: ClassVar[str] = ""
+    """Which class of `engine.models` it is."""
+
+    name: str
+    """Hub id, local folder, `package:NAME` (an installed package that carries weights), or `random`."""
+    num_layers: int | None = Field(None, ge=1)
+    """Keep only the first layers of the backbone; left out, all."""
+    dropout: float | None = Field(None, ge=0, lt=1)
+    """Dropout of hidden states and attention; left out, the model's own."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention kernel."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass (non-reentrant: the reentrant form breaks siamese encoders)."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Numeric type of weights and activations in training and inference; fp16 scales its loss dynamically."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed ZeRO stage; takes configs/deepspeed/zero{stage}.json."""
+    deepspeed: Path | None = None
+    """A DeepSpeed JSON file to use in place of that one."""
+    max_length: int = Field(128, ge=8)
+    """Tokens of an input, special tokens included: a document for the retriever, query and document for the ranker."""
+    score_scale: float = Field(1.0, gt=0)
+    """The tau of Eq. 2 and 6 for this model's scores: it multiplies. Cosine similarity wants about 20."""
+
+
+class RetrieverConfig(ModelConfig):
+    """The dual encoder G (AR2 Eq. 1 and 4)."""
+
+    kind: ClassVar[str] = "retriever"
+
+    query_max_length: int = Field(32, ge=4)
+    """Tokens of a query, special tokens included (AR2: 32)."""
+    pooling: Literal["cls", "mean"] = "cls"
+    """What of the last layer is the embedding. AR2: CLS."""
+    similarity: Literal["dot", "cosine"] = "dot"
+    """Inner product of the embeddings as they are (AR2), or of their unit vectors."""
+    tied: bool = True
+    """One tower for queries and documents; AR2's released code uses two."""
+
+
+class RankerConfig(ModelConfig):
+    """The cross-encoder D (AR2 Eq. 4)."""
+
+    kind: ClassVar[str] = "ranker"
+
+    max_length: int = Field(160, ge=8)
+    """Tokens of query and document together, special tokens included."""

@@ -1,0 +1,153 @@
+"""The sections of a recipe that any algorithm has: run, data, shards, index, evaluation.
+
+Every field has its unit, range and source under it. Numbers have one owner: batch sizes, learning rates and clipping
+live in the configuration and are written into DeepSpeed's by `engine.training.backend`, never the other way round.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """What all sections share: frozen, strict about unknown keys, documented by the docstring under each field."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+class RunConfig(Section):
+    """Where a run lives and how often it saves; none of it changes what is computed."""
+
+    path: Path
+    """Run folder. Started again with the same configuration, a run goes on in it where it stopped."""
+    seed: int = Field(42, ge=0)
+    """Seeds the order of the queries, the sampling of negatives, dropout, fresh heads and the index's training."""
+    checkpoint_every_steps: int = Field(200, ge=1)
+    """Steps between two checkpoints inside a phase; a phase's end is always saved. A crash repeats at most these."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Newest checkpoints kept for each model. With 1 there is none to go back to where the newest is damaged."""
+    keep_every_steps: int | None = Field(None, ge=1)
+    """Also keep the checkpoints whose step in their stage is a multiple of this; left out, none."""
+    keep_best: Literal["MRR@10", "R@1", "A@1"] | None = None
+    """Also keep each model's last checkpoint of the iteration in which it was best on dev by this metric."""
+    max_skipped_steps: int = Field(15, ge=1)
+    """fp16's loss scaling may skip fewer steps in a row than this; the scale, first 65536, halves at most of them."""
+    collapse_steps: int = Field(100, ge=0)
+    """The run stops where the scores of a query were all equal, or the entropy over the candidates 0, for so many steps
+    in a row; 0 switches this off."""
+    keep_indexes: int = Field(2, ge=1)
+    """Indexes of the newest iterations kept, besides the zero-shot and the warm-up one that the last table needs."""
+    log_every_steps: int = Field(10, ge=1)
+    """Steps between two points in TensorBoard and metrics.jsonl."""
+    timeout_seconds: float = Field(1800.0, gt=0)
+    """How long a rank waits at a barrier before the run stops and names who is missing."""
+    rendezvous_seconds: float = Field(300.0, gt=0)
+    """How long the ranks wait for each other at the start, before a host that started nothing is named."""
+    network: str | None = None
+    """Interfaces or subnets over which hosts talk, such as `ib0` or `10.0.0.0/16`; left out, all but containers'."""
+    preflight: bool = True
+    """Compare the hosts and try the connections before anything is computed."""
+    heartbeat_seconds: float = Field(5.0, gt=0)
+    """Seconds between two heartbeats of a rank; an eighth of `timeout_seconds` at most is taken."""
+    preemption_seconds: float = Field(120.0, gt=0)
+    """How long a run that was asked to stop (SIGTERM, SIGUSR1) may take to its checkpoint before it is ended."""
+    force_resume: bool = False
+    """Go on although the configuration or the code differs from what began the run; recorded in starts.json."""
+    coordinator: Literal["auto", "mpi", "store"] = "auto"
+    """What carries barriers: MPI, torch.distributed's store, or MPI exactly where the processes form an MPI world."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the models run; `auto` takes the GPU where there is one."""
+
+
+class DataConfig(Section):
+    """The corpus, the queries and their judgements."""
+
+    path: Path | None = None
+    """Data folder. Left out, a small made-up set is generated into the run folder (drills and tests)."""
+    format: Literal["auto", "beir", "dpr", "msmarco"] = "auto"
+    """Layout of the folder; `auto` looks at the file names."""
+    template: str = "{title} {text}"
+    """How a document becomes one string. AR2's released code joins title and text by [SEP]: `{title} [SEP] {text}`."""
+    documents_per_shard: int | None = Field(None, ge=1)
+    """Documents in one tar shard, the unit of encoding work and of its recovery; left out, chosen by the corpus."""
+    generated_documents: int = Field(300, ge=20)
+    """Size of the made-up set, used only without `path`."""
+
+
+class ShardsConfig(Section):
+    """Where the shards are read; none of it changes what is computed."""
+
+    cache: Path | None = None
+    """Folder on each host's own disk to which the shards are copied, once for all runs; left out, none."""
+
+
+class IndexConfig(Section):
+    """The FAISS index over the document embeddings (AR2 section 3.3)."""
+
+    factory: str = "auto"
+    """`auto` (by the corpus and `memory_gib`), `Flat` (exact search, as in AR2's published numbers), or a FAISS factory
+    string with inverted lists, such as `OPQ64,IVF16384,PQ64`."""
+    memory_gib: float = Field(8.0, gt=0)
+    """What the searchable index may take of each rank's memory, in GiB; a larger one is searched from disk. Fixed, and
+    not what is free at the moment, so that a run that is resumed elsewhere plans the same."""
+    placement: Literal["auto", "memory", "disk", "parts"] = "auto"
+    """Merged and loaded; merged and mapped from disk; or searched as unmerged parts mapped from disk. `auto` takes
+    `memory` where the index fits and `parts` where it does not."""
+    nprobe: int | None = Field(None, ge=1)
+    """Inverted lists visited for a query; left out, tuned after each build to reach `recall_target`."""
+    refine_factor: int | None = Field(None, ge=1)
+    """`refine_factor * top_k` candidates of the index are re-scored exactly from the stored embeddings; left out, tuned
+    together with `nprobe`."""
+    train_documents: int | None = Field(None, ge=1)
+    """Embeddings that train the quantizers; left out, chosen from the number of lists."""
+    kmeans_iterations: int = Field(10, ge=1)
+    """Iterations of the k-means that trains lists and codebooks."""
+    audit_queries: int = Field(128, ge=1)
+    """Training queries on which the search is tuned and its recall against exact search measured, after each build."""
+    recall_k: int = Field(100, ge=1)
+    """The k of that recall."""
+    recall_target: float = Field(0.95, gt=0.0, le=1.0)
+    """Recall that tuning aims at with the least work."""
+    recall_floor: float = Field(0.9, ge=0.0, le=1.0)
+    """The run stops with the reason where the measured recall is below this."""
+    embedding_dtype: Literal["float16", "float32"] = "float32"
+    """Type of the stored embeddings, from which hits are re-scored."""
+
+
+class EvaluationConfig(Section):
+    """What is measured, on which queries, to which depth (AR2 section 4.1)."""
+
+    depth: int = Field(100, ge=1)
+    """Documents retrieved for a query."""
+    rerank_depth: int = Field(100, ge=1)
+    """Of these, how many the ranker re-orders; the others stay below them in the retriever's order."""
+    max_dev_queries: int | None = Field(None, ge=1)
+    """Dev queries used inside the loop, drawn by the seed; left out, all."""
+    max_test_queries: int | None = Field(None, ge=1)
+    """Test queries used at the end, drawn by the seed; left out, all."""
+    test_at_end: bool = True
+    """Score the test split once, after the last iteration."""
+    zero_shot: bool = True
+    """Also measure the retriever before any training."""
+    pairs_per_batch: int = Field(64, ge=1)
+    """Query-document pairs in one forward of the ranker."""
+    tokens_per_batch: int = Field(16384, ge=128)
+    """Tokens in one forward of an encoder, padding included where there is any; a CPU thread takes at most 1024."""
+    examples: int = Field(3, ge=0)
+    """Dev queries whose hardest negatives and scores are shown as text in TensorBoard."""
+
+
+class RandomModelConfig(Section):
+    """Shape of the models named `random`: untrained ones for drills and tests, their tokenizer learnt on the corpus."""
+
+    hidden_size: int = Field(32, ge=8)
+    """Width."""
+    num_layers: int = Field(2, ge=1)
+    """Layers."""
+    num_heads: int = Field(2, ge=1)
+    """Attention heads."""
+    vocab_size: int = Field(2000, ge=100)
+    """Entries of the WordPiece vocabulary."""

@@ -1,0 +1,41 @@
+"""The sections of training that any algorithm has: an optimizer, and a phase of a game."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from engine.config.sections import Section
+
+
+class OptimConfig(Section):
+    """AdamW with a linear schedule (AR2 Table 9)."""
+
+    lr: float = Field(1e-5, gt=0)
+    """Peak learning rate."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay; biases and LayerNorm weights take none."""
+    warmup_ratio: float = Field(0.1, ge=0, lt=1)
+    """Share of the schedule's steps in which the rate rises linearly from 0."""
+    schedule: Literal["linear", "constant"] = "linear"
+    """After the rise: linear decay to 0 at the last step of the schedule, or constant."""
+    max_grad_norm: float = Field(1.0, ge=0)
+    """Gradient norm is clipped to this; 0 switches it off. AR2's released code clips at 2.0."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates of the first and second moment."""
+    eps: float = Field(1e-8, gt=0)
+    """AdamW's epsilon."""
+
+
+class PhaseConfig(Section):
+    """One side of the adversarial game in every iteration."""
+
+    steps: int = Field(1500, ge=0)
+    """Optimizer steps in one iteration."""
+    batch_size: int = Field(64, ge=1)
+    """Queries of a step over all ranks."""
+    micro_batch_size: int = Field(8, ge=1)
+    """Queries of one forward on one rank; DeepSpeed accumulates the rest."""
+    optim: OptimConfig = OptimConfig(lr=1e-5)
+    """Optimizer; its moments and its schedule go on from iteration to iteration."""

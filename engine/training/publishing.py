@@ -1,0 +1,71 @@
+"""Publishing: gather a model's weights from its engine and leave them where everyone finds them.
+
+Under ZeRO-3 the weights lie in pieces on all ranks. `engine.models.weights` reads what is published here.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.config.recipe import Config
+from engine.data.tokenization import ModelText
+from engine.models.weights import MARKER, PublishedWeights, digest_of, weight_files
+from engine.run import Run
+from engine.training.backend import TrainedModel
+from shards.files import write_json
+
+
+def publish_weights(run: Run, model: TrainedModel, text: ModelText, name: str) -> str:
+    """Gather a model's weights and publish them under an iteration's name. A collective.
+
+    Args:
+        run: Whose folder takes them.
+        model: The engine; its state is on the device.
+        text: The tokenizer that goes with it.
+        name: Iteration's name.
+
+    Returns:
+        The weights' sha256.
+    """
+    state = model.full_state_dict()
+    folder = run.folder.weights(model.name, name)
+    metadata = describe_model(run.config, model.name)
+    return str(
+        run.coordinator.only_rank_zero(
+            f"publish {model.name} {name}", lambda: _write(folder, model, text, state, metadata)
+        )
+    )
+
+
+def describe_model(config: Config, name: str) -> dict[str, Any]:
+    """Return what a saved model must carry beside its weights to give the same scores elsewhere, as JSON."""
+    section = config.models[name]
+    return {
+        "model": section.kind,
+        "base": section.name,
+        "max_length": section.max_length,
+        "score_scale": section.score_scale,
+        "template": config.data.template,
+        "query_max_length": config.query_max_length,
+    }
+
+
+def _write(
+    folder: Path, model: TrainedModel, text: ModelText, state: dict[str, torch.Tensor], metadata: dict[str, Any]
+) -> str:
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    model.module.save(temporary, text.tokenizer, state_dict=state, metadata=metadata)  # type: ignore[operator]
+    files = weight_files(temporary)
+    digest = digest_of(files)
+    write_json(temporary / MARKER, asdict(PublishedWeights(digest, files)))
+    if folder.exists():
+        shutil.rmtree(folder)
+    temporary.rename(folder)
+    return digest
