@@ -60,7 +60,7 @@ from engine.data.corpus import model_texts
 from engine.data.tokenization import plan_corpus, write_corpus
 from shards.formats import open_dataset
 config, out = load_config(Path("configs/wiki_qa.yaml"), ["data.documents_per_shard=null"]), Path({out!r})
-texts = model_texts(config, config.retriever.name, config.ranker.name)
+texts = model_texts(config, {{name: section.name for name, section in config.models.items()}})
 dataset = open_dataset(out)
 plan = plan_corpus(config, dataset, texts)
 begin = time.perf_counter()

@@ -326,7 +326,7 @@ def _run_passes(case: Case, model: Any, rank: int, opponent: Any) -> None:
             return losses.contrastive(scores_BP, places_B * case.documents), {}
 
         chunks = [{"queries": queries(), "documents": documents()} for _ in range(case.micro_batches)]
-        contrastive_backward(model, chunks, loss_of, lambda number: number)
+        contrastive_backward(model, chunks, loss_of, range(len(chunks)))
         return
     for number in range(case.micro_batches):
         if case.role == "ranker":

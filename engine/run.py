@@ -9,6 +9,7 @@ no question about resuming, ranks or files.
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
 import os
 import platform
 import shutil
@@ -255,7 +256,7 @@ class Run:
                 taken the folder over.
             Preempted: The run was asked to stop.
         """
-        kind: type[R] = typing.get_type_hints(function)["return"]
+        kind = _result_kind(function)
         if name in self._finished:
             if name in self._of_earlier_starts:
                 log.info("%-28s finished earlier, skipped", name)
@@ -275,7 +276,7 @@ class Run:
         if self.is_main:
             write_json(self._ledger, {"stages": self._finished})
         self.metrics.write(name, len(self._finished), {f"seconds/{name.split('/')[0]}": seconds})
-        result = parse_record(record, kind, f"the result of {name}")
+        result = parse_record(record, kind, f"the result of {name}")  # equal on all ranks, whatever they computed
         log.info("%-28s %s%s", name, format_seconds(seconds), f"  {summary}" if (summary := one_line(result)) else "")
         return result
 
@@ -287,6 +288,12 @@ def format_seconds(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {rest:02d}s"
+
+
+def _result_kind(function: Callable[..., Any]) -> Any:
+    """Return what a stage's function returns by its annotation; anything that JSON holds where it has none."""
+    annotated = function if inspect.isroutine(function) else type(function).__call__
+    return typing.get_type_hints(annotated).get("return", Any)
 
 
 def one_line(result: object) -> str:

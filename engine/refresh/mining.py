@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 
 from engine.data.answers import AnswerMatcher
-from engine.data.batches import rows_drawn
 from engine.data.candidates import Candidates, is_saved, join
 from engine.data.corpus import FALSE_NEGATIVES, POSITIVES, Data
 from engine.data.negatives import ANSWERS, remove_known
@@ -47,8 +46,11 @@ def mine(
     stage: Stage,
     data: Data,
     searcher: Searcher,
+    rows: np.ndarray,
     stamp: Stamp,
     *,
+    top_k: int,
+    needed: int,
     name: str,
 ) -> dict[str, Any]:
     """Search training queries with all ranks, and publish what is left as candidates.
@@ -57,18 +59,18 @@ def mine(
         stage: Where this runs.
         data: Corpus and training queries.
         searcher: Any retriever.
+        rows: Training rows to search, int64 [Q].
         stamp: Iteration, weights and corpus that the searcher stands for.
-        name: Of the candidates, in the timetable and in the run folder.
+        top_k: Candidates kept for a query.
+        needed: Candidates that a query must keep, at most `top_k`.
+        name: Of the candidates in the run folder.
 
     Returns:
         Counts of queries, and of documents taken out by reason.
 
     Raises:
-        DataError: A query keeps fewer of the whole corpus than a step draws.
+        DataError: A query keeps fewer than `needed` of the whole corpus.
     """
-    table, num_queries = stage.run.timetable, len(data.train)
-    rows = np.arange(num_queries) if table.mine_all else rows_drawn(table.drawing_from(name), stage.seed, num_queries)
-    top_k, needed = table.mining(name).top_k, table.needed(name)
     coordinator, folder = stage.run.coordinator, stage.run.folder.candidates(name)
     search = _describe_search(stage, rows, top_k, needed)
     parts = folder.with_name(f".{name}.parts-{search[:12]}")

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from engine.config.recipe import Config
+from engine.data.batches import rows_drawn
 from engine.data.candidates import Candidates
 from engine.data.corpus import Data
 from engine.data.tokenization import BM25_FOLDER
@@ -34,6 +35,7 @@ from engine.refresh.reuse import adopt_twin
 from engine.retrievers.bm25 import BM25Searcher, build_bm25
 from engine.retrievers.dense import DenseSearcher
 from engine.run import Run, RunFolder, Stage
+from engine.search import Searcher
 from engine.timetable import ZERO_SHOT, iteration_name
 from shards.embeddings import EmbeddingStore, Stamp, part_is_complete
 from shards.writer import render
@@ -174,7 +176,7 @@ def retrieve_candidates(stage: Stage, data: Data, *, iteration: int) -> dict[str
     """Search the training queries, each rank its share, and take out positives and documents with an answer."""
     run, name = stage.run, iteration_name(iteration)
     stamp = stamp_of(run.folder, data, name)
-    counts = mine(stage, data, open_searcher(run, data, run.folder, name), stamp, name=name)
+    counts = _mine(stage, data, open_searcher(run, data, run.folder, name), stamp, name)
     if run.is_main:
         _drop_old_indexes(run, iteration)
     return counts
@@ -258,7 +260,17 @@ def open_searcher(run: Run, data: Data, folder: RunFolder, name: str) -> DenseSe
 
 
 def _retrieve_bm25_candidates(stage: Stage, data: Data) -> dict[str, Any]:
-    return mine(stage, data, open_bm25(data, stage.run.folder), _bm25_stamp(data), name="bm25")
+    return _mine(stage, data, open_bm25(data, stage.run.folder), _bm25_stamp(data), "bm25")
+
+
+def _mine(stage: Stage, data: Data, searcher: Searcher, stamp: Stamp, name: str) -> dict[str, Any]:
+    """Mine what the timetable says of these candidates."""
+    table, rows = stage.run.timetable, np.arange(len(data.train))
+    if not table.mine_all:
+        rows = rows_drawn(table.drawing_from(name), stage.seed, len(data.train))
+    return mine(
+        stage, data, searcher, rows, stamp, top_k=table.mining(name).top_k, needed=table.needed(name), name=name
+    )
 
 
 def _bm25_stamp(data: Data) -> Stamp:

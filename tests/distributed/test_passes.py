@@ -44,7 +44,6 @@ def passes_on_every_rank() -> None:
     torch.set_num_threads(1)
     from engine.config.file import load_config
     from engine.data.corpus import model_texts, open_data, random_model_folder, write_shards
-    from engine.data.tokenization import ModelText
     from engine.models.retriever import Retriever
     from engine.refresh.refresh import bm25_candidates, encode_corpus
     from engine.run import Run
@@ -63,12 +62,12 @@ def passes_on_every_rank() -> None:
     dataset = open_dataset(folder / "data")
     name = run.coordinator.only_rank_zero("model", lambda: str(random_model_folder(run.config, dataset, run.folder)))
 
-    texts: tuple[ModelText, ModelText] = model_texts(run.config, name, name)
+    texts = model_texts(run.config, dict.fromkeys(run.config.models, name))
     misbehave(run.coordinator.rank)
     run.once("shards", write_shards, dataset, texts, run.folder)
     data = open_data(run.config, dataset, texts, run.folder)
     module = Retriever.load(name, pooling="cls", similarity="dot", tied=True)
-    run.once("weights", lambda stage: publish_weights(stage.run, Untrained(module), texts[0], "000"))  # type: ignore[arg-type]
+    run.once("weights", lambda stage: publish_weights(stage.run, Untrained(module), texts["retriever"], "000"))  # type: ignore[arg-type]
     run.once("encode/000", encode_corpus, data, run.folder, "000")
     bm25_candidates(run, data)
     print(json.dumps(DONE))

@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from engine.data.batches import BatchPlan, micro_batches, own_share, query_rows, step_groups
+from engine.config.training import OptimConfig
+from engine.data.batches import Samples, query_rows, rows_drawn
 from engine.errors import ConfigError
+from engine.timetable import Phase
+from shards.records import Query
 
 
-def plan(world_size: int = 1, rank: int = 0, batch_size: int = 4, n: int = 3) -> BatchPlan:
-    return BatchPlan("ranker", 42, batch_size, n, rank, world_size)
+class Train(SimpleNamespace):
+    def __len__(self) -> int:
+        return len(self.queries)
 
 
-def data(num_queries: int = 10) -> SimpleNamespace:
-    class Train(SimpleNamespace):
-        def __len__(self) -> int:
-            return num_queries
+class NumberedCandidates:
+    """Of query q3, documents 3000 and on."""
 
-    return SimpleNamespace(train=Train(positives=[np.array([100 + row, 200 + row]) for row in range(num_queries)]))
+    def row(self, qid: str) -> np.ndarray:
+        return np.arange(20) + 1000 * int(qid[1:])
 
 
-def candidates(row: int) -> np.ndarray:
-    return np.arange(20) + 1000 * row
+def samples(
+    world_size: int = 1, rank: int = 0, batch_size: int = 4, n: int = 3, micro: int = 2, num_queries: int = 10
+) -> Samples:
+    queries = [Query(f"q{row}", "text") for row in range(num_queries)]
+    train = Train(queries=queries, positives=[np.array([100 + row, 200 + row]) for row in range(num_queries)])
+    data: Any = SimpleNamespace(train=train, shards=SimpleNamespace(docids=[f"d{index}" for index in range(20_000)]))
+    phase = Phase("ranker", "ar2.ranker", "ranker", 5, batch_size, micro, n, OptimConfig(), ("000",) * 4, 1)
+    return Samples(phase.visit(1), 42, data, NumberedCandidates(), rank, world_size)  # type: ignore[arg-type]
 
 
 def test_an_epoch_sees_every_query_once_and_the_next_in_another_order() -> None:
@@ -41,12 +51,9 @@ def test_places_do_not_depend_on_how_they_are_asked_for() -> None:
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_any_number_of_ranks_sees_the_same_samples_in_the_same_order(world_size: int) -> None:
-    alone = step_groups(plan(), data(), candidates, step=3)
-    shared = [
-        group
-        for rank in range(world_size)
-        for group in own_share(plan(world_size, rank), step_groups(plan(world_size, rank), data(), candidates, 3))
-    ]
+    alone = samples().groups(3)
+    ranks = [samples(world_size, rank) for rank in range(world_size)]
+    shared = [group for of_rank in ranks for group in of_rank.share(of_rank.groups(3))]
     assert [group.query for group in shared] == [group.query for group in alone]
     for one, other in zip(shared, alone, strict=True):
         np.testing.assert_array_equal(one.documents, other.documents)
@@ -57,26 +64,55 @@ def test_negatives_are_drawn_afresh_at_every_step() -> None:
     drawn = {
         tuple(group.documents[1:].tolist())
         for step in range(30)
-        for group in step_groups(plan(batch_size=10, n=5), data(), candidates, step)
+        for group in samples(batch_size=10, n=5).groups(step)
         if group.query == 4
     }
     assert len(drawn) > 20
 
 
 def test_the_positive_comes_first_and_is_one_of_the_query() -> None:
-    for group in step_groups(plan(), data(), candidates, 0):
+    for group in samples().groups(0):
         assert group.documents[0] in (100 + group.query, 200 + group.query)
         assert len(set(group.documents[1:].tolist())) == 3
 
 
 def test_micro_batches_weigh_by_their_size() -> None:
-    groups = step_groups(plan(batch_size=5), data(), candidates, 0)
-    cut = list(micro_batches(groups, 2))
-    assert [len(chunk) for chunk, *_ in cut] == [2, 2, 1]
-    assert [share for _, share, _ in cut] == pytest.approx([0.4, 0.4, 0.2])
-    assert [last for *_, last in cut] == [False, False, True]
+    five = samples(batch_size=5)
+    cut = list(five.micro_batches(five.groups(0), 0))
+    assert [len(micro.groups) for micro in cut] == [2, 2, 1]
+    assert [micro.share for micro in cut] == pytest.approx([0.4, 0.4, 0.2])
+    assert [micro.last for micro in cut] == [False, False, True]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_a_micro_batch_draws_the_same_dropout_on_whichever_rank_it_is(world_size: int) -> None:
+    """Symptom: resumed on another number of ranks, a run with dropout trains on to other weights."""
+
+    def seeds(of_rank: Samples) -> list[int]:
+        return [micro.seed for micro in of_rank.micro_batches(of_rank.share(of_rank.groups(5)), 5)]
+
+    alone = seeds(samples(batch_size=12))
+    shared = [seed for rank in range(world_size) for seed in seeds(samples(world_size, rank, batch_size=12))]
+    assert shared == alone
+    assert len(set(alone)) == 6
+
+
+def test_a_step_is_named_rank_by_rank() -> None:
+    of_rank = samples(3, 1, batch_size=9, n=1)
+    names, groups = of_rank.names(7), of_rank.groups(7)
+    assert [entry.rank for entry in names] == [0] * 3 + [1] * 3 + [2] * 3
+    assert [entry.query for entry in names] == [f"q{group.query}" for group in groups]
+    assert names[5].documents == [f"d{document}" for document in groups[5].documents.tolist()]
+
+
+def test_the_rows_drawn_are_those_of_the_steps() -> None:
+    of_visit = samples(num_queries=100)
+    steps = range(of_visit.visit.first_step, of_visit.visit.first_step + of_visit.visit.phase.steps)
+    drawn = {group.query for step in steps for group in of_visit.groups(step)}
+    assert rows_drawn([of_visit.visit], 42, 100).tolist() == sorted(drawn)
+    assert rows_drawn([], 42, 100).tolist() == []
 
 
 def test_a_batch_that_ranks_cannot_share_equally_is_refused() -> None:
-    with pytest.raises(ConfigError, match="use a multiple of 3"):
-        plan(world_size=3, batch_size=4)
+    with pytest.raises(ConfigError, match=r"use a multiple of 3 for ar2\.ranker\.batch_size"):
+        samples(world_size=3, batch_size=4)

@@ -83,12 +83,14 @@ def test_a_saved_ranker_comes_back_whatever_the_seed(
 ) -> None:
     ranker = Ranker.load(str(random_model), num_layers=1, seed=4)
     ranker.save(tmp_path, tokenizer, metadata={"max_length": 32})
+    weights = ranker.state_dict()
+    for again in (Ranker.open(tmp_path), Ranker.load(str(tmp_path), seed=9)):
+        assert again.state_dict().keys() == weights.keys()
+        assert all(torch.equal(weight, weights[name]) for name, weight in again.state_dict().items())
     with torch.inference_mode():
-        expected = ranker(pairs)
-        assert torch.equal(Ranker.open(tmp_path)(pairs), expected)
-        assert torch.equal(Ranker.load(str(tmp_path), seed=9)(pairs), expected)
+        # Some processors' kernels round otherwise where weights lie otherwise aligned in memory.
         theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path)(**pairs).logits[:, 0]
-    assert torch.equal(theirs, expected)
+        torch.testing.assert_close(theirs, ranker(pairs), atol=1e-6, rtol=1e-6)
 
 
 def test_a_saved_ranker_without_its_head_is_refused(random_model: Path, tmp_path: Path, tokenizer: Any) -> None:

@@ -52,7 +52,7 @@ def retriever(base: Path) -> Engine:
 
 @pytest.fixture
 def text(run: Run, base: Path) -> ModelText:
-    return model_texts(run.config, base, base)[0]
+    return model_texts(run.config, {"retriever": base})["retriever"]
 
 
 def publish(run: Run, engine: Engine, text: ModelText, name: str = "001") -> Path:

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
-from engine.data.batches import BatchPlan, step_groups
+from engine.data.batches import Samples, rows_drawn
 from engine.data.candidates import Candidates
 from engine.data.corpus import Data, TrainingQueries
 from engine.errors import DataError
-from engine.refresh.mining import mine, upcoming_rows
+from engine.refresh.mining import mine
 from engine.run import Run, Stage
 from engine.search import Hits
+from engine.timetable import Visit
 from shards.embeddings import Stamp
 from shards.records import Document, Query
 
@@ -64,10 +65,10 @@ def data_of(
 ) -> Data:
     queries = [Query(f"q{row}", f"question {row}", answers[row] if answers else ()) for row in range(len(positives))]
     train = TrainingQueries(
-        queries, [np.array(known, dtype=np.int64) for known in positives], [[1]] * len(queries), [[1]] * len(queries)
+        queries, [np.array(known, dtype=np.int64) for known in positives], {"retriever": [[1]] * len(queries)}
     )
     shards = FakeShards(texts or [f"text number {index}" for index in range(N)])
-    return Data(None, shards, None, None, train)  # type: ignore[arg-type]
+    return Data(None, shards, {}, train)  # type: ignore[arg-type]
 
 
 def mined(
@@ -183,11 +184,13 @@ def test_the_counts_are_logged_and_no_part_is_left(open_run: Open) -> None:
 # --- mining only what will be drawn ----------------------------------------------------------------------------------
 
 
-def drawn_by(run: Run, stream: str, batch_size: int, steps: range, num_queries: int) -> set[int]:
+def drawn_by(run: Run, visit: Visit, num_queries: int) -> set[int]:
     """The rows that the training really draws."""
     data = data_of([[row % N] for row in range(num_queries)])
-    plan = BatchPlan(stream, run.config.run.seed, batch_size, 0, 0, 1)
-    return {group.query for step in steps for group in step_groups(plan, data, lambda row: np.empty(0, np.int64), step)}
+    phase = replace(visit.phase, num_negatives=0)
+    samples = Samples(Visit(phase, visit.number), run.config.run.seed, data, None, 0, 1)  # type: ignore[arg-type]
+    steps = range(visit.first_step, visit.first_step + phase.steps)
+    return {group.query for step in steps for group in samples.groups(step)}
 
 
 SMALL = (
@@ -207,16 +210,14 @@ SMALL = (
         ("released", 2, {}),
     ],
 )
-def test_the_upcoming_rows_are_those_that_training_draws(
+def test_the_rows_that_are_mined_are_those_that_training_draws(
     open_run: Open, order: str, iteration: int, streams: dict[str, int]
 ) -> None:
     run, num_queries = open_run(*SMALL, f"ar2.order={order}"), 50
-    shape = {"warmup_ranker": (4, 2), "retriever": (4, 3), "ranker": (6, 2)}
-    expected: set[int] = set()
-    for stream, number in streams.items():
-        batch_size, steps = shape[stream]
-        expected |= drawn_by(run, stream, batch_size, range((number - 1) * steps, number * steps), num_queries)
-    rows = upcoming_rows(run, iteration, num_queries)
+    visits = run.timetable.drawing_from(f"{iteration:03d}")
+    assert {visit.phase.name: visit.number + 1 for visit in visits} == streams
+    expected = {row for visit in visits for row in drawn_by(run, visit, num_queries)}
+    rows = rows_drawn(visits, run.config.run.seed, num_queries)
     assert rows.tolist() == sorted(expected)
     assert len(rows) < num_queries
 
@@ -225,7 +226,7 @@ def test_mining_a_sample_gives_its_rows_what_mining_all_gives(open_run: Open) ->
     data = data_of([[row % 7] for row in range(20)])
     run = open_run(*SMALL)
     everything = mined(run, data, FakeSearcher())
-    rows = upcoming_rows(run, 1, 20).tolist()
+    rows = rows_drawn(run.timetable.drawing_from("001"), run.config.run.seed, 20).tolist()
     sample = mined(run, data, FakeSearcher(), rows=rows)
     assert 0 < len(sample) < len(everything)
     for qid in sample.qids:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from engine.data.batches import SampledQuery
 from engine.errors import TrainingError
 from engine.metrics import Metric
 from engine.run import Run, Stage
@@ -35,12 +36,20 @@ class FakeModel:
         return report
 
 
-def batch_ids(step: int) -> list[dict[str, Any]]:
-    return [{"rank": 0, "query": f"q{step}", "documents": ["d1", "d2"]}]
+def names_of(step: int) -> list[SampledQuery]:
+    return [SampledQuery(0, f"q{step}", ["d1", "d2"])]
 
 
 def guards_of(run: Run) -> Guards:
-    return Guards(Stage(run, "retriever/2"), batch_ids, 10)
+    return Guards(Stage(run, "retriever/2"), names_of, 10)
+
+
+def take(guards: Guards, model: FakeModel, step: int, metrics: dict[str, Metric]) -> None:
+    """A step as the loop takes it."""
+    guards.require_health(step, metrics, model.device)
+    with guards.post_mortem(step, metrics):
+        report = model.step(1e-3)
+    guards.count(step, report, metrics)
 
 
 def measured(loss: float = 1.0, **others: float) -> dict[str, Metric]:
@@ -55,7 +64,7 @@ def postmortem(run: Run, step: int) -> Any:
 def test_a_bad_loss_stops_before_the_step_and_leaves_its_batch(open_run: Open, bad: float) -> None:
     run, model = open_run(), FakeModel()
     with pytest.raises(TrainingError, match=r"loss of retriever/2 is not finite at step 3 \(rank 0: -?(nan|inf)\)"):
-        guards_of(run).step(model, 3, 1e-3, measured(bad, accuracy=0.5))  # type: ignore[arg-type]
+        take(guards_of(run), model, 3, measured(bad, accuracy=0.5))
     assert model.num_steps == 0
     found = postmortem(run, 3)
     assert found["batch"] == [{"rank": 0, "query": "q13", "documents": ["d1", "d2"]}], "step 13 of the schedule"
@@ -66,7 +75,7 @@ def test_a_bad_loss_stops_before_the_step_and_leaves_its_batch(open_run: Open, b
 def test_a_bad_gradient_leaves_its_batch_too(open_run: Open) -> None:
     run = open_run()
     with pytest.raises(TrainingError, match="gradient is not finite"):
-        guards_of(run).step(FakeModel([TrainingError("the gradient is not finite")]), 0, 1e-3, measured())  # type: ignore[arg-type]
+        take(guards_of(run), FakeModel([TrainingError("the gradient is not finite")]), 0, measured())
     assert postmortem(run, 0)["reason"] == "the gradient is not finite."
     assert postmortem(run, 0)["batch"][0]["query"] == "q10"
 
@@ -74,7 +83,7 @@ def test_a_bad_gradient_leaves_its_batch_too(open_run: Open) -> None:
 def test_a_healthy_run_leaves_nothing(open_run: Open) -> None:
     run, model = open_run("run.collapse_steps=1"), FakeModel()
     for step in range(3):
-        guards_of(run).step(model, step, 1e-3, measured(score_spread=0.1, entropy=0.5))  # type: ignore[arg-type]
+        take(guards_of(run), model, step, measured(score_spread=0.1, entropy=0.5))
     assert model.num_steps == 3
     assert not (run.folder.path / "postmortem").exists()
 
@@ -94,9 +103,9 @@ def test_a_collapse_that_lasts_stops_the_run(open_run: Open, collapsed: dict[str
     run, model = open_run("run.collapse_steps=3"), FakeModel()
     guards = guards_of(run)
     for step in (0, 1):
-        guards.step(model, step, 1e-3, measured(**collapsed))  # type: ignore[arg-type]
+        take(guards, model, step, measured(**collapsed))
     with pytest.raises(TrainingError, match=reason):
-        guards.step(model, 2, 1e-3, measured(**collapsed))  # type: ignore[arg-type]
+        take(guards, model, 2, measured(**collapsed))
     assert model.num_steps == 2
     assert "in the last 3 steps" in postmortem(run, 2)["reason"]
 
@@ -105,18 +114,18 @@ def test_a_collapse_that_lasts_stops_the_run(open_run: Open, collapsed: dict[str
 def test_a_moment_without_spread_is_no_collapse(open_run: Open, setting: str) -> None:
     guards, model = guards_of(open_run(setting)), FakeModel()
     for step, spread in enumerate([0.0, 0.0, 0.2, 0.0, 0.0]):
-        guards.step(model, step, 1e-3, measured(score_spread=spread))  # type: ignore[arg-type]
+        take(guards, model, step, measured(score_spread=spread))
     assert model.num_steps == 5
 
 
 def test_skipped_steps_of_fp16_are_counted_and_too_many_in_a_row_stop(open_run: Open) -> None:
     """Symptom (DeepSpeed): the loss stands still because every step is skipped, and nothing says so."""
-    skip, take = StepReport(None, False), StepReport(1.0, True)
-    run, model = open_run("run.max_skipped_steps=3"), FakeModel([skip, skip, take, skip, skip, skip])
+    skip, taken = StepReport(None, False), StepReport(1.0, True)
+    run, model = open_run("run.max_skipped_steps=3"), FakeModel([skip, skip, taken, skip, skip, skip])
     guards = guards_of(run)
     for step in range(5):
-        guards.step(model, step, 1e-3, measured())  # type: ignore[arg-type]
+        take(guards, model, step, measured())
     assert guards.num_skipped == 4
     with pytest.raises(TrainingError, match=r"skipped 3 steps of retriever/2 in a row, up to step 5"):
-        guards.step(model, 5, 1e-3, measured())  # type: ignore[arg-type]
+        take(guards, model, 5, measured())
     assert postmortem(run, 5)["batch"][0]["query"] == "q15"

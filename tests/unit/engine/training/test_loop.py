@@ -5,21 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from engine.config.training import OptimConfig
+from engine.data.batches import SampledQuery, dropout_seed
 from engine.errors import TrainingError
 from engine.metrics import Metric
 from engine.run import Run, Stage
+from engine.timetable import Phase, Schedule, Visit
 from engine.training.backend import StepReport
 from engine.training.checkpoint import Position
-from engine.training.loop import Schedule, step_seed, train
+from engine.training.loop import Progress, train
 
 Open = Callable[..., Run]
-LINEAR = Schedule(OptimConfig(lr=1.0, warmup_ratio=0.2), 10)
+OPTIM = OptimConfig(lr=1.0, warmup_ratio=0.2)
+LINEAR = Schedule(OPTIM, 10)
 
 
 # --- learning rates --------------------------------------------------------------------------------------------------
@@ -95,38 +99,33 @@ class FakeCheckpoints:
 class Steps:
     """An objective that notes its steps and draws a random number in each, as dropout does."""
 
+    samples: Any = SimpleNamespace(names=lambda step: [SampledQuery(0, f"q{step}", ["d1", "d2"])])
+
     def __init__(self, losses: Mapping[int, float] | None = None) -> None:
         self.steps: list[int] = []
         self.drawn: dict[int, float] = {}
         self._losses = losses or {}
 
-    def __call__(self, model: Any, step: int) -> dict[str, Metric]:
-        self.steps.append(step)
-        self.drawn[step] = float(torch.rand(()))
-        return {"loss": Metric(torch.tensor(self._losses.get(step, float(step)))), "tokens": Metric(8.0, "sum")}
+    def prepare(self, step: int) -> int:
+        return step
+
+    def backward(self, model: Any, batch: int) -> dict[str, Metric]:
+        self.steps.append(batch)
+        self.drawn[batch] = float(torch.rand(()))
+        return {"loss": Metric(torch.tensor(self._losses.get(batch, float(batch)))), "tokens": Metric(8.0, "sum")}
+
+
+def visit_of(iteration: int, steps: int) -> Visit:
+    """A visit to a phase of ten steps in all."""
+    names = tuple("x" for _ in range(10 // max(1, steps)))
+    return Phase("retriever", "ar2.retriever", "retriever", steps, 4, 2, 1, OPTIM, names, 1).visit(iteration)
 
 
 def go(
-    run: Run,
-    model: FakeModel,
-    checkpoints: FakeCheckpoints,
-    objective: Steps,
-    *,
-    name: str = "retriever/1",
-    first_step: int = 0,
-    steps: int = 5,
-) -> dict[str, Any]:
-    return train(
-        Stage(run, name),
-        model,  # type: ignore[arg-type]
-        checkpoints,  # type: ignore[arg-type]
-        objective,
-        LINEAR,
-        batch_ids=lambda number: [{"rank": 0, "query": f"q{number}", "documents": ["d1", "d2"]}],
-        first_step=first_step,
-        steps=steps,
-        tag="retriever",
-    )
+    run: Run, model: FakeModel, checkpoints: FakeCheckpoints, objective: Steps, *, iteration: int = 1, steps: int = 5
+) -> Progress:
+    visit = visit_of(iteration, steps)
+    return train(Stage(run, visit.stage), visit, model, checkpoints, objective)  # type: ignore[arg-type]
 
 
 def points(run: Run) -> list[dict[str, Any]]:
@@ -144,7 +143,7 @@ def test_every_step_is_taken_logged_and_saved_at_its_time(open_run: Open) -> Non
     assert [(point["step"], point["retriever/loss"]) for point in logged] == [(2, 0.5), (4, 2.5), (5, 4.0)]
     assert logged[0]["retriever/grad_norm"] == 2.0
     assert logged[0]["retriever/tokens_per_second"] > 0
-    assert result == {"steps": 5, "loss": 4.0, "_checkpoint": ["retriever", 2]}
+    assert result == Progress(5, 4.0, 2)
 
 
 def test_a_later_iteration_goes_on_in_the_schedule_with_its_optimizer(open_run: Open) -> None:
@@ -152,7 +151,7 @@ def test_a_later_iteration_goes_on_in_the_schedule_with_its_optimizer(open_run: 
     run, model, checkpoints = open_run(), FakeModel(), FakeCheckpoints()
     go(run, model, checkpoints, Steps())
     second = Steps()
-    go(run, model, checkpoints, second, name="retriever/2", first_step=5)
+    go(run, model, checkpoints, second, iteration=2)
     assert second.steps == [5, 6, 7, 8, 9]
     assert model.rates == [LINEAR.lr(step) for step in range(10)]
     assert model.resets == 1, "only the first stage of a schedule starts with a fresh optimizer"
@@ -198,7 +197,7 @@ def test_a_stage_whose_last_checkpoint_is_there_takes_no_step(open_run: Open) ->
 
 def test_no_steps_touch_nothing(open_run: Open) -> None:
     model, checkpoints = FakeModel(), FakeCheckpoints()
-    assert go(open_run(), model, checkpoints, Steps(), steps=0) == {"steps": 0}
+    assert go(open_run(), model, checkpoints, Steps(), steps=0) == Progress(0)
     assert (model.optim, model.resets, checkpoints.saved) == (None, 0, [])
 
 
@@ -231,14 +230,9 @@ def test_the_steps_leave_the_other_random_numbers_alone(open_run: Open) -> None:
     assert float(torch.rand(())) == expected
 
 
-def test_seeds_differ_by_stage_step_place_and_run(open_run: Open) -> None:
-    run = open_run()
+def test_seeds_differ_by_stage_step_place_and_run() -> None:
     seeds = {
-        step_seed(Stage(run, name), step, place)
-        for name in ("ranker/1", "ranker/2")
-        for step in (0, 1)
-        for place in (0, 8)
+        dropout_seed(42, name, step, place) for name in ("ranker/1", "ranker/2") for step in (0, 1) for place in (0, 8)
     }
     assert len(seeds) == 8
-    other = open_run("run.seed=43")
-    assert step_seed(Stage(other, "ranker/1"), 0, 0) not in seeds
+    assert dropout_seed(43, "ranker/1", 0, 0) not in seeds

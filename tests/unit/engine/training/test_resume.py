@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from engine.errors import ConfigError
+from engine.phases import Trained
 from engine.run import Run
-from engine.training.checkpoint import Position
-from engine.training.resume import checkpoints_of, restore_training
+from engine.training.resume import checkpoints_of, reopen_lost_stages
 
 Open = Callable[..., Run]
 
@@ -22,12 +21,6 @@ def finish(run: Run, **results: Any) -> None:
         run.once(name.replace("__", "/"), lambda stage, result=result: result)
 
 
-def model_at(run: Run, monkeypatch: pytest.MonkeyPatch, position: Position | None) -> Any:
-    model = SimpleNamespace(name="retriever")
-    monkeypatch.setattr(checkpoints_of(run, model), "restore", lambda _: position, raising=False)
-    return model
-
-
 def ran_again(run: Run, name: str) -> bool:
     times: list[str] = []
     run.once(name, lambda stage: times.append(stage.name))
@@ -35,39 +28,37 @@ def ran_again(run: Run, name: str) -> bool:
 
 
 TRAINED = {
-    "warmup_retriever": {"steps": 10, "_checkpoint": ["retriever", 2]},
+    "warmup_retriever": Trained(10, 0.5, 2, "a"),
     "encode__000": None,
-    "warmup_ranker": {"steps": 8, "_checkpoint": ["ranker", 9]},
-    "retriever__1": {"steps": 6, "_checkpoint": ["retriever", 4]},
+    "warmup_ranker": Trained(8, 0.5, 9, "b"),
+    "retriever__1": Trained(6, 0.5, 4, "c"),
 }
 
 
-def test_a_whole_newest_checkpoint_opens_no_stage_again(open_run: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_newest_checkpoint_opens_no_stage_again(open_run: Open) -> None:
     run = open_run()
     finish(run, **TRAINED)
-    position = Position("retriever/1", 6, 4)
-    assert restore_training(run, model_at(run, monkeypatch, position)) == position
+    reopen_lost_stages(run, "retriever", 4)
     assert not any(ran_again(run, name) for name in ("warmup_retriever", "retriever/1", "encode/000"))
 
 
 def test_a_stage_that_the_restored_checkpoint_does_not_hold_runs_again(
-    open_run: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    open_run: Open, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Symptom: the ledger skips the stage, and the next one begins with the weights of some steps before its end."""
     finish(open_run(), **TRAINED)
-    run = open_run()
-    restore_training(run, model_at(run, monkeypatch, Position("retriever/1", 3, 3)))
+    reopen_lost_stages(open_run(), "retriever", 3)
     assert "retriever has lost what it learnt in retriever/1" in caplog.text
     again = open_run()
     assert not any(ran_again(again, name) for name in ("warmup_retriever", "warmup_ranker", "encode/000"))
     assert ran_again(again, "retriever/1")
 
 
-def test_without_any_checkpoint_all_its_stages_run_again(open_run: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_any_checkpoint_all_its_stages_run_again(open_run: Open) -> None:
     """Symptom: the folder of checkpoints was cleared, and the game goes on with untrained weights."""
     run = open_run()
     finish(run, **TRAINED)
-    restore_training(run, model_at(run, monkeypatch, None))
+    reopen_lost_stages(run, "retriever", 0)
     assert ran_again(run, "warmup_retriever")
     assert ran_again(run, "retriever/1")
     assert not ran_again(run, "warmup_ranker")
@@ -76,7 +67,7 @@ def test_without_any_checkpoint_all_its_stages_run_again(open_run: Open, monkeyp
 @pytest.mark.parametrize(("model", "stage"), [("retriever", "retriever/1"), ("ranker", "warmup_ranker")])
 def test_each_model_has_its_own_best_iteration(open_run: Open, model: str, stage: str) -> None:
     run = open_run("run.keep_best=MRR@10")
-    retention = checkpoints_of(run, SimpleNamespace(name=model))._retention  # type: ignore[arg-type]
+    retention = checkpoints_of(run, [model])[model]._retention
     assert retention.best_stage() is None, "nothing is measured yet"
     finish(run, evaluate__0={"G0 MRR@10": 0.1, "D0 MRR@10": 0.9}, evaluate__1={"G MRR@10": 0.5, "D MRR@10": 0.8})
     finish(run, evaluate__2={"G MRR@10": 0.4, "D MRR@10": 0.7})
@@ -87,12 +78,12 @@ def test_a_metric_that_is_not_measured_is_an_error(open_run: Open) -> None:
     run = open_run("run.keep_best=A@1")
     finish(run, evaluate__0={"G0 MRR@10": 0.1})
     with pytest.raises(ConfigError, match=r"keep_best is A@1, but evaluate/0 measured G0 MRR@10"):
-        checkpoints_of(run, SimpleNamespace(name="retriever"))._retention.best_stage()  # type: ignore[arg-type]
+        checkpoints_of(run, ["retriever"])["retriever"]._retention.best_stage()
 
 
 def test_the_origin_names_code_and_configuration(open_run: Open) -> None:
     def origin(run: Run) -> Any:
-        return checkpoints_of(run, SimpleNamespace(name="ranker"))._origin  # type: ignore[arg-type]
+        return checkpoints_of(run, ["ranker"])["ranker"]._origin
 
     one = origin(open_run())
     assert one["code"]["torch"]

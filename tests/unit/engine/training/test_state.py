@@ -10,7 +10,7 @@ import torch
 import engine.training.state as training_state
 from engine.errors import ArtifactError
 from engine.training.fragments import MOMENTS, Fragment
-from engine.training.state import own_share, parameters_in, read_state, write_state
+from engine.training.state import parameters_in, rank_share, read_state, write_state
 
 SIZES = {"encoder.weight": 23, "head@odd/name": 5, "one": 1}
 
@@ -30,7 +30,7 @@ def whole(seed: int | None, steps: float) -> list[Fragment]:
 
 
 def cut(fragments: list[Fragment], rank: int, world_size: int) -> list[Fragment]:
-    return list(own_share(fragments, rank, world_size))
+    return list(rank_share(fragments, rank, world_size))
 
 
 @pytest.mark.parametrize("writers", [1, 2, 3])

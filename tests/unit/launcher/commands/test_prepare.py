@@ -11,6 +11,7 @@ import torch
 from engine.config.file import load_config
 from engine.coordination.coordinator import Coordinator, LocalTransport
 from engine.data.corpus import model_texts, open_data, write_shards
+from engine.data.tokenization import WrittenCorpus
 from engine.errors import ConfigError
 from engine.models.random import make_random_model
 from engine.refresh.refresh import build_bm25_index, open_bm25
@@ -38,12 +39,12 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list
     return data, prepare_shards(data, TINY, words), words
 
 
-def opened(tmp_path: Path, data: Path, words: list[str]) -> tuple[Run, dict[str, object], object]:
+def opened(tmp_path: Path, data: Path, words: list[str]) -> tuple[Run, WrittenCorpus, object]:
     run = Run.open(
         load_config(TINY, [f"run.path={tmp_path / 'run'}", *words]), Coordinator(LocalTransport()), torch.device("cpu")
     )
     dataset = open_dataset(data)
-    texts = model_texts(run.config, run.config.retriever.name, run.config.ranker.name)
+    texts = model_texts(run.config, {name: section.name for name, section in run.config.models.items()})
     counts = run.once("shards", write_shards, dataset, texts, run.folder)
     return run, counts, open_data(run.config, dataset, texts, run.folder)
 
@@ -54,7 +55,7 @@ def test_a_run_reads_the_prepared_shards_and_index_in_place(
     """Symptom: each run of a sweep tokenised the same millions of passages and indexed them for BM25 once more."""
     data, folder, words = prepared
     run, counts, found = opened(tmp_path, data, words)
-    assert counts["reused_shards"] == counts["shards"] == 6
+    assert counts.reused_shards == counts.shards == 6
     assert found.shards.folder == folder  # type: ignore[attr-defined]
     assert not run.folder.shards.exists()
     assert build_bm25_index(Stage(run, "bm25"), found, run.folder)["reused"] is True  # type: ignore[arg-type]
@@ -82,7 +83,7 @@ def test_a_recipe_that_they_do_not_fit_writes_its_own(
     """Symptom: a recipe for longer passages trained on ones that had been cut for another."""
     data, folder, words = prepared
     run, counts, found = opened(tmp_path, data, [*words, word])
-    assert counts["reused_shards"] == 0
+    assert counts.reused_shards == 0
     assert found.shards.folder == run.folder.shards != folder  # type: ignore[attr-defined]
 
 
