@@ -309,7 +309,7 @@ def _module(case: Case, role: str) -> Any:
 def _run_passes(case: Case, model: Any, rank: int, opponent: Any) -> None:
     """Run the forward and backward passes of one step with the objectives' own losses."""
     from engine import losses
-    from engine.phases import gather_documents
+    from engine.objectives import gather_documents
     from engine.training.gradient_cache import contrastive_backward
 
     def documents() -> dict[str, torch.Tensor]:

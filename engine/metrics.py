@@ -42,14 +42,14 @@ class MetricWindow:
     that a checkpoint holds half of (`settle`, `state`) gives the same number, bit by bit, as an undisturbed one.
     """
 
-    _values: dict[str, list[float]] = field(default_factory=dict)
+    _values: dict[str, list[float | torch.Tensor]] = field(default_factory=dict)
     _settled: dict[str, list[float]] = field(default_factory=dict)
     _reductions: dict[str, Reduction] = field(default_factory=dict)
 
     def add(self, metrics: Mapping[str, Metric]) -> None:
-        """Take in one step's metrics."""
+        """Take in one step's metrics; tensors stay on their device until `settle`, so that no step waits for them."""
         for name, metric in metrics.items():
-            self._values.setdefault(name, []).append(float(metric.value))
+            self._values.setdefault(name, []).append(metric.value)
             self._reductions[name] = metric.reduction
 
     def settle(self, device: torch.device) -> None:
@@ -59,7 +59,10 @@ class MetricWindow:
             device: Where the collective's backend works.
         """
         names = sorted(self._values)
-        values_V = torch.tensor([value for name in names for value in self._values[name]], dtype=torch.float64)
+        values = [value for name in names for value in self._values[name]]
+        values_V = torch.empty(0, dtype=torch.float64)
+        if values:
+            values_V = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=device) for value in values]).cpu()
         world_size = dist.get_world_size() if dist.is_initialized() else 1
         parts = [values_V]
         if world_size > 1 and names:

@@ -43,7 +43,7 @@ def contrastive_steps(engine: Any, num_chunks: int, num_queries: int = QUERIES) 
 
     from engine.losses import contrastive
     from engine.metrics import Metric
-    from engine.phases import gather_documents
+    from engine.objectives import gather_documents
     from engine.training.gradient_cache import contrastive_backward
 
     rank, world_size = dist.get_rank(), dist.get_world_size()

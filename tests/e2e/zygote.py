@@ -20,6 +20,7 @@ from typing import Any
 
 PRELOADED = (
     "launcher.recipe",
+    "engine.ar2",
     "launcher.commands.search",
     "launcher.commands.evaluate",
     "launcher.commands.export",

@@ -26,31 +26,6 @@ OPTIM = OptimConfig(lr=1.0, warmup_ratio=0.2)
 LINEAR = Schedule(OPTIM, 10)
 
 
-# --- learning rates --------------------------------------------------------------------------------------------------
-
-
-def test_the_rate_rises_to_its_peak_and_falls_towards_zero() -> None:
-    rates = [LINEAR.lr(step) for step in range(11)]
-    assert rates[:2] == pytest.approx([1 / 3, 2 / 3]), "the first step already learns"
-    assert rates[2] == 1.0
-    assert rates[2:] == pytest.approx([1 - k / 8 for k in range(9)])
-    assert rates[10] == 0.0
-
-
-def test_a_constant_schedule_stays_at_its_peak() -> None:
-    schedule = Schedule(OptimConfig(lr=0.5, warmup_ratio=0.2, schedule="constant"), 10)
-    assert [schedule.lr(step) for step in (2, 5, 9, 30)] == [0.5] * 4
-    assert schedule.lr(0) < schedule.lr(1) < 0.5
-
-
-def test_without_warm_up_the_first_step_has_the_peak() -> None:
-    assert Schedule(OptimConfig(lr=0.5, warmup_ratio=0.0), 4).lr(0) == 0.5
-
-
-def test_a_schedule_of_one_step_learns() -> None:
-    assert Schedule(OptimConfig(lr=0.5, warmup_ratio=0.1), 1).lr(0) == 0.5
-
-
 # --- the loop, with an engine that only keeps count -------------------------------------------------------------------
 
 

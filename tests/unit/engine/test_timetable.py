@@ -1,0 +1,105 @@
+"""The timetable: every step has its place, and who draws from which candidates stands in the table alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from engine.config.ar2 import Ar2Config, WarmupRankerConfig, WarmupRetrieverConfig, ar2_timetable
+from engine.config.training import OptimConfig, PhaseConfig
+from engine.timetable import Phase, Schedule, Timetable
+
+LINEAR = Schedule(OptimConfig(lr=1.0, warmup_ratio=0.2), 10)
+
+
+def table(**game: Any) -> Timetable:
+    return ar2_timetable(
+        Ar2Config(iterations=3, **game), WarmupRetrieverConfig(steps=7), WarmupRankerConfig(steps=5, num_negatives=20)
+    )
+
+
+# --- learning rates --------------------------------------------------------------------------------------------------
+
+
+def test_the_rate_rises_to_its_peak_and_falls_towards_zero() -> None:
+    rates = [LINEAR.lr(step) for step in range(11)]
+    assert rates[:2] == pytest.approx([1 / 3, 2 / 3]), "the first step already learns"
+    assert rates[2] == 1.0
+    assert rates[2:] == pytest.approx([1 - k / 8 for k in range(9)])
+    assert rates[10] == 0.0
+
+
+def test_a_constant_schedule_stays_at_its_peak() -> None:
+    schedule = Schedule(OptimConfig(lr=0.5, warmup_ratio=0.2, schedule="constant"), 10)
+    assert [schedule.lr(step) for step in (2, 5, 9, 30)] == [0.5] * 4
+    assert schedule.lr(0) < schedule.lr(1) < 0.5
+
+
+def test_without_warm_up_the_first_step_has_the_peak() -> None:
+    assert Schedule(OptimConfig(lr=0.5, warmup_ratio=0.0), 4).lr(0) == 0.5
+
+
+def test_a_schedule_of_one_step_learns() -> None:
+    assert Schedule(OptimConfig(lr=0.5, warmup_ratio=0.1), 1).lr(0) == 0.5
+
+
+# --- phases and their visits -----------------------------------------------------------------------------------------
+
+
+def test_a_phase_goes_on_in_its_schedule_from_visit_to_visit() -> None:
+    """AR2 Table 9 counts the steps of the game over all iterations."""
+    phase = Phase("p", "s", "m", 5, 4, 2, 1, OptimConfig(), ("a", "b", "c"), first_iteration=1)
+    assert [(visit.stage, visit.candidates, visit.first_step) for visit in phase.visits] == [
+        ("p/1", "a", 0),
+        ("p/2", "b", 5),
+        ("p/3", "c", 10),
+    ]
+    assert (phase.total_steps, phase.schedule.total_steps) == (15, 15)
+    assert [list(visit.places)[:: 5 * 4 - 1] for visit in phase.visits] == [[0, 19], [20, 39], [40, 59]]
+    assert phase.visit(2) == phase.visits[1]
+    for iteration in (0, 4):
+        with pytest.raises(KeyError, match=f"p has no visit in iteration {iteration}"):
+            phase.visit(iteration)
+
+
+@pytest.mark.parametrize(
+    ("order", "of_ranker"), [("paper", ["001", "002", "003"]), ("released", ["000", "001", "002"])]
+)
+def test_who_draws_from_which_candidates(order: str, of_ranker: list[str]) -> None:
+    """In the paper's order the ranker learns from the refreshed index, in the released one from the one before."""
+    phases = {phase.name: phase for phase in table(order=order).phases}
+    assert list(phases["retriever"].candidates) == ["000", "001", "002"]
+    assert list(phases["ranker"].candidates) == of_ranker
+    assert [phases[name].visits[0].stage for name in phases] == [
+        "warmup_retriever",
+        "warmup_ranker",
+        "retriever/1",
+        "ranker/1",
+    ]
+    assert (phases["warmup_retriever"].candidates, phases["warmup_ranker"].candidates) == (("bm25",), ("000",))
+
+
+def test_candidates_must_last_for_the_largest_n_that_is_drawn_from_them() -> None:
+    game = table(num_negatives=4)
+    assert [game.needed(name) for name in ("bm25", "000", "001", "003")] == [1, 20, 4, 4]
+    assert table(order="released").needed("003") == 0, "nobody draws from the last refresh"
+    assert game.most_negatives == 20
+
+
+def test_every_candidates_name_is_mined() -> None:
+    for order in ("paper", "released"):
+        game = table(order=order)
+        assert {visit.candidates for visit in game.visits} <= {mining.name for mining in game.minings}
+
+
+def test_a_game_without_iterations_is_its_warm_ups() -> None:
+    game = ar2_timetable(Ar2Config(iterations=0), WarmupRetrieverConfig(), WarmupRankerConfig())
+    assert [visit.stage for visit in game.visits] == ["warmup_retriever", "warmup_ranker"]
+
+
+def test_the_steps_of_a_recipe_are_those_of_its_sections() -> None:
+    game = table(retriever=PhaseConfig(steps=11, batch_size=6), ranker=PhaseConfig(steps=2))
+    steps = {visit.stage: visit.phase.steps for visit in game.visits}
+    assert (steps["warmup_retriever"], steps["warmup_ranker"], steps["retriever/2"], steps["ranker/3"]) == (7, 5, 11, 2)
+    assert [phase.name for phase in game.phases_of("ranker")] == ["warmup_ranker", "ranker"]
