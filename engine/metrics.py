@@ -62,7 +62,8 @@ class MetricWindow:
         values = [value for name in names for value in self._values[name]]
         values_V = torch.empty(0, dtype=torch.float64)
         if values:
-            values_V = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=device) for value in values]).cpu()
+            scalars = [torch.as_tensor(value, dtype=torch.float64, device=device) for value in values]
+            values_V = torch.stack(scalars).cpu()
         world_size = dist.get_world_size() if dist.is_initialized() else 1
         parts = [values_V]
         if world_size > 1 and names:
