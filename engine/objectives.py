@@ -102,7 +102,7 @@ class InBatchContrast:
             inputs_of(
                 micro, queries=self._builder.queries(micro.groups), documents=self._builder.documents(micro.groups)
             )
-            for micro in self.samples.micro_batches(own, step)
+            for micro in self.samples.micro_batches(groups, step, [self._builder.tokens_of_texts])
         ]
         return PooledBatch(chunks, targets_B, excluded_BP.scatter(1, targets_B[:, None], False))
 
@@ -145,9 +145,10 @@ class ListwiseRanking:
 
     def prepare(self, step: int) -> list[Inputs]:
         """Make the pairs of each micro-batch."""
-        own = self.samples.share(self.samples.groups(step))
+        groups = self.samples.groups(step)
         return [
-            inputs_of(micro, pairs=self._builder.pairs(micro.groups)) for micro in self.samples.micro_batches(own, step)
+            inputs_of(micro, pairs=self._builder.pairs(micro.groups))
+            for micro in self.samples.micro_batches(groups, step, [self._builder.tokens_of_pairs])
         ]
 
     def backward(self, model: TrainedModel, batch: Sequence[Inputs]) -> dict[str, Metric]:
@@ -191,7 +192,8 @@ class AdversarialGame:
 
     def prepare(self, step: int) -> list[Inputs]:
         """Make both models' inputs of each micro-batch."""
-        own = self.samples.share(self.samples.groups(step))
+        groups = self.samples.groups(step)
+        counts = self._retriever_builder.tokens_of_texts, self._ranker_builder.tokens_of_pairs
         return [
             inputs_of(
                 micro,
@@ -199,7 +201,7 @@ class AdversarialGame:
                 documents=self._retriever_builder.documents(micro.groups),
                 pairs=self._ranker_builder.pairs(micro.groups),
             )
-            for micro in self.samples.micro_batches(own, step)
+            for micro in self.samples.micro_batches(groups, step, counts)
         ]
 
     def backward(self, model: TrainedModel, batch: Sequence[Inputs]) -> dict[str, Metric]:

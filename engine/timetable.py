@@ -63,6 +63,7 @@ class Phase:
         steps: Optimizer steps of one visit.
         batch_size: Queries of a step over all ranks.
         micro_batch_size: Queries that a rank computes at once.
+        micro_batch_tokens: Tokens that it computes at once, in place of that; None where queries are counted.
         num_negatives: Negatives of a query (n).
         optim: Its optimizer.
         candidates: From which each visit draws its negatives, one name a visit.
@@ -81,6 +82,7 @@ class Phase:
     optim: OptimConfig
     candidates: tuple[str, ...]
     first_iteration: int = 0
+    micro_batch_tokens: int | None = None
     opponent: str | None = None
     pool: Literal["none", "rank", "world"] = "none"
 

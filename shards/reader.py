@@ -208,6 +208,12 @@ class CorpusShards:
         entry, payload = self._payload(doc_index, column, f"{stream}.ids")
         return self._ids(entry, payload)
 
+    def num_tokens(self, doc_index: int, stream: str) -> int:
+        """Return the number of a document's token ids, without reading them; as `tokens`."""
+        column = 1 + self.manifest.stream_index(stream)
+        entry, shard = self._place(doc_index)
+        return int(shard.offsets[doc_index - entry.first_document, column, 1]) // TOKEN_DTYPE.itemsize
+
     def document(self, doc_index: int) -> Document:
         """Read a document's id, title and text.
 
@@ -226,11 +232,8 @@ class CorpusShards:
             raise self._broken(entry.name, f"holds a document {doc_index} that cannot be read ({error})", "") from error
 
     def _payload(self, doc_index: int, column: int, suffix: str) -> tuple[ShardEntry, bytes]:
-        if not 0 <= doc_index < self.num_documents:
-            raise IndexError(f"document {doc_index} of a corpus of {self.num_documents}")
         doc_index = int(doc_index)
-        number = bisect_right(self._first_documents, doc_index) - 1
-        entry, shard = self.manifest.shards[number], self._shards[number]
+        entry, shard = self._place(doc_index)
         offset, length = shard.offsets[doc_index - entry.first_document, column].tolist()
         name = member_name(doc_index, suffix).encode() + b"\0"
         header = offset - tarfile.BLOCKSIZE
@@ -238,6 +241,12 @@ class CorpusShards:
         if not inside or shard.tar[header : header + len(name)] != name:
             raise self._broken(entry.name, f"has no {name[:-1].decode()} at byte {offset}", "it there, by the offsets")
         return entry, shard.tar[offset : offset + length]
+
+    def _place(self, doc_index: int) -> tuple[ShardEntry, _OpenShard]:
+        if not 0 <= doc_index < self.num_documents:
+            raise IndexError(f"document {doc_index} of a corpus of {self.num_documents}")
+        number = bisect_right(self._first_documents, doc_index) - 1
+        return self.manifest.shards[number], self._shards[number]
 
     def _ids(self, entry: ShardEntry, payload: bytes) -> npt.NDArray[np.uint32]:
         if len(payload) % TOKEN_DTYPE.itemsize:

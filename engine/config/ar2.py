@@ -26,6 +26,8 @@ class WarmupRetrieverConfig(Section):
     """Queries of a step over all ranks; their positives and hard negatives are shared in one pool."""
     micro_batch_size: int = Field(128, ge=1)
     """Queries a rank holds in memory at once; more are taken by gradient caching, which changes no number."""
+    micro_batch_tokens: int | None = Field(None, ge=1)
+    """Tokens of one forward on one rank, in place of `micro_batch_size`: as many queries as fit, at least one."""
     hard_negatives: int = Field(1, ge=0)
     """BM25 negatives of each query, added to the shared pool."""
     bm25_depth: int = Field(100, ge=1)
@@ -45,6 +47,8 @@ class WarmupRankerConfig(Section):
     """Queries of a step over all ranks."""
     micro_batch_size: int = Field(8, ge=1)
     """Queries of one forward on one rank; DeepSpeed accumulates the rest."""
+    micro_batch_tokens: int | None = Field(None, ge=1)
+    """Tokens of one forward on one rank, in place of `micro_batch_size`: as many queries as fit, at least one."""
     num_negatives: int = Field(15, ge=1)
     """Negatives of a query (n)."""
     optim: OptimConfig = OptimConfig(lr=1e-5)
@@ -100,6 +104,7 @@ def ar2_timetable(game: Ar2Config, warm_retriever: WarmupRetrieverConfig, warm_r
             steps=warm_retriever.steps,
             batch_size=warm_retriever.batch_size,
             micro_batch_size=warm_retriever.micro_batch_size,
+            micro_batch_tokens=warm_retriever.micro_batch_tokens,
             num_negatives=warm_retriever.hard_negatives,
             optim=warm_retriever.optim,
             candidates=(BM25,),
@@ -112,6 +117,7 @@ def ar2_timetable(game: Ar2Config, warm_retriever: WarmupRetrieverConfig, warm_r
             steps=warm_ranker.steps,
             batch_size=warm_ranker.batch_size,
             micro_batch_size=warm_ranker.micro_batch_size,
+            micro_batch_tokens=warm_ranker.micro_batch_tokens,
             num_negatives=warm_ranker.num_negatives,
             optim=warm_ranker.optim,
             candidates=(names[0],),
@@ -142,6 +148,7 @@ def _phase_of_the_game(
         steps=settings.steps,
         batch_size=settings.batch_size,
         micro_batch_size=settings.micro_batch_size,
+        micro_batch_tokens=settings.micro_batch_tokens,
         num_negatives=num_negatives,
         optim=settings.optim,
         candidates=tuple(candidates),

@@ -37,5 +37,7 @@ class PhaseConfig(Section):
     """Queries of a step over all ranks."""
     micro_batch_size: int = Field(8, ge=1)
     """Queries of one forward on one rank; DeepSpeed accumulates the rest."""
+    micro_batch_tokens: int | None = Field(None, ge=1)
+    """Tokens of one forward on one rank, in place of `micro_batch_size`: as many queries as fit, at least one."""
     optim: OptimConfig = OptimConfig(lr=1e-5)
     """Optimizer; its moments and its schedule go on from iteration to iteration."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,10 @@ from shards.partition import split_range
 
 TokenBatch = dict[str, Tensor]
 """`input_ids` and `attention_mask`, int64 [N, L], and `token_type_ids` where the model has them."""
+
+
+GroupTokens = Callable[["Group"], int]
+"""From a group to the number of tokens of the inputs that one model takes of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +127,35 @@ class Samples:
         own = split_range(len(groups), self.rank, self.world_size)
         return groups[own.start : own.stop]
 
-    def micro_batches(self, own: Sequence[Group], step: int) -> Iterator[MicroBatch]:
-        """Cut this rank's groups of a step."""
-        size, first = self.visit.phase.micro_batch_size, self.rank * len(own)
-        for start in range(0, len(own), size):
-            chunk = own[start : start + size]
-            seed = dropout_seed(self.seed, self.visit.stage, step, first + start)
-            yield MicroBatch(chunk, len(chunk) / len(own), start + size >= len(own), seed)
+    def micro_batches(self, groups: Sequence[Group], step: int, inputs: Iterable[GroupTokens]) -> Iterator[MicroBatch]:
+        """Cut this rank's share of a step.
+
+        Args:
+            groups: Of the whole step.
+            step: Its number in the phase's schedule.
+            inputs: Counts the tokens that each model takes of a group; asked where micro-batches are cut by tokens.
+        """
+        own, place = self.share(groups), self.rank * (len(groups) // self.world_size)
+        for piece in self._pieces(groups, list(inputs)):
+            chunk, last = own[piece.start : piece.stop], piece.stop == len(own)
+            seed = dropout_seed(self.seed, self.visit.stage, step, place + piece.start)
+            yield MicroBatch(chunk, len(chunk) / len(own), last, seed)
+
+    def _pieces(self, groups: Sequence[Group], inputs: Sequence[GroupTokens]) -> list[range]:
+        """Cut this rank's places into runs, on every rank equally many: under ZeRO-3 a forward is a collective."""
+        phase, share = self.visit.phase, len(groups) // self.world_size
+        if phase.micro_batch_tokens is None:
+            size = phase.micro_batch_size
+            return [range(start, min(start + size, share)) for start in range(0, share, size)]
+        tokens = [max(count(group) for count in inputs) for group in groups]
+        of_ranks = [tokens[rank * share : (rank + 1) * share] for rank in range(self.world_size)]
+        cuts = [cut_by_tokens(costs, phase.micro_batch_tokens) for costs in of_ranks]
+        most = max(map(len, cuts))
+        return (
+            cuts[self.rank]
+            if len(cuts[self.rank]) == most
+            else cut_by_tokens(of_ranks[self.rank], phase.micro_batch_tokens, num_pieces=most)
+        )
 
     def names(self, step: int) -> list[SampledQuery]:
         """Name the queries and documents of a step, rank by rank."""
@@ -143,6 +169,33 @@ class Samples:
             )
             for place, group in enumerate(groups)
         ]
+
+
+def cut_by_tokens(tokens: Sequence[int], budget: int, *, num_pieces: int = 1) -> list[range]:
+    """Cut a row of groups into runs of at most so many tokens.
+
+    Args:
+        tokens: Of each group; one alone may exceed the budget.
+        budget: Tokens of a run.
+        num_pieces: Runs to make at least, at most as many as there are groups; the largest are halved for it.
+
+    Returns:
+        Runs of places that cover all groups in order, none empty.
+    """
+    pieces: list[range] = []
+    start, held = 0, 0
+    for place, size in enumerate(tokens):
+        if place > start and held + size > budget:
+            pieces.append(range(start, place))
+            start, held = place, 0
+        held += size
+    pieces.append(range(start, len(tokens)))
+    while len(pieces) < num_pieces:
+        largest = max(range(len(pieces)), key=lambda number: len(pieces[number]))
+        piece = pieces[largest]
+        middle = piece.start + len(piece) // 2
+        pieces[largest : largest + 1] = [range(piece.start, middle), range(middle, piece.stop)]
+    return pieces
 
 
 def require_equal_shares(phase: Phase, world_size: int) -> None:
@@ -250,6 +303,20 @@ class InputBuilder:
                 for document in group.documents
             ]
         )
+
+    def tokens_of_texts(self, group: Group) -> int:
+        """Count the tokens of a group's query and documents, each for itself."""
+        special = self._text.template.num_special_single
+        query = min(len(self._query_tokens[group.query]) + special, self._query_max_length)
+        return query + sum(min(length + special, self._max_length) for length in self._lengths(group))
+
+    def tokens_of_pairs(self, group: Group) -> int:
+        """Count the tokens of a group's query-document pairs."""
+        extra = len(self._query_tokens[group.query]) + self._text.template.num_special_pair
+        return sum(min(length + extra, self._max_length) for length in self._lengths(group))
+
+    def _lengths(self, group: Group) -> Iterator[int]:
+        return (self._data.shards.num_tokens(document, self._text.stream) for document in group.documents.tolist())
 
     def _tokens(self, document: int) -> list[int]:
         tokens: list[int] = self._data.shards.tokens(int(document), self._text.stream).tolist()

@@ -143,6 +143,9 @@ class NoTokens:
 
     documents = queries
 
+    def tokens_of_texts(self, group: Group) -> int:
+        return 1
+
 
 class GivenEmbeddings:
     """Stands for a retriever's engine."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from engine.config.training import OptimConfig
-from engine.data.batches import Samples, query_rows, rows_drawn
+from engine.data.batches import Group, Samples, cut_by_tokens, query_rows, rows_drawn
 from engine.errors import ConfigError
 from engine.timetable import Phase
 from shards.records import Query
@@ -28,12 +28,19 @@ class NumberedCandidates:
 
 
 def samples(
-    world_size: int = 1, rank: int = 0, batch_size: int = 4, n: int = 3, micro: int = 2, num_queries: int = 10
+    world_size: int = 1,
+    rank: int = 0,
+    batch_size: int = 4,
+    n: int = 3,
+    micro: int = 2,
+    num_queries: int = 10,
+    tokens: int | None = None,
 ) -> Samples:
     queries = [Query(f"q{row}", "text") for row in range(num_queries)]
     train = Train(queries=queries, positives=[np.array([100 + row, 200 + row]) for row in range(num_queries)])
     data: Any = SimpleNamespace(train=train, shards=SimpleNamespace(docids=[f"d{index}" for index in range(20_000)]))
-    phase = Phase("ranker", "ar2.ranker", "ranker", 5, batch_size, micro, n, OptimConfig(), ("000",) * 4, 1)
+    optim = OptimConfig()
+    phase = Phase("ranker", "ar2.ranker", "ranker", 5, batch_size, micro, n, optim, ("000",) * 4, 1, tokens)
     return Samples(phase.visit(1), 42, data, NumberedCandidates(), rank, world_size)  # type: ignore[arg-type]
 
 
@@ -78,7 +85,7 @@ def test_the_positive_comes_first_and_is_one_of_the_query() -> None:
 
 def test_micro_batches_weigh_by_their_size() -> None:
     five = samples(batch_size=5)
-    cut = list(five.micro_batches(five.groups(0), 0))
+    cut = list(five.micro_batches(five.groups(0), 0, []))
     assert [len(micro.groups) for micro in cut] == [2, 2, 1]
     assert [micro.share for micro in cut] == pytest.approx([0.4, 0.4, 0.2])
     assert [micro.last for micro in cut] == [False, False, True]
@@ -89,7 +96,7 @@ def test_a_micro_batch_draws_the_same_dropout_on_whichever_rank_it_is(world_size
     """Symptom: resumed on another number of ranks, a run with dropout trains on to other weights."""
 
     def seeds(of_rank: Samples) -> list[int]:
-        return [micro.seed for micro in of_rank.micro_batches(of_rank.share(of_rank.groups(5)), 5)]
+        return [micro.seed for micro in of_rank.micro_batches(of_rank.groups(5), 5, [])]
 
     alone = seeds(samples(batch_size=12))
     shared = [seed for rank in range(world_size) for seed in seeds(samples(world_size, rank, batch_size=12))]
@@ -116,3 +123,37 @@ def test_the_rows_drawn_are_those_of_the_steps() -> None:
 def test_a_batch_that_ranks_cannot_share_equally_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"use a multiple of 3 for ar2\.ranker\.batch_size"):
         samples(world_size=3, batch_size=4)
+
+
+# --- micro-batches by tokens -----------------------------------------------------------------------------------------
+
+
+def test_runs_hold_as_much_as_fits() -> None:
+    assert cut_by_tokens([3, 3, 3, 9, 1, 1], 6) == [range(0, 2), range(2, 3), range(3, 4), range(4, 6)]
+    assert cut_by_tokens([50, 50], 10) == [range(0, 1), range(1, 2)], "one group alone may exceed the budget"
+    assert cut_by_tokens([1, 1, 1, 1], 100) == [range(0, 4)]
+
+
+def test_more_runs_are_made_where_other_ranks_have_more() -> None:
+    assert cut_by_tokens([1, 1, 1, 1, 1], 100, num_pieces=3) == [range(0, 2), range(2, 3), range(3, 5)]
+    assert [len(piece) for piece in cut_by_tokens([1] * 4, 100, num_pieces=4)] == [1] * 4
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_all_ranks_cut_into_equally_many_micro_batches(world_size: int) -> None:
+    """Symptom: under ZeRO-3, where a forward is a collective, a rank with one micro-batch more waits for ever."""
+
+    def tokens(group: Group) -> int:
+        return 10 * (1 + group.query)
+
+    cuts = []
+    for rank in range(world_size):
+        of_rank = samples(world_size, rank, batch_size=12, tokens=120, num_queries=12)
+        cuts.append(list(of_rank.micro_batches(of_rank.groups(0), 0, [tokens])))
+        own = of_rank.share(of_rank.groups(0))
+        assert [group.query for micro in cuts[-1] for group in micro.groups] == [group.query for group in own]
+        assert sum(micro.share for micro in cuts[-1]) == pytest.approx(1)
+        assert [micro.last for micro in cuts[-1]] == [False] * (len(cuts[-1]) - 1) + [True]
+        assert all(len(micro.groups) == 1 or sum(map(tokens, micro.groups)) <= 120 for micro in cuts[-1])
+    assert len({len(cut) for cut in cuts}) == 1
+    assert len(cuts[0]) > 12 // world_size // 12
