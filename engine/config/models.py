@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from engine.config.sections import Section
 
@@ -30,6 +30,9 @@ class ModelConfig(Section):
     """Attention kernel."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass (non-reentrant: the reentrant form breaks siamese encoders)."""
+    compile_layers: bool = False
+    """Compile the layers with torch.compile; takes a C++ compiler, and some time at the first step. Not under ZeRO-3,
+    which gathers weights module by module."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Numeric type of weights and activations in training and inference; fp16 scales its loss dynamically."""
     zero_stage: Literal[0, 1, 2, 3] = 1
@@ -40,6 +43,12 @@ class ModelConfig(Section):
     """Tokens of an input, special tokens included: a document for the retriever, query and document for the ranker."""
     score_scale: float = Field(1.0, gt=0)
     """The tau of Eq. 2 and 6 for this model's scores: it multiplies. Cosine similarity wants about 20."""
+
+    @model_validator(mode="after")
+    def _compiles(self) -> ModelConfig:
+        if self.compile_layers and self.zero_stage == 3:
+            raise ValueError("compile_layers works under ZeRO stages 0 to 2: lower zero_stage, or leave it out")
+        return self
 
 
 class RetrieverConfig(ModelConfig):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from engine.config.models import ModelConfig, RankerConfig, RetrieverConfig
 from engine.errors import ConfigError
+from engine.models.compiled import compile_layers
 from engine.models.ranker import Ranker
 from engine.models.retriever import Retriever
 
@@ -20,6 +21,13 @@ def load_untrained(section: ModelConfig, source: str, *, seed: int) -> Retriever
         ModelError: It cannot be found or loaded.
         ConfigError: There is no such kind.
     """
+    model = _load(section, source, seed)
+    if section.compile_layers:
+        compile_layers(model)
+    return model
+
+
+def _load(section: ModelConfig, source: str, seed: int) -> Retriever | Ranker:
     if isinstance(section, RetrieverConfig):
         return Retriever.load(
             source,

@@ -1,0 +1,42 @@
+"""Compiled layers compute what plain ones do, under the same names."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from engine.errors import ModelError
+from engine.models.compiled import compile_layers
+from engine.models.ranker import Ranker
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling takes a C++ compiler")
+def test_compiled_layers_give_the_same_scores_and_gradients(random_model: Path) -> None:
+    plain, compiled = (Ranker.load(str(random_model), dropout=0.0, seed=1) for _ in range(2))
+    assert compile_layers(compiled) == 2
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    for length in (9, 14):  # one compilation serves all sizes
+        inputs: dict[str, Tensor] = {
+            "input_ids": torch.arange(5, 5 + 3 * length).view(3, length) % 60,
+            "attention_mask": torch.ones(3, length, dtype=torch.long),
+        }
+        gradients = []
+        for model in (plain, compiled):
+            model.zero_grad()
+            scores_N = model(inputs)
+            scores_N.sum().backward()
+            gradients.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
+            if model is plain:
+                expected_N = scores_N.detach()
+        torch.testing.assert_close(scores_N.detach(), expected_N, atol=1e-5, rtol=1e-4)
+        for one, other in zip(*gradients, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
+
+
+def test_a_model_without_layers_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"Linear has no list of layers.*set compile to false"):
+        compile_layers(nn.Linear(2, 2))
