@@ -45,13 +45,13 @@ def warmup_retriever(stage: Stage, models: Models, data: Data, bm25: Candidates)
         section = stage.run.config.retriever
         return InBatchContrast(samples, _builder(stage, data, "retriever"), score_scale=section.score_scale)
 
-    return _train(stage, models, data, bm25, contrast, stage.run.timetable.phase("warmup_retriever").visit(0))
+    return train_visit(stage, models, data, bm25, contrast, stage.run.timetable.phase("warmup_retriever").visit(0))
 
 
 def warmup_ranker(stage: Stage, models: Models, data: Data, candidates: Candidates) -> Trained:
     """Train D0 on negatives that G0 retrieves (Algorithm 1 line 5, Eq. 7)."""
     visit = stage.run.timetable.phase("warmup_ranker").visit(0)
-    return _train(stage, models, data, candidates, _ranking(stage, data), visit)
+    return train_visit(stage, models, data, candidates, _ranking(stage, data), visit)
 
 
 def train_retriever(
@@ -75,13 +75,13 @@ def train_retriever(
         scales = config.retriever.score_scale, config.ranker.score_scale
         return AdversarialGame(samples, *builders, ranker, config.ar2, score_scales=scales)
 
-    return _train(stage, models, data, candidates, game, run.timetable.phase("retriever").visit(iteration))
+    return train_visit(stage, models, data, candidates, game, run.timetable.phase("retriever").visit(iteration))
 
 
 def train_ranker(stage: Stage, models: Models, data: Data, candidates: Candidates, *, iteration: int) -> Trained:
     """Train D on negatives of the current retriever (Algorithm 1 lines 12-15, Eq. 7)."""
     visit = stage.run.timetable.phase("ranker").visit(iteration)
-    return _train(stage, models, data, candidates, _ranking(stage, data), visit)
+    return train_visit(stage, models, data, candidates, _ranking(stage, data), visit)
 
 
 def _ranking(stage: Stage, data: Data) -> Callable[[Samples], Objective]:
@@ -94,7 +94,7 @@ def _builder(stage: Stage, data: Data, model: str) -> InputBuilder:
     return InputBuilder(data, model, config.models[model], config.query_max_length)
 
 
-def _train(
+def train_visit(
     stage: Stage,
     models: Models,
     data: Data,
@@ -102,7 +102,16 @@ def _train(
     objective_of: Callable[[Samples], Objective],
     visit: Visit,
 ) -> Trained:
-    """Train a model for one visit, the others out of the way, and publish its weights."""
+    """Train a model for one visit, the others out of the way, and publish its weights.
+
+    Args:
+        stage: Where this runs.
+        models: All models.
+        data: Corpus and training queries.
+        candidates: From which the negatives are drawn.
+        objective_of: From the samples of the visit to what its steps compute.
+        visit: Of the timetable.
+    """
     run, name = stage.run, visit.phase.model
     samples = Samples(visit, stage.seed, data, candidates, run.coordinator.rank, run.coordinator.world_size)
     with models.training(name) as model:

@@ -20,6 +20,7 @@ import typing
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
@@ -292,8 +293,9 @@ def format_seconds(seconds: float) -> str:
 
 def _result_kind(function: Callable[..., Any]) -> Any:
     """Return what a stage's function returns by its annotation; anything that JSON holds where it has none."""
-    annotated = function if inspect.isroutine(function) else type(function).__call__
-    return typing.get_type_hints(annotated).get("return", Any)
+    annotated: Any = function if inspect.isroutine(function) else type(function).__call__
+    returned = SimpleNamespace(__annotations__={"return": annotated.__annotations__.get("return", Any)})
+    return typing.get_type_hints(returned, globalns=getattr(annotated, "__globals__", None))["return"]
 
 
 def one_line(result: object) -> str:
