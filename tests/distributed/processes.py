@@ -46,6 +46,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def has_fp16() -> bool:
+    """Whether DeepSpeed trains in fp16 on this processor: it asks oneDNN, as this does."""
+    import torch
+
+    return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+
+
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return this process's environment without any sign of a world, for processes of tests."""
     env = {
