@@ -273,7 +273,7 @@ class TrainedModel:
     def _move_optimizer(self, device: torch.device) -> None:
         for state in torch_optimizer(self._engine.optimizer).state.values():
             for key, value in state.items():
-                if torch.is_tensor(value) and value.dim():  # AdamW wants its step count on the CPU
+                if torch.is_tensor(value) and value.dim():  # the step count stays where the kernel wants it
                     state[key] = value.to(device)
         if self.zero_stage == 3:
             for master in self._engine.optimizer.fp32_partitioned_groups_flat:
@@ -281,7 +281,9 @@ class TrainedModel:
 
 
 def _initialize(module: nn.Module, config: ModelConfig, optim: OptimConfig) -> Any:
-    optimizer = torch.optim.AdamW(_parameter_groups(module, optim), lr=optim.lr, betas=optim.betas, eps=optim.eps)
+    # Fused: one pass over weights, gradients and moments, on a CPU several times as fast as tensor operations in turn.
+    groups = _parameter_groups(module, optim)
+    optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=deepspeed_config(config, optim))
     return engine
 

@@ -155,6 +155,6 @@ def _state_of(wrapper: Any, trained: Tensor) -> dict[str, Tensor]:
     """Return AdamW's state of what it steps, made as its first step makes it where there was none yet."""
     state: dict[str, Tensor] = torch_optimizer(wrapper).state[trained]
     if not state:
-        state["step"] = torch.tensor(0.0)
+        state["step"] = torch.zeros((), device=trained.device)  # where the fused kernel wants it
         state |= {moment: torch.zeros_like(trained, requires_grad=False) for moment in MOMENTS}
     return state
