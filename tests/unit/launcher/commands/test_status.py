@@ -184,5 +184,5 @@ class Distilling(Config):
 def test_what_an_iteration_has_comes_from_the_timetable(made: Made) -> None:
     """The time left was that of AR2's six stages, whatever the recipe's own iterations consisted of."""
     config = Distilling(**made.config.model_dump())
-    ledger = seconds("evaluate/0", "student/1", "index/1", "index/2", "retriever/1")
+    ledger = seconds("evaluate/0", "student/1", "index/1", "index/2", "ranker/1")
     assert seconds_left_in_run(config, ledger, None) == (4 * 10.0 + 3 * 10.0, True)
