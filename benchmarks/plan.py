@@ -46,8 +46,8 @@ TIMEOUT = 300
 class Case:
     """One line of the table."""
 
-    role: str
-    """`retriever` (contrastive, gradient cache), `ranker`, or `game`: the retriever against a frozen ranker."""
+    work: str
+    """`retriever` (contrastive, gradient cache), `ranker`, or `game`: a retriever against a frozen ranker."""
     shape: str
     ranks: int
     precision: str
@@ -64,9 +64,14 @@ class Case:
     query_length: int = 32
 
     @property
+    def kind(self) -> str:
+        """Of the model in training."""
+        return RankerConfig.kind if self.work == "ranker" else RetrieverConfig.kind
+
+    @property
     def section(self) -> ModelConfig:
         """The model's part of a recipe."""
-        form = RankerConfig if self.role == "ranker" else RetrieverConfig
+        form = RankerConfig if self.kind == RankerConfig.kind else RetrieverConfig
         return form(
             name="random", precision=self.precision, zero_stage=self.stage, gradient_checkpointing=self.checkpointing
         )
@@ -117,7 +122,7 @@ def estimate(case: Case) -> StepMemory:
     on_cpu = not torch.cuda.is_available()
     numerics = Numerics(case.precision, case.attention, case.checkpointing, on_cpu)
     documents = Inputs(case.micro * case.documents, case.length)
-    batches = [documents] if case.role == "ranker" else [Inputs(case.micro, case.query_length), documents]
+    batches = [documents] if case.kind == RankerConfig.kind else [Inputs(case.micro, case.query_length), documents]
     return step_memory(
         shape,
         batches,
@@ -126,7 +131,7 @@ def estimate(case: Case) -> StepMemory:
         world_size=case.ranks,
         num_micro_batches=case.micro_batches,
         buckets=buckets_of(case.section, case.stage),
-        opponent=_ranker_parameters(case) * numerics.element if case.role == "game" else 0,
+        opponent=_ranker_parameters(case) * numerics.element if case.work == "game" else 0,
     )
 
 
@@ -170,7 +175,7 @@ def _describe(case: Case) -> dict[str, Any]:
         "two towers" * (not case.tied),
     ]
     return {
-        "model": f"{case.role} {case.shape}",
+        "model": f"{case.work} {case.shape}",
         "ranks": case.ranks,
         "type": case.precision,
         "ZeRO": case.stage,
@@ -180,12 +185,11 @@ def _describe(case: Case) -> dict[str, Any]:
 
 
 def _shape(case: Case) -> ModelShape:
-    role = "ranker" if case.role == "ranker" else "retriever"
-    return describe(case.settings(), role, name=case.shape, tied=case.tied)
+    return describe(case.settings(), case.kind, name=case.shape, tied=case.tied)
 
 
 def _ranker_parameters(case: Case) -> int:
-    return describe(case.settings(), "ranker", name=case.shape).parameters
+    return describe(case.settings(), RankerConfig.kind, name=case.shape).parameters
 
 
 def _measure(case: Case) -> dict[str, float]:
@@ -260,12 +264,14 @@ def _train(case: Case, rank: int, meter: _Meter | None) -> dict[str, int]:
     """Take two steps, and return the peaks of the second one."""
     from engine.training.backend import TrainedModel
 
-    module = _module(case, "ranker" if case.role == "ranker" else "retriever")
-    model = TrainedModel(case.role, module, case.section, OptimConfig())
+    module = _module(case, case.kind)
+    model = TrainedModel(case.work, module, case.section, OptimConfig())
     del module
     opponent = None
-    if case.role == "game":
-        opponent = _module(case, "ranker").to(device=model.device, dtype=_dtype(case)).eval().requires_grad_(False)
+    if case.work == "game":
+        opponent = (
+            _module(case, RankerConfig.kind).to(device=model.device, dtype=_dtype(case)).eval().requires_grad_(False)
+        )
     model.begin_stage(OptimConfig())
     model.train()
     passes = step = 0
@@ -281,7 +287,7 @@ def _train(case: Case, rank: int, meter: _Meter | None) -> dict[str, int]:
     return {"passes": passes, "step": step, "peak": max(passes, step)}
 
 
-def _module(case: Case, role: str) -> Any:
+def _module(case: Case, kind: str) -> Any:
     """Build a model as the engine's loaders do, with random weights."""
     from transformers import AutoModel, AutoModelForSequenceClassification
 
@@ -297,7 +303,7 @@ def _module(case: Case, role: str) -> Any:
             made.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         return made
 
-    if role == "ranker":
+    if kind == RankerConfig.kind:
         return Ranker(backbone(AutoModelForSequenceClassification))
     towers = {}
     for name in ["shared"] if case.tied else ["query", "document"]:
@@ -318,7 +324,7 @@ def _run_passes(case: Case, model: Any, rank: int, opponent: Any) -> None:
     def queries() -> dict[str, torch.Tensor]:
         return _tokens(case.micro, case.query_length, model.device)
 
-    if case.role == "retriever":
+    if case.work == "retriever":
 
         def loss_of(queries_BD: torch.Tensor, documents_ND: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
             scores_BP = queries_BD @ gather_documents(documents_ND).T
@@ -326,10 +332,10 @@ def _run_passes(case: Case, model: Any, rank: int, opponent: Any) -> None:
             return losses.contrastive(scores_BP, places_B * case.documents), {}
 
         chunks = [{"queries": queries(), "documents": documents()} for _ in range(case.micro_batches)]
-        contrastive_backward(model, chunks, loss_of, range(len(chunks)))
+        contrastive_backward(model, chunks, loss_of, range(case.micro_batches))
         return
     for number in range(case.micro_batches):
-        if case.role == "ranker":
+        if case.work == "ranker":
             scores_BN = model(pairs=documents()).view(case.micro, -1)
             loss = losses.ranker_cross_entropy(scores_BN, score_scale=1.0)
         else:

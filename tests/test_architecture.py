@@ -312,6 +312,9 @@ def test_no_rule_sees_an_offence_where_none_is() -> None:
 # --- configuration ---------------------------------------------------------------------------------------------------
 
 
+RECIPE = "engine.config.recipe"
+
+
 def sections_in(annotation: object) -> Iterator[type[BaseModel]]:
     """The models in a field's annotation, also inside unions and containers."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -329,14 +332,20 @@ def fields_of(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str,
 
 
 def attributes_read(modules: list[Module]) -> set[str]:
-    """Names of all attributes read; those of `self` are no configuration's."""
+    """Names of all attributes read; those of `self` are no configuration's, but where a recipe makes its timetable."""
     return {
         node.attr
         for module in modules
-        for node in ast.walk(module.tree)
+        for tree in (timetables_in(module) if module.name == RECIPE else [module.tree])
+        for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
-        if not (isinstance(node.value, ast.Name) and node.value.id == "self")
+        if module.name == RECIPE or not (isinstance(node.value, ast.Name) and node.value.id == "self")
     }
+
+
+def timetables_in(module: Module) -> list[ast.AST]:
+    """Where a recipe hands its sections over to the timetable, from which everything else has their numbers."""
+    return [node for node in ast.walk(module.tree) if isinstance(node, ast.FunctionDef) and node.name == "timetable"]
 
 
 def unread_keys(section: type[BaseModel], modules: list[Module]) -> list[str]:
@@ -345,7 +354,7 @@ def unread_keys(section: type[BaseModel], modules: list[Module]) -> list[str]:
 
 
 def test_every_configuration_field_is_read(project: list[Module]) -> None:
-    readers = [module for module in project if module.package != "shards" and module.name != "engine.config.recipe"]
+    readers = [module for module in project if module.package != "shards"]
     unread = unread_keys(Config, readers)
     assert not unread, f"options that change nothing: {unread}; let the code read them, or remove them"
 
@@ -363,6 +372,12 @@ class OuterSection(BaseModel):
 def test_an_unread_configuration_field_is_seen() -> None:
     read = Module("engine.a", "def f(self, config):\n    config.inner.lr; self.steps; config.seed = 3")
     assert unread_keys(OuterSection, [read]) == ["inner.steps", "seed"]
+
+
+def test_what_the_timetable_is_made_of_is_read() -> None:
+    """Sections whose numbers everything takes from the timetable were called options that change nothing."""
+    recipe = Module(RECIPE, "def timetable(self):\n    made(self.seed)\ndef valid(self):\n    self.inner.lr")
+    assert unread_keys(OuterSection, [recipe]) == ["inner", "inner.lr", "inner.steps"]
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

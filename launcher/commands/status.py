@@ -34,7 +34,6 @@ from shards.files import read_json
 RUNNING, FINISHED, STOPPED, SILENT = 0, 3, 4, 5
 """Exit codes: it runs; it has finished; it stopped before its end; it runs, but a rank gives no sign."""
 
-_OF_EACH_ITERATION = ("retriever", "encode", "index", "candidates", "ranker", "evaluate")
 _MISSED_BEATS = 6
 _LAST_STAGE = "export"
 
@@ -143,25 +142,25 @@ def seconds_left_in_stage(beat: Beat) -> float | None:
 
 
 def seconds_left_in_run(config: Config, ledger: Mapping[str, Any], beat: Beat | None) -> tuple[float, bool]:
-    """Estimate what the iterations of the game still take, from what the finished ones took.
+    """Estimate what the iterations still take, from what the finished ones took.
 
     Args:
-        config: For the number of iterations.
+        config: For the timetable: the number of iterations, and what each of them has.
         ledger: Finished stages with their seconds.
         beat: Rank 0's, for the stage that runs.
 
     Returns:
-        Seconds, and whether that is all: False where some stage has no example yet or lies outside the game.
+        Seconds, and whether that is all: False where some stage has no example yet or lies outside the iterations.
     """
     total, complete = 0.0, _LAST_STAGE in ledger or "evaluate/0" in ledger
-    running = beat.stage if beat is not None else ""
-    for kind in _OF_EACH_ITERATION:
+    running, table = beat.stage if beat is not None else "", config.timetable
+    for kind in table.in_each_iteration:
         taken = {
             int(name.split("/")[1]): entry["seconds"]
             for name, entry in ledger.items()
             if name.split("/")[0] == kind and name.split("/")[-1].isdigit()
         }
-        num_left = config.ar2.iterations - sum(1 for iteration in taken if iteration > 0)
+        num_left = table.iterations - sum(1 for iteration in taken if iteration > 0)
         if running.split("/")[0] == kind and beat is not None and (left := seconds_left_in_stage(beat)) is not None:
             total, num_left = total + left, num_left - 1
         if num_left > 0 and taken:

@@ -3,7 +3,7 @@
 The counts are those of a BERT layer (dense, dropout, LayerNorm after each half): T tokens of width h and feed-forward
 width f, numbers of e bytes. A layer keeps 8 T h (its input, query, key, value, attention's result, both LayerNorms'
 inputs, the first one's result) and 2 T f (before and after GELU), the statistics of both LayerNorms, and the masks of
-two dropouts. Attention that materialises its scores keeps these as well. `tests/unit/launcher/test_plan_memory.py`
+two dropouts. Attention that materialises its scores keeps these as well. `tests/unit/launcher/plan/test_memory.py`
 compares the counts with what autograd keeps.
 
 Source: counted by torch's saved-tensor hooks; the same count as Korthikanti et al. 2022, "Reducing Activation

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from engine.errors import ConfigError
 
@@ -25,9 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--gpus-per-node", type=int, default=1, metavar="G", help="GPUs of each, one rank a GPU (1)")
     add("--gpu", default="a100-80gb", metavar="NAME", help="such as a100-80gb, h100-80gb, l4, cpu (a100-80gb)")
     add("--gpu-memory", type=float, metavar="GIB", help="memory of a GPU (or of a CPU rank), in place of the table's")
-    shape = "bert-base, bert-large, minilm-l6, minilm-l12 or LAYERSxHIDDEN[xHEADS], where the model is not at hand"
-    add("--retriever-shape", metavar="SHAPE", help=shape)
-    add("--ranker-shape", metavar="SHAPE", help="likewise")
+    _add_shapes(parser)
     add("--documents", type=int, metavar="N", help="size of the corpus, where the data folder does not say")
     add("--queries", type=int, metavar="N", help="training queries")
     add("--dev-queries", type=int, metavar="N", help="queries of the dev split")
@@ -39,6 +38,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--network-gbytes", type=float, metavar="X", help="GB/s that a rank sends (10; on one host by the GPU)")
     add("--gflops-per-rank", type=float, metavar="X", help="GFLOP/s of a rank's CPU cores, for FAISS (720)")
     add("overrides", nargs="*", metavar="key=value", help="over the recipe, such as ranker.zero_stage=2")
+
+
+def _add_shapes(parser: argparse.ArgumentParser) -> None:
+    """Describe the words for shapes: of any model by its name, and short ones for the names that AR2 gives."""
+    add = parser.add_argument
+    given: dict[str, Any] = {"dest": "shapes", "action": "append"}
+    shape = "bert-base, bert-large, minilm-l6, minilm-l12 or LAYERSxHIDDEN[xHEADS], where the model is not at hand"
+    add("--shape", metavar="MODEL=SHAPE", default=[], help=f"of a model of the recipe: {shape}", **given)
+    for model in ("retriever", "ranker"):
+        add(f"--{model}-shape", metavar="SHAPE", type=f"{model}={{}}".format, help=f"as --shape {model}=SHAPE", **given)
 
 
 def run_command(arguments: argparse.Namespace) -> int:
@@ -53,7 +62,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     from launcher.plan.durations import Rates
     from launcher.plan.estimate import make_plan
     from launcher.plan.hardware import find_gpu
-    from launcher.plan.models import shape_of
+    from launcher.plan.models import shapes_of
     from launcher.plan.report import report
 
     gpu = find_gpu(arguments.gpu)
@@ -80,10 +89,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     plan = make_plan(
         config,
         corpus,
-        {
-            "retriever": shape_of(config, "retriever", arguments.retriever_shape),
-            "ranker": shape_of(config, "ranker", arguments.ranker_shape),
-        },
+        shapes_of(config, dict(word.partition("=")[::2] for word in arguments.shapes)),
         gpu,
         nodes=arguments.nodes,
         ranks_per_node=arguments.gpus_per_node,

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from engine.config.recipe import Config
 from engine.index.estimate import IndexEstimate
 from engine.index.plan import IndexPlan
+from engine.timetable import Mining
 from launcher.plan.activations import Inputs
 from launcher.plan.corpus import Corpus
 from launcher.plan.flops import forward_flops, training_flops
 from launcher.plan.hardware import Gpu
-from launcher.plan.models import ModelShape, Role
+from launcher.plan.models import ModelShape, encoder_of, reranker_of
 from launcher.plan.phases import Work
-from launcher.plan.storage import DiskUse, mined_queries
+from launcher.plan.storage import DiskUse, mined_queries, refreshes
 from launcher.plan.traffic import ASSUMED_REFINE, gradient_bytes, pool_bytes
 
 _ASSUMED_NPROBE = 64
@@ -80,9 +81,9 @@ class PhaseHours:
 def phase_hours(
     config: Config,
     corpus: Corpus,
-    shapes: Mapping[Role, ModelShape],
+    shapes: Mapping[str, ModelShape],
     works: list[Work],
-    stages: Mapping[Role, int],
+    stages: Mapping[str, int],
     world_size: int,
     plan: IndexPlan,
     needs: IndexEstimate,
@@ -92,9 +93,8 @@ def phase_hours(
 ) -> list[PhaseHours]:
     """Estimate all phases of a recipe in the order in which they run."""
     context = _Context(config, corpus, shapes, stages, world_size, plan, needs, disk, gpu, rates)
-    by_name = {work.name: work for work in works}
-    refreshes = 1 + config.ar2.iterations + config.evaluation.zero_shot
-    mined = 1 + config.ar2.iterations
+    mined = len(refreshes(config.timetable))
+    encoded = mined + config.evaluation.zero_shot
     found = [
         PhaseHours(
             "shards, BM25",
@@ -106,11 +106,10 @@ def phase_hours(
             0.0,
             "tokenise, index, search once",
         ),
-        *[context.training(by_name[name]) for name in ("warm-up retriever", "warm-up ranker") if name in by_name],
-        *[context.training(by_name[name]) for name in ("retriever", "ranker") if name in by_name],
-        context.encoding(refreshes),
-        *context.indexing(refreshes),
-        context.mining(mined),
+        *[context.training(work) for work in works],
+        context.encoding(encoded),
+        *context.indexing(encoded),
+        *context.mining(mined),
         context.evaluation(),
         context.saving(works),
         PhaseHours("export", 1, 4 * disk.exports / rates.disk_bytes + 10, 0.0, "written, loaded again, compared"),
@@ -130,8 +129,8 @@ def clock(seconds: float) -> str:
 class _Context:
     config: Config
     corpus: Corpus
-    shapes: Mapping[Role, ModelShape]
-    stages: Mapping[Role, int]
+    shapes: Mapping[str, ModelShape]
+    stages: Mapping[str, int]
     world_size: int
     plan: IndexPlan
     needs: IndexEstimate
@@ -140,12 +139,20 @@ class _Context:
     rates: Rates
 
     @property
+    def encoder(self) -> str:
+        return encoder_of(self.config)
+
+    @property
+    def mined(self) -> Mining | None:
+        """What stands for each refresh: the last one, as warm-ups draw from the first; None without any."""
+        found = refreshes(self.config.timetable)
+        return found[-1] if found else None
+
+    @property
     def bm25_queries(self) -> int:
         """Queries whose BM25 candidates are retrieved, and those of the yardstick."""
-        settings, warm = self.config.evaluation, self.config.warmup_retriever
-        train = self.corpus.train
-        if self.config.ar2.mine == "sampled":
-            train = min(train, warm.steps * warm.batch_size)
+        table, settings = self.config.timetable, self.config.evaluation
+        train = sum(mined_queries(table, self.corpus, mining) for mining in table.minings if mining.model is None)
         return train + self.dev + (min(self.corpus.test, settings.max_test_queries or self.corpus.test))
 
     @property
@@ -157,44 +164,41 @@ class _Context:
         limit = self.config.evaluation.max_test_queries
         return min(self.corpus.test, limit or self.corpus.test) if self.config.evaluation.test_at_end else 0
 
-    def rate(self, role: Role, share: float) -> float:
+    def rate(self, model: str, share: float) -> float:
         """Return the operations a second of all ranks together."""
-        section = self.config.retriever if role == "retriever" else self.config.ranker
-        return self.gpu.peak_flops(section.precision) * share * self.world_size
+        return self.gpu.peak_flops(self.config.models[model].precision) * share * self.world_size
 
     def training(self, work: Work) -> PhaseHours:
-        """Estimate a training phase: passes, the frozen ranker's scores, and the reduction of gradients."""
-        section = self.config.retriever if work.role == "retriever" else self.config.ranker
-        steps = self.world_size * work.steps * work.queries / work.batches[0].rows
-        if work.role == "ranker":
-            steps = self.world_size * work.steps * work.queries * self._width(work) / work.batches[0].rows
-        flops = steps * training_flops(
-            self.shapes[work.role], work.batches, checkpointing=section.gradient_checkpointing, cached=work.cached
+        """Estimate a training phase: passes, the opponent's scores, and the reduction of gradients."""
+        section, shape, steps = self.config.models[work.model], self.shapes[work.model], work.phase.total_steps
+        micro_batches = self.world_size * steps * work.queries / work.micro_queries
+        flops = micro_batches * training_flops(
+            shape, work.batches, checkpointing=section.gradient_checkpointing, cached=work.cached
         )
-        seconds = flops / self.rate(work.role, self.rates.training_share)
-        if work.opponent:
-            scored = steps * forward_flops(self.shapes["ranker"], work.opponent)
-            seconds += scored / self.rate("ranker", self.rates.inference_share)
+        seconds = flops / self.rate(work.model, self.rates.training_share)
+        if work.phase.opponent is not None:
+            scored = micro_batches * forward_flops(self.shapes[work.phase.opponent], work.scored)
+            seconds += scored / self.rate(work.phase.opponent, self.rates.inference_share)
             flops += scored
         sent = gradient_bytes(
-            self.shapes[work.role],
+            shape,
             section.precision,
-            stage=self.stages[work.role],
+            stage=self.stages[work.model],
             world_size=self.world_size,
             micro_batches=work.micro_batches,
             forwards=1 + work.cached,
         )
-        sent += pool_bytes(work, self.config, self.shapes["retriever"].hidden, self.world_size)
-        moving = work.steps * sent / self.rates.network_bytes
-        times = self.config.ar2.iterations if work.name in ("retriever", "ranker") else 1
-        how = f"{work.steps} steps" + (f", {clock(moving)} of it on the network" if moving else "")
-        return PhaseHours(_TITLES[work.name], times, seconds + moving, flops, how)
+        sent += pool_bytes(work, shape.hidden, self.world_size)
+        moving = steps * sent / self.rates.network_bytes
+        title = work.name if work.phase.is_warmup else f"{work.name} phase"
+        how = f"{steps} steps" + (f", {clock(moving)} of it on the network" if moving else "")
+        return PhaseHours(title, work.visits, seconds + moving, flops, how)
 
     def encoding(self, times: int) -> PhaseHours:
         """Estimate the encoding of the corpus: packed, so that only real tokens are computed."""
-        length = round(min(self.corpus.tokens + 2, self.config.retriever.max_length))
-        flops = forward_flops(self.shapes["retriever"], [Inputs(self.corpus.documents, length)])
-        computing = flops / self.rate("retriever", self.rates.inference_share)
+        length = round(min(self.corpus.tokens + 2, self.config.models[self.encoder].max_length))
+        flops = forward_flops(self.shapes[self.encoder], [Inputs(self.corpus.documents, length)])
+        computing = flops / self.rate(self.encoder, self.rates.inference_share)
         moving = (self.disk.shards + self.needs.embeddings_bytes) / self.rates.disk_bytes
         how = f"{length} tokens a passage; each time {clock(moving)} for the disk"
         return PhaseHours("encode", times, times * max(computing, moving), times * flops, how)
@@ -213,32 +217,36 @@ class _Context:
             PhaseHours("index: tune", times, times * max(exact, reading), 0.0, "exact search of the audit queries"),
         ]
 
-    def mining(self, times: int) -> PhaseHours:
-        """Estimate the search of the training queries."""
-        queries = mined_queries(self.config, self.corpus, 1)
-        inputs = [Inputs(queries, self.config.retriever.query_max_length)]
-        flops = forward_flops(self.shapes["retriever"], inputs)
-        seconds = flops / self.rate("retriever", self.rates.inference_share) + self._search_seconds(queries)
-        return PhaseHours("mining search", times, times * seconds, times * flops, f"{queries} queries, {self._probed}")
+    def mining(self, times: int) -> list[PhaseHours]:
+        """Estimate the search of the training queries; nothing where no model's index is mined."""
+        if self.mined is None:
+            return []
+        queries = mined_queries(self.config.timetable, self.corpus, self.mined)
+        flops = forward_flops(self.shapes[self.encoder], [Inputs(queries, self.config.query_max_length)])
+        seconds = flops / self.rate(self.encoder, self.rates.inference_share) + self._search_seconds(queries)
+        how = f"{queries} queries, {self._probed}"
+        return [PhaseHours("mining search", times, times * seconds, times * flops, how)]
 
     def evaluation(self) -> PhaseHours:
         """Estimate re-ranking and search on dev in each iteration, and on test at the end."""
-        config, depth = self.config, self.config.evaluation.rerank_depth
-        rounds = self.dev * (1 + config.ar2.iterations) + self.test * (1 + (config.ar2.iterations > 0))
-        pairs = [Inputs(rounds * depth, config.ranker.max_length)]
-        flops = forward_flops(self.shapes["ranker"], pairs)
-        searched = rounds + (self.dev + self.test) * config.evaluation.zero_shot
-        seconds = flops / self.rate("ranker", self.rates.inference_share) + self._search_seconds(searched)
-        how = f"{rounds} queries in all, {depth} documents each re-ranked"
-        return PhaseHours("evaluation", 1 + config.ar2.iterations, seconds, flops, how)
+        settings, iterations = self.config.evaluation, self.config.timetable.iterations
+        rounds = self.dev * (1 + iterations) + self.test * (1 + (iterations > 0))
+        flops, seconds, how = 0.0, 0.0, f"{rounds} queries in all"
+        if (ranker := reranker_of(self.config)) is not None:
+            pairs = [Inputs(rounds * settings.rerank_depth, self.config.models[ranker].max_length)]
+            flops = forward_flops(self.shapes[ranker], pairs)
+            seconds = flops / self.rate(ranker, self.rates.inference_share)
+            how += f", {settings.rerank_depth} documents each re-ranked"
+        seconds += self._search_seconds(rounds + (self.dev + self.test) * settings.zero_shot)
+        return PhaseHours("evaluation", 1 + iterations, seconds, flops, how)
 
     def saving(self, works: list[Work]) -> PhaseHours:
         """Estimate checkpoints and published weights: written, read back."""
         num_bytes, saves = 0.0, 0
         for work in works:
-            times = max(1, self.config.ar2.iterations) if work.name in ("retriever", "ranker") else 1
-            number = times * -(-work.steps // times // self.config.run.checkpoint_every_steps)
-            num_bytes += self.shapes[work.role].parameters * (2 * 12 * number + 4 * times * (3 + self.world_size))
+            number = work.visits * -(-work.phase.steps // self.config.run.checkpoint_every_steps)
+            loaded = 4 * work.visits * (3 + self.world_size)
+            num_bytes += self.shapes[work.model].parameters * (2 * 12 * number + loaded)
             saves += number
         return PhaseHours(
             "checkpoints, weights", saves, num_bytes / self.rates.disk_bytes, 0.0, "times are checkpoints"
@@ -254,12 +262,13 @@ class _Context:
 
     def _exact_seconds(self, queries: int) -> float:
         """Return the time in which all ranks multiply queries with the whole corpus, in float32."""
-        flops = 2.0 * queries * self.corpus.documents * self.shapes["retriever"].hidden
+        flops = 2.0 * queries * self.corpus.documents * self.shapes[self.encoder].hidden
         return flops / (self.gpu.fp32_flops * self.rates.inference_share * self.world_size)
 
     def _search_seconds(self, queries: int) -> float:
         """Return the time of a search by all ranks: centroids, codes of the visited lists, exact re-scoring."""
-        dimension, depth = self.shapes["retriever"].hidden, self.config.ar2.top_k * 5 / 4
+        dimension = self.shapes[self.encoder].hidden
+        depth = (self.mined.top_k if self.mined else self.config.evaluation.depth) * 5 / 4
         if self.plan.exact:
             return max(self._exact_seconds(queries), self.needs.embeddings_bytes / self.rates.disk_bytes)
         nprobe, refine = self.plan.nprobe or _ASSUMED_NPROBE, self.plan.refine_factor or ASSUMED_REFINE
@@ -270,17 +279,6 @@ class _Context:
         rows = queries * depth * refine * self.needs.embeddings_bytes / self.corpus.documents
         return computing + rows / self.rates.disk_bytes
 
-    def _width(self, work: Work) -> int:
-        """Return the documents of a query in a ranker's phase."""
-        game = self.config.ar2.num_negatives
-        return 1 + (self.config.warmup_ranker.num_negatives if work.name == "warm-up ranker" else game)
-
 
 _SCAN_SHARE = 0.1
 """Of a matrix product's rate that scanning codes reaches (assumed)."""
-_TITLES = {
-    "warm-up retriever": "warm-up retriever",
-    "warm-up ranker": "warm-up ranker",
-    "retriever": "retriever phase",
-    "ranker": "ranker phase",
-}

@@ -14,7 +14,7 @@ from launcher.plan.corpus import Corpus
 from launcher.plan.durations import PhaseHours, Rates, phase_hours
 from launcher.plan.hardware import Gpu
 from launcher.plan.memory import STAGES, StepMemory
-from launcher.plan.models import ModelShape, Role
+from launcher.plan.models import ModelShape, encoder_of
 from launcher.plan.phases import PhaseMemory, Work, memory_of, needed_bytes, phases, training_work
 from launcher.plan.storage import DiskUse, disk_use, host_memory, index_needs
 from launcher.plan.traffic import Traffic, gradient_bytes, iteration_traffic
@@ -24,7 +24,7 @@ from launcher.plan.traffic import Traffic, gradient_bytes, iteration_traffic
 class StageRow:
     """One model under one ZeRO stage."""
 
-    role: Role
+    model: str
     stage: int
     work: str
     """The training phase that needs most."""
@@ -44,12 +44,12 @@ class Plan:
     nodes: int
     ranks_per_node: int
     corpus: Corpus
-    shapes: Mapping[Role, ModelShape]
+    shapes: Mapping[str, ModelShape]
     works: list[Work]
     index: IndexPlan
     needs: IndexEstimate
     stage_rows: list[StageRow]
-    recommended: Mapping[Role, int | None]
+    recommended: Mapping[str, int | None]
     """Stage of each model; None where none fits."""
     phases: list[PhaseMemory]
     disk: DiskUse
@@ -71,7 +71,7 @@ class Plan:
 def make_plan(
     config: Config,
     corpus: Corpus,
-    shapes: Mapping[Role, ModelShape],
+    shapes: Mapping[str, ModelShape],
     gpu: Gpu,
     *,
     nodes: int,
@@ -83,7 +83,7 @@ def make_plan(
     Args:
         config: The recipe.
         corpus: Sizes of the data.
-        shapes: Of both models.
+        shapes: Of all models, by name.
         gpu: The device of every rank.
         nodes: Hosts.
         ranks_per_node: Ranks on each.
@@ -98,17 +98,17 @@ def make_plan(
             raise ConfigError(f"{name} is {number}", expected="at least 1")
     world_size = nodes * ranks_per_node
     _check_lengths(config, shapes)
-    works = training_work(config, shapes["retriever"], shapes["ranker"], world_size)
-    stages: dict[Role, int] = {"retriever": config.retriever.zero_stage, "ranker": config.ranker.zero_stage}
-    dimension = shapes["retriever"].hidden
+    works = training_work(config, shapes, world_size)
+    stages = {model: section.zero_stage for model, section in config.models.items()}
+    dimension = shapes[encoder_of(config)].hidden
     plan = index_plan(config, corpus.documents, dimension)
     needs = index_needs(config, corpus, plan, dimension, rates.gigaflops)
-    disk = disk_use(config, corpus, shapes["retriever"], shapes["ranker"], needs)
+    disk = disk_use(config, corpus, shapes, needs)
     rows = [
         row
-        for role in shapes
+        for model in shapes
         for stage in STAGES
-        if (row := _stage_row(config, shapes, works, role, stage, stages, world_size, gpu)) is not None
+        if (row := _stage_row(config, shapes, works, model, stage, stages, world_size, gpu)) is not None
     ]
     listed = phases(config, shapes, works, stages, world_size, plan, gpu)
     traffic = iteration_traffic(config, corpus, shapes, works, stages, world_size, plan, needs, disk.shards)
@@ -123,14 +123,13 @@ def make_plan(
         index=plan,
         needs=needs,
         stage_rows=rows,
-        recommended={role: recommend([row for row in rows if row.role == role], gpu) for role in shapes},
+        recommended={model: recommend([row for row in rows if row.model == model], gpu) for model in shapes},
         phases=listed,
         disk=disk,
         host=host_memory(
             config,
             corpus,
-            shapes["retriever"],
-            shapes["ranker"],
+            shapes,
             plan,
             needs,
             ranks_per_host=ranks_per_node,
@@ -151,28 +150,27 @@ def recommend(rows: list[StageRow], gpu: Gpu) -> int | None:
 
 def _stage_row(
     config: Config,
-    shapes: Mapping[Role, ModelShape],
+    shapes: Mapping[str, ModelShape],
     works: list[Work],
-    role: Role,
+    model: str,
     stage: int,
-    stages: Mapping[Role, int],
+    stages: Mapping[str, int],
     world_size: int,
     gpu: Gpu,
 ) -> StageRow | None:
-    """Find the training phase of a model that needs most under a stage, the other model as the recipe has it."""
-    section = config.retriever if role == "retriever" else config.ranker
-    asked = {**stages, role: stage}
-    own = [work for work in works if work.role == role]
+    """Find the training phase of a model that needs most under a stage, the other models as the recipe has them."""
+    asked = {**stages, model: stage}
+    own = [work for work in works if work.model == model]
     if not own:
         return None
     listed = phases(config, shapes, works, asked, world_size, _NO_INDEX, gpu)
     by_name = {phase.name: needed_bytes(phase, world_size, gpu) for phase in listed}
     worst = max(own, key=lambda work: by_name[work.name])
     sent = sum(
-        work.steps
+        work.phase.total_steps
         * gradient_bytes(
-            shapes[role],
-            section.precision,
+            shapes[model],
+            config.models[model].precision,
             stage=stage,
             world_size=world_size,
             micro_batches=work.micro_batches,
@@ -180,18 +178,18 @@ def _stage_row(
         )
         for work in own
     )
-    memory = memory_of(config, shapes[role], worst, stage, world_size, gpu.is_cpu)
-    return StageRow(role, stage, worst.name, memory, by_name[worst.name], sent)
+    memory = memory_of(config, shapes[model], worst, stage, world_size, gpu.is_cpu)
+    return StageRow(model, stage, worst.name, memory, by_name[worst.name], sent)
 
 
-def _check_lengths(config: Config, shapes: Mapping[Role, ModelShape]) -> None:
-    for role, section in (("retriever", config.retriever), ("ranker", config.ranker)):
-        longest = shapes[role].longest  # type: ignore[index]
+def _check_lengths(config: Config, shapes: Mapping[str, ModelShape]) -> None:
+    for model, section in config.models.items():
+        longest = shapes[model].longest
         if longest is not None and section.max_length > longest:
             raise ConfigError(
-                f"{role}.max_length is {section.max_length}, but the model takes {longest} tokens",
+                f"{model}.max_length is {section.max_length}, but the model takes {longest} tokens",
                 expected=f"at most {longest}",
-                remedy=f"set {role}.max_length={longest}, or name a model for longer inputs",
+                remedy=f"set {model}.max_length={longest}, or name a model for longer inputs",
             )
 
 

@@ -73,7 +73,7 @@ class StepMemory:
     extra: int
     """What the objective holds during the passes: representations in a pool."""
     opponent: int
-    """The frozen ranker beside the retriever."""
+    """Frozen weights beside the model in training."""
     backward_start: int
     backward_end: int
     step: int
@@ -123,7 +123,7 @@ def step_memory(
         num_micro_batches: Of a rank in a step; from the second on, gradients are there while activations are.
         buckets: Of the DeepSpeed file.
         extra: Bytes that the objective holds during the passes.
-        opponent: Bytes of the frozen ranker.
+        opponent: Bytes of the frozen weights that score the same documents.
     """
     e, total = numerics.element, shape.parameters
     share = sum(-(-size // world_size) for size in shape.sizes) if stage == 3 else -(-total // world_size)

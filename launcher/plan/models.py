@@ -1,4 +1,4 @@
-"""Shapes of both models: built on the meta device, so that counts are exact and no weight is read or held.
+"""Shapes of the models: built on the meta device, so that counts are exact and no weight is read or held.
 
 A shape comes from the model's transformers configuration (a folder, `package:NAME` or the hub), from the recipe's
 `random_model`, or from words such as `bert-base` and `12x768`, where the configuration cannot be had.
@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertConfig
 
+from engine.config.models import RankerConfig, RetrieverConfig
 from engine.config.recipe import Config
 from engine.errors import ConfigError, ModelError
 from engine.models.loading import quiet_transformers, resolve_model
 from engine.models.ranker import Ranker
 from engine.models.retriever import DOCUMENT, QUERY, SHARED, Retriever
-
-Role = Literal["retriever", "ranker"]
 
 NAMED_SHAPES = {
     "bert-base": (12, 768, 12),
@@ -79,12 +79,33 @@ class ModelShape:
         return 4 * self.hidden**2 + 2 * self.hidden * self.intermediate
 
 
-def shape_of(config: Config, role: Role, words: str | None = None) -> ModelShape:
+def shapes_of(config: Config, given: Mapping[str, str] | None = None) -> dict[str, ModelShape]:
+    """Find the shapes of all models of a recipe, by name.
+
+    Args:
+        config: The recipe.
+        given: Words that take the place of a model's own configuration, by the model's name.
+
+    Raises:
+        ConfigError: The recipe has no such model, or words name no shape.
+        ModelError: A model's configuration cannot be had.
+    """
+    given = given or {}
+    strange = [name for name in given if name not in config.models]
+    if strange:
+        raise ConfigError(
+            f"a shape is given for {', '.join(strange)}, but the models of the recipe are {', '.join(config.models)}",
+            expected="one of these names, as in --shape NAME=bert-base",
+        )
+    return {name: shape_of(config, name, given.get(name)) for name in config.models}
+
+
+def shape_of(config: Config, name: str, words: str | None = None) -> ModelShape:
     """Find the shape of a recipe's model.
 
     Args:
         config: The recipe; `num_layers`, `dropout`, `tied` of the model count.
-        role: Which of the two.
+        name: Of its section.
         words: Takes the place of the model's own configuration: a name in `NAMED_SHAPES`, or
             LAYERSxHIDDEN or LAYERSxHIDDENxHEADS.
 
@@ -92,28 +113,53 @@ def shape_of(config: Config, role: Role, words: str | None = None) -> ModelShape
         ConfigError: `words` names no shape.
         ModelError: The model's configuration cannot be had.
     """
-    section = config.retriever if role == "retriever" else config.ranker
-    settings = _read_settings(config, role, words)
+    section = config.models[name]
+    settings = _read_settings(config, name, words)
     if section.num_layers is not None:
         settings.num_hidden_layers = min(section.num_layers, settings.num_hidden_layers)
         if isinstance(getattr(settings, "layer_types", None), list):
             settings.layer_types = settings.layer_types[: settings.num_hidden_layers]
-    tied = role == "retriever" and config.retriever.tied
+    tied = not isinstance(section, RetrieverConfig) or section.tied
     if section.dropout is not None:
         settings.hidden_dropout_prob = settings.attention_probs_dropout_prob = section.dropout
-    return describe(settings, role, name=words or section.name, tied=tied)
+    return describe(settings, section.kind, name=words or section.name, tied=tied)
 
 
-def describe(settings: Any, role: Role, *, name: str, tied: bool = True) -> ModelShape:
+def encoder_of(config: Config) -> str:
+    """Return the model that encodes the corpus: the one whose index is mined, else the first retriever.
+
+    Raises:
+        ConfigError: The recipe has no retriever.
+    """
+    mined = [mining.model for mining in config.timetable.minings if mining.model is not None]
+    retrievers = [name for name, section in config.models.items() if isinstance(section, RetrieverConfig)]
+    if not (mined or retrievers):
+        raise ConfigError(
+            f"none of the models {', '.join(config.models)} encodes the corpus", expected="a retriever among them"
+        )
+    return (mined or retrievers)[0]
+
+
+def reranker_of(config: Config) -> str | None:
+    """Return the model that re-orders what is found in evaluation; None without a ranker."""
+    return next((name for name, section in config.models.items() if isinstance(section, RankerConfig)), None)
+
+
+def all_of(number: int) -> str:
+    """Return how a person speaks of all of so many models."""
+    return "both" if number == 2 else "all"
+
+
+def describe(settings: Any, kind: str, *, name: str, tied: bool = True) -> ModelShape:
     """Read the shape of a model off its transformers configuration.
 
     Args:
         settings: The configuration.
-        role: Which of the two models the engine makes of it.
+        kind: Of model that the engine makes of it: `retriever` or `ranker`.
         name: For people.
         tied: One tower for both sides of a retriever.
     """
-    module = empty_model(settings, role, tied=tied)
+    module = empty_model(settings, kind, tied=tied)
     dropout = float(getattr(settings, "hidden_dropout_prob", 0.0) or 0.0)
     attention_dropout = float(getattr(settings, "attention_probs_dropout_prob", dropout) or 0.0)
     return ModelShape(
@@ -124,7 +170,7 @@ def describe(settings: Any, role: Role, *, name: str, tied: bool = True) -> Mode
         heads=int(settings.num_attention_heads),
         groups=_groups(module),
         embedding=max(parameter.numel() for parameter in module.parameters()),
-        towers=1 if role == "ranker" or tied else 2,
+        towers=1 if kind == RankerConfig.kind or tied else 2,
         dropout=dropout,
         attention_dropout=attention_dropout,
         plain=_is_plain(module),
@@ -132,16 +178,16 @@ def describe(settings: Any, role: Role, *, name: str, tied: bool = True) -> Mode
     )
 
 
-def empty_model(settings: Any, role: Role, *, tied: bool = True) -> Retriever | Ranker:
+def empty_model(settings: Any, kind: str, *, tied: bool = True) -> Retriever | Ranker:
     """Build a model without storage for its weights, as the engine builds it with.
 
     Args:
         settings: A transformers configuration.
-        role: Which of the two.
+        kind: Of model: `retriever` or `ranker`.
         tied: One tower for both sides of a retriever.
     """
     with quiet_transformers(), torch.device("meta"):
-        if role == "ranker":
+        if kind == RankerConfig.kind:
             settings = copy.deepcopy(settings)
             settings.num_labels = 1
             classifier: Any = AutoModelForSequenceClassification
@@ -178,9 +224,9 @@ def named_settings(words: str) -> BertConfig:
     )
 
 
-def _read_settings(config: Config, role: Role, words: str | None) -> Any:
+def _read_settings(config: Config, name: str, words: str | None) -> Any:
     """Return the transformers configuration of a model, or what stands for it."""
-    section = config.retriever if role == "retriever" else config.ranker
+    section = config.models[name]
     if words is not None:
         return named_settings(words)
     if section.name == "random":
@@ -195,7 +241,7 @@ def _read_settings(config: Config, role: Role, words: str | None) -> Any:
     source = resolve_model(section.name)
     if isinstance(source, Path) and not (source / "config.json").exists():
         source = source / DOCUMENT  # a retriever with two towers
-    remedy = f"name its shape, such as --{role}-shape bert-base or 12x768, or a folder that holds the model"
+    remedy = f"name its shape, such as --shape {name}=bert-base or 12x768, or a folder that holds the model"
     try:
         with quiet_transformers():
             settings = AutoConfig.from_pretrained(source, trust_remote_code=False)

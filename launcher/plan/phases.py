@@ -1,8 +1,8 @@
 """What lies on a GPU in each phase of a recipe: the engine at work, and whatever else is there meanwhile.
 
-The engine that is not trained is moved to the host (`engine.training.backend.Models`). Encoding, mining and evaluation
-hold copies for inference instead, with both engines at rest; the retriever's phase holds the frozen ranker beside the
-retriever. When a run starts, both engines are made before either is moved away.
+Engines that are not trained are moved to the host (`engine.training.models`). Encoding, mining and evaluation hold
+copies for inference instead, with all engines at rest; a phase with an opponent holds its frozen weights beside the
+model in training. When a run starts, all engines are made before any is moved away.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from engine.config.models import RankerConfig
 from engine.config.recipe import Config
 from engine.errors import ConfigError
 from engine.index.plan import IndexPlan
+from engine.timetable import Phase
 from launcher.plan.activations import ELEMENT_BYTES, Inputs, Numerics, inference_bytes
 from launcher.plan.hardware import GIB, Gpu
 from launcher.plan.memory import StepMemory, buckets_of, idle_bytes, step_memory
-from launcher.plan.models import ModelShape, Role
+from launcher.plan.models import ModelShape, all_of, encoder_of, reranker_of
 
 CONTEXT_BYTES = int(0.6 * GIB)
 """CUDA's context with its loaded kernels and cuBLAS's workspace (assumed)."""
@@ -45,102 +47,108 @@ class PhaseMemory:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One training phase of one model, as a rank sees it."""
+    """One training phase, as a rank sees it."""
 
-    name: str
-    role: Role
+    phase: Phase
+    """The row of the timetable."""
     batches: tuple[Inputs, ...]
     """Of one micro-batch."""
     queries: int
     """Of a rank in a step."""
+    micro_queries: int
+    """Of a micro-batch."""
     micro_batches: int
-    steps: int
-    """In all iterations."""
     extra: int = 0
     """Bytes of the pool of representations."""
     frozen: int = 0
-    """Bytes of the frozen ranker."""
-    opponent: tuple[Inputs, ...] = ()
-    """What the frozen ranker scores for a micro-batch."""
+    """Bytes of the opponent's weights."""
+    scored: tuple[Inputs, ...] = ()
+    """What the opponent scores for a micro-batch."""
+
+    @property
+    def name(self) -> str:
+        """What people call the phase."""
+        return self.phase.name.replace("warmup", "warm-up").replace("_", " ")
+
+    @property
+    def model(self) -> str:
+        """Whom it trains."""
+        return self.phase.model
+
+    @property
+    def visits(self) -> int:
+        """How often the recipe comes to it."""
+        return len(self.phase.visits)
 
     @property
     def cached(self) -> bool:
-        """Whether gradient caching computes every forward twice."""
-        return self.name == "warm-up retriever" and self.micro_batches > 1
+        """Whether gradient caching computes every forward twice: a pool's loss needs all micro-batches at once."""
+        return self.phase.pool != "none" and self.micro_batches > 1
 
 
-def training_work(config: Config, retriever: ModelShape, ranker: ModelShape, world_size: int) -> list[Work]:
-    """List the four training phases.
+def training_work(config: Config, shapes: Mapping[str, ModelShape], world_size: int) -> list[Work]:
+    """List the training phases that take steps, in the order of the timetable.
 
     Args:
         config: The recipe.
-        retriever: Its shape.
-        ranker: Its shape.
+        shapes: Of all models, by name.
         world_size: Ranks, which share each batch.
 
     Raises:
         ConfigError: A batch cannot be shared equally; all of them are named.
     """
-    g, d, game = config.retriever, config.ranker, config.ar2
-    warm_g, warm_d = config.warmup_retriever, config.warmup_ranker
-    given = {
-        "warmup_retriever": warm_g.batch_size,
-        "warmup_ranker": warm_d.batch_size,
-        "ar2.retriever": game.retriever.batch_size,
-        "ar2.ranker": game.ranker.batch_size,
-    }
-    uneven = [f"{name}.batch_size={size}" for name, size in given.items() if size % world_size]
+    phases = config.timetable.phases
+    uneven = [f"{phase.section}.batch_size={phase.batch_size}" for phase in phases if phase.batch_size % world_size]
     if uneven:
         raise ConfigError(
             f"{world_size} ranks cannot share {', '.join(uneven)} equally",
             expected="batches that the number of ranks (nodes times GPUs a node) divides",
             remedy=f"use multiples of {world_size}, or other numbers of nodes and GPUs",
         )
-
-    def cut(batch_size: int, micro_batch_size: int) -> tuple[int, int, int]:
-        own = batch_size // world_size
-        return own, min(own, micro_batch_size), math.ceil(own / micro_batch_size)
-
-    works = []
-    own, micro, count = cut(warm_g.batch_size, warm_g.micro_batch_size)
-    width = 1 + warm_g.hard_negatives
-    pool = (world_size if warm_g.gather_negatives else 1) * own * width
-    extra = 4 * (_POOL_COPIES * pool * retriever.hidden + _SCORE_COPIES * own * pool)
-    batches = (Inputs(micro, g.query_max_length), Inputs(micro * width, g.max_length))
-    works.append(Work("warm-up retriever", "retriever", batches, own, count, warm_g.steps, extra))
-    own, micro, count = cut(warm_d.batch_size, warm_d.micro_batch_size)
-    pairs = (Inputs(micro * (1 + warm_d.num_negatives), d.max_length),)
-    works.append(Work("warm-up ranker", "ranker", pairs, own, count, warm_d.steps))
-    own, micro, count = cut(game.retriever.batch_size, game.retriever.micro_batch_size)
-    rows = micro * (1 + game.num_negatives)
-    batches = (Inputs(micro, g.query_max_length), Inputs(rows, g.max_length))
-    frozen = ranker.parameters * ELEMENT_BYTES[d.precision]
-    steps = game.retriever.steps * game.iterations
-    scored = (Inputs(rows, d.max_length),)
-    works.append(Work("retriever", "retriever", batches, own, count, steps, frozen=frozen, opponent=scored))
-    own, micro, count = cut(game.ranker.batch_size, game.ranker.micro_batch_size)
-    pairs = (Inputs(micro * (1 + game.num_negatives), d.max_length),)
-    works.append(Work("ranker", "ranker", pairs, own, count, game.ranker.steps * game.iterations))
-    return [work for work in works if work.steps]
+    return [_work(config, shapes, phase, world_size) for phase in phases if phase.total_steps]
 
 
-def numerics_of(config: Config, role: Role, on_cpu: bool) -> Numerics:
+def _work(config: Config, shapes: Mapping[str, ModelShape], phase: Phase, world_size: int) -> Work:
+    own, width = phase.batch_size // world_size, 1 + phase.num_negatives
+    micro, opponent = min(own, phase.micro_batch_size), phase.opponent
+    pool = {"none": 0, "rank": own * width, "world": world_size * own * width}[phase.pool]
+    return Work(
+        phase,
+        _inputs(config, phase.model, micro, width),
+        queries=own,
+        micro_queries=micro,
+        micro_batches=math.ceil(own / phase.micro_batch_size),
+        extra=4 * (_POOL_COPIES * pool * shapes[phase.model].hidden + _SCORE_COPIES * own * pool),
+        frozen=shapes[opponent].parameters * ELEMENT_BYTES[config.models[opponent].precision] if opponent else 0,
+        scored=_inputs(config, opponent, micro, width) if opponent else (),
+    )
+
+
+def _inputs(config: Config, model: str, queries: int, width: int) -> tuple[Inputs, ...]:
+    """Return what a model computes of queries with so many documents each: pairs, or both sides by themselves."""
+    section = config.models[model]
+    documents = Inputs(queries * width, section.max_length)
+    if isinstance(section, RankerConfig):
+        return (documents,)
+    return Inputs(queries, config.query_max_length), documents
+
+
+def numerics_of(config: Config, model: str, on_cpu: bool) -> Numerics:
     """Return the types and kernels that a model trains with."""
-    section = config.retriever if role == "retriever" else config.ranker
+    section = config.models[model]
     return Numerics(section.precision, section.attention, section.gradient_checkpointing, on_cpu)
 
 
 def memory_of(config: Config, shape: ModelShape, work: Work, stage: int, world_size: int, on_cpu: bool) -> StepMemory:
     """Estimate a step of a training phase under a ZeRO stage."""
-    section = config.retriever if work.role == "retriever" else config.ranker
     return step_memory(
         shape,
         work.batches,
-        numerics_of(config, work.role, on_cpu),
+        numerics_of(config, work.model, on_cpu),
         stage=stage,
         world_size=world_size,
         num_micro_batches=work.micro_batches,
-        buckets=buckets_of(section, stage),
+        buckets=buckets_of(config.models[work.model], stage),
         extra=work.extra,
         opponent=work.frozen,
     )
@@ -148,9 +156,9 @@ def memory_of(config: Config, shape: ModelShape, work: Work, stage: int, world_s
 
 def phases(
     config: Config,
-    shapes: Mapping[Role, ModelShape],
+    shapes: Mapping[str, ModelShape],
     works: list[Work],
-    stages: Mapping[Role, int],
+    stages: Mapping[str, int],
     world_size: int,
     plan: IndexPlan,
     gpu: Gpu,
@@ -159,39 +167,40 @@ def phases(
 
     Args:
         config: The recipe.
-        shapes: Of both models.
+        shapes: Of all models, by name.
         works: From `training_work`.
         stages: ZeRO stage of each model.
         world_size: Ranks.
         plan: Of the index.
         gpu: The device.
     """
-    resident: dict[Role, int] = {}
-    made = 0
+    resident: dict[str, int] = {}
+    at_rest: dict[str, int] = {}
     trained: list[PhaseMemory] = []
-    for role, shape in shapes.items():
-        of_role = [work for work in works if work.role == role] or []
-        for work in of_role:
-            memory = memory_of(config, shape, work, stages[role], world_size, gpu.is_cpu)
-            resident[role] = memory.resident - memory.opponent
-        made += resident.get(role, 0)
     for work in works:
-        memory = memory_of(config, shapes[work.role], work, stages[work.role], world_size, gpu.is_cpu)
-        other: Role = "ranker" if work.role == "retriever" else "retriever"
+        memory = memory_of(config, shapes[work.model], work, stages[work.model], world_size, gpu.is_cpu)
+        resident[work.model] = memory.resident - memory.opponent
+    for model, own in resident.items():
+        left = idle_bytes(shapes[model], config.models[model].precision, stages[model])
+        at_rest[model] = own if gpu.is_cpu else left
+    for work in works:
+        memory = memory_of(config, shapes[work.model], work, stages[work.model], world_size, gpu.is_cpu)
         parts = {
-            f"{work.role} resident": memory.resident - memory.opponent,
+            f"{work.model} resident": memory.resident - memory.opponent,
             memory.worst_moment: memory.peak - memory.resident,
         }
         if memory.opponent:
-            parts["frozen ranker"] = memory.opponent
-        trained.append(PhaseMemory(work.name, parts | _idle(config, shapes, stages, resident, (other,), gpu)))
-    idle = _idle(config, shapes, stages, resident, ("retriever", "ranker"), gpu)
+            parts[f"frozen {work.phase.opponent}"] = memory.opponent
+        others = sum(left for model, left in at_rest.items() if model != work.model)
+        trained.append(PhaseMemory(work.name, parts | _idle(others)))
+    idle = _idle(sum(at_rest.values()))
+    encoder, reranker = encoder_of(config), reranker_of(config)
     searching = {"exact search": _EXACT_SEARCH_BYTES} if plan.exact else {}
     return [
-        PhaseMemory("start and resume", {"both engines": made}),
+        PhaseMemory("start and resume", {f"{all_of(len(shapes))} engines": sum(resident.values())}),
         *trained,
-        PhaseMemory("encode, mine", _inference(config, shapes["retriever"], "retriever", gpu) | searching | idle),
-        PhaseMemory("evaluate", _inference(config, shapes["ranker"], "ranker", gpu) | idle),
+        PhaseMemory("encode, mine", _inference(config, shapes, encoder, gpu) | searching | idle),
+        PhaseMemory("evaluate", _inference(config, shapes, reranker or encoder, gpu) | idle),
     ]
 
 
@@ -202,31 +211,19 @@ def needed_bytes(phase: PhaseMemory, world_size: int, gpu: Gpu) -> int:
     return int(phase.tensors * (1 + FRAGMENTATION)) + CONTEXT_BYTES + (NCCL_BYTES if world_size > 1 else 0)
 
 
-def _inference(config: Config, shape: ModelShape, role: Role, gpu: Gpu) -> dict[str, int]:
-    """Return the parts of a pass without gradients; the retriever encodes packed rows, the ranker scores pairs."""
-    numerics = numerics_of(config, role, gpu.is_cpu)
+def _inference(config: Config, shapes: Mapping[str, ModelShape], model: str, gpu: Gpu) -> dict[str, int]:
+    """Return the parts of a pass without gradients; a retriever encodes packed rows, a ranker scores pairs."""
+    numerics, section = numerics_of(config, model, gpu.is_cpu), config.models[model]
     settings = config.evaluation
-    if role == "retriever":
-        tokens = min(settings.tokens_per_batch, 1024) if gpu.is_cpu else settings.tokens_per_batch
-        inputs = Inputs(max(1, tokens // config.retriever.max_length), config.retriever.max_length)
+    if isinstance(section, RankerConfig):
+        inputs = Inputs(min(settings.pairs_per_batch, settings.rerank_depth), section.max_length)
     else:
-        inputs = Inputs(min(settings.pairs_per_batch, settings.rerank_depth), config.ranker.max_length)
-    copies = shape.parameters * numerics.element
-    return {f"frozen {role}": copies, "a batch's activations": inference_bytes(shape, inputs, numerics)}
+        tokens = min(settings.tokens_per_batch, 1024) if gpu.is_cpu else settings.tokens_per_batch
+        inputs = Inputs(max(1, tokens // section.max_length), section.max_length)
+    copies = shapes[model].parameters * numerics.element
+    return {f"frozen {model}": copies, "a batch's activations": inference_bytes(shapes[model], inputs, numerics)}
 
 
-def _idle(
-    config: Config,
-    shapes: Mapping[Role, ModelShape],
-    stages: Mapping[Role, int],
-    resident: Mapping[Role, int],
-    roles: tuple[Role, ...],
-    gpu: Gpu,
-) -> dict[str, int]:
-    """Return what engines at rest leave on the device; on a CPU, where they stay, all of it."""
-    sections = {"retriever": config.retriever, "ranker": config.ranker}
-    left = 0
-    for role in roles:
-        if role in resident:
-            left += resident[role] if gpu.is_cpu else idle_bytes(shapes[role], sections[role].precision, stages[role])
+def _idle(left: int) -> dict[str, int]:
+    """Name what engines at rest leave on the device; on a CPU, where they stay, all of them."""
     return {"engines at rest": left} if left else {}

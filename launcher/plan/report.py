@@ -45,12 +45,12 @@ def _head(plan: Plan) -> str:
     lines = [
         f"{plan.nodes} x {plan.ranks_per_node} {device}, {size(plan.gpu.memory_bytes)} each: {plan.world_size} ranks"
     ]
-    for role, shape in plan.shapes.items():
-        section = plan.config.retriever if role == "retriever" else plan.config.ranker
+    for model, shape in plan.shapes.items():
+        section = plan.config.models[model]
         towers = f", {shape.towers} towers" if shape.towers > 1 else ""
         recomputed = ", gradient checkpointing" if section.gradient_checkpointing else ""
         lines.append(
-            f"{role}: {shape.name}, {shape.layers} layers of {shape.hidden}{towers}, {shape.parameters:,} parameters, "
+            f"{model}: {shape.name}, {shape.layers} layers of {shape.hidden}{towers}, {shape.parameters:,} parameters, "
             f"{section.precision}, ZeRO-{section.zero_stage}{recomputed}"
         )
     corpus = plan.corpus
@@ -75,24 +75,24 @@ def _memory(plan: Plan) -> str:
     rows = [_stage_columns(plan, row) for row in plan.stage_rows]
     title = "Memory of a device while a model trains, in the phase that needs most, by ZeRO stage"
     text = f"{title}\n{_table(rows)}\n* as the recipe has it"
-    for role, stage in plan.recommended.items():
-        if not any(row.role == role for row in plan.stage_rows):
+    for model, stage in plan.recommended.items():
+        if not any(row.model == model for row in plan.stage_rows):
             continue
         if stage is None:
             text += (
-                f"\n{role}: no stage fits. Lower micro_batch_size, set {role}.gradient_checkpointing=true or "
-                f"{role}.precision=bf16, or take GPUs with more memory"
+                f"\n{model}: no stage fits. Lower micro_batch_size, set {model}.gradient_checkpointing=true or "
+                f"{model}.precision=bf16, or take GPUs with more memory"
             )
         else:
-            text += f"\n{role}: ZeRO-{stage} is recommended: of those that fit, the one with the least traffic"
+            text += f"\n{model}: ZeRO-{stage} is recommended: of those that fit, the one with the least traffic"
     return text
 
 
 def _stage_columns(plan: Plan, row: StageRow) -> dict[str, Any]:
-    memory = row.memory
-    section = plan.config.retriever if row.role == "retriever" else plan.config.ranker
+    memory, section, opponents = row.memory, plan.config.models[row.model], _opponents(plan)
+    frozen = {f"frozen {opponents}": size(memory.opponent) if memory.opponent else ""}
     return {
-        "model": row.role,
+        "model": row.model,
         "ZeRO": f"{row.stage}{'*' if row.stage == section.zero_stage else ''}",
         "phase": row.work,
         "parameters": size(memory.weights),
@@ -100,12 +100,18 @@ def _stage_columns(plan: Plan, row: StageRow) -> dict[str, Any]:
         "optimizer": size(memory.masters + memory.moments),
         "activations": size(memory.activations),
         "buffers": size(memory.bucket + memory.gathered + memory.extra),
-        "frozen ranker": size(memory.opponent) if memory.opponent else "",
+        **(frozen if opponents else {}),
         "peak": size(memory.peak),
         "at": memory.worst_moment,
         "needed": size(row.needed),
         "fits": "yes" if plan.fits(row.needed) else "NO",
     }
+
+
+def _opponents(plan: Plan) -> str:
+    """Name the models whose frozen weights lie beside another in training."""
+    names = [phase.opponent for phase in plan.config.timetable.phases if phase.opponent is not None]
+    return " or ".join(dict.fromkeys(names))
 
 
 def _phases(plan: Plan) -> str:
@@ -151,9 +157,10 @@ def _traffic(plan: Plan) -> str:
     ]
     text = f"Moved in one iteration\n{_table(rows)}\n"
     for work in plan.works:
-        shared = pool_bytes(work, plan.config, plan.shapes["retriever"].hidden, plan.world_size)
+        shared = pool_bytes(work, plan.shapes[work.model].hidden, plan.world_size)
+        steps, phase = work.phase.total_steps, "the warm-up" if work.phase.is_warmup else f"the {work.name} phase"
         if shared:
-            text += f"in each of the {work.steps} steps of the warm-up a rank also sends {size(shared)} of embeddings\n"
+            text += f"in each of the {steps} steps of {phase} a rank also sends {size(shared)} of embeddings\n"
     sums = {way: sum(row.total for row in plan.traffic if row.way == way) for way in ("network", "files")}
     return text + f"between ranks {size(sums['network'])}, to and from the shared file system {size(sums['files'])}"
 
@@ -180,22 +187,22 @@ def _hours(plan: Plan) -> str:
 
 
 def _assumptions(plan: Plan) -> str:
-    precisions = {plan.config.retriever.precision, plan.config.ranker.precision}
-    lines = [*plan.rates.assumptions(plan.gpu, {str(one) for one in precisions}), *plan.corpus.sources]
+    precisions = {str(section.precision) for section in plan.config.models.values()}
+    lines = [*plan.rates.assumptions(plan.gpu, precisions), *plan.corpus.sources]
     if not plan.gpu.is_cpu:
         lines.insert(
             0,
             f"a device: CUDA's context {size(CONTEXT_BYTES)}, NCCL {size(NCCL_BYTES)} with more than one rank, "
             f"{FRAGMENTATION:.0%} of the tensors lost to fragmentation, and nothing else runs on it",
         )
-    for role, shape in plan.shapes.items():
-        section = plan.config.retriever if role == "retriever" else plan.config.ranker
+    for model, shape in plan.shapes.items():
+        section = plan.config.models[model]
         if not shape.plain:
-            lines.append(f"{role}: its layers are taken for BERT's in activations and FLOP; they are not")
+            lines.append(f"{model}: its layers are taken for BERT's in activations and FLOP; they are not")
         if section.name == "random":
-            lines.append(f"{role}: a full vocabulary of random_model.vocab_size; the corpus may have fewer words")
+            lines.append(f"{model}: a full vocabulary of random_model.vocab_size; the corpus may have fewer words")
         elif shape.name != section.name:
-            lines.append(f"{role}: {section.name} is taken to have the shape {shape.name}")
+            lines.append(f"{model}: {section.name} is taken to have the shape {shape.name}")
     return "Assumed\n" + "\n".join(f"- {line}" for line in lines)
 
 

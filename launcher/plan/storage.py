@@ -7,15 +7,17 @@ the file formats: a tar's headers and blocks (`shards.writer`), an array's numbe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from tarfile import BLOCKSIZE
 
 from engine.config.recipe import Config
 from engine.index.estimate import IndexEstimate, estimate_index
 from engine.index.plan import IndexPlan, cut_parts
+from engine.timetable import Mining, Timetable
 from launcher.plan.corpus import Corpus
 from launcher.plan.memory import idle_bytes
-from launcher.plan.models import ModelShape
+from launcher.plan.models import ModelShape, all_of, encoder_of
 
 _JSON_BYTES = 45
 """Of a document's record beside its text: keys, quotes, id."""
@@ -102,16 +104,21 @@ def shard_bytes(text_bytes: float, tokens: list[float]) -> float:
     return members + _OFFSET_BYTES * len(payloads) + _DOCID_BYTES
 
 
-def token_streams(config: Config, corpus: Corpus, retriever: ModelShape, ranker: ModelShape) -> list[float]:
-    """Return the tokens of a document in each stream: one where both models have the same tokenizer.
+def token_streams(config: Config, corpus: Corpus, shapes: Mapping[str, ModelShape]) -> list[float]:
+    """Return the tokens of a document in each stream: models with the same tokenizer share one.
 
     Whether they have is known from the tokenizers alone; equal names or vocabularies are taken for it.
     """
-    lengths = [config.retriever.max_length, config.ranker.max_length]
-    same = config.retriever.name == config.ranker.name or (
-        retriever.embedding // retriever.hidden == ranker.embedding // ranker.hidden
-    )
-    return [min(corpus.tokens, length) for length in ([max(lengths)] if same else lengths)]
+    words = {model: shape.embedding // shape.hidden for model, shape in shapes.items()}
+
+    def alike(one: str, other: str) -> bool:
+        return config.models[one].name == config.models[other].name or words[one] == words[other]
+
+    lengths: dict[str, int] = {}  # by the first model of each stream
+    for model, section in config.models.items():
+        first = next((other for other in lengths if alike(model, other)), model)
+        lengths[first] = max(lengths.get(first, 0), section.max_length)
+    return [min(corpus.tokens, length) for length in lengths.values()]
 
 
 def index_needs(config: Config, corpus: Corpus, plan: IndexPlan, dimension: int, gigaflops: float) -> IndexEstimate:
@@ -128,57 +135,68 @@ def index_needs(config: Config, corpus: Corpus, plan: IndexPlan, dimension: int,
     )
 
 
-def mined_queries(config: Config, corpus: Corpus, iteration: int) -> int:
-    """Return the training queries whose candidates an iteration retrieves."""
-    if config.ar2.mine == "all":
+def refreshes(timetable: Timetable) -> list[Mining]:
+    """Return the minings for which a model encodes the corpus anew."""
+    return [mining for mining in timetable.minings if mining.model is not None]
+
+
+def mined_queries(timetable: Timetable, corpus: Corpus, mining: Mining) -> int:
+    """Return the training queries whose candidates are retrieved.
+
+    A phase of the iterations counts for all of a retriever's minings, although the first or the last one may be drawn
+    from by fewer phases than the others.
+    """
+    if timetable.mine_all:
         return corpus.train
-    steps = config.warmup_ranker.steps * config.warmup_ranker.batch_size if iteration == 0 else 0
-    game = config.ar2
-    steps += game.retriever.steps * game.retriever.batch_size + game.ranker.steps * game.ranker.batch_size
-    return min(corpus.train, steps)
+    alike = {
+        other.name for other in timetable.minings if (other.retriever, other.model) == (mining.retriever, mining.model)
+    }
+    drawn = sum(
+        phase.steps * phase.batch_size
+        for phase in timetable.phases
+        if mining.name in phase.candidates or (not phase.is_warmup and alike.intersection(phase.candidates))
+    )
+    return min(corpus.train, drawn)
 
 
-def disk_use(
-    config: Config, corpus: Corpus, retriever: ModelShape, ranker: ModelShape, needs: IndexEstimate
-) -> DiskUse:
+def disk_use(config: Config, corpus: Corpus, shapes: Mapping[str, ModelShape], needs: IndexEstimate) -> DiskUse:
     """Estimate the run folder.
 
     Args:
         config: The recipe.
         corpus: Sizes of the data.
-        retriever: Its shape.
-        ranker: Its shape.
+        shapes: Of all models, by name.
         needs: From `index_needs`.
     """
-    documents, iterations = corpus.documents, config.ar2.iterations
+    documents, table = corpus.documents, config.timetable
     num_shards = len(shard_sizes(config, documents))
-    both = retriever.parameters + ranker.parameters
-    bm25_queries = corpus.train
-    if config.ar2.mine == "sampled":
-        bm25_queries = min(corpus.train, config.warmup_retriever.steps * config.warmup_retriever.batch_size)
-    mined = sum(mined_queries(config, corpus, iteration) for iteration in range(iterations + 1))
-    candidates = bm25_queries * (config.warmup_retriever.bm25_depth * _CANDIDATE_BYTES + _QID_BYTES)
-    candidates += mined * (config.ar2.top_k * _CANDIDATE_BYTES + _QID_BYTES)
+    later = max(0, len(refreshes(table)) - 1)
+    candidates = sum(
+        mined_queries(table, corpus, mining) * (mining.top_k * _CANDIDATE_BYTES + _QID_BYTES)
+        for mining in table.minings
+    )
+    published = sum(shape.parameters * _published(table, model) for model, shape in shapes.items())
+    zero_shot = shapes[encoder_of(config)].parameters * config.evaluation.zero_shot
+    kept = sum(shape.parameters * _checkpoints_kept(config, model) for model, shape in shapes.items())
     return DiskUse(
-        shards=int(documents * shard_bytes(corpus.text_bytes, token_streams(config, corpus, retriever, ranker))),
+        shards=int(documents * shard_bytes(corpus.text_bytes, token_streams(config, corpus, shapes))),
         bm25=int(documents * corpus.words * _INDEXED_WORDS * _POSTING_BYTES),
         embeddings=needs.embeddings_bytes + num_shards * (_MARKER_BYTES + _HEADER_BYTES),
         index=needs.merged_bytes or needs.parts_bytes,
         index_building=needs.merged_bytes + needs.parts_bytes,
-        indexes_kept=min(iterations, config.run.keep_indexes) + config.evaluation.zero_shot + (iterations > 0),
+        indexes_kept=min(later, config.run.keep_indexes) + config.evaluation.zero_shot + (later > 0),
         candidates=candidates,
-        weights=_WEIGHT_BYTES * (both * (iterations + 1) + retriever.parameters * config.evaluation.zero_shot),
-        checkpoints=_STATE_BYTES * sum(size * count for size, count in _checkpoints(config, retriever, ranker)),
-        checkpoints_writing=_STATE_BYTES * max(retriever.parameters, ranker.parameters),
-        exports=_WEIGHT_BYTES * both,
+        weights=_WEIGHT_BYTES * (published + zero_shot),
+        checkpoints=_STATE_BYTES * kept,
+        checkpoints_writing=_STATE_BYTES * max(shape.parameters for shape in shapes.values()),
+        exports=_WEIGHT_BYTES * sum(shape.parameters for shape in shapes.values()),
     )
 
 
 def host_memory(
     config: Config,
     corpus: Corpus,
-    retriever: ModelShape,
-    ranker: ModelShape,
+    shapes: Mapping[str, ModelShape],
     plan: IndexPlan,
     needs: IndexEstimate,
     *,
@@ -191,8 +209,7 @@ def host_memory(
     Args:
         config: The recipe.
         corpus: Sizes of the data.
-        retriever: Its shape.
-        ranker: Its shape.
+        shapes: Of all models, by name.
         plan: Of the index.
         needs: What the index takes.
         ranks_per_host: Ranks on it.
@@ -206,17 +223,19 @@ def host_memory(
     searched = needs.index_bytes if plan.placement == "memory" and not plan.exact else 0
     offloaded = 0
     if training is None:
-        for shape, section in ((retriever, config.retriever), (ranker, config.ranker)):
+        for model, section in config.models.items():
+            shape = shapes[model]
             offloaded += offloaded_bytes(shape, section.precision, section.zero_stage, world_size)
     bm25 = int(corpus.documents * corpus.words * _INDEXED_WORDS * 2 * _POSTING_BYTES)
-    gathered = 2 * _WEIGHT_BYTES * max(retriever.parameters, ranker.parameters)
+    gathered = 2 * _WEIGHT_BYTES * max(shape.parameters for shape in shapes.values())
+    at_rest = f"{all_of(len(shapes))} at rest, while the corpus is encoded and searched"
     process = PROCESS_BYTES if training is None else CPU_PROCESS_BYTES
     return {
         "processes": (ranks_per_host * process, f"{ranks_per_host} of {process / 2**30:g} GiB, assumed"),
         "models": (ranks_per_host * (training or 0), "of each rank, in the phase that needs most"),
         "queries": (ranks_per_host * (corpus.train + corpus.dev + corpus.test) * _QUERY_BYTES, "of each rank"),
         "docids": (corpus.documents * _DOCID_BYTES, "mapped, shared by the ranks"),
-        "offloaded engines": (ranks_per_host * offloaded, "both at rest, while the corpus is encoded and searched"),
+        "offloaded engines": (ranks_per_host * offloaded, at_rest),
         "index": (ranks_per_host * searched, "loaded by each rank" if searched else "searched from disk"),
         "index training": (needs.training_bytes, "rank 0, at each refresh"),
         "index filling": (ranks_per_host * needs.rank_bytes, "each rank, at each refresh"),
@@ -243,24 +262,25 @@ def offloaded_bytes(shape: ModelShape, precision: str, stage: int, world_size: i
     return (share if stage == 3 else shape.parameters) * element + 12 * share + (element * share if stage == 3 else 0)
 
 
-def _checkpoints(config: Config, retriever: ModelShape, ranker: ModelShape) -> list[tuple[int, int]]:
-    """Return for each model its parameters and the number of checkpoints that are kept."""
-    settings, game = config.run, config.ar2
-    stages = {
-        "retriever": [config.warmup_retriever.steps, *[game.retriever.steps] * game.iterations],
-        "ranker": [config.warmup_ranker.steps, *[game.ranker.steps] * game.iterations],
-    }
-    result = []
-    for name, shape in (("retriever", retriever), ("ranker", ranker)):
-        saved = [
-            step
-            for steps in stages[name]
-            for step in {*range(settings.checkpoint_every_steps, steps + 1, settings.checkpoint_every_steps), steps}
-            if step
-        ]
-        kept = min(len(saved), settings.keep_checkpoints)
-        if settings.keep_every_steps is not None:
-            kept += sum(step % settings.keep_every_steps == 0 for step in saved)
-        kept += settings.keep_best is not None
-        result.append((shape.parameters, kept))
-    return result
+def _published(timetable: Timetable, model: str) -> int:
+    """Return how often a model's weights are published: once for each iteration in which a phase trains it."""
+    return len({visit.iteration for phase in timetable.phases_of(model) for visit in phase.visits})
+
+
+def _checkpoints_kept(config: Config, model: str) -> int:
+    """Return the number of a model's checkpoints that are kept."""
+    settings = config.run
+    saved = [
+        step
+        for phase in config.timetable.phases_of(model)
+        for _ in phase.visits
+        for step in {
+            *range(settings.checkpoint_every_steps, phase.steps + 1, settings.checkpoint_every_steps),
+            phase.steps,
+        }
+        if step
+    ]
+    kept = min(len(saved), settings.keep_checkpoints)
+    if settings.keep_every_steps is not None:
+        kept += sum(step % settings.keep_every_steps == 0 for step in saved)
+    return kept + (settings.keep_best is not None)

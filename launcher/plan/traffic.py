@@ -17,9 +17,9 @@ from engine.index.estimate import IndexEstimate
 from engine.index.plan import IndexPlan
 from launcher.plan.activations import ELEMENT_BYTES
 from launcher.plan.corpus import Corpus
-from launcher.plan.models import ModelShape, Role
+from launcher.plan.models import ModelShape, encoder_of
 from launcher.plan.phases import Work
-from launcher.plan.storage import mined_queries
+from launcher.plan.storage import mined_queries, refreshes
 
 ASSUMED_REFINE = 4
 """Candidates re-scored for each document asked for, where tuning chooses."""
@@ -62,31 +62,31 @@ def gradient_bytes(
     }[stage]
 
 
-def pool_bytes(work: Work, config: Config, dimension: int, world_size: int) -> float:
-    """Return what a rank sends in one step of the retriever's warm-up to share document embeddings and gradients."""
-    if work.name != "warm-up retriever" or not config.warmup_retriever.gather_negatives:
+def pool_bytes(work: Work, dimension: int, world_size: int) -> float:
+    """Return what a rank sends in one step to share document embeddings and their gradients with all ranks."""
+    if work.phase.pool != "world":
         return 0.0
-    pool = world_size * work.queries * (1 + config.warmup_retriever.hard_negatives) * dimension * 4
+    pool = world_size * work.queries * (1 + work.phase.num_negatives) * dimension * 4
     return 2 * (world_size - 1) / world_size * pool
 
 
 def iteration_traffic(
     config: Config,
     corpus: Corpus,
-    shapes: Mapping[Role, ModelShape],
+    shapes: Mapping[str, ModelShape],
     works: list[Work],
-    stages: Mapping[Role, int],
+    stages: Mapping[str, int],
     world_size: int,
     plan: IndexPlan,
     needs: IndexEstimate,
     shards_bytes: int,
 ) -> list[Traffic]:
-    """List what one iteration of the game moves.
+    """List what one iteration moves.
 
     Args:
         config: The recipe.
         corpus: Sizes of the data.
-        shapes: Of both models.
+        shapes: Of all models, by name.
         works: The training phases.
         stages: ZeRO stage of each model.
         world_size: Ranks.
@@ -96,19 +96,19 @@ def iteration_traffic(
     """
     rows: list[Traffic] = []
     for work in works:
-        if work.name not in ("retriever", "ranker"):
+        if work.phase.is_warmup:
             continue
-        section = config.retriever if work.role == "retriever" else config.ranker
         sent = gradient_bytes(
-            shapes[work.role],
-            section.precision,
-            stage=stages[work.role],
+            shapes[work.model],
+            config.models[work.model].precision,
+            stage=stages[work.model],
             world_size=world_size,
             micro_batches=work.micro_batches,
+            forwards=1 + work.cached,
         )
-        steps = work.steps // max(1, config.ar2.iterations)
-        how = f"{steps} steps of {_size(sent)} under ZeRO-{stages[work.role]}"
-        rows.append(Traffic(f"gradients of the {work.role}", sent * steps, sent * steps * world_size, "network", how))
+        steps = work.phase.steps
+        how = f"{steps} steps of {_size(sent)} under ZeRO-{stages[work.model]}"
+        rows.append(Traffic(f"gradients of the {work.model}", sent * steps, sent * steps * world_size, "network", how))
     rows += _refresh(config, corpus, plan, needs, shards_bytes, world_size)
     rows += _weights(config, shapes, works, world_size)
     return rows
@@ -117,10 +117,13 @@ def iteration_traffic(
 def _refresh(
     config: Config, corpus: Corpus, plan: IndexPlan, needs: IndexEstimate, shards_bytes: int, world_size: int
 ) -> list[Traffic]:
-    """List what encoding, index and mining read and write."""
+    """List what encoding, index and mining read and write; nothing where no model's index is mined."""
+    mined = refreshes(config.timetable)
+    if not mined:
+        return []
     embeddings = needs.embeddings_bytes
     width = embeddings / corpus.documents
-    queries, depth = mined_queries(config, corpus, 1), config.ar2.top_k * 5 // 4
+    queries, depth = mined_queries(config.timetable, corpus, mined[-1]), mined[-1].top_k * 5 // 4
     found: list[tuple[str, float, str]] = [
         ("token shards", shards_bytes, "read by the encoder"),
         ("embeddings", 2 * embeddings, "written, and read for exact search at tuning"),
@@ -135,32 +138,31 @@ def _refresh(
         if loads:
             found.append(("index", loads * needs.merged_bytes, "loaded by each rank to mine and to evaluate"))
         found.append(("embeddings", queries * depth * refine * width, f"read at random to re-score {refine} x top_k"))
-    kept = queries * config.ar2.top_k * _CANDIDATE_BYTES
+    kept = queries * mined[-1].top_k * _CANDIDATE_BYTES
     found.append(("candidates", (3 + world_size) * kept, "written in blocks, joined, and checked by each rank"))
     return [Traffic(what, size / world_size, size, "files", how) for what, size, how in found if size]
 
 
-def _weights(config: Config, shapes: Mapping[Role, ModelShape], works: list[Work], world_size: int) -> list[Traffic]:
+def _weights(config: Config, shapes: Mapping[str, ModelShape], works: list[Work], world_size: int) -> list[Traffic]:
     """List what publishing, loading and checkpointing weights moves."""
-    rows = []
-    for role, shape in shapes.items():
-        work = next((work for work in works if work.name == role), None)
-        if work is None:
+    rows, encoder = [], encoder_of(config)
+    for model, shape in shapes.items():
+        visited = [work.phase for work in works if work.model == model and not work.phase.is_warmup]
+        if not visited:
             continue
-        # Encoding, tuning, mining and evaluation load the retriever; evaluation and the next phase the ranker.
-        loads = 4 if role == "retriever" else 2
+        # Encoding, tuning, mining and evaluation load the encoder; evaluation and the next phase another model.
+        loads = 4 if model == encoder else 2
         size = 4 * shape.parameters
         published = size * (1 + loads * world_size)
         rows.append(
             Traffic(
-                f"weights of the {role}", published / world_size, published, "files", f"1 write, {loads} loads a rank"
+                f"weights of the {model}", published / world_size, published, "files", f"1 write, {loads} loads a rank"
             )
         )
-        steps = work.steps // max(1, config.ar2.iterations)
-        saves = -(-steps // config.run.checkpoint_every_steps)
+        saves = sum(-(-phase.steps // config.run.checkpoint_every_steps) for phase in visited)
         written = 2 * 12 * shape.parameters * saves
         how = f"{saves} written and read back"
-        rows.append(Traffic(f"checkpoints of the {role}", written / world_size, written, "files", how))
+        rows.append(Traffic(f"checkpoints of the {model}", written / world_size, written, "files", how))
     return rows
 
 

@@ -14,7 +14,7 @@ from engine.config.recipe import Config
 from engine.errors import ConfigError, SparringError
 from engine.refresh.refresh import index_plan
 from launcher.plan.corpus import Corpus, corpus_of
-from launcher.plan.models import ModelShape, Role, shape_of
+from launcher.plan.models import ModelShape, encoder_of, shape_of
 from launcher.plan.storage import disk_use, index_needs
 
 _ASSUMED_QUERIES = 500_000
@@ -60,20 +60,20 @@ def estimate_space(config: Config) -> Space:
     Returns:
         The estimate; without parts, and with the reason, where something is not known that all depends on.
     """
-    corpus, retriever, ranker = _corpus(config), _shape(config, "retriever"), _shape(config, "ranker")
-    unknown = [
-        f"the {role}'s weights" for role, shape in (("retriever", retriever), ("ranker", ranker)) if shape is None
-    ]
+    corpus, found = _corpus(config), {model: _shape(config, model) for model in config.models}
+    shapes = {model: shape for model, shape in found.items() if shape is not None}
+    unknown = [f"the {model}'s weights" for model in found if model not in shapes]
     if corpus is None:
         unknown.append("the corpus")
-    if corpus is None or retriever is None or ranker is None:
+    if corpus is None or unknown:
         return Space({}, tuple(unknown))
+    dimension = shapes[encoder_of(config)].hidden
     try:
-        plan = index_plan(config, corpus.documents, retriever.hidden)
+        plan = index_plan(config, corpus.documents, dimension)
     except ConfigError:  # the recipe itself tells it, by the exact number of documents
         return Space({}, ("the index",))
-    needs = index_needs(config, corpus, plan, retriever.hidden, _GIGAFLOPS)
-    parts = {what: size for what, (size, _) in disk_use(config, corpus, retriever, ranker, needs).parts.items()}
+    needs = index_needs(config, corpus, plan, dimension, _GIGAFLOPS)
+    parts = {what: size for what, (size, _) in disk_use(config, corpus, shapes, needs).parts.items()}
     return Space(parts, (), min(_size_of(config.run.path), sum(parts.values())))
 
 
@@ -94,19 +94,19 @@ def _corpus(config: Config) -> Corpus | None:
     return None
 
 
-def _shape(config: Config, role: Role) -> ModelShape | None:
+def _shape(config: Config, model: str) -> ModelShape | None:
     """Return a model's shape, where its configuration lies on this host."""
     from huggingface_hub import try_to_load_from_cache
 
     from engine.models.loading import resolve_model
 
-    name = config.retriever.name if role == "retriever" else config.ranker.name
+    name = config.models[model].name
     with contextlib.suppress(SparringError, OSError, ValueError):
         if name != "random":
             source = resolve_model(name)
             if not isinstance(source, Path) and not isinstance(try_to_load_from_cache(source, "config.json"), str):
                 return None
-        return shape_of(config, role)
+        return shape_of(config, model)
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from engine.reliability.activity import Activity
 from engine.reliability.failure import record_failure
 from engine.reliability.heartbeat import ENDED, RUNNING, Heart, beat_path, read_beat
 from engine.reliability.run_lock import RunLock, acquire
+from engine.timetable import Timetable
 from launcher.commands.status import FINISHED, SILENT, STOPPED, seconds_left_in_run, show_status
 from launcher.commands.status import RUNNING as IS_RUNNING
 from tests.distributed.processes import ROOT
@@ -169,3 +171,18 @@ def test_the_running_stage_counts_with_what_is_left_of_it(made: Made) -> None:
     ledger = seconds("evaluate/0", *(f"{kind}/1" for kind in GAME))
     running = type(beat)(**{**{name: getattr(beat, name) for name in beat.__dataclass_fields__}, "speed": 2.0})
     assert seconds_left_in_run(made.config, ledger, running) == (2 * 5 * 10.0 + 10.0 + 4 / 2.0, True)
+
+
+class Distilling(Config):
+    """A recipe with other stages in an iteration, and another number of them."""
+
+    @property
+    def timetable(self) -> Timetable:
+        return replace(super().timetable, iterations=5, in_each_iteration=("student", "index"))
+
+
+def test_what_an_iteration_has_comes_from_the_timetable(made: Made) -> None:
+    """The time left was that of AR2's six stages, whatever the recipe's own iterations consisted of."""
+    config = Distilling(**made.config.model_dump())
+    ledger = seconds("evaluate/0", "student/1", "index/1", "index/2", "ranker/1")
+    assert seconds_left_in_run(config, ledger, None) == (4 * 10.0 + 3 * 10.0, True)

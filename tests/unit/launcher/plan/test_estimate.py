@@ -71,6 +71,19 @@ def test_more_gpus_take_less_time_and_memory(capsys: pytest.CaptureFixture[str])
     assert found[1][1] < found[0][1]
 
 
+def test_a_shape_is_given_by_the_models_name_or_by_its_own_option(capsys: pytest.CaptureFixture[str]) -> None:
+    told = []
+    for words in (
+        ["--ranker-shape", "1x64"],
+        ["--shape", "ranker=1x64"],
+        ["--ranker-shape", "2x64", "--shape", "ranker=1x64"],
+    ):
+        assert plan("tiny.yaml", *words) == 0
+        told.append(capsys.readouterr().out)
+    assert "ranker: 1x64, 1 layers of 64" in told[0]
+    assert told[0] == told[1] == told[2]  # of two for the same model the later one counts
+
+
 def test_words_override_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert plan("tiny.yaml", "ranker.zero_stage=3") == 0
     assert row(capsys.readouterr().out, "ranker", "3*")
@@ -86,6 +99,8 @@ def test_words_override_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
         (["--training-share", "1.5"], "--training-share 1.5"),
         (["--nodes", "3"], "3 ranks cannot share"),
         (["--ranker-shape", "bert-huge"], "no shape of a model"),
+        (["--shape", "ranker"], "'' is no shape of a model"),
+        (["--shape", "teacher=bert-base"], "a shape is given for teacher"),
         (["ranker.max_length=600"], "the model takes 512 tokens"),
         (["ranker.max_lenght=60"], "did you mean 'ranker.max_length'"),
         (["--documents", "0"], "--documents 0"),

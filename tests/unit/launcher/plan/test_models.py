@@ -75,7 +75,7 @@ def test_a_model_that_cannot_be_had_names_the_remedy(monkeypatch: pytest.MonkeyP
         raise OSError("We couldn't connect to the hub")
 
     monkeypatch.setattr(models.AutoConfig, "from_pretrained", unreachable)
-    with pytest.raises(ModelError, match="--ranker-shape bert-base"):
+    with pytest.raises(ModelError, match="--shape ranker=bert-base"):
         shape_of(tiny("ranker.name=someone/some-model"), "ranker")
 
 

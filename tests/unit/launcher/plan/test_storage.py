@@ -14,7 +14,7 @@ from engine.errors import ConfigError
 from engine.refresh.refresh import index_plan
 from engine.training import state as training_state
 from launcher.plan.corpus import Corpus, corpus_of
-from launcher.plan.models import shape_of
+from launcher.plan.models import shape_of, shapes_of
 from launcher.plan.phases import training_work
 from launcher.plan.storage import (
     DEFAULT_DOCUMENTS_PER_SHARD,
@@ -24,6 +24,7 @@ from launcher.plan.storage import (
     host_memory,
     host_peak,
     index_needs,
+    mined_queries,
     offloaded_bytes,
     shard_bytes,
     shard_sizes,
@@ -48,10 +49,10 @@ def corpus(**sizes: float) -> Corpus:
 
 
 def use(config: Config, **sizes: float) -> DiskUse:
-    retriever, ranker = shape_of(config, "retriever"), shape_of(config, "ranker")
-    found = corpus(**sizes)
-    plan = index_plan(config, found.documents, retriever.hidden)
-    return disk_use(config, found, retriever, ranker, index_needs(config, found, plan, retriever.hidden, 50.0))
+    shapes, found = shapes_of(config), corpus(**sizes)
+    dimension = shapes["retriever"].hidden
+    plan = index_plan(config, found.documents, dimension)
+    return disk_use(config, found, shapes, index_needs(config, found, plan, dimension, 50.0))
 
 
 def folder_bytes(folder: Path) -> int:
@@ -86,9 +87,19 @@ def test_candidates_take_what_is_planned(tmp_path: Path) -> None:
     assert found.candidates / 4 == pytest.approx(folder_bytes(tmp_path), rel=0.05)
 
 
+def test_only_queries_that_are_drawn_are_mined() -> None:
+    """The warm-ups' queries were counted at each refresh, or the game's at none."""
+    config, found = tiny("ar2.mine=sampled"), corpus(train=10_000)
+    table = config.timetable
+    mined = {mining.name: mined_queries(table, found, mining) for mining in table.minings}
+    game = config.ar2.retriever.steps * 8 + config.ar2.ranker.steps * 8
+    assert mined == {"bm25": 10 * 16, "000": 8 * 8 + game, "001": game, "002": game}
+    assert {mined_queries(table, corpus(train=50), mining) for mining in table.minings} == {50}
+
+
 def test_kept_and_written_checkpoints_count() -> None:
     config = tiny()
-    both = sum(shape_of(config, role).parameters for role in ("retriever", "ranker"))
+    both = sum(shape.parameters for shape in shapes_of(config).values())
     assert use(config).checkpoints == 2 * 12 * both
     assert use(tiny("run.keep_checkpoints=3")).checkpoints == 3 * 12 * both
     # Steps 5 and 10 of the warm-ups (10 and 8 steps) and 5 of the retriever's two phases (6 steps; the ranker has 4).
@@ -119,14 +130,12 @@ def test_shards_cover_the_corpus() -> None:
 def test_a_host_holds_the_index_once_a_rank_and_both_engines() -> None:
     """A node of eight GPUs ran out of memory: every rank had loaded the index."""
     config = tiny()
-    retriever, ranker = shape_of(config, "retriever"), shape_of(config, "ranker")
-    plan = index_plan(config, 20_000, retriever.hidden)
-    needs = index_needs(config, corpus(), plan, retriever.hidden, 50.0)
+    shapes = shapes_of(config)
+    plan = index_plan(config, 20_000, shapes["retriever"].hidden)
+    needs = index_needs(config, corpus(), plan, shapes["retriever"].hidden, 50.0)
 
     def parts(ranks: int, training: int | None = None) -> dict[str, tuple[int, str]]:
-        return host_memory(
-            config, corpus(), retriever, ranker, plan, needs, ranks_per_host=ranks, world_size=8, training=training
-        )
+        return host_memory(config, corpus(), shapes, plan, needs, ranks_per_host=ranks, world_size=8, training=training)
 
     assert parts(8)["index"][0] == 8 * needs.index_bytes == 8 * parts(1)["index"][0]
     assert parts(8)["offloaded engines"][0] == 8 * parts(1)["offloaded engines"][0] > 0
@@ -153,10 +162,10 @@ def test_traffic_of_gradients(stage: int, expected: int) -> None:
 
 def test_all_batches_that_cannot_be_shared_are_named() -> None:
     config = tiny("warmup_ranker.batch_size=9")
-    shapes = shape_of(config, "retriever"), shape_of(config, "ranker")
+    shapes = shapes_of(config)
     with pytest.raises(ConfigError, match=r"3 ranks cannot share warmup_retriever.batch_size=16, ar2.retriever"):
-        training_work(config, *shapes, world_size=3)
-    works = training_work(tiny(), *shapes, world_size=2)
+        training_work(config, shapes, world_size=3)
+    works = training_work(tiny(), shapes, world_size=2)
     assert [(work.name, work.queries, work.micro_batches) for work in works] == [
         ("warm-up retriever", 8, 2),
         ("warm-up ranker", 4, 2),
