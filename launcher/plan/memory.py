@@ -15,8 +15,7 @@ on its border counts fully on both sides. Under ZeRO-3, DeepSpeed's default of 1
 gathered from its forward pass to the end of the backward pass.
 
 Three moments can be the peak: the start of the backward pass (activations), its end (gradients and buckets), and the
-optimizer's step (float32 gradients, and AdamW's temporaries: one float32 copy on a GPU, where all tensors are stepped
-at once; two of the largest tensor on a CPU, which under ZeRO is the whole flat partition).
+optimizer's step (float32 gradients; the fused AdamW needs nothing besides).
 """
 
 from __future__ import annotations
@@ -216,10 +215,7 @@ def idle_bytes(shape: ModelShape, precision: str, stage: int) -> int:
 def _step_bytes(shape: ModelShape, numerics: Numerics, stage: int, world_size: int, partition: int) -> int:
     """Return what is held during the optimizer's step besides what is resident."""
     e, total = numerics.element, shape.parameters
-    largest_group = max(sum(sizes) for sizes in shape.groups)
     if stage == 0:
-        gradients = total * e + (_MASTER * total if numerics.precision != "fp32" else 0)
-        return gradients + _MASTER * (2 * shape.embedding if numerics.on_cpu else largest_group)
-    part = -(-largest_group // world_size)
-    own_gradients = _MASTER * part + (partition if stage < 3 else 0)
-    return own_gradients + _MASTER * part * (2 if numerics.on_cpu else 1)
+        return total * e + (_MASTER * total if numerics.precision != "fp32" else 0)
+    part = -(-max(sum(sizes) for sizes in shape.groups) // world_size)
+    return _MASTER * part + (partition if stage < 3 else 0)

@@ -110,18 +110,26 @@ def training_work(config: Config, shapes: Mapping[str, ModelShape], world_size: 
 
 def _work(config: Config, shapes: Mapping[str, ModelShape], phase: Phase, world_size: int) -> Work:
     own, width = phase.batch_size // world_size, 1 + phase.num_negatives
-    micro, opponent = min(own, phase.micro_batch_size), phase.opponent
+    micro, opponent = min(own, _most_queries(config, phase, width)), phase.opponent
     pool = {"none": 0, "rank": own * width, "world": world_size * own * width}[phase.pool]
     return Work(
         phase,
         _inputs(config, phase.model, micro, width),
         queries=own,
         micro_queries=micro,
-        micro_batches=math.ceil(own / phase.micro_batch_size),
+        micro_batches=math.ceil(own / micro),
         extra=4 * (_POOL_COPIES * pool * shapes[phase.model].hidden + _SCORE_COPIES * own * pool),
         frozen=shapes[opponent].parameters * ELEMENT_BYTES[config.models[opponent].precision] if opponent else 0,
         scored=_inputs(config, opponent, micro, width) if opponent else (),
     )
+
+
+def _most_queries(config: Config, phase: Phase, width: int) -> int:
+    """Return the queries of a micro-batch; where it is cut by tokens, those that fit with inputs of full length."""
+    if phase.micro_batch_tokens is None:
+        return phase.micro_batch_size
+    tokens = sum(inputs.rows * inputs.length for inputs in _inputs(config, phase.model, 1, width))
+    return max(1, phase.micro_batch_tokens // tokens)
 
 
 def _inputs(config: Config, model: str, queries: int, width: int) -> tuple[Inputs, ...]:
