@@ -7,6 +7,7 @@ sweep's folder shows its tasks.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import time
@@ -80,6 +81,16 @@ class State:
             return FINISHED if _LAST_STAGE in self.ledger else STOPPED
         lost = [beat for beat in self.beats if beat.state != ENDED and self.age(beat) > self.silence_seconds]
         return SILENT if lost else RUNNING
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command's words."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+
+
+def run_command(arguments: argparse.Namespace) -> int:
+    """Print what the run does; return one of the exit codes above."""
+    return show_status(arguments.run)
 
 
 def show_status(path: Path) -> int:

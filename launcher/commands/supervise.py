@@ -11,6 +11,7 @@ host they are and whatever started them.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import ctypes
 import os
@@ -65,6 +66,22 @@ class Outcome:
     nonce: str | None
     place: tuple[str, int] | None
     reason: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command's words."""
+    parser.add_argument("--max-restarts", type=int, default=3, metavar="N", help="how often again at most (3)")
+    parser.add_argument("--retry-refused", action="store_true", help="also after exit code 2, which wants a mend")
+    parser.add_argument("--retry-preempted", action="store_true", help="also after 85, a stop that was asked for")
+    parser.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what starts the run")
+
+
+def run_command(arguments: argparse.Namespace) -> int:
+    """Start the run's command, again where it fails; return the last start's exit code."""
+    retry = {EXIT_REFUSED} if arguments.retry_refused else set()
+    retry |= {EXIT_PREEMPTED} if arguments.retry_preempted else set()
+    command = arguments.words[1:] if arguments.words[:1] == ["--"] else arguments.words
+    return supervise(command, max_restarts=arguments.max_restarts, retry=frozenset(retry))
 
 
 def supervise(command: Sequence[str], *, max_restarts: int, retry: frozenset[int] = frozenset()) -> int:
