@@ -17,10 +17,11 @@ from tabulate import tabulate
 from engine.data.answers import AnswerMatcher
 from engine.data.corpus import Data
 from engine.evaluation.measures import answer_measures, read_trec, score_run, write_trec
-from engine.log import get_logger, progress_bar
+from engine.log import get_logger
 from engine.models.ranker import Ranker
 from engine.models.weights import ZERO_SHOT, frozen_ranker, iteration_name, publish_weights
 from engine.refresh.refresh import build_bm25_index, make_index, open_bm25, open_searcher
+from engine.reliability.progress import progress_bar
 from engine.run import Run, RunFolder, Stage
 from engine.search import Searcher
 from shards.files import read_json, write_json

@@ -26,12 +26,13 @@ from engine.errors import ArtifactError
 from engine.index.build import build_index
 from engine.index.dense import DenseIndex
 from engine.index.plan import IndexPlan, plan_index
-from engine.log import get_logger, progress_bar
+from engine.log import get_logger
 from engine.models.encode import encode_documents, encode_queries
 from engine.models.weights import ZERO_SHOT, frozen_retriever, iteration_name, weights_sha256
 from engine.refresh.mining import mine, upcoming_rows
 from engine.refresh.pace import Pace, slow_ranks, slowest_share
 from engine.refresh.reuse import adopt_twin
+from engine.reliability.progress import progress_bar
 from engine.retrievers.bm25 import BM25Searcher, build_bm25
 from engine.retrievers.dense import DenseSearcher
 from engine.run import Run, RunFolder, Stage

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from engine.config.recipe import OptimConfig
-from engine.log import progress_bar
 from engine.metrics import Metric, MetricWindow
 from engine.reliability.preemption import PREEMPTION
+from engine.reliability.progress import progress_bar
 from engine.run import Stage
 from engine.training.backend import TrainedModel
 from engine.training.checkpoint import Checkpoints

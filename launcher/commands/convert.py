@@ -14,7 +14,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from engine.log import get_logger, progress_bar
+from engine.log import get_logger
+from engine.reliability.progress import progress_bar
 from shards.convert.conversion import Report, convert
 from shards.convert.options import FORMATS, Options
 from shards.convert.tables import fetch_from_hub
