@@ -41,8 +41,8 @@ R = TypeVar("R")
 
 _BEATS_OF_PATIENCE = 6
 """Heartbeats that a start on another host must miss before its folder is taken over."""
-_BEFORE_A_RUN = frozenset({"data", "run.lock", "slurm"})
-"""What may be in a folder before its first start: made-up data, this start's lock, the job that starts it."""
+_BEFORE_A_RUN = frozenset({"data", "run.lock"})
+"""What may be in a folder before its first start: made-up data and this start's lock."""
 _PACKAGES = ("sparring", "torch", "deepspeed", "transformers", "mpi4py", "webdataset", "numpy", "bm25s", "ir_measures")
 
 
@@ -173,6 +173,7 @@ class Run:
                     coordinator.world_size,
                     interval_seconds=settings.heartbeat_seconds,
                     timeout_seconds=settings.timeout_seconds,
+                    speaks_for_host=coordinator.is_first_of_host,
                 )
             )
         writer = MetricsWriter(folder.path, active=coordinator.rank == 0)

@@ -224,7 +224,7 @@ def _end_watch(code: int) -> None:
 def _leave(world: World | None, code: int) -> int:
     """End a failed rank after those that come to the same point within seconds have learnt why from it."""
     watchdog = watchdog_of_process()
-    if watchdog is not None and (text := watchdog.told_elsewhere()) is not None:
+    if watchdog is not None and (text := watchdog.loss_to_repeat()) is not None:
         _tell(world, text)
     if world is not None and world.world_size > 1:
         time.sleep(_QUIET_SECONDS)

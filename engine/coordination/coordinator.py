@@ -22,7 +22,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -68,12 +67,13 @@ class Coordinator:
         transport: The connection between the ranks.
         timeout_seconds: How long a rank waits for the others where a call does not say otherwise, above 0. It must
             exceed the difference between the fastest and the slowest rank's work, not the work itself.
+        address: Rank 0's, as the ranks of other hosts reach it; its host name by default.
 
     Raises:
         CoordinationError: A rank did not come to the greeting.
     """
 
-    def __init__(self, transport: Transport, timeout_seconds: float = 600.0) -> None:
+    def __init__(self, transport: Transport, timeout_seconds: float = 600.0, address: str | None = None) -> None:
         self._transport = transport
         self.timeout_seconds = timeout_seconds
         self.rank: int = transport.rank
@@ -84,6 +84,7 @@ class Coordinator:
         label = f"greeting of the coordinator (protocol {_PROTOCOL})"
         self.hosts: list[str] = self._exchange(label, self._host, None)
         transport.hosts = self.hosts
+        self.address: str = address or self.hosts[0]
         self._counter: SharedCounter | None = None
         self._num_hand_outs = 0
         self._handing_out: str | None = None
@@ -92,6 +93,11 @@ class Coordinator:
     def ranks_of_host(self) -> list[int]:
         """The ranks on this rank's host, this one too, in order."""
         return [rank for rank, host in enumerate(self.hosts) if host == self._host]
+
+    @property
+    def is_first_of_host(self) -> bool:
+        """Whether this rank does what one rank of each host is to do."""
+        return self.ranks_of_host[0] == self.rank
 
     def barrier(self, name: str, timeout_seconds: float | None = None) -> None:
         """Wait until every rank is here.
@@ -239,7 +245,7 @@ class Coordinator:
         """Return the counter that rank 0 hosts, opened at first use; a point where ranks meet."""
         if self._counter is None:
             seconds = self._seconds(timeout_seconds)
-            address = "127.0.0.1" if len(set(self.hosts)) == 1 else os.environ.get("MASTER_ADDR", self.hosts[0])
+            address = "127.0.0.1" if len(set(self.hosts)) == 1 else self.address
             hosted = SharedCounter(0, self.world_size, address, 0, seconds) if self.rank == 0 else None
             port = self.broadcast("port of the counter", hosted.port if hosted else None, timeout_seconds)
             self._counter = hosted or SharedCounter(self.rank, self.world_size, address, port, seconds)

@@ -69,7 +69,7 @@ def require_preflight(config: Config, world: World) -> None:
 def _facts_of_rank(config: Config, world: World, given: dict[str, Any]) -> Facts:
     facts: Facts = {}
     coordinator = world.coordinator
-    if coordinator.hosts.index(coordinator.hosts[world.rank]) == world.rank:
+    if coordinator.is_first_of_host:
         facts = collect_facts(Places.of(config), given["mark"])
         facts["barrier"] = {"found": "", "problems": []}
     if world.rank == 0:

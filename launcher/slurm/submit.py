@@ -200,12 +200,12 @@ def _write(job: Job, configs: Sequence[Config], words: Sequence[Sequence[str]]) 
     from engine.config.file import dump_config
 
     for run, config in zip(job.runs or (job.folder,), configs, strict=True):
+        if not (run / "config.yaml").exists():  # first: it makes the folder a run's; written anew when the run starts
+            _write_text(run / "config.yaml", dump_config(config))
         folder = slurm_folder(run)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "cancelled").unlink(missing_ok=True)
         _write_text(folder / "recipe.yaml", dump_config(config))
-        if not (run / "config.yaml").exists():  # makes the folder a run's; written anew when the run starts
-            _write_text(run / "config.yaml", dump_config(config))
     folder = slurm_folder(job.folder)
     folder.mkdir(parents=True, exist_ok=True)
     if job.runs:

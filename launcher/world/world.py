@@ -253,6 +253,7 @@ def _choose_coordinator(
     asked: str, mpi: Coordinator | None, rank: int, world_size: int, device: torch.device, timeout_seconds: float
 ) -> Coordinator:
     if mpi is not None and (asked == "mpi" or (asked == "auto" and world_size > 1)):
+        mpi.address = os.environ["MASTER_ADDR"]
         return mpi
     if world_size == 1 and asked != "store":
         return Coordinator(WatchedTransport(LocalTransport()), timeout_seconds)
@@ -262,7 +263,7 @@ def _choose_coordinator(
     dist.broadcast(port, 0)
     if transport is None:
         transport = StoreTransport(rank, world_size, address, int(port.item()), timeout_seconds)
-    return Coordinator(WatchedTransport(transport), timeout_seconds)
+    return Coordinator(WatchedTransport(transport), timeout_seconds, address)
 
 
 def _share_cores(meeting: Coordinator) -> int:
