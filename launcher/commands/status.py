@@ -24,9 +24,10 @@ from engine.config.file import parse_config
 from engine.config.recipe import Config
 from engine.errors import ConfigError
 from engine.reliability.failure import Failure, last_failure
-from engine.reliability.heartbeat import ENDED, STOPPING, Beat, beat_path, own_place, process_is_alive, read_beats
+from engine.reliability.heartbeat import ENDED, STOPPING, Beat, beat_path, read_beats
 from engine.reliability.preemption import EXIT_PREEMPTED
 from engine.reliability.run_lock import Holder, read_holder
+from engine.reliability.starts import newest_nonce
 from engine.run import RunFolder, format_seconds
 from launcher.ending import EXIT_REFUSED
 from launcher.slurm.job import Submitted, ask, is_finished, job_lines, read_submitted, sweep_rows
@@ -62,8 +63,8 @@ class State:
         """Whether a start works in the folder."""
         if self.holder is None:
             return False
-        if self.holder.place == own_place():
-            return process_is_alive(self.holder.pid)
+        if self.holder.is_from_here:
+            return not self.holder.process_is_gone
         with contextlib.suppress(OSError):
             return time.time() - self.folder.lock.stat().st_mtime < self.silence_seconds
         return False
@@ -135,8 +136,7 @@ def read_state(path: Path) -> State:
         raise ConfigError(f"{path} holds no run", expected="a folder with a config.yaml that a run wrote")
     config = parse_config(yaml.safe_load(folder.config.read_text(encoding="utf-8")), origin=str(folder.config))
     ledger = read_json(folder.ledger, "the ledger of finished stages")["stages"] if folder.ledger.exists() else {}
-    starts = read_json(folder.starts, "the record of starts") if folder.starts.exists() else []
-    newest = starts[-1].get("nonce") if starts else None
+    newest = newest_nonce(folder.path)
     failure = last_failure(folder.path)
     return State(
         folder,

@@ -31,10 +31,10 @@ from engine.log import get_logger
 from engine.reliability.failure import last_failure
 from engine.reliability.heartbeat import ENDED, read_beats
 from engine.reliability.preemption import EXIT_PREEMPTED
+from engine.reliability.starts import newest_nonce
 from engine.run import RunFolder
 from launcher.ending import EXIT_CRASH, EXIT_INTERRUPTED, EXIT_REFUSED
 from launcher.run import command_line
-from shards.files import read_json
 
 log = get_logger(__name__)
 
@@ -134,7 +134,7 @@ def _run_path(command: Sequence[str]) -> Path:
 
 def _start(command: Sequence[str], folder: RunFolder, asked: list[str]) -> Outcome:
     """Start the command, wait for its end and for that of everything it leaves behind, and find out how it ended."""
-    earlier = _newest_nonce(folder)
+    earlier = newest_nonce(folder.path)
     process = subprocess.Popen(command, start_new_session=True, env=_NOTICE_LOST_HOSTS | os.environ)
     stop = folder.path / "stop"
     try:
@@ -154,7 +154,7 @@ def _start(command: Sequence[str], folder: RunFolder, asked: list[str]) -> Outco
 
 
 def _outcome(returned: int, folder: RunFolder, earlier: str | None) -> Outcome:
-    nonce = _newest_nonce(folder)
+    nonce = newest_nonce(folder.path)
     code = 128 - returned if returned < 0 else returned  # ended by a signal: as a shell says it
     if nonce is None or nonce == earlier:
         reason = "no rank came as far as opening the run folder"
@@ -170,11 +170,6 @@ def _outcome(returned: int, folder: RunFolder, earlier: str | None) -> Outcome:
         return Outcome(0, nonce, place, "finished")
     who = ", ".join(beat.who for beat in unended[:8]) or "no rank"
     return Outcome(code or EXIT_CRASH, nonce, place, f"{who} ended without a word, the starter with {returned}")
-
-
-def _newest_nonce(folder: RunFolder) -> str | None:
-    starts = read_json(folder.starts, "the record of starts") if folder.starts.exists() else []
-    return str(starts[-1].get("nonce")) if starts else None
 
 
 def _listen() -> list[str]:

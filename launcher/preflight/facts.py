@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from engine.reliability.processes import boot_id
 from launcher.preflight.folder import look_for_mark
 from launcher.world.interfaces import interfaces_for_ranks
 from shards.errors import SparringError
@@ -102,7 +103,7 @@ def collect_facts(places: Places, mark: dict[str, Any], *, thorough: bool = Fals
     """
     facts: Facts = {
         "host": socket.gethostname(),
-        "boot": _read("/proc/sys/kernel/random/boot_id"),
+        "boot": boot_id(),
         "software": software(),
         "errors": {},
         "user": [os.geteuid(), _user_name()],

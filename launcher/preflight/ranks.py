@@ -10,7 +10,6 @@ import os
 import time
 from dataclasses import asdict
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ import torch.distributed as dist
 from engine.config.recipe import Config
 from engine.errors import ConfigError
 from engine.log import get_logger
+from engine.reliability.processes import boot_id
 from launcher.preflight.checks import examine
 from launcher.preflight.facts import Facts, Places, collect_facts
 from launcher.preflight.folder import leave_mark, remove_mark
@@ -76,7 +76,7 @@ def _facts_of_rank(config: Config, world: World, given: dict[str, Any]) -> Facts
         facts["space"] = asdict(estimate_space(config))
         if given["mark"]["error"]:
             facts["run_folder"]["error"] = given["mark"]["error"]
-    facts["boot"] = _boot()
+    facts["boot"] = boot_id()
     coordinator.barrier("preflight: all are here")
     before = time.monotonic()
     coordinator.barrier("preflight: round trip")
@@ -179,11 +179,6 @@ def _rendezvous(world: World) -> dict[str, Any]:
     address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
     found = f"rank 0 at {address}:{port}" if world.world_size > 1 else "not needed"
     return {"found": found, "problems": []}
-
-
-def _boot() -> str:
-    path = Path("/proc/sys/kernel/random/boot_id")
-    return path.read_text(encoding="ascii").strip() if path.exists() else ""
 
 
 def _tell(outcomes: list[Outcome], hosts: list[str], world: World, seconds: float) -> None:

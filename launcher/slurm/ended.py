@@ -23,7 +23,8 @@ from pathlib import Path
 
 from engine.reliability.failure import Failure, last_failure
 from engine.reliability.heartbeat import read_beats
-from launcher.slurm.job import finished_stages, is_finished, newest_nonce, read_submitted, slurm
+from engine.reliability.starts import newest_nonce
+from launcher.slurm.job import finished_stages, is_finished, read_submitted, slurm
 from launcher.slurm.script import slurm_folder
 from shards.files import read_json, write_json
 

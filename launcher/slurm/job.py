@@ -11,7 +11,6 @@ import shutil
 import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from launcher.slurm.script import slurm_folder
 from shards.files import read_json, write_json
@@ -101,13 +100,6 @@ def read_submitted(folder: Path) -> Submitted | None:
     """
     path = slurm_folder(folder) / "job.json"
     return Submitted(**read_json(path, "the record of the job")) if path.exists() else None
-
-
-def newest_nonce(run: Path) -> str | None:
-    """Return which start of a run is the newest; None where no start came as far as opening the folder."""
-    path = run / "starts.json"
-    starts: list[dict[str, Any]] = read_json(path, "the record of starts") if path.exists() else []
-    return str(starts[-1].get("nonce")) if starts else None
 
 
 def finished_stages(run: Path) -> list[str]:

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import ConfigError
-from launcher.slurm.job import Submitted, alive, in_words, is_finished, newest_nonce, read_submitted, record, slurm
+from engine.reliability.starts import newest_nonce
+from launcher.slurm.job import Submitted, alive, in_words, is_finished, read_submitted, record, slurm
 from launcher.slurm.script import DAEMON, DAEMON_NAME, REQUEUE_SECONDS, Job, render, slurm_folder
 from launcher.slurm.settings import add_arguments as add_settings
 from launcher.slurm.settings import seconds_of_time, settings_of
@@ -184,11 +185,10 @@ def _refuse_second_job(folders: Sequence[Path]) -> None:
 
 
 def _refuse_running(run: Path) -> None:
-    from engine.reliability.heartbeat import own_place, process_is_alive
     from engine.reliability.run_lock import read_holder
 
     holder = read_holder(run / "run.lock")
-    if holder is not None and holder.place == own_place() and process_is_alive(holder.pid):
+    if holder is not None and holder.is_from_here and not holder.process_is_gone:
         raise ConfigError(
             f"{run} is in use: a start on {holder.host} (pid {holder.pid}) works in it",
             expected="one start at a time in a run folder",
