@@ -26,13 +26,18 @@ from collections.abc import Callable
 from engine.coordination.coordinator import PeerError
 from engine.errors import CoordinationError, SparringError
 from engine.reliability.activity import ACTIVITY
+from engine.reliability.exit_codes import (
+    EXIT_CRASH,
+    EXIT_INTERRUPTED,
+    EXIT_LOST,
+    EXIT_PREEMPTED,
+    EXIT_REFUSED,
+)
 from engine.reliability.failure import Failure
-from engine.reliability.preemption import EXIT_PREEMPTED, Preempted
-from engine.reliability.watchdog import EXIT_LOST, Watchdog, watchdog_of_process
-from launcher.world.world import World, leave_mpi
+from engine.reliability.preemption import Preempted
+from engine.reliability.watchdog import Watchdog, watchdog_of_process
+from launcher.world.opening import World, leave_mpi
 from shards.files import as_full_disk
-
-EXIT_CRASH, EXIT_REFUSED, EXIT_INTERRUPTED = 1, 2, 130
 
 _QUIET_SECONDS = 1.0
 """How long a failed rank stays, because starters end all ranks with the first: another may still have to report."""

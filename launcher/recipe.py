@@ -32,7 +32,7 @@ from engine.refresh.refresh import index_plan
 from engine.run import Run, Stage
 from engine.training.backend import Models, TrainedModel, deepspeed_config
 from engine.training.resume import restore_training
-from launcher.world.world import World
+from launcher.world.opening import World
 from shards.formats import Checked, open_dataset
 from shards.made.generated import generate_dataset
 from shards.records import Dataset

@@ -23,13 +23,11 @@ from typing import IO
 
 from engine.errors import CoordinationError, SparringError
 from engine.reliability.activity import ACTIVITY
+from engine.reliability.exit_codes import EXIT_LOST, EXIT_PREEMPTED, EXIT_REFUSED
 from engine.reliability.failure import Failure, read_failure, record_failure
 from engine.reliability.heartbeat import ENDED, RUNNING, STOPPING, Beat, Heart, read_beat
-from engine.reliability.preemption import EXIT_PREEMPTED, PREEMPTION
+from engine.reliability.preemption import PREEMPTION
 from engine.reliability.run_lock import RunLock
-
-EXIT_LOST = 75
-"""Exit code where a rank was lost: dead, stopped, or not come. Nothing is to be mended; starting again may help."""
 
 _LOOKS_AT_A_DEAD_PROCESS = 2
 _SHARE_OF_TIMEOUT = 0.9
@@ -203,7 +201,7 @@ class Watchdog:
         except CoordinationError as error:
             zero = self._peer(0)
             if zero is None or zero.state != ENDED:  # else it has let go of the lock, which is its last act
-                self._end_process("lost lock", str(error), 2)
+                self._end_process("lost lock", str(error), EXIT_REFUSED)
         now = time.monotonic()
         if (failure := self.first_failure()) is not None:
             self._failed_since = self._failed_since or now

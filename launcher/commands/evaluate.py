@@ -20,7 +20,7 @@ from engine.log import get_logger
 from engine.reliability.run_lock import hold
 from engine.run import Run, RunFolder, Stage
 from launcher.commands.finished import data_of, last_iteration, open_run, texts_of
-from launcher.world.world import open_world
+from launcher.world.opening import open_world
 from shards.formats import open_dataset
 from shards.records import Dataset
 

@@ -23,14 +23,13 @@ from tabulate import tabulate
 from engine.config.file import parse_config
 from engine.config.recipe import Config
 from engine.errors import ConfigError
+from engine.reliability.exit_codes import EXIT_PREEMPTED, EXIT_REFUSED
 from engine.reliability.failure import Failure, last_failure
 from engine.reliability.heartbeat import ENDED, STOPPING, Beat, beat_path, read_beats
-from engine.reliability.preemption import EXIT_PREEMPTED
 from engine.reliability.run_lock import Holder, read_holder
 from engine.reliability.starts import newest_nonce
 from engine.run import RunFolder, format_seconds
-from launcher.ending import EXIT_REFUSED
-from launcher.slurm.job import Submitted, ask, is_finished, job_lines, read_submitted, sweep_rows
+from launcher.slurm.job import Submitted, ask_slurm, is_finished, job_lines, read_submitted, sweep_rows
 from shards.files import read_json
 
 RUNNING, FINISHED, STOPPED, SILENT = 0, 3, 4, 5
@@ -121,7 +120,7 @@ def _show_sweep(folder: Path, submitted: Submitted, tasks: Mapping[str, str]) ->
     print(tabulate(sweep_rows(folder, submitted), headers="keys", tablefmt="simple", disable_numparse=True))
     if all(is_finished(Path(run)) for run in tasks.values()):
         return FINISHED
-    return RUNNING if any(known.state == "RUNNING" for known in ask(submitted)) else STOPPED
+    return RUNNING if any(known.state == "RUNNING" for known in ask_slurm(submitted)) else STOPPED
 
 
 def read_state(path: Path) -> State:

@@ -18,6 +18,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from launcher.preflight.disks import (
+    check_data,
+    check_local_disk,
+    check_models,
+    check_run_folder,
+    check_space,
+)
 from launcher.preflight.facts import Facts
 from launcher.preflight.machines import (
     check_clock,
@@ -29,13 +36,6 @@ from launcher.preflight.machines import (
     check_user,
 )
 from launcher.preflight.outcome import Groups, Outcome, Problem, having
-from launcher.preflight.places import (
-    check_data,
-    check_local_disk,
-    check_models,
-    check_run_folder,
-    check_space,
-)
 from launcher.preflight.space import Space
 from shards.errors import listed
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.reliability.exit_codes import EXIT_REFUSED
 from launcher.preflight.outcome import Outcome, Severity
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from launcher.preflight.facts import Facts
     from launcher.preflight.hosts import Conversations
     from launcher.preflight.space import Space
-
-EXIT_PROBLEMS = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +72,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     with Conversations(chosen.names, chosen.words) as conversations:
         outcomes = _look(conversations, config, chosen, arguments, estimate_space(config))
     _print(outcomes, chosen, time.monotonic() - start)
-    return EXIT_PROBLEMS if _has_errors(outcomes) else 0
+    return EXIT_REFUSED if _has_errors(outcomes) else 0
 
 
 def _choose_hosts(arguments: argparse.Namespace) -> _Hosts:
@@ -145,9 +144,9 @@ def _look(
 
 
 def _facts(conversations: Conversations, config: Config, chosen: _Hosts, mark: dict[str, Any]) -> dict[str, Facts]:
-    from launcher.preflight.facts import Places
+    from launcher.preflight.facts import Needs
 
-    facts = conversations.ask("facts", places=Places.of(config).to_json(), mark=mark)
+    facts = conversations.ask("facts", needs=Needs.of(config).to_json(), mark=mark)
     offsets = conversations.clock_offsets()
     first = next(iter(offsets.values()), {"offset_seconds": 0.0, "uncertainty_seconds": 0.0})
     for host, own in facts.items():
@@ -188,7 +187,7 @@ def _try_world(
     facts: dict[str, Facts], config: Config, chosen: _Hosts, arguments: argparse.Namespace, mark: dict[str, Any]
 ) -> Facts:
     from engine.config.file import dump_config
-    from launcher.preflight.trial import through_a_shell, trial_words, try_world
+    from launcher.preflight.trial import changed_by_a_shell, trial_words, try_world
 
     gpus = len(next(iter(facts.values()))["gpus"])
     ranks = len(chosen.names) if chosen.way == "srun" else min(2, gpus) or 2
@@ -197,7 +196,7 @@ def _try_world(
     words = trial_words(
         recipe, launcher=chosen.launcher, hostfile=arguments.hostfile, ranks=ranks, master=arguments.master_addr
     )
-    if refused := through_a_shell(words, chosen.launcher):
+    if refused := changed_by_a_shell(words, chosen.launcher):
         return refused
     print("preflight: opening a small world ...", flush=True)
     try:

@@ -1,4 +1,4 @@
-"""What one host is like: software, devices, places, clock, environment. Facts are JSON; `checks` judges them.
+"""What one host is like: software, devices, folders, clock, environment. Facts are JSON; `checks` judges them.
 
 Facts of a host (keys that a host has not examined are absent):
 
@@ -61,7 +61,7 @@ _LOOKED_AT = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class Needs:
     """What of a configuration a host must be able to reach."""
 
     run_path: str
@@ -73,7 +73,7 @@ class Places:
     """Interface or subnet that the configuration names."""
 
     @classmethod
-    def of(cls, config: Config) -> Places:
+    def of(cls, config: Config) -> Needs:
         """Take from a configuration what the hosts are asked about; relative paths are this process's."""
         cache = config.shards.cache
         return cls(
@@ -85,15 +85,15 @@ class Places:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return what `Places(**...)` takes."""
+        """Return what `Needs(**...)` takes."""
         return asdict(self)
 
 
-def collect_facts(places: Places, mark: dict[str, Any], *, thorough: bool = False) -> Facts:
+def collect_facts(needs: Needs, mark: dict[str, Any], *, thorough: bool = False) -> Facts:
     """Examine this host.
 
     Args:
-        places: What to look at.
+        needs: What to look at.
         mark: What `folder.leave_mark` returned on the host that called it.
         thorough: Also import the libraries and try the network to a model hub, which takes seconds; for a process that
             does nothing else.
@@ -114,12 +114,12 @@ def collect_facts(places: Places, mark: dict[str, Any], *, thorough: bool = Fals
         facts["errors"] = _import_errors()
     facts |= _gpus(measure=thorough)
     facts["software"] |= _of_libraries(may_load_mpi=thorough)
-    facts["run_folder"] = look_for_mark(Path(places.run_path), mark)
-    facts["local"] = _local_places(places)
-    facts["data"] = _data(Path(places.data_path)) if places.data_path else None
-    facts["models"] = [_model(name, try_hub=thorough) for name in places.models]
+    facts["run_folder"] = look_for_mark(Path(needs.run_path), mark)
+    facts["local"] = _local_places(needs)
+    facts["data"] = _data(Path(needs.data_path)) if needs.data_path else None
+    facts["models"] = [_model(name, try_hub=thorough) for name in needs.models]
     facts["environment"] = environment(os.environ)
-    facts["interfaces"] = _interfaces(places.network)
+    facts["interfaces"] = _interfaces(needs.network)
     return facts
 
 
@@ -208,11 +208,11 @@ def _gpus(*, measure: bool) -> Facts:
     return {"gpus": found, "driver": _read("/sys/module/nvidia/version"), "gpu_error": failure}
 
 
-def _local_places(places: Places) -> list[Facts]:
+def _local_places(needs: Needs) -> list[Facts]:
     """Look at folders that each host has for itself."""
     asked = [("temporary files", tempfile.gettempdir()), ("shared memory", "/dev/shm")]
-    if places.cache_path:
-        asked.append(("shards.cache", places.cache_path))
+    if needs.cache_path:
+        asked.append(("shards.cache", needs.cache_path))
     found = []
     for purpose, name in asked:
         path = Path(name)

@@ -57,7 +57,7 @@ def check_software(hosts: Sequence[Facts]) -> Outcome:
         if package == "sources":
             fact = f"the code of Sparring itself is unlike: {groups} (a hash of its files)"
             remedy = "run from one checkout that all hosts share, or bring all of them to the same commit"
-        problems.append(Problem("software", groups.odd, fact, remedy))
+        problems.append(Problem("software", groups.outliers, fact, remedy))
     told = known[0]["software"] if known else {}
     found = ", ".join(str(told[name]) if name == "MPI" else f"{name} {told[name]}" for name in _SHOWN if told.get(name))
     return Outcome("software", "unlike" if problems else found, problems, examined)
@@ -80,11 +80,11 @@ def check_devices(hosts: Sequence[Facts]) -> Outcome:
     groups = Groups((facts["host"], _gpu_words(facts)) for facts in known if facts["gpus"])
     if groups.unlike:
         remedy = "choose hosts with the same GPUs: the slowest sets the pace, the smallest the batch"
-        problems.append(Problem("devices", groups.odd, f"GPUs are unlike: {groups}", remedy, "warning"))
+        problems.append(Problem("devices", groups.outliers, f"GPUs are unlike: {groups}", remedy, "warning"))
     drivers = Groups((facts["host"], facts.get("driver")) for facts in known if facts["gpus"])
     if drivers.unlike:
         fact = f"GPU drivers are unlike: {drivers}"
-        problems.append(Problem("devices", drivers.odd, fact, "bring them to one version", "warning"))
+        problems.append(Problem("devices", drivers.outliers, fact, "bring them to one version", "warning"))
     found = Groups((facts["host"], _gpu_words(facts)) for facts in known)
     return Outcome("devices", "unlike" if found.unlike else _gpu_words(known[0]) if known else "", problems, examined)
 
@@ -142,7 +142,7 @@ def check_cores_and_memory(hosts: Sequence[Facts]) -> Outcome:
             "look whether the scheduler gives all that a host has (srun --cpus-per-task, mpirun --bind-to none); else "
             "the host with the fewest sets the pace"
         )
-        problems.append(Problem("cores, memory", groups.odd, fact, remedy, "warning"))
+        problems.append(Problem("cores, memory", groups.outliers, fact, remedy, "warning"))
     middle = statistics.median_high(facts["memory_bytes"] for facts in known)
     if less := [facts for facts in known if facts["memory_bytes"] < (1 - _ALIKE) * middle]:
         fact = f"less memory than elsewhere: {gib(less[0]['memory_bytes'])}, others have {gib(middle)}"
@@ -159,7 +159,7 @@ def check_user(hosts: Sequence[Facts]) -> Outcome:
     problems = []
     if groups.unlike:
         remedy = "log in as the same user with the same number on all hosts, or files of one are closed to the others"
-        problems.append(Problem("user", groups.odd, f"users are unlike: {groups}", remedy, "warning"))
+        problems.append(Problem("user", groups.outliers, f"users are unlike: {groups}", remedy, "warning"))
     return Outcome("user", "unlike" if problems else str(groups.members[0][0]) if known else "", problems, examined)
 
 
@@ -176,7 +176,7 @@ def check_environment(hosts: Sequence[Facts]) -> Outcome:
         if groups.unlike:
             remedy = "set it alike on all hosts, unless it has to differ (such as the name of an interface)"
             fact = f"{variable} is unlike: {groups}"
-            problems.append(Problem("environment", groups.odd, fact, remedy, "warning"))
+            problems.append(Problem("environment", groups.outliers, fact, remedy, "warning"))
     compared = f"{len(variables)} variable{'s' * (len(variables) != 1)} compared"
     return Outcome("environment", compared, problems, examined)
 

@@ -70,7 +70,7 @@ class Groups:
         return len(self.members) > 1
 
     @property
-    def odd(self) -> tuple[str, ...]:
+    def outliers(self) -> tuple[str, ...]:
         """Hosts outside the largest group; all of them where no group is larger than the others."""
         if self.unlike and len(self.members[0][1]) == len(self.members[1][1]):
             return tuple(host for _, hosts in self.members for host in hosts)

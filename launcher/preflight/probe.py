@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from launcher.preflight.facts import Places, collect_facts
+from launcher.preflight.facts import Needs, collect_facts
 from launcher.preflight.folder import leave_mark, remove_mark
 from launcher.world.interfaces import interfaces
 
@@ -50,8 +50,8 @@ def _answer(answers: IO[str], result: dict[str, Any]) -> None:
     answers.flush()
 
 
-def _facts(places: dict[str, Any], mark: dict[str, Any]) -> dict[str, Any]:
-    return collect_facts(Places(**{**places, "models": tuple(places["models"])}), mark, thorough=True)
+def _facts(needs: dict[str, Any], mark: dict[str, Any]) -> dict[str, Any]:
+    return collect_facts(Needs(**{**needs, "models": tuple(needs["models"])}), mark, thorough=True)
 
 
 def _mark(path: str) -> dict[str, Any]:

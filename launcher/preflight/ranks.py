@@ -20,12 +20,12 @@ from engine.errors import ConfigError
 from engine.log import get_logger
 from engine.reliability.processes import boot_id
 from launcher.preflight.checks import examine
-from launcher.preflight.facts import Facts, Places, collect_facts
+from launcher.preflight.facts import Facts, Needs, collect_facts
 from launcher.preflight.folder import leave_mark, remove_mark
 from launcher.preflight.outcome import Outcome
 from launcher.preflight.report import listing, problems, table, verdict
 from launcher.preflight.space import Space, estimate_space
-from launcher.world.world import World
+from launcher.world.opening import World
 
 log = get_logger(__name__)
 _COLLECTIVE_SECONDS = 120.0
@@ -70,7 +70,7 @@ def _facts_of_rank(config: Config, world: World, given: dict[str, Any]) -> Facts
     facts: Facts = {}
     coordinator = world.coordinator
     if coordinator.is_first_of_host:
-        facts = collect_facts(Places.of(config), given["mark"])
+        facts = collect_facts(Needs.of(config), given["mark"])
         facts["barrier"] = {"found": "", "problems": []}
     if world.rank == 0:
         facts["space"] = asdict(estimate_space(config))

@@ -96,7 +96,7 @@ def _failed(fact: str, lines: list[str]) -> Facts:
     return {"found": "failed", "problems": [[fact, remedy, "error"]]}
 
 
-def through_a_shell(words: Sequence[str], launcher: str) -> Facts | None:
+def changed_by_a_shell(words: Sequence[str], launcher: str) -> Facts | None:
     """Return the problem of words that a shell would change, where the launcher hands them to one; None for none.
 
     Args:

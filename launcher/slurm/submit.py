@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from engine.errors import ConfigError
 from engine.reliability.starts import newest_nonce
-from launcher.slurm.job import Submitted, alive, in_words, is_finished, read_submitted, record, slurm
+from launcher.slurm.job import Submitted, alive, in_words, is_finished, read_submitted, run_slurm, write_submitted
 from launcher.slurm.script import DAEMON, DAEMON_NAME, REQUEUE_SECONDS, Job, render, slurm_folder
 from launcher.slurm.settings import add_arguments as add_settings
 from launcher.slurm.settings import seconds_of_time, settings_of
@@ -228,7 +228,7 @@ def _sbatch(script: Path) -> str:
             expected="a login node of a SLURM cluster, with SLURM's programs in PATH",
             remedy=f"submit {script} where SLURM is, or start the run by hand with deepspeed or mpirun",
         )
-    done = slurm("sbatch", "--parsable", str(script))
+    done = run_slurm("sbatch", "--parsable", str(script))
     if done is None:
         raise ConfigError(
             "sbatch does not answer", expected="an answer within seconds", remedy="try `sinfo`, and later"
@@ -247,10 +247,10 @@ def _sbatch(script: Path) -> str:
 def _record(job: Job, number: str, ranks: int) -> None:
     now, nodes = time.strftime("%Y-%m-%dT%H:%M:%S%z"), job.settings.nodes
     if not job.runs:
-        record(job.folder, Submitted(number, now, nodes, ranks, nonce=newest_nonce(job.folder)))
+        write_submitted(job.folder, Submitted(number, now, nodes, ranks, nonce=newest_nonce(job.folder)))
         return
     for task in job.tasks:
         run = job.runs[task]
-        record(run, Submitted(number, now, nodes, ranks, task, str(job.folder), nonce=newest_nonce(run)))
+        write_submitted(run, Submitted(number, now, nodes, ranks, task, str(job.folder), nonce=newest_nonce(run)))
     tasks = {str(task): str(run) for task, run in enumerate(job.runs)}
-    record(job.folder, Submitted(number, now, nodes, ranks, tasks=tasks))
+    write_submitted(job.folder, Submitted(number, now, nodes, ranks, tasks=tasks))

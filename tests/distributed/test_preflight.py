@@ -18,7 +18,7 @@ from engine.errors import ConfigError
 from engine.log import set_up_logging
 from launcher.preflight import facts, folder, ranks
 from launcher.preflight.ranks import require_preflight
-from launcher.world.world import World, open_world
+from launcher.world.opening import World, open_world
 from tests.distributed.processes import ROOT, clean_environment, report, run_ranks
 
 HERE = "tests.distributed.test_preflight"

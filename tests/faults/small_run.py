@@ -25,7 +25,7 @@ from engine.reliability.preemption import PREEMPTION
 from engine.reliability.progress import progress_bar
 from engine.run import Run, Stage
 from launcher.ending import end_of_process, guarded
-from launcher.world.world import World
+from launcher.world.opening import World
 from tests.distributed.processes import ROOT
 
 STEPS, STEP_SECONDS, FAULT_STEP = 60, 0.05, 4

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from engine.reliability.exit_codes import EXIT_LOST
 from engine.reliability.failure import record_failure
 from engine.reliability.run_lock import acquire
-from engine.reliability.watchdog import EXIT_LOST, Watchdog
+from engine.reliability.watchdog import Watchdog
 from tests.distributed.processes import ROOT
 from tests.small_disk import run_on_small_disk
 

@@ -12,7 +12,7 @@ import torch
 from engine.config.file import load_config
 from engine.config.recipe import Config
 from launcher.preflight import folder
-from launcher.preflight.facts import ROOT, Places, collect_facts, environment, sources_digest
+from launcher.preflight.facts import ROOT, Needs, collect_facts, environment, sources_digest
 from launcher.preflight.folder import leave_mark, look_for_mark, mount_of, remove_mark
 from launcher.preflight.space import Space, estimate_space, gib
 
@@ -96,7 +96,7 @@ def test_facts_of_this_host(tmp_path: Path) -> None:
     (data / "corpus.jsonl").write_text("{}\n")
     config = config_of(tmp_path, f"data.path={data}", f"shards.cache={tmp_path}/cache")
     mark = leave_mark(config.run.path)
-    facts = json.loads(json.dumps(collect_facts(Places.of(config), mark)))  # it has to travel as JSON
+    facts = json.loads(json.dumps(collect_facts(Needs.of(config), mark)))  # it has to travel as JSON
     assert facts["software"]["torch"] == torch.__version__
     assert facts["software"]["sources"] == sources_digest()
     assert facts["software"]["deepspeed"]
@@ -108,13 +108,13 @@ def test_facts_of_this_host(tmp_path: Path) -> None:
     assert facts["models"] == [
         {"name": "random", "where": "made by the run", "digest": None, "error": None, "warning": None}
     ]
-    assert Places(**facts_of_json(Places.of(config))) == Places.of(config)
+    assert Needs(**facts_of_json(Needs.of(config))) == Needs.of(config)
     (data / "more.jsonl").write_text("{}\n")
-    assert collect_facts(Places.of(config), mark)["data"]["digest"] != facts["data"]["digest"]
+    assert collect_facts(Needs.of(config), mark)["data"]["digest"] != facts["data"]["digest"]
 
 
-def facts_of_json(places: Places) -> dict[str, object]:
-    told = json.loads(json.dumps(places.to_json()))
+def facts_of_json(needs: Needs) -> dict[str, object]:
+    told = json.loads(json.dumps(needs.to_json()))
     return {**told, "models": tuple(told["models"])}
 
 
@@ -124,12 +124,12 @@ def test_data_and_models_that_cannot_be_read_say_why(tmp_path: Path, monkeypatch
     model.mkdir()
     words = [f"data.path={tmp_path}/none", f"retriever.name={model}", "ranker.name=someone/a-model"]
     config = config_of(tmp_path, *words)
-    facts = collect_facts(Places.of(config), leave_mark(config.run.path))
+    facts = collect_facts(Needs.of(config), leave_mark(config.run.path))
     assert facts["data"]["error"] == "No such file or directory"
     assert "no config.json" in facts["models"][0]["error"]
     assert "HF_HUB_OFFLINE is set" in facts["models"][1]["error"]
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    facts = collect_facts(Places.of(config), leave_mark(config.run.path))
+    facts = collect_facts(Needs.of(config), leave_mark(config.run.path))
     assert "each host will download it" in facts["models"][1]["warning"]
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from engine.errors import ConfigError
+from engine.reliability.exit_codes import EXIT_REFUSED
 from launcher.preflight import command, hosts
 from launcher.preflight.facts import ROOT
 from launcher.preflight.hosts import Conversations, local_words, srun_words, ssh_words
-from launcher.preflight.trial import through_a_shell, trial_words, try_world
+from launcher.preflight.trial import changed_by_a_shell, trial_words, try_world
 from shards.errors import DataError
 
 RUN_IT = 'while [ "$1" != -- ]; do shift; done; exec sh -c "$3"'
@@ -199,7 +200,7 @@ def test_command_tells_all_hosts_in_one_table(
     stand_in(programs, "pdsh", "exit 0")
     (tmp_path / "hostfile").write_text("good slots=1\nbad slots=1\n")
     words = ["--hostfile", str(tmp_path / "hostfile"), "--no-world", f"data.path={tmp_path}/none"]
-    assert run(tmp_path, *words) == command.EXIT_PROBLEMS
+    assert run(tmp_path, *words) == EXIT_REFUSED
     told = capsys.readouterr().out
     rows = {line.split("  ")[0]: line for line in told.splitlines()}
     assert rows["reach"].split()[1:3] == ["ok", "PROBLEM"]
@@ -222,7 +223,7 @@ def test_command_opens_a_world_where_nothing_speaks_against_it(
         return {"found": "failed", "problems": [["a small world ended with code 1", "see there", "error"]]}
 
     monkeypatch.setattr("launcher.preflight.trial.try_world", start)
-    assert run(tmp_path) == command.EXIT_PROBLEMS
+    assert run(tmp_path) == EXIT_REFUSED
     assert "world: a small world ended with code 1" in capsys.readouterr().out
     assert "--preflight-only" in started[0]
 
@@ -292,12 +293,12 @@ def test_trial_tells_how_it_ended() -> None:
 def test_words_that_a_remote_shell_would_change_are_refused(path: str) -> None:
     """Symptom: DeepSpeed's pdsh lets a shell of every host expand what a path holds."""
     words = trial_words(Path(path), launcher="pdsh", hostfile=Path("/h"), ranks=2, master=None)
-    refused = through_a_shell(words, "pdsh")
+    refused = changed_by_a_shell(words, "pdsh")
     assert refused is not None
     assert path in refused["problems"][0][0]
-    assert through_a_shell(words, "openmpi") is None
+    assert changed_by_a_shell(words, "openmpi") is None
     plain = trial_words(Path("/runs/a.yaml"), launcher="pdsh", hostfile=Path("/h"), ranks=2, master="10.0.0.1")
-    assert through_a_shell(plain, "pdsh") is None
+    assert changed_by_a_shell(plain, "pdsh") is None
 
 
 def test_what_keeps_root_from_starting_mpirun_has_its_remedy() -> None:

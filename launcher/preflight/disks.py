@@ -125,7 +125,7 @@ def check_data(hosts: Sequence[Facts]) -> Outcome:
     groups = Groups((facts["host"], facts["data"]["digest"]) for facts in known if not facts["data"]["error"])
     if groups.unlike:
         fact = f"{known[0]['data']['path']} holds other files than elsewhere (names or sizes differ)"
-        problems.append(Problem("data", groups.odd, fact, "bring all copies to one state, or share one folder"))
+        problems.append(Problem("data", groups.outliers, fact, "bring all copies to one state, or share one folder"))
     found = f"{known[0]['data']['path']}, {known[0]['data']['files']} files" if known else ""
     return Outcome("data", found, problems, examined)
 
@@ -146,7 +146,9 @@ def check_models(hosts: Sequence[Facts]) -> Outcome:
         groups = Groups((host, model["digest"]) for host, model in own.items() if model["digest"])
         if groups.unlike:
             fact = f"{name} is not the same everywhere (files or revisions differ)"
-            problems.append(Problem("models", groups.odd, fact, "bring all copies to one state, or share one folder"))
+            problems.append(
+                Problem("models", groups.outliers, fact, "bring all copies to one state, or share one folder")
+            )
     found = ", ".join(f"{model['name']} ({model['where']})" for model in first)
     return Outcome("models", found, problems, examined)
 

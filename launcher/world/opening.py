@@ -29,7 +29,7 @@ from engine.coordination.coordinator import Coordinator, LocalTransport, MpiTran
 from engine.coordination.watched import WatchedTransport
 from engine.errors import ConfigError, CoordinationError
 from launcher.world.interfaces import set_mpi_interfaces
-from launcher.world.places import table_of_ranks
+from launcher.world.rank_table import table_of_ranks
 from launcher.world.rendezvous import meet_at_given_address, meet_over_mpi, open_store
 
 _TORCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
