@@ -92,7 +92,7 @@ class Coordinator:
     @property
     def ranks_of_host(self) -> list[int]:
         """The ranks on this rank's host, this one too, in order."""
-        return [rank for rank, host in enumerate(self.hosts) if host == self._host]
+        return [rank for rank, host in enumerate(self.hosts) if host == self.hosts[self.rank]]
 
     @property
     def is_first_of_host(self) -> bool:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
-from launcher.preflight.outcome import Outcome, Problem, Severity, names
+from launcher.preflight.outcome import Outcome, Problem, names
+from launcher.preflight.records import Severity
 
 _MOST_COLUMNS = 6
 _FOUND_CHARACTERS = 58
