@@ -207,7 +207,7 @@ def _cause(watchdog: Watchdog) -> Failure | None:
 def _told_by_another(world: World, error: SparringError) -> bool:
     """Spread the error; where ranks before this one fail alike (all read the same file), leave it to the first."""
     failures = world.coordinator.report_failure(error)
-    return any(failure["rank"] < world.rank and failure["message"] == str(error) for failure in failures)
+    return any(failure.rank < world.rank and failure.message == str(error) for failure in failures)
 
 
 def _tell(world: World | None, text: str) -> None:

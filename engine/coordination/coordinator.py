@@ -30,11 +30,12 @@ from typing import Any
 from engine.coordination.counter import SharedCounter
 from engine.coordination.local import LocalTransport
 from engine.coordination.mpi import MpiTransport
-from engine.coordination.star import MAX_EXCHANGE_BYTES, Kind, PeerError, Transport
+from engine.coordination.star import MAX_EXCHANGE_BYTES, Kind, PeerError, RankFailure, Transport
 from engine.coordination.store import StoreTransport
 from engine.errors import CoordinationError, SparringError
 from engine.log import get_logger
 from engine.reliability.preemption import PREEMPTION
+from shards.files import parse_record
 
 __all__ = ["Coordinator", "LocalTransport", "MpiTransport", "PeerError", "StoreTransport", "Transport"]
 
@@ -45,11 +46,11 @@ _LAST_WORD_SECONDS = 3.0
 _SHARED = "_sparring_shared"
 
 
-def _mark_shared(error: BaseException, failures: list[dict[str, Any]]) -> None:
+def _mark_shared(error: BaseException, failures: list[RankFailure]) -> None:
     error.__dict__[_SHARED] = failures
 
 
-def _shared_failures(error: BaseException | None) -> list[dict[str, Any]] | None:
+def _shared_failures(error: BaseException | None) -> list[RankFailure] | None:
     """Return what all ranks know of this error, or of one it was raised from or while handling; None for nothing."""
     while error is not None:
         if (failures := error.__dict__.get(_SHARED)) is not None:
@@ -222,7 +223,7 @@ class Coordinator:
             yield units[place]
         self._handing_out = None
 
-    def report_failure(self, error: BaseException, timeout_seconds: float = _LAST_WORD_SECONDS) -> list[dict[str, Any]]:
+    def report_failure(self, error: BaseException, timeout_seconds: float = _LAST_WORD_SECONDS) -> list[RankFailure]:
         """Tell the other ranks, wherever they are, that this one stops; for an error that no agreement has caught.
 
         Ranks that wait at a point, or come to one later, get a `PeerError` that quotes it. Never raises.
@@ -232,8 +233,8 @@ class Coordinator:
             timeout_seconds: How long to wait for rank 0 to spread the word.
 
         Returns:
-            What failed in the same moment, one entry a rank with "rank", "host", "name" and "message", of this
-            report or of the agreement that spread the error before; empty where rank 0 does not answer.
+            What failed in the same moment, one entry a rank, of this report or of the agreement that spread the error
+            before; empty where rank 0 does not answer.
         """
         return self._announce("the end of its work", error, timeout_seconds)
 
@@ -281,7 +282,7 @@ class Coordinator:
             )
         return payload
 
-    def _announce(self, label: str, error: BaseException, timeout_seconds: float | None) -> list[dict[str, Any]]:
+    def _announce(self, label: str, error: BaseException, timeout_seconds: float | None) -> list[RankFailure]:
         """Tell all ranks that this one failed, unless they know; the caller re-raises its own exception."""
         if (known := _shared_failures(error)) is not None:
             return known
@@ -300,6 +301,6 @@ class Coordinator:
         except CoordinationError as refusal:
             _log.warning("The other ranks could not be told that this one fails: %s", refusal)
             answers = []
-        failures = [json.loads(answer) for answer in answers]
+        failures = [parse_record(json.loads(answer), RankFailure, "the report of a failure") for answer in answers]
         _mark_shared(error, failures)
         return failures

@@ -24,12 +24,13 @@ from engine.config.file import parse_config
 from engine.config.recipe import Config
 from engine.errors import ConfigError
 from engine.reliability.exit_codes import EXIT_PREEMPTED, EXIT_REFUSED
-from engine.reliability.failure import Failure, last_failure
-from engine.reliability.heartbeat import ENDED, STOPPING, Beat, beat_path, read_beats
+from engine.reliability.failure import Failure
+from engine.reliability.heartbeat import ENDED, STOPPING, Beat, beat_path
 from engine.reliability.run_lock import Holder, read_holder
-from engine.reliability.starts import newest_nonce
+from engine.reliability.traces import read_traces
 from engine.run import RunFolder, format_seconds
 from launcher.slurm.job import Submitted, ask_slurm, is_finished, job_lines, read_submitted, sweep_rows
+from shards.errors import counted
 from shards.files import read_json
 
 RUNNING, FINISHED, STOPPED, SILENT = 0, 3, 4, 5
@@ -135,15 +136,14 @@ def read_state(path: Path) -> State:
         raise ConfigError(f"{path} holds no run", expected="a folder with a config.yaml that a run wrote")
     config = parse_config(yaml.safe_load(folder.config.read_text(encoding="utf-8")), origin=str(folder.config))
     ledger = read_json(folder.ledger, "the ledger of finished stages")["stages"] if folder.ledger.exists() else {}
-    newest = newest_nonce(folder.path)
-    failure = last_failure(folder.path)
+    traces = read_traces(folder.path, before=None)
     return State(
         folder,
         config,
         ledger,
-        [beat for beat in read_beats(folder.path / "heartbeats") if beat.attempt == newest],
+        traces.beats if traces else [],
         read_holder(folder.lock),
-        failure if failure is not None and failure.attempt == newest else None,
+        traces.failure if traces else None,
     )
 
 
@@ -208,7 +208,7 @@ def _lines(state: State) -> list[tuple[str, str]]:
 def _in_words(state: State, code: int) -> str:
     holder, failure = state.holder, state.failure
     if code in {RUNNING, SILENT} and holder is not None:
-        ranks = f"{holder.num_ranks} rank{'s' * (holder.num_ranks > 1)}"
+        ranks = f"{counted(holder.num_ranks, 'rank')}"
         words = [f"running: {ranks}, pid {holder.pid} on {holder.host} since {holder.started}"]
         words += ["a rank gives no sign"] * (code == SILENT)
         words += ["asked to stop"] * any(beat.state == STOPPING for beat in state.beats)

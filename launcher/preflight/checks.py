@@ -28,7 +28,7 @@ from launcher.preflight.machines import (
 from launcher.preflight.outcome import Groups, Outcome, Problem, having
 from launcher.preflight.records import Facts, Judgement
 from launcher.preflight.space import Space
-from shards.errors import listed
+from shards.errors import counted, listed
 
 _LISTED = 6
 
@@ -88,7 +88,7 @@ def check_collective(hosts: Sequence[Facts]) -> Outcome:
             problems.append(Problem("collective", (facts.host,), fact, remedy))
     taken = [rank.collective.seconds for _, ranks in known for rank in ranks]
     seconds = max(taken, default=0.0)
-    found = f"all-reduce and all-gather of {len(taken)} rank{'s' * (len(taken) > 1)} in {1000 * seconds:.0f} ms"
+    found = f"all-reduce and all-gather of {counted(len(taken), 'rank')} in {1000 * seconds:.0f} ms"
     return Outcome("collective", "failed" if problems else found, problems, examined)
 
 

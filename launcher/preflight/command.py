@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from engine.reliability.exit_codes import EXIT_REFUSED
 from launcher.preflight.outcome import Outcome
+from shards.errors import counted
 
 if TYPE_CHECKING:
     from engine.config.recipe import Config
@@ -65,7 +66,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     chosen = _choose_hosts(arguments)
     print(
-        f"preflight: looking at {len(chosen.names)} host{'s' * (len(chosen.names) > 1)} "
+        f"preflight: looking at {counted(len(chosen.names), 'host')} "
         f"{f'by {chosen.way}' if chosen.way else '(this one)'} ...",
         flush=True,
     )

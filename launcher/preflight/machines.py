@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from launcher.preflight.outcome import Groups, Outcome, Problem, having
 from launcher.preflight.records import Facts, Gpu
 from launcher.preflight.space import gib
+from shards.errors import counted
 
 CLOCK_WARNING_SECONDS, CLOCK_ERROR_SECONDS = 5.0, 60.0
 _ALIKE = 0.05
@@ -30,7 +31,7 @@ def check_reach(hosts: Sequence[Facts]) -> Outcome:
             remedy = "give each machine a host name of its own (hostnamectl set-hostname NAME)"
             problems.append(Problem("reach", (facts.host,), fact, remedy))
     answered = sum(facts.unreachable is None for facts in hosts)
-    found = f"{answered} of {len(hosts)} host{'s' * (len(hosts) > 1)}"
+    found = f"{answered} of {counted(len(hosts), 'host')}"
     ways = sorted({facts.way for facts in hosts if facts.way})
     if ways:
         found += f" by {', '.join(ways)}"
@@ -151,7 +152,7 @@ def check_cores_and_memory(hosts: Sequence[Facts]) -> Outcome:
         remedy = "choose index.memory_gib by the smallest host"
         problems.append(Problem("cores, memory", tuple(host for host, _ in less), fact, remedy, "warning"))
     cores, memory = known[0][1]
-    found = f"{cores} core{'s' * (cores != 1)}, {gib(memory)}"
+    found = f"{counted(cores, 'core')}, {gib(memory)}"
     return Outcome("cores, memory", "unlike" if problems else found, problems, examined)
 
 
@@ -184,7 +185,7 @@ def check_environment(hosts: Sequence[Facts]) -> Outcome:
             remedy = "set it alike on all hosts, unless it has to differ (such as the name of an interface)"
             fact = f"{variable} is unlike: {groups}"
             problems.append(Problem("environment", groups.outliers, fact, remedy, "warning"))
-    compared = f"{len(variables)} variable{'s' * (len(variables) != 1)} compared"
+    compared = f"{counted(len(variables), 'variable')} compared"
     return Outcome("environment", compared, problems, examined)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from engine.config.file import flatten
 from engine.config.recipe import Config
 from engine.errors import ConfigError
 from engine.log import get_logger
@@ -27,6 +28,7 @@ from launcher.preflight.records import Clock, Collective, Facts, Gpu, Judgement,
 from launcher.preflight.report import listing, problems, table, verdict
 from launcher.preflight.space import Space, estimate_space
 from launcher.world.opening import World
+from shards.errors import counted
 from shards.files import parse_record
 
 log = get_logger(__name__)
@@ -188,19 +190,12 @@ def config_differences(own: dict[str, Any], other: dict[str, Any]) -> list[str]:
         own: A configuration's `model_dump(mode="json")`.
         other: Another's.
     """
-    mine, theirs = _flat(own), _flat(other)
+    mine, theirs = flatten(own), flatten(other)
     return [
         f"{key}: {theirs.get(key)!r} -> {mine.get(key)!r}"
         for key in sorted(mine.keys() | theirs.keys())
         if mine.get(key) != theirs.get(key)
     ]
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 def _rendezvous(world: World) -> Judgement:
@@ -220,7 +215,7 @@ def _tell(outcomes: list[Outcome], hosts: list[str], world: World, seconds: floa
         log.debug("preflight\n\n%s\n", laid_out)
         for warning in warnings:
             log.warning("preflight: %s", warning)
-        who = f"{len(hosts)} host{'s' * (len(hosts) > 1)}, {world.world_size} rank{'s' * (world.world_size > 1)}"
+        who = f"{counted(len(hosts), 'host')}, {counted(world.world_size, 'rank')}"
         tried = ", ".join(outcome.found for outcome in outcomes if outcome.check in {"collective", "barrier"})
         log.info("preflight: %s, %s in %.1f s (%s)", who, verdict(outcomes), seconds, tried)
 

@@ -31,6 +31,7 @@ from engine.errors import ConfigError, CoordinationError
 from launcher.world.interfaces import set_mpi_interfaces
 from launcher.world.rank_table import table_of_ranks
 from launcher.world.rendezvous import meet_at_given_address, meet_over_mpi, open_store
+from shards.errors import counted
 
 _TORCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _MPI_SIGNS = ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK")
@@ -113,8 +114,8 @@ def open_world(
     num_hosts = len(set(meeting.hosts))
     road = {"mpi": "MPI", "store": "a store of torch.distributed", "local": "none needed"}[meeting.kind]
     description = (
-        f"{world_size} rank{'s' * (world_size > 1)} on {num_hosts} host{'s' * (num_hosts > 1)}, "
-        f"{chosen.type} with {num_threads} thread{'s' * (num_threads > 1)} a rank, coordinator: {road}"
+        f"{counted(world_size, 'rank')} on {counted(num_hosts, 'host')}, "
+        f"{chosen.type} with {counted(num_threads, 'thread')} a rank, coordinator: {road}"
     )
     if world_size > 1:
         description += "\n" + table_of_ranks(meeting, chosen)

@@ -10,6 +10,7 @@ import torch
 from tabulate import tabulate
 
 from engine.coordination.coordinator import Coordinator
+from shards.errors import counted
 
 _MOST_ROWS = 64
 _GIB = 2**30
@@ -37,7 +38,7 @@ def _device_and_memory(device: torch.device) -> tuple[str, str]:
         return f"{device} {torch.cuda.get_device_name(device)}", f"{free / _GIB:.0f} of {total / _GIB:.0f} GiB free"
     memory = psutil.virtual_memory()
     threads = torch.get_num_threads()
-    used_by = f"{device.type}, {threads} thread{'s' * (threads > 1)}"
+    used_by = f"{device.type}, {counted(threads, 'thread')}"
     return used_by, f"{memory.available / _GIB:.0f} of {memory.total / _GIB:.0f} GiB free"
 
 

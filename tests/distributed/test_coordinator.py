@@ -237,8 +237,8 @@ def check_hand_out_of_differing_lists(c: Coordinator) -> None:
 def check_failure_outside_an_agreement(c: Coordinator) -> None:
     if c.rank == 1:
         (failure,) = c.report_failure(ArtifactError("lost the file"))
-        assert (failure["rank"], failure["host"]) == (1, HOST)
-        assert says(failure["message"], "lost the file")
+        assert (failure.rank, failure.host) == (1, HOST)
+        assert says(failure.message, "lost the file")
     else:
         error = caught(lambda: c.barrier("far away"))
         assert isinstance(error, PeerError)
