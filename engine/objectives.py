@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,21 +25,6 @@ from engine.data.corpus import Data
 from engine.metrics import Metric
 from engine.training.backend import TrainedModel
 from engine.training.gradient_cache import contrastive_backward
-
-
-class Objective(Protocol):
-    """What one step of a phase computes."""
-
-    samples: Samples
-    """What its steps are made of."""
-
-    def prepare(self, step: int) -> Any:
-        """Make the batch of a step on the CPU; steps are counted over all visits of the phase."""
-        ...
-
-    def backward(self, model: TrainedModel, batch: Any) -> dict[str, Metric]:
-        """Run the forward and backward passes of a prepared batch, on the device, and return metrics with a `loss`."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from engine.config.timetable import Visit, iteration_name
 from engine.data.batches import InputBuilder, Samples
 from engine.data.candidates import Candidates
 from engine.data.corpus import Data
 from engine.models.weights import frozen_ranker
-from engine.objectives import AdversarialGame, InBatchContrast, ListwiseRanking, Objective
+from engine.objectives import AdversarialGame, InBatchContrast, ListwiseRanking
 from engine.run import NOT_SHOWN, Stage
-from engine.timetable import Visit, iteration_name
-from engine.training.loop import train
+from engine.training.loop import Objective, train
 from engine.training.models import Models
 from engine.training.publishing import publish_weights
 

@@ -8,13 +8,7 @@ no question about resuming, ranks or files.
 
 from __future__ import annotations
 
-import importlib.metadata
 import inspect
-import os
-import platform
-import shutil
-import subprocess
-import sys
 import time
 import typing
 from collections.abc import Callable, Sequence
@@ -28,6 +22,7 @@ import yaml
 
 from engine.config.file import differences, dump_config, parse_config
 from engine.config.recipe import Config
+from engine.config.timetable import Timetable
 from engine.coordination.coordinator import Coordinator
 from engine.errors import ConfigError
 from engine.log import get_logger
@@ -35,8 +30,8 @@ from engine.metrics import MetricsWriter
 from engine.reliability.activity import ACTIVITY
 from engine.reliability.preemption import PREEMPTION
 from engine.reliability.run_lock import RunLock, acquire
+from engine.reliability.starts import Start, read_starts, record_start
 from engine.reliability.watchdog import Watchdog, watch
-from engine.timetable import Timetable
 from shards.files import parse_record, read_json, write_atomically, write_json
 
 log = get_logger(__name__)
@@ -47,9 +42,8 @@ NOT_SHOWN = {"shown": False}
 
 _BEATS_OF_PATIENCE = 6
 """Heartbeats that a start on another host must miss before its folder is taken over."""
-_BEFORE_A_RUN = frozenset({"data", "run.lock", "slurm"})
-"""What may be in a folder before its first start: made-up data, this start's lock, the job that starts it."""
-_PACKAGES = ("sparring", "torch", "deepspeed", "transformers", "mpi4py", "webdataset", "numpy", "bm25s", "ir_measures")
+_BEFORE_A_RUN = frozenset({"data", "run.lock"})
+"""What may be in a folder before its first start: made-up data and this start's lock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +66,6 @@ class RunFolder:
     def lock(self) -> Path:
         """Which start works in the folder."""
         return self.path / "run.lock"
-
-    @property
-    def starts(self) -> Path:
-        """What was started when, with which versions."""
-        return self.path / "starts.json"
 
     @property
     def shards(self) -> Path:
@@ -178,6 +167,7 @@ class Run:
                     coordinator.world_size,
                     interval_seconds=settings.heartbeat_seconds,
                     timeout_seconds=settings.timeout_seconds,
+                    speaks_for_host=coordinator.is_first_of_host,
                 )
             )
         writer = MetricsWriter(folder.path, active=coordinator.rank == 0)
@@ -336,11 +326,12 @@ def _take_folder(folder: RunFolder, config: Config, coordinator: Coordinator) ->
 
 def _prepare_folder(folder: RunFolder, config: Config, coordinator: Coordinator, lock: RunLock) -> None:
     forced: list[str] = []
-    starts: list[Any] = read_json(folder.starts, "the record of starts") if folder.starts.exists() else []
+    starts = read_starts(folder.path)
     if folder.config.exists():
         recorded = parse_config(yaml.safe_load(folder.config.read_text(encoding="utf-8")), origin=str(folder.config))
         if folder.ledger.exists():  # before the first finished stage there is nothing to protect
-            forced = _require_same(folder, differences(config, recorded), _code_changes(starts), config)
+            code = starts[-1].code_changes() if starts else []
+            forced = _require_same(folder, differences(config, recorded), code, config)
     elif any(entry.name not in _BEFORE_A_RUN and entry.name[0] != "." for entry in folder.path.iterdir()):
         raise ConfigError(
             f"the folder {folder.path} is not empty and holds no run",
@@ -350,8 +341,7 @@ def _prepare_folder(folder: RunFolder, config: Config, coordinator: Coordinator,
     with write_atomically(folder.config) as temporary:
         temporary.write_text(dump_config(config), encoding="utf-8")
     (folder.path / "stop").unlink(missing_ok=True)  # a request to an earlier start
-    starts.append(_this_start(coordinator, lock) | ({"forced": forced} if forced else {}))
-    write_json(folder.starts, starts)
+    record_start(folder.path, Start.now(lock.nonce, coordinator.world_size, coordinator.kind, forced))
 
 
 def _require_same(folder: RunFolder, changed: list[str], code: list[str], config: Config) -> list[str]:
@@ -374,59 +364,3 @@ def _require_same(folder: RunFolder, changed: list[str], code: list[str], config
             remedy=f"go back to them, choose another run.path, {force}",
         )
     return []
-
-
-def _code_changes(starts: list[Any]) -> list[str]:
-    """List what of the code differs from the last start's: our version and commit, and minor releases of libraries."""
-    if not starts:
-        return []
-    then, changes = starts[-1], []
-    for name, version in _versions().items():
-        before = then["versions"].get(name)
-        shown = [str(one) if name == "sparring" else ".".join(str(one).split(".")[:2]) for one in (before, version)]
-        if shown[0] != shown[1]:
-            changes.append(f"{name}: {before} -> {version}")
-    commits = [str(one or "").removesuffix("-dirty") for one in (then["git"], _git_revision())]
-    if all(commits) and commits[0] != commits[1]:
-        changes.append(f"git commit: {commits[0]} -> {commits[1]}")
-    return changes
-
-
-def _this_start(coordinator: Coordinator, lock: RunLock) -> dict[str, Any]:
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "nonce": lock.nonce,
-        "argv": sys.argv,
-        "host": platform.node(),
-        "num_ranks": coordinator.world_size,
-        "coordinator": coordinator.kind,
-        "python": platform.python_version(),
-        "versions": _versions(),
-        "git": _git_revision(),
-    }
-
-
-def _versions() -> dict[str, str | None]:
-    return {name: _version(name) for name in _PACKAGES} | {"faiss": _version("faiss-cpu", "faiss-gpu")}
-
-
-def _version(*names: str) -> str | None:
-    for name in names:
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return None
-
-
-def _git_revision() -> str | None:
-    git, here = shutil.which("git"), Path(__file__).resolve().parent
-    if git is None:
-        return None
-    answer = subprocess.run(
-        [git, "-C", os.fspath(here), "describe", "--always", "--dirty", "--abbrev=40"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return answer.stdout.strip() or None

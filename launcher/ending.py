@@ -26,13 +26,18 @@ from collections.abc import Callable
 from engine.coordination.coordinator import PeerError
 from engine.errors import CoordinationError, SparringError
 from engine.reliability.activity import ACTIVITY
+from engine.reliability.exit_codes import (
+    EXIT_CRASH,
+    EXIT_INTERRUPTED,
+    EXIT_LOST,
+    EXIT_PREEMPTED,
+    EXIT_REFUSED,
+)
 from engine.reliability.failure import Failure
-from engine.reliability.preemption import EXIT_PREEMPTED, Preempted
-from engine.reliability.watchdog import EXIT_LOST, Watchdog, watchdog_of_process
-from launcher.world.world import World, leave_mpi
+from engine.reliability.preemption import Preempted
+from engine.reliability.watchdog import Watchdog, watchdog_of_process
+from launcher.world.opening import World, leave_mpi
 from shards.files import as_full_disk
-
-EXIT_CRASH, EXIT_REFUSED, EXIT_INTERRUPTED = 1, 2, 130
 
 _QUIET_SECONDS = 1.0
 """How long a failed rank stays, because starters end all ranks with the first: another may still have to report."""
@@ -202,7 +207,7 @@ def _cause(watchdog: Watchdog) -> Failure | None:
 def _told_by_another(world: World, error: SparringError) -> bool:
     """Spread the error; where ranks before this one fail alike (all read the same file), leave it to the first."""
     failures = world.coordinator.report_failure(error)
-    return any(failure["rank"] < world.rank and failure["message"] == str(error) for failure in failures)
+    return any(failure.rank < world.rank and failure.message == str(error) for failure in failures)
 
 
 def _tell(world: World | None, text: str) -> None:
@@ -224,7 +229,7 @@ def _end_watch(code: int) -> None:
 def _leave(world: World | None, code: int) -> int:
     """End a failed rank after those that come to the same point within seconds have learnt why from it."""
     watchdog = watchdog_of_process()
-    if watchdog is not None and (text := watchdog.told_elsewhere()) is not None:
+    if watchdog is not None and (text := watchdog.loss_to_repeat()) is not None:
         _tell(world, text)
     if world is not None and world.world_size > 1:
         time.sleep(_QUIET_SECONDS)

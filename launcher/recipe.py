@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.config.recipe import Config
+from engine.config.timetable import iteration_name
 from engine.data.batches import require_equal_shares
 from engine.data.corpus import (
     Data,
@@ -33,10 +34,9 @@ from engine.models.ranker import Ranker
 from engine.models.retriever import Retriever
 from engine.refresh.refresh import index_plan
 from engine.run import Run, Stage
-from engine.timetable import iteration_name
 from engine.training.backend import deepspeed_config
 from engine.training.models import Models
-from launcher.world.world import World
+from launcher.world.opening import World
 from shards.formats import Checked, open_dataset
 from shards.made.generated import generate_dataset
 from shards.records import Dataset

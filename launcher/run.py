@@ -27,7 +27,7 @@ from engine.errors import ConfigError  # noqa: E402
 from engine.log import get_logger, set_up_logging  # noqa: E402
 from engine.reliability.preemption import PREEMPTION  # noqa: E402
 from launcher.ending import end_of_process, guarded  # noqa: E402
-from launcher.world.world import World, open_world  # noqa: E402
+from launcher.world.opening import World, open_world  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -51,3 +51,8 @@ class ArtifactError(SparringError):
 
 class DiskFullError(SparringError):
     """A file could not be written for want of space; what was written before it is whole."""
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, such as `1 rank` or `2 ranks`."""
+    return f"{number} {noun}{'s' * (number != 1)}"

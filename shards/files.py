@@ -14,6 +14,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -28,6 +29,8 @@ R = TypeVar("R")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FULL_WORDS = ("No space left on device", "Disk quota exceeded")
 _NO_SPACE_BYTES = 2**20
+_adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
+"""Making one takes milliseconds, and heartbeats are read by the hundred."""
 
 
 def sha256_file(path: Path) -> str:
@@ -225,7 +228,8 @@ def parse_record(values: object, kind: type[R], what: str, *, remedy: str = "") 
         ArtifactError: They have another form.
     """
     try:
-        return TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
+        record: R = _adapter(kind).validate_json(json.dumps(values), strict=True)
+        return record
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "as a whole"

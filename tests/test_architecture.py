@@ -1,239 +1,64 @@
 """The rules of the house that a machine can check: what may import what, how long things get, what must be described.
 
-Each rule is a function from parsed modules to a list of offences, so that `test_each_rule_sees_an_offence` can show
-it code that breaks it: a rule that finds nothing anywhere would be no rule.
+Each rule (`tests/architecture/`) is a function from parsed modules to a list of offences, so that
+`test_each_rule_sees_an_offence` can show it code that breaks it: a rule that finds nothing anywhere would be no rule.
 """
 
 from __future__ import annotations
 
 import ast
 import json
-import re
 import typing
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 from pydantic import BaseModel
 
 from engine.config.recipe import Config
-
-ROOT = Path(__file__).parents[1]
-MAY_IMPORT = {"launcher": {"launcher", "engine", "shards"}, "engine": {"engine", "shards"}, "shards": {"shards"}}
-MAX_FILE_LINES = 400
-MAX_FUNCTION_LINES = 60
-VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
-DATA_SET_WORD = re.compile(r"nq|trivia(qa)?|(ms)?marco|wiki\w*")
-
-Function = ast.FunctionDef | ast.AsyncFunctionDef
-
-
-@dataclass(frozen=True)
-class Module:
-    """A source file: its dotted name, its text and its syntax tree."""
-
-    name: str
-    text: str = field(repr=False)
-    is_package: bool = False
-
-    @property
-    def package(self) -> str:
-        return self.name.split(".")[0]
-
-    @cached_property
-    def tree(self) -> ast.Module:
-        return ast.parse(self.text)
-
-    def at(self, line: int) -> str:
-        return f"{self.name}:{line}"
-
-
-Rule = Callable[[list[Module]], list[str]]
-
-
-def modules_of_the_project() -> list[Module]:
-    found = []
-    for package in MAY_IMPORT:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            parts = list(path.relative_to(ROOT).with_suffix("").parts)
-            is_package = parts[-1] == "__init__"
-            name = ".".join(parts[:-1] if is_package else parts)
-            found.append(Module(name, path.read_text(encoding="utf-8"), is_package))
-    return found
-
-
-# --- imports ---------------------------------------------------------------------------------------------------------
-
-
-def imported_modules(module: Module, known: set[str]) -> Iterator[tuple[int, str]]:
-    """Every import, also those inside functions, as (line, the most specific module that it names)."""
-    for node in ast.walk(module.tree):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                parents = module.name.split(".")
-                keep = len(parents) - node.level + module.is_package
-                base = ".".join([*parents[:keep], *([node.module] if node.module else [])])
-            for alias in node.names:
-                submodule = f"{base}.{alias.name}"
-                yield node.lineno, submodule if submodule in known else base
-
-
-def imports_against_the_direction(modules: list[Module]) -> list[str]:
-    known = {module.name for module in modules}
-    return [
-        f"{module.at(line)} imports {target}: {module.package} may import {sorted(MAY_IMPORT[module.package])} only"
-        for module in modules
-        for line, target in imported_modules(module, known)
-        if (root := target.split(".")[0]) in {*MAY_IMPORT, "tests"} and root not in MAY_IMPORT[module.package]
-    ]
-
-
-def import_cycles(modules: list[Module]) -> list[str]:
-    known = {module.name for module in modules}
-    graph = {
-        module.name: {target for _, target in imported_modules(module, known) if target in known} for module in modules
-    }
-    finished: set[str] = set()
-    cycles: list[str] = []
-
-    def visit(name: str, trail: list[str]) -> None:
-        if name in trail:
-            cycles.append(" -> ".join([*trail[trail.index(name) :], name]))
-        elif name not in finished:
-            for target in sorted(graph[name]):
-                visit(target, [*trail, name])
-            finished.add(name)
-
-    for name in sorted(graph):
-        visit(name, [])
-    return cycles
-
-
-# --- size and description --------------------------------------------------------------------------------------------
-
-
-def files_too_long(modules: list[Module]) -> list[str]:
-    return [
-        f"{module.name} has {lines} lines, more than {MAX_FILE_LINES}: split it by noun"
-        for module in modules
-        if (lines := len(module.text.splitlines())) > MAX_FILE_LINES
-    ]
-
-
-def docstring_node(node: Function) -> ast.stmt | None:
-    first = node.body[0]
-    is_text = (
-        isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
-    )
-    return first if is_text else None
-
-
-def functions_too_long(modules: list[Module]) -> list[str]:
-    offences = []
-    for module in modules:
-        for node in ast.walk(module.tree):
-            if not isinstance(node, Function):
-                continue
-            lines = (node.end_lineno or node.lineno) - node.lineno + 1
-            if docstring := docstring_node(node):
-                lines -= (docstring.end_lineno or docstring.lineno) - docstring.lineno + 1
-            if lines > MAX_FUNCTION_LINES:
-                offences.append(
-                    f"{module.at(node.lineno)} {node.name} has {lines} lines without its docstring, more than "
-                    f"{MAX_FUNCTION_LINES}: name its parts"
-                )
-    return offences
-
-
-def described_nodes(node: ast.Module | ast.ClassDef) -> Iterator[Function | ast.ClassDef]:
-    """Public functions, classes and methods; what is inside a function is its own affair."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, Function | ast.ClassDef) and not child.name.startswith("_"):
-            if not any("overload" in ast.unparse(decorator) for decorator in child.decorator_list):
-                yield child
-            if isinstance(child, ast.ClassDef):
-                yield from described_nodes(child)
-
-
-def missing_docstrings(modules: list[Module]) -> list[str]:
-    offences = []
-    for module in modules:
-        if not ast.get_docstring(module.tree):
-            offences.append(f"{module.name} does not say what it is: it needs a module docstring")
-        offences += [
-            f"{module.at(node.lineno)} {node.name} is public and has no docstring"
-            for node in described_nodes(module.tree)
-            if not ast.get_docstring(node)
-        ]
-    return offences
-
-
-def vague_module_names(modules: list[Module]) -> list[str]:
-    return [
-        f"{module.name} says nothing about what is inside: name the noun"
-        for module in modules
-        if VAGUE_NAMES & set(module.name.split("."))
-    ]
-
-
-# --- what the engine does not know or do -----------------------------------------------------------------------------
-
-
-def prints(modules: list[Module]) -> list[str]:
-    return [
-        f"{module.at(node.lineno)} prints: log it, or return it to the launcher"
-        for module in modules
-        if module.package in {"engine", "shards"}
-        for node in ast.walk(module.tree)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
-    ]
-
-
-def words_of(node: ast.AST) -> list[str]:
-    """The identifiers and the string literal that a syntax node itself holds."""
-    if isinstance(node, ast.Constant):
-        return [node.value] if isinstance(node.value, str) else []
-    return [value for _, value in ast.iter_fields(node) if isinstance(value, str)]
-
-
-def data_set_names(modules: list[Module]) -> list[str]:
-    offences = []
-    for module in modules:
-        if module.package != "engine":
-            continue
-        exempt: set[ast.AST] = set()
-        for node in ast.walk(module.tree):
-            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-                exempt.add(node.value)  # docstrings, also those under fields, may cite the papers' tables
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == "format":
-                exempt.update(ast.walk(node.annotation))  # the layouts of files that shards.formats reads
-        for node in ast.walk(module.tree):
-            if node in exempt:
-                continue
-            for text in words_of(node):
-                snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", text).lower()
-                if any(DATA_SET_WORD.fullmatch(word) for word in re.split(r"[^a-z0-9]+", snake)):
-                    line = getattr(node, "lineno", 0)
-                    offences.append(f"{module.at(line)} {text!r} names a data set: the engine knows none")
-    return offences
-
+from tests.architecture.engine import (
+    data_set_names,
+    phases_without_their_parts,
+    prints,
+    starters_named,
+    steps_elsewhere,
+    verbs_from_elsewhere,
+)
+from tests.architecture.imports import (
+    import_cycles,
+    imports_against_the_direction,
+    mutual_imports,
+)
+from tests.architecture.modules import PACKAGES, ROOT, Module, Rule, modules_of_the_project
+from tests.architecture.size import (
+    MAX_FILE_LINES,
+    MAX_FUNCTION_LINES,
+    MAX_UNTYPED_RECORDS,
+    files_too_long,
+    functions_too_long,
+    missing_docstrings,
+    too_many_entries,
+    too_many_untyped_records,
+    vague_module_names,
+)
 
 RULES: dict[str, Rule] = {
     rule.__name__: rule
     for rule in (
         imports_against_the_direction,
         import_cycles,
+        mutual_imports,
         files_too_long,
         functions_too_long,
+        too_many_entries,
+        too_many_untyped_records,
         missing_docstrings,
         vague_module_names,
         prints,
         data_set_names,
+        starters_named,
+        verbs_from_elsewhere,
+        phases_without_their_parts,
+        steps_elsewhere,
     )
 }
 
@@ -241,9 +66,7 @@ RULES: dict[str, Rule] = {
 @pytest.fixture(scope="module")
 def project() -> list[Module]:
     modules = modules_of_the_project()
-    assert {module.package for module in modules} == set(MAY_IMPORT), (
-        "a package is missing: the rules would see nothing"
-    )
+    assert {module.package for module in modules} == set(PACKAGES), "a package is missing: the rules would see nothing"
     return modules
 
 
@@ -266,8 +89,38 @@ OFFENCES = [
     (import_cycles, {"engine.a": "import engine.b", "engine.b": "from engine import a"}, "a -> engine.b -> engine.a"),
     (import_cycles, {"engine.a": "from . import b", "engine.b": "from .a import x"}, "a -> engine.b -> engine.a"),
     (import_cycles, {"engine.a": "from engine.a import x"}, "engine.a -> engine.a"),
+    (
+        mutual_imports,
+        {
+            "engine.a.b": "import engine.c.d",
+            "engine.c.e": "if TYPE_CHECKING:\n    from engine.a import f",
+            "engine.a.f": "",
+            "engine.c.d": "",
+        },
+        "engine.a and engine.c import each other: engine.a.b:1 imports engine.c.d; engine.c.e:2 imports engine.a.f",
+    ),
+    (
+        mutual_imports,
+        {
+            "launcher.log": "from launcher.watch.now import x",
+            "launcher.watch.now": "",
+            "launcher.watch.then": "import launcher.log",
+        },
+        "launcher.log and launcher.watch import each other: launcher.log:1",
+    ),
+    (
+        mutual_imports,
+        {"shards.a.b.c": "from shards.a.d.e import x", "shards.a.d.e": "from shards.a.b.c import y"},
+        "shards.a.b and shards.a.d import each other",
+    ),
     (files_too_long, {"engine.a": "x = 1\n" * (MAX_FILE_LINES + 1)}, f"has {MAX_FILE_LINES + 1} lines"),
     (functions_too_long, {"engine.a": "def f():\n" + "    x = 1\n" * MAX_FUNCTION_LINES}, "engine.a:1 f has 61 lines"),
+    (too_many_entries, {f"engine.a{number}.b": "" for number in range(23)}, "engine has 23 entries"),
+    (
+        too_many_untyped_records,
+        {"engine.a": "class C:\n" + "    def f(self) -> dict[str, Any] | None: ...\n" * (MAX_UNTYPED_RECORDS + 1)},
+        f"{MAX_UNTYPED_RECORDS + 1} functions return a dict[str, Any]",
+    ),
     (missing_docstrings, {"engine.a": "x = 1"}, "engine.a does not say"),
     (missing_docstrings, {"engine.a": "'''A.'''\ndef f(): ..."}, "engine.a:2 f is public"),
     (
@@ -282,6 +135,26 @@ OFFENCES = [
     (data_set_names, {"engine.a": "x = f'data/wiki_{y}.tsv'"}, "'data/wiki_' names"),
     (data_set_names, {"engine.a": "class TriviaQA: ..."}, "'TriviaQA' names"),
     (data_set_names, {"engine.a": "f(is_triviaqa=True)"}, "'is_triviaqa' names"),
+    (starters_named, {"engine.a": "x = os.environ['LOCAL_RANK']"}, "engine.a:1 'LOCAL_RANK' is the launcher's"),
+    (starters_named, {"engine.a": "NAMES = {'data', 'slurm'}"}, "'slurm' is the launcher's"),
+    (starters_named, {"engine.a": "from launcher import slurm_folder"}, "'slurm_folder' is the launcher's"),
+    (starters_named, {"engine.a": "x = f'{a}:{b} is no MASTER_PORT'"}, "MASTER_PORT' is the launcher's"),
+    (verbs_from_elsewhere, {"engine.ar2": "from engine.training.loop import train"}, "engine.ar2:1 takes train from"),
+    (phases_without_their_parts, {"engine.phases": "from engine.training.state import train"}, "does not train by"),
+    (
+        phases_without_their_parts,
+        {"engine.phases": "from engine.training.loop import train", "engine.objectives": ""},
+        "takes no objective",
+    ),
+    (
+        phases_without_their_parts,
+        {
+            "engine.phases": "import engine.objectives\nfrom engine.training.loop import train\nclass AnObjective: ...",
+            "engine.objectives": "",
+        },
+        "engine.phases:3 AnObjective belongs into",
+    ),
+    (steps_elsewhere, {"engine.phases": "def f(model):\n    model.step(lr)"}, "engine.phases:2 takes a step"),
 ]
 
 
@@ -304,7 +177,18 @@ def test_no_rule_sees_an_offence_where_none_is() -> None:
             "engine.c",
             "'''C.'''\nclass K:\n    '''K.'''\n    format: L['msmarco'] = 'auto'\n    def __len__(self): ...",
         ),
-        Module("launcher.a", "'''A.'''\nimport engine.b\nprint(1)"),
+        Module(
+            "engine.ar2", "'''A.'''\nfrom engine.data.d import Data\nfrom engine.refresh.refresh import refresh_index"
+        ),
+        Module(
+            "engine.phases",
+            "'''P.'''\nfrom engine.objectives import Contrastive\nfrom engine.training.loop import train",
+        ),
+        Module("engine.objectives", "'''O, for any WORLD_SIZE, under SLURM or not.'''"),
+        Module("engine.training.loop", "'''L.'''\nfrom engine.data import d\nguards.step(rank, world_size)"),
+        Module("engine.data.d", "'''D.'''\nimport engine.b\nfrom engine.data.e import f"),
+        Module("engine.data.e", "'''E.'''\nfrom engine import data\ndef _f() -> dict[str, Any]: ..."),
+        Module("launcher.a", "'''A.'''\nimport engine.b\nprint(1, 'RANK')\noptimizer.step()"),
     ]
     assert [offence for rule in RULES.values() for offence in rule(modules)] == []
 

@@ -10,8 +10,8 @@ from typing import Literal
 from pydantic import Field
 
 from engine.config.sections import Section
+from engine.config.timetable import Mining, Phase, Timetable, iteration_name
 from engine.config.training import OptimConfig, PhaseConfig
-from engine.timetable import Mining, Phase, Timetable, iteration_name
 
 BM25, DENSE = "bm25", "dense"
 """The kinds of retriever that the game draws its negatives from."""

@@ -83,7 +83,7 @@ def differences(
         ignore_sections: Sections that change no result. Of `run`, the seed is compared all the same; of the others,
             how an optimizer's state is shared by the ranks is not.
     """
-    mine, recorded = _flatten(ours.model_dump(mode="json")), _flatten(theirs.model_dump(mode="json"))
+    mine, recorded = flatten(ours.model_dump(mode="json")), flatten(theirs.model_dump(mode="json"))
     keys = [
         key
         for key in sorted(mine.keys() | recorded.keys())
@@ -132,11 +132,12 @@ def _flatten_fields(section: type[BaseModel], prefix: str = "") -> list[str]:
     return names
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested mappings by dotted key, such as `run.seed`."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat

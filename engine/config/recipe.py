@@ -17,7 +17,7 @@ from engine.config.sections import (
     Section,
     ShardsConfig,
 )
-from engine.timetable import Timetable
+from engine.config.timetable import Timetable
 
 
 class Config(Section):

@@ -22,7 +22,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,11 +30,12 @@ from typing import Any
 from engine.coordination.counter import SharedCounter
 from engine.coordination.local import LocalTransport
 from engine.coordination.mpi import MpiTransport
-from engine.coordination.star import MAX_EXCHANGE_BYTES, Kind, PeerError, Transport
+from engine.coordination.star import MAX_EXCHANGE_BYTES, Kind, PeerError, RankFailure, Transport
 from engine.coordination.store import StoreTransport
 from engine.errors import CoordinationError, SparringError
 from engine.log import get_logger
 from engine.reliability.preemption import PREEMPTION
+from shards.files import parse_record
 
 __all__ = ["Coordinator", "LocalTransport", "MpiTransport", "PeerError", "StoreTransport", "Transport"]
 
@@ -46,11 +46,11 @@ _LAST_WORD_SECONDS = 3.0
 _SHARED = "_sparring_shared"
 
 
-def _mark_shared(error: BaseException, failures: list[dict[str, Any]]) -> None:
+def _mark_shared(error: BaseException, failures: list[RankFailure]) -> None:
     error.__dict__[_SHARED] = failures
 
 
-def _shared_failures(error: BaseException | None) -> list[dict[str, Any]] | None:
+def _shared_failures(error: BaseException | None) -> list[RankFailure] | None:
     """Return what all ranks know of this error, or of one it was raised from or while handling; None for nothing."""
     while error is not None:
         if (failures := error.__dict__.get(_SHARED)) is not None:
@@ -68,12 +68,13 @@ class Coordinator:
         transport: The connection between the ranks.
         timeout_seconds: How long a rank waits for the others where a call does not say otherwise, above 0. It must
             exceed the difference between the fastest and the slowest rank's work, not the work itself.
+        address: Rank 0's, as the ranks of other hosts reach it; its host name by default.
 
     Raises:
         CoordinationError: A rank did not come to the greeting.
     """
 
-    def __init__(self, transport: Transport, timeout_seconds: float = 600.0) -> None:
+    def __init__(self, transport: Transport, timeout_seconds: float = 600.0, address: str | None = None) -> None:
         self._transport = transport
         self.timeout_seconds = timeout_seconds
         self.rank: int = transport.rank
@@ -84,6 +85,7 @@ class Coordinator:
         label = f"greeting of the coordinator (protocol {_PROTOCOL})"
         self.hosts: list[str] = self._exchange(label, self._host, None)
         transport.hosts = self.hosts
+        self.address: str = address or self.hosts[0]
         self._counter: SharedCounter | None = None
         self._num_hand_outs = 0
         self._handing_out: str | None = None
@@ -91,7 +93,12 @@ class Coordinator:
     @property
     def ranks_of_host(self) -> list[int]:
         """The ranks on this rank's host, this one too, in order."""
-        return [rank for rank, host in enumerate(self.hosts) if host == self._host]
+        return [rank for rank, host in enumerate(self.hosts) if host == self.hosts[self.rank]]
+
+    @property
+    def is_first_of_host(self) -> bool:
+        """Whether this rank does what one rank of each host is to do."""
+        return self.ranks_of_host[0] == self.rank
 
     def barrier(self, name: str, timeout_seconds: float | None = None) -> None:
         """Wait until every rank is here.
@@ -216,7 +223,7 @@ class Coordinator:
             yield units[place]
         self._handing_out = None
 
-    def report_failure(self, error: BaseException, timeout_seconds: float = _LAST_WORD_SECONDS) -> list[dict[str, Any]]:
+    def report_failure(self, error: BaseException, timeout_seconds: float = _LAST_WORD_SECONDS) -> list[RankFailure]:
         """Tell the other ranks, wherever they are, that this one stops; for an error that no agreement has caught.
 
         Ranks that wait at a point, or come to one later, get a `PeerError` that quotes it. Never raises.
@@ -226,8 +233,8 @@ class Coordinator:
             timeout_seconds: How long to wait for rank 0 to spread the word.
 
         Returns:
-            What failed in the same moment, one entry a rank with "rank", "host", "name" and "message", of this
-            report or of the agreement that spread the error before; empty where rank 0 does not answer.
+            What failed in the same moment, one entry a rank, of this report or of the agreement that spread the error
+            before; empty where rank 0 does not answer.
         """
         return self._announce("the end of its work", error, timeout_seconds)
 
@@ -239,7 +246,7 @@ class Coordinator:
         """Return the counter that rank 0 hosts, opened at first use; a point where ranks meet."""
         if self._counter is None:
             seconds = self._seconds(timeout_seconds)
-            address = "127.0.0.1" if len(set(self.hosts)) == 1 else os.environ.get("MASTER_ADDR", self.hosts[0])
+            address = "127.0.0.1" if len(set(self.hosts)) == 1 else self.address
             hosted = SharedCounter(0, self.world_size, address, 0, seconds) if self.rank == 0 else None
             port = self.broadcast("port of the counter", hosted.port if hosted else None, timeout_seconds)
             self._counter = hosted or SharedCounter(self.rank, self.world_size, address, port, seconds)
@@ -275,7 +282,7 @@ class Coordinator:
             )
         return payload
 
-    def _announce(self, label: str, error: BaseException, timeout_seconds: float | None) -> list[dict[str, Any]]:
+    def _announce(self, label: str, error: BaseException, timeout_seconds: float | None) -> list[RankFailure]:
         """Tell all ranks that this one failed, unless they know; the caller re-raises its own exception."""
         if (known := _shared_failures(error)) is not None:
             return known
@@ -294,6 +301,6 @@ class Coordinator:
         except CoordinationError as refusal:
             _log.warning("The other ranks could not be told that this one fails: %s", refusal)
             answers = []
-        failures = [json.loads(answer) for answer in answers]
+        failures = [parse_record(json.loads(answer), RankFailure, "the report of a failure") for answer in answers]
         _mark_shared(error, failures)
         return failures

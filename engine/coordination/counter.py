@@ -7,9 +7,7 @@ answered only where rank 0 comes to the same point.
 
 from __future__ import annotations
 
-from datetime import timedelta
-
-from engine.coordination.listening import open_listening_store
+from engine.coordination.listening import meet_at_store
 from engine.errors import CoordinationError
 
 _SPENT = 2**40
@@ -31,15 +29,9 @@ class SharedCounter:
     """
 
     def __init__(self, rank: int, world_size: int, address: str, port: int, timeout_seconds: float) -> None:
-        from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is public, its stub says otherwise
-
         self._rank, self._place = rank, f"{address}:{port}"
-        limit = timedelta(seconds=timeout_seconds)
         try:
-            if rank == 0:
-                self._store = open_listening_store(address, port, world_size, timeout_seconds=timeout_seconds)
-            else:
-                self._store = TCPStore(address, port, world_size, False, timeout=limit, wait_for_workers=False)
+            self._store = meet_at_store(rank, world_size, address, port, timeout_seconds)
         except (RuntimeError, OSError) as error:
             raise self._unreachable(error) from error
         self.port: int = self._store.port

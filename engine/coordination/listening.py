@@ -49,6 +49,28 @@ def open_listening_store(
     )
 
 
+def meet_at_store(rank: int, world_size: int, address: str, port: int, timeout_seconds: float) -> Any:
+    """Open a store on rank 0; on another rank, connect to it.
+
+    Args:
+        rank: This process, 0 to world_size - 1.
+        world_size: Number of ranks.
+        address: Rank 0's, as the other ranks reach it.
+        port: Where rank 0 listens; 0 on rank 0 lets the system choose.
+        timeout_seconds: How long to try to connect, and how long the store's calls wait.
+
+    Raises:
+        OSError: The port is taken, or rank 0 is not reached.
+        RuntimeError: The same, as torch tells it.
+    """
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is public, its stub says otherwise
+
+    if rank == 0:
+        return open_listening_store(address, port, world_size, timeout_seconds=timeout_seconds)
+    limit = timedelta(seconds=timeout_seconds)
+    return TCPStore(address, port, world_size, False, timeout=limit, wait_for_workers=False)
+
+
 def _listen(address: str, port: int) -> socket.socket:
     try:
         return socket.create_server((address, port), backlog=_BACKLOG)

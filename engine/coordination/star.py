@@ -30,11 +30,12 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from dataclasses import asdict, dataclass, field
+from typing import Literal, Protocol
 
 from engine.errors import CoordinationError
 from shards.errors import listed
+from shards.files import parse_record
 
 Kind = Literal["mpi", "store", "local"]
 
@@ -98,6 +99,36 @@ class Frame:
         head, _, payload = message.partition(b"\n")
         sender, kind, number, name = json.loads(head)
         return Frame(sender, kind, number, name, payload)
+
+
+@dataclass(frozen=True, slots=True)
+class RankFailure:
+    """What a rank that cannot go on says to all: at which point, on which host, and why.
+
+    `crashed` tells an error of the program from one that its user can mend.
+    """
+
+    rank: int
+    name: str
+    message: str
+    host: str = ""
+    crashed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Why an exchange has no result."""
+
+    reason: Literal["failed", "names", "missing", "size"]
+    failures: list[RankFailure] = field(default_factory=list)
+    names: list[tuple[str, list[int]]] = field(default_factory=list)
+    """What the ranks came for, where that differs, and which of them for each."""
+    missing: list[int] = field(default_factory=list)
+    rank: int = 0
+    """Who gave up first, and after how many seconds."""
+    seconds: float = 0.0
+    size: int = 0
+    """Bytes of all payloads, where that is too much."""
 
 
 def _pack(payloads: Sequence[bytes]) -> bytes:
@@ -183,7 +214,8 @@ class StarTransport(ABC):
             ) from error
         if answer.kind == "result":
             return _unpack(answer.payload)
-        return self._obey(json.loads(answer.payload), name, failed)
+        verdict = parse_record(json.loads(answer.payload), Verdict, f"rank 0's verdict on {name}")
+        return self._obey(verdict, name, failed)
 
     def close(self) -> None:
         """Give up the connection, after the other ranks have taken what was sent to them."""
@@ -232,22 +264,21 @@ class StarTransport(ABC):
         names: dict[str, list[int]] = {}
         for frame in frames:
             names.setdefault(frame.name, []).append(frame.sender)
-        verdict: dict[str, Any]
         if failures := [frame for frame in frames if frame.kind == "failed"]:
             told = [{"rank": f.sender, "name": f.name, **json.loads(f.payload)} for f in failures]
-            verdict = {"reason": "failed", "failures": told}
+            verdict = Verdict("failed", [parse_record(one, RankFailure, "the report of a failure") for one in told])
         elif len(names) > 1:
-            verdict = {"reason": "names", "names": list(names.items())}
+            verdict = Verdict("names", names=list(names.items()))
         elif gave_up:
             rank = min(gave_up)
-            verdict = {"reason": "missing", "missing": missing, "rank": rank, "seconds": gave_up[rank]}
+            verdict = Verdict("missing", missing=missing, rank=rank, seconds=gave_up[rank])
         elif missing:
             return None
         elif (size := sum(len(frame.payload) for frame in frames)) > MAX_EXCHANGE_BYTES:
-            verdict = {"reason": "size", "size": size}
+            verdict = Verdict("size", size=size)
         else:
             return "result", _pack([frame.payload for frame in frames])
-        return "verdict", json.dumps(verdict).encode()
+        return "verdict", json.dumps(asdict(verdict)).encode()
 
     # The followers' side
 
@@ -272,40 +303,38 @@ class StarTransport(ABC):
 
     # What a verdict means
 
-    def _obey(self, verdict: dict[str, Any], name: str, failed: bool) -> list[bytes]:
-        reason = verdict["reason"]
-        if reason == "failed":
+    def _obey(self, verdict: Verdict, name: str, failed: bool) -> list[bytes]:
+        if verdict.reason == "failed":
             if failed:
-                return [json.dumps(failure).encode() for failure in verdict["failures"]]
-            first = verdict["failures"][0]
-            where = f"rank {first['rank']} (host {first.get('host') or 'unknown'})"
+                return [json.dumps(asdict(failure)).encode() for failure in verdict.failures]
+            first = verdict.failures[0]
+            where = f"rank {first.rank} (host {first.host or 'unknown'})"
             error = PeerError(
-                f"{where} failed at {first['name']}: {first['message']}",
+                f"{where} failed at {first.name}: {first.message}",
                 expected=f"every rank to get through it; {self._who(self.rank)} was at {name}",
                 remedy="mend what that rank reports and start again",
             )
-            error.crashed = any(failure.get("crashed") for failure in verdict["failures"])
+            error.crashed = any(failure.crashed for failure in verdict.failures)
             raise error
         error_class = CoordinationError if self.rank == 0 else PeerError
-        if reason == "size":
+        if verdict.reason == "size":
             raise error_class(
-                f"{name} carries {verdict['size']} bytes",
+                f"{name} carries {verdict.size} bytes",
                 expected=f"at most {MAX_EXCHANGE_BYTES} bytes from all ranks together",
                 remedy="write what is large to a file and exchange its name",
             )
-        if reason == "names":
-            stands = [f"{self._who(*ranks)} at {there}" for there, ranks in verdict["names"]]
+        if verdict.reason == "names":
+            stands = [f"{self._who(*ranks)} at {there}" for there, ranks in verdict.names]
             raise self._break(
                 f"the ranks do not meet: {', '.join(stands)}",
                 expected="every rank to come to the same points in the same order",
                 remedy="look for a condition in front of one of these that differs between ranks",
                 error_class=error_class,
             )
-        missing, seconds = verdict["missing"], verdict["seconds"]
-        if missing:
-            fact = f"{name} waited {seconds:g} s and {self._who(*missing)} did not come"
+        if verdict.missing:
+            fact = f"{name} waited {verdict.seconds:g} s and {self._who(*verdict.missing)} did not come"
         else:
-            fact = f"{name}: {self._who(verdict['rank'])} gave up after {seconds:g} s, before the last rank came"
+            fact = f"{name}: {self._who(verdict.rank)} gave up after {verdict.seconds:g} s, before the last rank came"
         raise self._break(
             fact,
             expected=f"all {self.world_size} ranks at this point",

@@ -6,9 +6,8 @@ import contextlib
 import socket
 from collections import Counter
 from collections.abc import Sequence
-from datetime import timedelta
 
-from engine.coordination.listening import open_listening_store
+from engine.coordination.listening import meet_at_store
 from engine.coordination.star import Frame, Kind, Patience, StarTransport
 from engine.errors import CoordinationError
 
@@ -36,16 +35,10 @@ class StoreTransport(StarTransport):
     kind: Kind = "store"
 
     def __init__(self, rank: int, world_size: int, address: str, port: int = 0, timeout_seconds: float = 600.0) -> None:
-        from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is public, its stub says otherwise
-
         super().__init__(rank, world_size)
         self._connection_errors = (RuntimeError, OSError)  # torch's network errors are RuntimeErrors
-        limit = timedelta(seconds=timeout_seconds)
         try:
-            if rank == 0:
-                self._store = open_listening_store(address, port, world_size, timeout_seconds=timeout_seconds)
-            else:
-                self._store = TCPStore(address, port, world_size, False, timeout=limit, wait_for_workers=False)
+            self._store = meet_at_store(rank, world_size, address, port, timeout_seconds)
         except (RuntimeError, OSError) as error:
             raise CoordinationError(
                 f"rank {rank} (host {socket.gethostname()}) cannot {'reach' if rank else 'open'} the store of rank 0 "

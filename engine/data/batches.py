@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.config.models import ModelConfig
+from engine.config.timetable import Phase, Visit
 from engine.data.candidates import Candidates
 from engine.data.corpus import Data
 from engine.data.negatives import sample_negatives, step_rng
 from engine.errors import ConfigError
-from engine.timetable import Phase, Visit
 from shards.partition import split_range
 
 TokenBatch = dict[str, Tensor]

@@ -16,11 +16,12 @@ import numpy as np
 from engine.config.recipe import Config
 from engine.data.tokenization import ModelText, WrittenCorpus, find_corpus, plan_corpus, write_corpus
 from engine.errors import ArtifactError, DataError
-from engine.log import get_logger, progress_bar
+from engine.log import get_logger
 from engine.models.loading import load_tokenizer, tokenizer_fingerprint
 from engine.models.random import make_random_model
 from engine.models.template import InputTemplate
 from engine.reliability.preemption import PREEMPTION
+from engine.reliability.progress import progress_bar
 from engine.run import Run, RunFolder, Stage
 from shards.cache import copies_folder, copy_shard, require_space
 from shards.files import read_json, write_json

@@ -17,9 +17,9 @@ from typing import Any
 from engine.config.recipe import Config
 from engine.coordination.coordinator import Coordinator
 from engine.errors import ArtifactError, DataError
-from engine.log import progress_bar
 from engine.models.loading import tokenizer_fingerprint
 from engine.models.template import InputTemplate
+from engine.reliability.progress import progress_bar
 from engine.run import NOT_SHOWN
 from shards.files import parse_record
 from shards.manifest import CorpusManifest, TokenStream

@@ -14,16 +14,17 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
+from engine.config.timetable import ZERO_SHOT, iteration_name
 from engine.data.answers import AnswerMatcher
 from engine.data.corpus import Data
 from engine.evaluation.measures import answer_measures, read_trec, score_run, write_trec
-from engine.log import get_logger, progress_bar
+from engine.log import get_logger
 from engine.models.ranker import Ranker
 from engine.models.weights import frozen_ranker
 from engine.refresh.refresh import build_bm25_index, make_index, open_bm25, open_searcher
+from engine.reliability.progress import progress_bar
 from engine.run import Run, RunFolder, Stage
 from engine.search import Searcher
-from engine.timetable import ZERO_SHOT, iteration_name
 from shards.files import read_json, write_json
 from shards.partition import split_range
 from shards.records import Query

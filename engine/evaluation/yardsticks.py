@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from engine.config.timetable import ZERO_SHOT
 from engine.data.corpus import Data
 from engine.evaluation.evaluate import evaluate_bm25, evaluate_retriever
 from engine.refresh.refresh import build_bm25_index, make_index
 from engine.run import Stage
-from engine.timetable import ZERO_SHOT
 from engine.training.models import Models
 from engine.training.publishing import publish_weights
 

@@ -27,9 +27,10 @@ from engine.data.candidates import Candidates, is_saved, join
 from engine.data.corpus import FALSE_NEGATIVES, POSITIVES, Data
 from engine.data.negatives import ANSWERS, remove_known
 from engine.errors import DataError
-from engine.log import get_logger, progress_bar
+from engine.log import get_logger
 from engine.refresh.part_search import search_parts
 from engine.refresh.reuse import adopt_twin
+from engine.reliability.progress import progress_bar
 from engine.run import Stage
 from engine.search import PartedSearcher, Searcher
 from shards.embeddings import Stamp

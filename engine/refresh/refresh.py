@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from engine.config.recipe import Config
+from engine.config.timetable import ZERO_SHOT, iteration_name
 from engine.data.batches import rows_drawn
 from engine.data.candidates import Candidates
 from engine.data.corpus import Data
@@ -26,17 +27,17 @@ from engine.errors import ArtifactError
 from engine.index.build import build_index
 from engine.index.dense import DenseIndex
 from engine.index.plan import IndexPlan, plan_index
-from engine.log import get_logger, progress_bar
+from engine.log import get_logger
 from engine.models.encode import encode_documents, encode_queries
 from engine.models.weights import frozen_retriever, weights_sha256
 from engine.refresh.mining import mine
 from engine.refresh.pace import Pace, slow_ranks, slowest_share
 from engine.refresh.reuse import adopt_twin
+from engine.reliability.progress import progress_bar
 from engine.retrievers.bm25 import BM25Searcher, build_bm25
 from engine.retrievers.dense import DenseSearcher
 from engine.run import Run, RunFolder, Stage
 from engine.search import Searcher
-from engine.timetable import ZERO_SHOT, iteration_name
 from shards.embeddings import EmbeddingStore, Stamp, part_is_complete
 from shards.writer import render
 

@@ -14,9 +14,9 @@ import socket
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from shards.files import fsync, write_json
+from shards.errors import ArtifactError
+from shards.files import fsync, read_record, write_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +105,8 @@ def last_failure(folder: Path) -> Failure | None:
 
 
 def _read(path: Path) -> Failure | None:
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        entry: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return Failure(**entry)
+    with contextlib.suppress(OSError, ArtifactError):
+        return read_record(path, Failure, "the record of a failure")
     return None
 
 

@@ -17,29 +17,26 @@ import threading
 import time
 from collections import deque
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from engine.reliability.activity import Activity, describe
+from engine.reliability.processes import Signed, own_place
+from shards.errors import ArtifactError
+from shards.files import read_record
 
 RUNNING, STOPPING, ENDED = "running", "stopping", "ended"
 _BEATS_OF_A_SPEED = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Beat:
+class Beat(Signed):
     """One heartbeat of one rank."""
 
     rank: int
     world_size: int
     attempt: str
     """Nonce of the start that this rank belongs to."""
-    host: str
-    place: str
-    """Host, boot and process namespace: where two beats agree in it, one can look for the other's process."""
-    pid: int
     number: int
     """Counts the beats of this process."""
     time: float
@@ -71,11 +68,6 @@ class Beat:
     def where(self) -> str:
         """Say where the rank was."""
         return describe(self.stage, self.done, self.total, self.unit, self.waiting_for)
-
-    @property
-    def process_is_gone(self) -> bool:
-        """Whether its process has ended, as far as that can be seen from here."""
-        return self.place == own_place() and not process_is_alive(self.pid)
 
 
 class Heart:
@@ -176,29 +168,6 @@ def read_beats(folder: Path) -> list[Beat]:
 
 
 def _read(path: Path) -> Beat | None:
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        entry: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return Beat(**entry)
+    with contextlib.suppress(OSError, ArtifactError):
+        return read_record(path, Beat, "a heartbeat")
     return None
-
-
-@cache
-def own_place() -> str:
-    """Return what two processes share that can see each other's process ids: host, boot and process namespace."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    namespace = Path("/proc/self/ns/pid")
-    booted = boot.read_text(encoding="ascii").strip() if boot.exists() else ""
-    return f"{socket.gethostname()}/{booted}/{os.readlink(namespace) if namespace.exists() else ''}"
-
-
-def process_is_alive(pid: int) -> bool:
-    """Whether a process of this host runs; one that has ended and was not yet waited for does not."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    with contextlib.suppress(OSError, IndexError):
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] not in "ZX"
-    return True

@@ -18,9 +18,7 @@ import torch
 import torch.distributed as dist
 
 from engine.errors import SparringError
-
-EXIT_PREEMPTED = 85
-"""Exit code of a run that stopped because it was asked to; the same command goes on."""
+from engine.reliability.exit_codes import EXIT_PREEMPTED
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 

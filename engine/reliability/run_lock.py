@@ -20,25 +20,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from engine.errors import ConfigError, CoordinationError
 from engine.log import get_logger
-from engine.reliability.heartbeat import own_place, process_is_alive
-from shards.files import write_atomically
+from engine.reliability.processes import Signed, own_place
+from shards.errors import ArtifactError
+from shards.files import read_record, write_atomically
 
 log = get_logger(__name__)
 _LOOK_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
-    """Who holds a lock."""
+class Holder(Signed):
+    """Who holds a lock: the process that took it, and of which start."""
 
     nonce: str
-    host: str
-    place: str
-    pid: int
     started: str
     num_ranks: int
     argv: list[str]
@@ -152,9 +149,8 @@ def hold(path: Path, *, num_ranks: int, touch_seconds: float, patience_seconds: 
 
 def read_holder(path: Path) -> Holder | None:
     """Read who holds a lock; None where nobody does."""
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        entry: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return Holder(**entry)
+    with contextlib.suppress(OSError, ArtifactError):
+        return read_record(path, Holder, "the lock")
     return None
 
 
@@ -163,10 +159,10 @@ def _clear_if_stale(path: Path, patience_seconds: float) -> None:
     if holder is None:
         path.unlink(missing_ok=True)  # gone in between, or not a lock of ours
         return
-    if holder.place != own_place():
+    if not holder.is_from_here:
         gone = _stays_untouched(path, holder, patience_seconds)
     else:  # a process that opens its folder again is over with what it did before
-        gone = holder.pid == os.getpid() or not process_is_alive(holder.pid)
+        gone = holder.pid == os.getpid() or holder.process_is_gone
     if not gone:
         raise ConfigError(
             f"the run folder {path.parent} is in use: a start of {holder.num_ranks} rank(s) on {holder.host} "

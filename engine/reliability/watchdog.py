@@ -23,13 +23,11 @@ from typing import IO
 
 from engine.errors import CoordinationError, SparringError
 from engine.reliability.activity import ACTIVITY
+from engine.reliability.exit_codes import EXIT_LOST, EXIT_PREEMPTED, EXIT_REFUSED
 from engine.reliability.failure import Failure, read_failure, record_failure
 from engine.reliability.heartbeat import ENDED, RUNNING, STOPPING, Beat, Heart, read_beat
-from engine.reliability.preemption import EXIT_PREEMPTED, PREEMPTION
+from engine.reliability.preemption import PREEMPTION
 from engine.reliability.run_lock import RunLock
-
-EXIT_LOST = 75
-"""Exit code where a rank was lost: dead, stopped, or not come. Nothing is to be mended; starting again may help."""
 
 _LOOKS_AT_A_DEAD_PROCESS = 2
 _SHARE_OF_TIMEOUT = 0.9
@@ -48,6 +46,7 @@ class Watchdog:
         world_size: Number of ranks.
         interval_seconds: Between two heartbeats, above 0.
         timeout_seconds: How long a rank may give no sign.
+        speaks_for_host: Tell a loss here too that another host has told; for one rank of each host.
     """
 
     def __init__(
@@ -59,6 +58,7 @@ class Watchdog:
         *,
         interval_seconds: float,
         timeout_seconds: float,
+        speaks_for_host: bool = True,
     ) -> None:
         self._folder, self.lock, self._rank, self._world_size = folder, lock, rank, world_size
         self._interval = min(interval_seconds, timeout_seconds / 8)
@@ -69,7 +69,7 @@ class Watchdog:
         self._gone: dict[int, int] = {}
         self._failed_since: float | None = None
         self._complained = False
-        self._told_elsewhere = False
+        self._speaks_for_host = speaks_for_host
         self._ending = threading.Event()
         self._beating = threading.Lock()
         self._stacks = self._open_stacks()
@@ -123,18 +123,16 @@ class Watchdog:
         """Return the first failure of this start, of whichever rank."""
         return read_failure(self._folder, self.lock.nonce)
 
-    def told_elsewhere(self) -> str | None:
-        """Return that a rank was lost, for this rank to tell once more; None where that is in good hands.
+    def loss_to_repeat(self) -> str | None:
+        """Return, once, that a rank was lost, where another host has told it and this rank is to tell it too.
 
-        A host that lost the network may be the one that has told it, to a terminal that it no longer reaches. So the
-        first rank of every other host tells it too.
+        A host that lost the network may be the one that has told it, to a terminal that it no longer reaches. So one
+        rank of every other host repeats it.
         """
         first = self.first_failure()
-        if first is None or first.code != EXIT_LOST or first.host == os.uname().nodename:
+        if first is None or first.code != EXIT_LOST or first.host == os.uname().nodename or not self._speaks_for_host:
             return None
-        if self._told_elsewhere or os.environ.get("LOCAL_RANK", "0") != "0":
-            return None
-        self._told_elsewhere = True
+        self._speaks_for_host = False
         return f"error, told by rank {first.rank} on {first.host}: {first.message}"
 
     def sightings(self) -> str:
@@ -203,12 +201,12 @@ class Watchdog:
         except CoordinationError as error:
             zero = self._peer(0)
             if zero is None or zero.state != ENDED:  # else it has let go of the lock, which is its last act
-                self._end_process("lost lock", str(error), 2)
+                self._end_process("lost lock", str(error), EXIT_REFUSED)
         now = time.monotonic()
         if (failure := self.first_failure()) is not None:
             self._failed_since = self._failed_since or now
             if now - self._failed_since > min(_LONGEST_GRACE_SECONDS, self._timeout / 2):
-                if (text := self.told_elsewhere()) is not None:
+                if (text := self.loss_to_repeat()) is not None:
                     sys.stderr.write(f"[rank {self._rank} on {os.uname().nodename}] {text}\n")
                     sys.stderr.flush()
                 self._dump_and_exit(failure.code)

@@ -11,17 +11,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 
-from engine.data.batches import dropout_seed
+from engine.config.timetable import Visit
+from engine.data.batches import Samples, dropout_seed
 from engine.data.prefetch import prefetched
-from engine.log import progress_bar
 from engine.metrics import Metric, MetricWindow
-from engine.objectives import Objective
 from engine.reliability.preemption import PREEMPTION
+from engine.reliability.progress import progress_bar
 from engine.run import Stage
-from engine.timetable import Visit
 from engine.training.backend import TrainedModel
 from engine.training.checkpoint import Checkpoints
 from engine.training.guards import Guards
@@ -40,6 +40,21 @@ class Progress:
     steps: int
     loss: float | None = None
     checkpoint: int = 0
+
+
+class Objective(Protocol):
+    """What one step of a phase computes; `engine.objectives` has them."""
+
+    samples: Samples
+    """What its steps are made of."""
+
+    def prepare(self, step: int) -> Any:
+        """Make the batch of a step on the CPU; steps are counted over all visits of the phase."""
+        ...
+
+    def backward(self, model: TrainedModel, batch: Any) -> dict[str, Metric]:
+        """Run the forward and backward passes of a prepared batch, on the device, and return metrics with a `loss`."""
+        ...
 
 
 def train(stage: Stage, visit: Visit, model: TrainedModel, checkpoints: Checkpoints, objective: Objective) -> Progress:

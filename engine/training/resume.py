@@ -14,9 +14,10 @@ from typing import Any
 
 from engine.errors import ConfigError
 from engine.log import get_logger
+from engine.reliability.starts import read_starts
 from engine.run import Run
 from engine.training.checkpoint import Checkpoints, Retention
-from shards.files import canonical_json, read_json
+from shards.files import canonical_json
 
 log = get_logger(__name__)
 
@@ -78,9 +79,8 @@ def _best_stage(run: Run, model: str) -> str | None:
 def _origin(run: Run) -> dict[str, Any]:
     """Return which code and configuration writes checkpoints now."""
     config = run.config.model_dump(mode="json", exclude={"run"})
-    starts = run.folder.path / "starts.json"
-    start = read_json(starts, "the record of starts")[-1] if starts.exists() else {}
+    starts = read_starts(run.folder.path)
     return {
-        "code": {"git": start.get("git"), **start.get("versions", {})},
+        "code": {"git": starts[-1].git, **starts[-1].versions} if starts else {"git": None},
         "config_sha256": hashlib.sha256(canonical_json(config).encode()).hexdigest(),
     }

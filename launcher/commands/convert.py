@@ -14,7 +14,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from engine.log import get_logger, progress_bar
+from engine.log import get_logger
+from engine.reliability.progress import progress_bar
 from shards.convert.conversion import Report, convert
 from shards.convert.options import FORMATS, Options
 from shards.convert.tables import fetch_from_hub
@@ -73,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace what was made of other sources or options")
 
 
-def convert_command(arguments: argparse.Namespace) -> None:
+def run_command(arguments: argparse.Namespace) -> None:
     """Run the command and print what was kept and what was dropped.
 
     Args:

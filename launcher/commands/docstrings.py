@@ -6,6 +6,7 @@ that what is trained on it is a search over one's own libraries. Sources are par
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import math
 import platform
@@ -45,6 +46,19 @@ class Entry:
     group: str
     summary: str
     body: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command's words."""
+    parser.add_argument("--out", type=Path, required=True, help="folder to write, in the BEIR layout")
+    parser.add_argument("--max-documents", type=int, default=4000, help="size of the corpus (4000)")
+    parser.add_argument("--seed", type=int, default=0, help="draws documents and splits (0)")
+
+
+def run_command(arguments: argparse.Namespace) -> None:
+    """Write the data folder and print what is in it."""
+    counts = build_docstring_dataset(arguments.out, max_documents=arguments.max_documents, seed=arguments.seed)
+    print(f"{arguments.out}: " + ", ".join(f"{number} {what}" for what, number in counts.items()))
 
 
 def build_docstring_dataset(

@@ -7,6 +7,7 @@ done beside a running training.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,11 +20,24 @@ from engine.log import get_logger
 from engine.reliability.run_lock import hold
 from engine.run import Run, RunFolder, Stage
 from launcher.commands.finished import data_of, last_iteration, open_run, texts_of
-from launcher.world.world import open_world
+from launcher.world.opening import open_world
 from shards.formats import open_dataset
 from shards.records import Dataset
 
 log = get_logger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command's words."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="data folder, BEIR layout or others")
+    parser.add_argument("--split", default="test", help="split to score (test)")
+    parser.add_argument("--max-queries", type=int, help="score a sample of the queries")
+
+
+def run_command(arguments: argparse.Namespace) -> None:
+    """Score the models and print the table."""
+    evaluate_run(arguments.run, arguments.data, split=arguments.split, max_queries=arguments.max_queries)
 
 
 def evaluate_run(path: Path, data_path: Path, *, split: str, max_queries: int | None) -> None:

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
+from engine.config.timetable import iteration_name
 from engine.errors import ConfigError
 from engine.log import get_logger
 from engine.models.export import export_ranker, export_retriever
-from engine.timetable import iteration_name
 from launcher.commands.finished import last_iteration, open_run
 
 log = get_logger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command's words."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("--iteration", type=int, help="0 is the warm-up; left out, the last finished one")
+    parser.add_argument("--out", type=Path, help="target folder; left out, RUN/export")
+
+
+def run_command(arguments: argparse.Namespace) -> None:
+    """Write the models."""
+    export_run(arguments.run, iteration=arguments.iteration, out=arguments.out)
 
 
 def export_run(path: Path, *, iteration: int | None, out: Path | None) -> None:

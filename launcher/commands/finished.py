@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
+from engine.config.timetable import iteration_name
 from engine.coordination.coordinator import Coordinator, LocalTransport
 from engine.data.corpus import Data, ModelText, model_texts, open_data
 from engine.errors import ConfigError
 from engine.run import Run, RunFolder
-from engine.timetable import iteration_name
 from shards.formats import open_dataset
 from shards.records import Dataset
 

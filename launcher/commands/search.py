@@ -6,14 +6,15 @@ ranker over what the retriever finds.
 
 from __future__ import annotations
 
+import argparse
 import sys
 import textwrap
 from pathlib import Path
 
+from engine.config.timetable import iteration_name
 from engine.evaluation.evaluate import score_pairs
 from engine.models.weights import frozen_ranker
 from engine.refresh.refresh import open_searcher
-from engine.timetable import iteration_name
 from launcher.commands.finished import data_of, last_iteration, open_run
 from shards.records import Query
 
@@ -66,6 +67,18 @@ class SearchEngine:
             retriever_score = float(hits.scores_QK[0, place])
             found.append((scores[place], retriever_score, document.id, document.title, document.text))
         return found
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command's words."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("question", nargs="?", help="left out, questions are read from the terminal")
+    parser.add_argument("--top-k", type=int, default=10, help="documents to print (10)")
+
+
+def run_command(arguments: argparse.Namespace) -> None:
+    """Answer the question, or those typed at the terminal."""
+    answer_questions(arguments.run, arguments.question, top_k=arguments.top_k)
 
 
 def answer_questions(path: Path, question: str | None, *, top_k: int) -> None:

@@ -7,6 +7,7 @@ sweep's folder shows its tasks.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import time
@@ -22,13 +23,14 @@ from tabulate import tabulate
 from engine.config.file import parse_config
 from engine.config.recipe import Config
 from engine.errors import ConfigError
-from engine.reliability.failure import Failure, last_failure
-from engine.reliability.heartbeat import ENDED, STOPPING, Beat, beat_path, own_place, process_is_alive, read_beats
-from engine.reliability.preemption import EXIT_PREEMPTED
+from engine.reliability.exit_codes import EXIT_PREEMPTED, EXIT_REFUSED
+from engine.reliability.failure import Failure
+from engine.reliability.heartbeat import ENDED, STOPPING, Beat, beat_path
 from engine.reliability.run_lock import Holder, read_holder
+from engine.reliability.traces import read_traces
 from engine.run import RunFolder, format_seconds
-from launcher.ending import EXIT_REFUSED
-from launcher.slurm.job import Submitted, ask, is_finished, job_lines, read_submitted, sweep_rows
+from launcher.slurm.job import Submitted, ask_slurm, is_finished, job_lines, read_submitted, sweep_rows
+from shards.errors import counted
 from shards.files import read_json
 
 RUNNING, FINISHED, STOPPED, SILENT = 0, 3, 4, 5
@@ -60,8 +62,8 @@ class State:
         """Whether a start works in the folder."""
         if self.holder is None:
             return False
-        if self.holder.place == own_place():
-            return process_is_alive(self.holder.pid)
+        if self.holder.is_from_here:
+            return not self.holder.process_is_gone
         with contextlib.suppress(OSError):
             return time.time() - self.folder.lock.stat().st_mtime < self.silence_seconds
         return False
@@ -79,6 +81,16 @@ class State:
             return FINISHED if _LAST_STAGE in self.ledger else STOPPED
         lost = [beat for beat in self.beats if beat.state != ENDED and self.age(beat) > self.silence_seconds]
         return SILENT if lost else RUNNING
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command's words."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+
+
+def run_command(arguments: argparse.Namespace) -> int:
+    """Print what the run does; return one of the exit codes above."""
+    return show_status(arguments.run)
 
 
 def show_status(path: Path) -> int:
@@ -108,7 +120,7 @@ def _show_sweep(folder: Path, submitted: Submitted, tasks: Mapping[str, str]) ->
     print(tabulate(sweep_rows(folder, submitted), headers="keys", tablefmt="simple", disable_numparse=True))
     if all(is_finished(Path(run)) for run in tasks.values()):
         return FINISHED
-    return RUNNING if any(known.state == "RUNNING" for known in ask(submitted)) else STOPPED
+    return RUNNING if any(known.state == "RUNNING" for known in ask_slurm(submitted)) else STOPPED
 
 
 def read_state(path: Path) -> State:
@@ -123,16 +135,14 @@ def read_state(path: Path) -> State:
         raise ConfigError(f"{path} holds no run", expected="a folder with a config.yaml that a run wrote")
     config = parse_config(yaml.safe_load(folder.config.read_text(encoding="utf-8")), origin=str(folder.config))
     ledger = read_json(folder.ledger, "the ledger of finished stages")["stages"] if folder.ledger.exists() else {}
-    starts = read_json(folder.starts, "the record of starts") if folder.starts.exists() else []
-    newest = starts[-1].get("nonce") if starts else None
-    failure = last_failure(folder.path)
+    traces = read_traces(folder.path, before=None)
     return State(
         folder,
         config,
         ledger,
-        [beat for beat in read_beats(folder.path / "heartbeats") if beat.attempt == newest],
+        traces.beats if traces else [],
         read_holder(folder.lock),
-        failure if failure is not None and failure.attempt == newest else None,
+        traces.failure if traces else None,
     )
 
 
@@ -197,7 +207,7 @@ def _lines(state: State) -> list[tuple[str, str]]:
 def _in_words(state: State, code: int) -> str:
     holder, failure = state.holder, state.failure
     if code in {RUNNING, SILENT} and holder is not None:
-        ranks = f"{holder.num_ranks} rank{'s' * (holder.num_ranks > 1)}"
+        ranks = f"{counted(holder.num_ranks, 'rank')}"
         words = [f"running: {ranks}, pid {holder.pid} on {holder.host} since {holder.started}"]
         words += ["a rank gives no sign"] * (code == SILENT)
         words += ["asked to stop"] * any(beat.state == STOPPING for beat in state.beats)

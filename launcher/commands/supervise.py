@@ -11,6 +11,7 @@ host they are and whatever started them.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import ctypes
 import os
@@ -27,13 +28,12 @@ import psutil
 from engine.config.file import load_config
 from engine.errors import ConfigError
 from engine.log import get_logger
-from engine.reliability.failure import last_failure
-from engine.reliability.heartbeat import ENDED, read_beats
-from engine.reliability.preemption import EXIT_PREEMPTED
+from engine.reliability.exit_codes import EXIT_CRASH, EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_REFUSED
+from engine.reliability.heartbeat import ENDED
+from engine.reliability.starts import newest_nonce
+from engine.reliability.traces import read_traces
 from engine.run import RunFolder
-from launcher.ending import EXIT_CRASH, EXIT_INTERRUPTED, EXIT_REFUSED
 from launcher.run import command_line
-from shards.files import read_json
 
 log = get_logger(__name__)
 
@@ -51,20 +51,34 @@ _NOTICE_LOST_HOSTS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Ended:
     """How a start ended.
 
     Attributes:
         code: Exit code of the start: what its first failure recorded, else what the starter returned.
-        nonce: Which start it was; None where no rank got as far as opening the run folder.
         place: Stage and number of steps done at the failure; None where no rank got as far.
         reason: In words.
     """
 
     code: int
-    nonce: str | None
     place: tuple[str, int] | None
     reason: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command's words."""
+    parser.add_argument("--max-restarts", type=int, default=3, metavar="N", help="how often again at most (3)")
+    parser.add_argument("--retry-refused", action="store_true", help="also after exit code 2, which wants a mend")
+    parser.add_argument("--retry-preempted", action="store_true", help="also after 85, a stop that was asked for")
+    parser.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what starts the run")
+
+
+def run_command(arguments: argparse.Namespace) -> int:
+    """Start the run's command, again where it fails; return the last start's exit code."""
+    retry = {EXIT_REFUSED} if arguments.retry_refused else set()
+    retry |= {EXIT_PREEMPTED} if arguments.retry_preempted else set()
+    command = arguments.words[1:] if arguments.words[:1] == ["--"] else arguments.words
+    return supervise(command, max_restarts=arguments.max_restarts, retry=frozenset(retry))
 
 
 def supervise(command: Sequence[str], *, max_restarts: int, retry: frozenset[int] = frozenset()) -> int:
@@ -85,21 +99,21 @@ def supervise(command: Sequence[str], *, max_restarts: int, retry: frozenset[int
     _adopt_orphans()
     asked = _listen()
     final = {0, EXIT_REFUSED, EXIT_PREEMPTED, EXIT_INTERRUPTED} - (retry - {0})
-    before: Outcome | None = None
+    before: Ended | None = None
     for count in range(max_restarts + 1):
-        outcome = _start(command, folder, asked)
-        if outcome.code in final or asked:
-            return outcome.code
-        where = f"in {outcome.place[0] or 'no stage'}, after step {outcome.place[1]}" if outcome.place else "early"
-        log.warning("the start failed %s (exit code %d): %s", where, outcome.code, outcome.reason)
-        if before is not None and before.place == outcome.place:
+        ended = _start(command, folder, asked)
+        if ended.code in final or asked:
+            return ended.code
+        where = f"in {ended.place[0] or 'no stage'}, after step {ended.place[1]}" if ended.place else "early"
+        log.warning("the start failed %s (exit code %d): %s", where, ended.code, ended.reason)
+        if before is not None and before.place == ended.place:
             log.error("it has failed twice at the same place, %s; starting again would not help", where)
-            return outcome.code
+            return ended.code
         if count < max_restarts:
             log.warning("restart %d of %d", count + 1, max_restarts)
-        before = outcome
+        before = ended
     log.error("it has failed after %d restart(s), which is all that --max-restarts allows", max_restarts)
-    return outcome.code
+    return ended.code
 
 
 def _run_path(command: Sequence[str]) -> Path:
@@ -115,9 +129,9 @@ def _run_path(command: Sequence[str]) -> Path:
     return load_config(arguments.config, arguments.overrides).run.path
 
 
-def _start(command: Sequence[str], folder: RunFolder, asked: list[str]) -> Outcome:
+def _start(command: Sequence[str], folder: RunFolder, asked: list[str]) -> Ended:
     """Start the command, wait for its end and for that of everything it leaves behind, and find out how it ended."""
-    earlier = _newest_nonce(folder)
+    earlier = newest_nonce(folder.path)
     process = subprocess.Popen(command, start_new_session=True, env=_NOTICE_LOST_HOSTS | os.environ)
     stop = folder.path / "stop"
     try:
@@ -129,35 +143,26 @@ def _start(command: Sequence[str], folder: RunFolder, asked: list[str]) -> Outco
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGINT)
         process.wait()
-        return Outcome(EXIT_INTERRUPTED, None, None, "interrupted")
+        return Ended(EXIT_INTERRUPTED, None, "interrupted")
     finally:
         _end_leftovers()
         stop.unlink(missing_ok=True)
-    return _outcome(process.returncode, folder, earlier)
+    return _how_it_ended(process.returncode, folder, earlier)
 
 
-def _outcome(returned: int, folder: RunFolder, earlier: str | None) -> Outcome:
-    nonce = _newest_nonce(folder)
+def _how_it_ended(returned: int, folder: RunFolder, earlier: str | None) -> Ended:
     code = 128 - returned if returned < 0 else returned  # ended by a signal: as a shell says it
-    if nonce is None or nonce == earlier:
-        reason = "no rank came as far as opening the run folder"
-        return Outcome(code, None, None, reason) if code else Outcome(EXIT_CRASH, None, None, reason)
-    failure = last_failure(folder.path)
-    if failure is not None and failure.attempt == nonce:
+    traces = read_traces(folder.path, earlier)
+    if traces is None:
+        return Ended(code or EXIT_CRASH, None, "no rank came as far as opening the run folder")
+    if (failure := traces.failure) is not None:
         reason = f"{failure.kind} on rank {failure.rank} (host {failure.host}): {failure.message}"
-        return Outcome(failure.code, nonce, (failure.stage, failure.step), reason)
-    beats = [beat for beat in read_beats(folder.path / "heartbeats") if beat.attempt == nonce]
-    unended = [beat for beat in beats if beat.state != ENDED]
-    place = max(((beat.stage, beat.done) for beat in beats), key=lambda place: place[1], default=None)
+        return Ended(failure.code, traces.place, reason)
+    unended = [beat for beat in traces.beats if beat.state != ENDED]
     if code == 0 and not unended:
-        return Outcome(0, nonce, place, "finished")
+        return Ended(0, traces.place, "finished")
     who = ", ".join(beat.who for beat in unended[:8]) or "no rank"
-    return Outcome(code or EXIT_CRASH, nonce, place, f"{who} ended without a word, the starter with {returned}")
-
-
-def _newest_nonce(folder: RunFolder) -> str | None:
-    starts = read_json(folder.starts, "the record of starts") if folder.starts.exists() else []
-    return str(starts[-1].get("nonce")) if starts else None
+    return Ended(code or EXIT_CRASH, traces.place, f"{who} ended without a word, the starter with {returned}")
 
 
 def _listen() -> list[str]:

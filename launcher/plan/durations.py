@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from engine.config.recipe import Config
+from engine.config.timetable import Mining
 from engine.index.estimate import IndexEstimate
 from engine.index.plan import IndexPlan
-from engine.timetable import Mining
 from launcher.plan.activations import Inputs
 from launcher.plan.corpus import Corpus
 from launcher.plan.flops import forward_flops, training_flops

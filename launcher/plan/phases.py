@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from engine.config.models import RankerConfig
 from engine.config.recipe import Config
+from engine.config.timetable import Phase
 from engine.errors import ConfigError
 from engine.index.plan import IndexPlan
-from engine.timetable import Phase
 from launcher.plan.activations import ELEMENT_BYTES, Inputs, Numerics, inference_bytes
 from launcher.plan.hardware import GIB, Gpu
 from launcher.plan.memory import StepMemory, buckets_of, idle_bytes, step_memory

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from tarfile import BLOCKSIZE
 
 from engine.config.recipe import Config
+from engine.config.timetable import Mining, Timetable
 from engine.index.estimate import IndexEstimate, estimate_index
 from engine.index.plan import IndexPlan, cut_parts
-from engine.timetable import Mining, Timetable
 from launcher.plan.corpus import Corpus
 from launcher.plan.memory import idle_bytes
 from launcher.plan.models import ModelShape, all_of, encoder_of

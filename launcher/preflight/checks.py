@@ -1,16 +1,7 @@
 """Judges the facts of all hosts, all of them, so that every problem is told at once.
 
 An error stops a run before it begins; a warning is only told. What a host could not examine is judged nowhere: why it
-could not is a problem of its own. Facts are those of `facts`, with these beside them:
-
-    unreachable      {"fact", "remedy"}: nothing else is known of the host
-    way              how it was reached, such as `ssh`
-    boots            `boot` of each rank's machine that calls itself by this host's name
-    clock            {"offset_seconds", "uncertainty_seconds"} against the first host's
-    slots, device    processes that the host is to take, and run.device, where no rank has come yet
-    configuration    what its ranks read differently from rank 0, one text a difference
-    ranks            [{"rank", "device", "collective": {"error", "seconds"}}]
-    programs, network, barrier, world   {"found", "problems": [[fact, remedy, severity]]}, judged where it was found
+could not is a problem of its own.
 """
 
 from __future__ import annotations
@@ -18,7 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from launcher.preflight.facts import Facts
+from launcher.preflight.disks import (
+    check_data,
+    check_local_disk,
+    check_models,
+    check_run_folder,
+    check_space,
+)
 from launcher.preflight.machines import (
     check_clock,
     check_cores_and_memory,
@@ -29,15 +26,9 @@ from launcher.preflight.machines import (
     check_user,
 )
 from launcher.preflight.outcome import Groups, Outcome, Problem, having
-from launcher.preflight.places import (
-    check_data,
-    check_local_disk,
-    check_models,
-    check_run_folder,
-    check_space,
-)
+from launcher.preflight.records import Facts, Judgement
 from launcher.preflight.space import Space
-from shards.errors import listed
+from shards.errors import counted, listed
 
 _LISTED = 6
 
@@ -52,7 +43,7 @@ def examine(hosts: Sequence[Facts], space: Space | None) -> list[Outcome]:
     Returns:
         One outcome a check, in the order of a table; checks about which nothing is known are left out.
     """
-    known = [facts for facts in hosts if "unreachable" not in facts]
+    known = [facts for facts in hosts if facts.unreachable is None]
     outcomes = [check_reach(hosts), *(check(known) for check in _CHECKS)]
     outcomes.insert(_SPACE_AT, check_space(known, space))
     return [_joined(outcome) for outcome in outcomes if outcome.examined]
@@ -69,8 +60,8 @@ def _joined(outcome: Outcome) -> Outcome:
 
 def check_configuration(hosts: Sequence[Facts]) -> Outcome:
     """Find ranks that were started with other words than rank 0."""
-    known, examined = having(hosts, "configuration")
-    groups = Groups((facts["host"], facts["configuration"]) for facts in known if facts["configuration"])
+    known, examined = having(hosts, lambda facts: facts.configuration)
+    groups = Groups((facts.host, differences) for facts, differences in known if differences)
     problems = []
     for differences, members in groups.members:
         fact = f"another configuration than rank 0's: {listed(differences, _LISTED, '; ')}"
@@ -84,42 +75,38 @@ def check_configuration(hosts: Sequence[Facts]) -> Outcome:
 
 def check_collective(hosts: Sequence[Facts]) -> Outcome:
     """Find ranks on which a small collective operation failed or gave a wrong result."""
-    known, examined = having(hosts, "ranks")
+    known, examined = having(hosts, lambda facts: facts.ranks)
     problems = []
-    ranks = [rank for facts in known for rank in facts["ranks"]]
-    for facts in known:
-        failed = [rank for rank in facts["ranks"] if rank["collective"]["error"]]
-        for error, members in Groups((str(rank["rank"]), rank["collective"]["error"]) for rank in failed).members:
+    for facts, ranks in known:
+        failed = [rank for rank in ranks if rank.collective.error]
+        for error, members in Groups((str(rank.rank), rank.collective.error) for rank in failed).members:
             fact = f"rank {', '.join(members[:_LISTED])}: {error}"
             remedy = (
                 "let the hosts reach each other on all ports of the network between them, and name its interface by "
                 "NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME; NCCL_DEBUG=INFO tells what NCCL tries"
             )
-            problems.append(Problem("collective", (facts["host"],), fact, remedy))
-    seconds = max((rank["collective"]["seconds"] for rank in ranks), default=0.0)
-    found = f"all-reduce and all-gather of {len(ranks)} rank{'s' * (len(ranks) > 1)} in {1000 * seconds:.0f} ms"
+            problems.append(Problem("collective", (facts.host,), fact, remedy))
+    taken = [rank.collective.seconds for _, ranks in known for rank in ranks]
+    seconds = max(taken, default=0.0)
+    found = f"all-reduce and all-gather of {counted(len(taken), 'rank')} in {1000 * seconds:.0f} ms"
     return Outcome("collective", "failed" if problems else found, problems, examined)
 
 
-def _judged(key: str) -> Callable[[Sequence[Facts]], Outcome]:
+def _judged(name: str, fact: Callable[[Facts], Judgement | None]) -> Callable[[Sequence[Facts]], Outcome]:
     """Return a check that takes over what was judged where it was found."""
 
     def check(hosts: Sequence[Facts]) -> Outcome:
-        known, examined = having(hosts, key)
-        problems = [
-            Problem(key, (facts["host"],), fact, remedy, severity)
-            for facts in known
-            for fact, remedy, severity in facts[key]["problems"]
-        ]
-        found = next((facts[key]["found"] for facts in known if facts[key]["found"]), "")
-        return Outcome(key, found, problems, examined)
+        known, examined = having(hosts, fact)
+        problems = [Problem(name, (facts.host,), *problem) for facts, judged in known for problem in judged.problems]
+        found = next((judged.found for _, judged in known if judged.found), "")
+        return Outcome(name, found, problems, examined)
 
     return check
 
 
 _CHECKS: tuple[Callable[[Sequence[Facts]], Outcome], ...] = (
     check_software,
-    _judged("programs"),
+    _judged("programs", lambda facts: facts.programs),
     check_configuration,
     check_devices,
     check_cores_and_memory,
@@ -130,9 +117,9 @@ _CHECKS: tuple[Callable[[Sequence[Facts]], Outcome], ...] = (
     check_models,
     check_environment,
     check_clock,
-    _judged("network"),
+    _judged("network", lambda facts: facts.network),
     check_collective,
-    _judged("barrier"),
-    _judged("world"),
+    _judged("barrier", lambda facts: facts.barrier),
+    _judged("world", lambda facts: facts.world),
 )
 _SPACE_AT = _CHECKS.index(check_run_folder) + 2  # below the run folder, `reach` being the first

@@ -11,19 +11,19 @@ import secrets
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from launcher.preflight.outcome import Outcome, Severity
+from engine.reliability.exit_codes import EXIT_REFUSED
+from launcher.preflight.outcome import Outcome
+from shards.errors import counted
 
 if TYPE_CHECKING:
     from engine.config.recipe import Config
-    from launcher.preflight.facts import Facts
     from launcher.preflight.hosts import Conversations
+    from launcher.preflight.records import Facts, Judgement, Mark
     from launcher.preflight.space import Space
-
-EXIT_PROBLEMS = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,14 +66,14 @@ def run_command(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     chosen = _choose_hosts(arguments)
     print(
-        f"preflight: looking at {len(chosen.names)} host{'s' * (len(chosen.names) > 1)} "
+        f"preflight: looking at {counted(len(chosen.names), 'host')} "
         f"{f'by {chosen.way}' if chosen.way else '(this one)'} ...",
         flush=True,
     )
     with Conversations(chosen.names, chosen.words) as conversations:
         outcomes = _look(conversations, config, chosen, arguments, estimate_space(config))
     _print(outcomes, chosen, time.monotonic() - start)
-    return EXIT_PROBLEMS if _has_errors(outcomes) else 0
+    return EXIT_REFUSED if _has_errors(outcomes) else 0
 
 
 def _choose_hosts(arguments: argparse.Namespace) -> _Hosts:
@@ -121,83 +121,91 @@ def _look(
 ) -> list[Outcome]:
     """Ask all hosts for everything, then open a small world where nothing speaks against it."""
     from launcher.preflight.checks import examine
+    from launcher.preflight.records import Mark
 
     facts: dict[str, Facts] = {}
     path = str(config.run.path.absolute())
     marker = (conversations.reached or [""])[0]
-    mark = conversations.ask("mark", [marker], path=path).get(marker)
+    mark = conversations.ask("mark", Mark, [marker], path=path).get(marker)
     try:
         if mark is not None:
             facts = _facts(conversations, config, chosen, mark)
-            _add_network(facts, conversations, chosen, arguments.master_addr)
+            facts = _with_network(facts, conversations, chosen, arguments.master_addr)
         outcomes = examine(_merged(facts, conversations, chosen), space)
         if mark and not (
             arguments.no_world or _has_errors(outcomes) or (chosen.way == "ssh" and chosen.launcher == "none")
         ):
             tried = _try_world(facts, config, chosen, arguments, mark)
-            for own in facts.values():
-                own["world"] = tried
+            facts = {host: replace(own, world=tried) for host, own in facts.items()}
             outcomes = examine(_merged(facts, conversations, chosen), space)
     finally:
         if mark is not None:
-            conversations.ask("unmark", [marker], path=path, mark=mark)
+            conversations.ask("unmark", dict[str, float], [marker], path=path, mark=asdict(mark))
     return outcomes
 
 
-def _facts(conversations: Conversations, config: Config, chosen: _Hosts, mark: dict[str, Any]) -> dict[str, Facts]:
-    from launcher.preflight.facts import Places
+def _facts(conversations: Conversations, config: Config, chosen: _Hosts, mark: Mark) -> dict[str, Facts]:
+    from launcher.preflight.facts import Needs
+    from launcher.preflight.records import Clock, Facts
 
-    facts = conversations.ask("facts", places=Places.of(config).to_json(), mark=mark)
+    found = conversations.ask("facts", Facts, needs=asdict(Needs.of(config)), mark=asdict(mark))
     offsets = conversations.clock_offsets()
-    first = next(iter(offsets.values()), {"offset_seconds": 0.0, "uncertainty_seconds": 0.0})
-    for host, own in facts.items():
-        own |= {"boots": [own["boot"]], "slots": chosen.slots.get(host), "device": config.run.device}
-        if host in offsets:
-            own["clock"] = {
-                "offset_seconds": offsets[host]["offset_seconds"] - first["offset_seconds"],
-                "uncertainty_seconds": offsets[host]["uncertainty_seconds"] + first["uncertainty_seconds"],
-            }
-    if facts and mark["error"]:
-        next(iter(facts.values()))["run_folder"]["error"] = mark["error"]
+    first = next(iter(offsets.values()), Clock(0.0, 0.0))
+    facts: dict[str, Facts] = {}
+    for host, own in found.items():
+        folder, clock = own.run_folder, None
+        if not facts and folder is not None and mark.error:
+            folder = replace(folder, error=mark.error)
+        if offset := offsets.get(host):
+            clock = Clock(
+                offset.offset_seconds - first.offset_seconds, offset.uncertainty_seconds + first.uncertainty_seconds
+            )
+        slots, device = chosen.slots.get(host), config.run.device
+        facts[host] = replace(own, run_folder=folder, clock=clock, slots=slots, device=device)
     return facts
 
 
-def _add_network(facts: dict[str, Facts], conversations: Conversations, chosen: _Hosts, master: str | None) -> None:
+def _with_network(
+    facts: dict[str, Facts], conversations: Conversations, chosen: _Hosts, master: str | None
+) -> dict[str, Facts]:
+    """Add what is judged of the launcher's programs, and of the ways to the first host."""
     from launcher.preflight.connections import judge_network, judge_programs
+    from launcher.preflight.records import Listening
 
-    programs = conversations.ask("programs", names=["prted"])
-    for host, own in judge_programs(chosen.launcher, programs, hosts=len(chosen.names)).items():
-        facts.get(host, {})["programs"] = own
+    programs = conversations.ask("programs", dict[str, str | None], names=["prted"])
+    judged = judge_programs(chosen.launcher, programs, hosts=len(chosen.names))
+    facts = {host: replace(own, programs=judged.get(host)) for host, own in facts.items()}
     reached = conversations.reached
     if len(reached) < 2:
-        return
+        return facts
     token = secrets.token_hex(8)
     first = reached[0]
-    listening = conversations.ask("listen", [first], token=token).get(first)
+    listening = conversations.ask("listen", Listening, [first], token=token).get(first)
     if listening is None:
-        return
-    tried = [address for _, address in listening["addresses"]] + [first]
-    found = conversations.ask("reach", reached[1:], addresses=tried, port=listening["port"], token=token)
+        return facts
+    tried = [address for _, address in listening.addresses] + [first]
+    asked = {"addresses": tried, "port": listening.port, "token": token}
+    found = conversations.ask("reach", dict[str, str | None], reached[1:], **asked)
     examined = {host: facts[host] for host in [first, *found] if host in facts}
-    taken = master or (listening["first_told"] if chosen.launcher == "pdsh" else None)
-    for host, own in judge_network(examined, listening, found, taken=taken).items():
-        facts[host]["network"] = own
+    taken = master or (listening.first_told if chosen.launcher == "pdsh" else None)
+    judged = judge_network(examined, listening, found, taken=taken)
+    return {host: replace(own, network=judged.get(host)) for host, own in facts.items()}
 
 
 def _try_world(
-    facts: dict[str, Facts], config: Config, chosen: _Hosts, arguments: argparse.Namespace, mark: dict[str, Any]
-) -> Facts:
+    facts: dict[str, Facts], config: Config, chosen: _Hosts, arguments: argparse.Namespace, mark: Mark
+) -> Judgement:
     from engine.config.file import dump_config
-    from launcher.preflight.trial import through_a_shell, trial_words, try_world
+    from launcher.preflight.trial import changed_by_a_shell, trial_words, try_world
 
-    gpus = len(next(iter(facts.values()))["gpus"])
+    gpus = len(next(iter(facts.values())).gpus or [])
     ranks = len(chosen.names) if chosen.way == "srun" else min(2, gpus) or 2
     # In the run folder, which all hosts were seen to share; no value of the recipe is then a word of a command line.
-    recipe = config.run.path.absolute() / f".preflight-{mark['nonce']}.yaml"
+    recipe = config.run.path.absolute() / f".preflight-{mark.nonce}.yaml"
     words = trial_words(
         recipe, launcher=chosen.launcher, hostfile=arguments.hostfile, ranks=ranks, master=arguments.master_addr
     )
-    if refused := through_a_shell(words, chosen.launcher):
+    if refused := changed_by_a_shell(words, chosen.launcher):
         return refused
     print("preflight: opening a small world ...", flush=True)
     try:
@@ -209,19 +217,18 @@ def _try_world(
 
 def _merged(facts: dict[str, Facts], conversations: Conversations, chosen: _Hosts) -> list[Facts]:
     """Return the facts of all hosts in order, called as the hostfile calls them; also of those that gave none."""
+    from launcher.preflight.records import Facts
+
     merged = []
     for host in chosen.names:
-        named = {"host": host, "way": chosen.way}
-        if host in conversations.unreachable:
-            merged.append(named | {"unreachable": conversations.unreachable[host]})
-        else:
-            merged.append(facts.get(host, {}) | named)
+        refusal = conversations.unreachable.get(host)
+        known = Facts(host) if refusal else facts.get(host, Facts(host))
+        merged.append(replace(known, host=host, way=chosen.way, unreachable=refusal))
     return merged
 
 
 def _has_errors(outcomes: list[Outcome]) -> bool:
-    errors: Severity = "error"
-    return any(problem.severity == errors for outcome in outcomes for problem in outcome.problems)
+    return any(problem.severity == "error" for outcome in outcomes for problem in outcome.problems)
 
 
 def _print(outcomes: list[Outcome], chosen: _Hosts, seconds: float) -> None:

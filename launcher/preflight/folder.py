@@ -10,8 +10,10 @@ import contextlib
 import os
 import secrets
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+
+from launcher.preflight.records import Mark, Mount, SharedFolder
 
 _PREFIX = ".preflight-"
 _PATIENCE_SECONDS = 2.0
@@ -19,67 +21,59 @@ _PATIENCE_SECONDS = 2.0
 _LEFTOVER_SECONDS = 3600.0
 
 
-def leave_mark(path: Path) -> dict[str, Any]:
+def leave_mark(path: Path) -> Mark:
     """Write a file with a random name into a folder, which is made where it is missing; by one host.
 
     Args:
         path: The folder, absolute.
 
     Returns:
-        `nonce`; `made`, the folders that had to be made, outermost first; `error`, why there is no file, or None.
+        The mark, with the reason where there is no file.
     """
-    mark: dict[str, Any] = {"nonce": secrets.token_hex(8), "made": [], "error": None}
+    nonce, made = secrets.token_hex(8), list[str]()
     try:
         missing = [folder for folder in [path, *path.parents] if not folder.exists()]
         for folder in reversed(missing):
             folder.mkdir(exist_ok=True)
-            mark["made"].append(str(folder))
-        _write(_mark_path(path, mark["nonce"]))
+            made.append(str(folder))
+        _write(_mark_path(path, nonce))
     except OSError as error:
-        mark["error"] = _describe(error)
-    return mark
+        return Mark(nonce, made, _describe(error))
+    return Mark(nonce, made, None)
 
 
-def look_for_mark(path: Path, mark: dict[str, Any]) -> dict[str, Any]:
+def look_for_mark(path: Path, mark: Mark) -> SharedFolder:
     """Examine a folder from this host, where another (or this one) has left a mark in it.
 
     Args:
         path: The folder, absolute.
         mark: What `leave_mark` returned.
-
-    Returns:
-        `path`; `seen`, whether the mark is there, None where there is none to be seen; `error`, why this host cannot
-        write, or None; `free_bytes`, `free_inodes` (None: not limited); `mount` with `type`, `source` and `point`;
-        `clock_seconds`, how far the file system's clock is ahead of this host's.
     """
-    facts: dict[str, Any] = {"path": str(path), "seen": None, "error": None, "clock_seconds": None}
-    if mark["error"] is None:
-        facts["seen"] = _wait_for(_mark_path(path, mark["nonce"]))
     place = next(folder for folder in [path, *path.parents] if folder.is_dir())
+    found = SharedFolder(str(path), mount=mount_of(place))
+    if mark.error is None:
+        found = replace(found, seen=_wait_for(_mark_path(path, mark.nonce)))
     with contextlib.suppress(OSError):
         system = os.statvfs(place)
-        facts |= {
-            "free_bytes": system.f_bavail * system.f_frsize,
-            "free_inodes": system.f_favail if system.f_files else None,
-        }
-    facts["mount"] = mount_of(place)
-    if facts["seen"]:
-        own = _mark_path(path, f"{mark['nonce']}.{secrets.token_hex(4)}")
+        files = system.f_favail if system.f_files else None
+        found = replace(found, free_bytes=system.f_bavail * system.f_frsize, free_inodes=files)
+    if found.seen:
+        own = _mark_path(path, f"{mark.nonce}.{secrets.token_hex(4)}")
         try:
             before = time.time()
             _write(own)
             after = time.time()
             written = own.stat().st_mtime
-            facts["clock_seconds"] = round(written - (before + after) / 2, 3)
+            found = replace(found, clock_seconds=round(written - (before + after) / 2, 3))
         except OSError as error:
-            facts["error"] = _describe(error)
+            found = replace(found, error=_describe(error))
         finally:
             with contextlib.suppress(OSError):
                 own.unlink(missing_ok=True)
-    return facts
+    return found
 
 
-def remove_mark(path: Path, mark: dict[str, Any], *, keep_folder: bool) -> None:
+def remove_mark(path: Path, mark: Mark, *, keep_folder: bool) -> None:
     """Take the mark away, and marks that killed processes left; by the host that left it.
 
     Args:
@@ -87,7 +81,7 @@ def remove_mark(path: Path, mark: dict[str, Any], *, keep_folder: bool) -> None:
         mark: What `leave_mark` returned.
         keep_folder: Leave folders that were made for the mark; else they go where nothing else is in them.
     """
-    own = _mark_path(path, mark["nonce"])
+    own = _mark_path(path, mark.nonce)
     with contextlib.suppress(OSError):
         now = own.stat().st_mtime  # by the clock that dates the others
         for leftover in path.glob(f"{_PREFIX}*"):
@@ -96,12 +90,12 @@ def remove_mark(path: Path, mark: dict[str, Any], *, keep_folder: bool) -> None:
                     leftover.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         own.unlink(missing_ok=True)
-    for folder in [] if keep_folder else reversed(mark["made"]):
+    for folder in [] if keep_folder else reversed(mark.made):
         with contextlib.suppress(OSError):
             os.rmdir(folder)
 
 
-def mount_of(path: Path, mounts: str | None = None) -> dict[str, str]:
+def mount_of(path: Path, mounts: str | None = None) -> Mount | None:
     """Say on which file system a path lies.
 
     Args:
@@ -109,9 +103,9 @@ def mount_of(path: Path, mounts: str | None = None) -> dict[str, str]:
         mounts: Text in the form of /proc/self/mountinfo, in place of that file.
 
     Returns:
-        `type` such as `nfs4`, `source` such as `server:/export`, `point` where it is mounted; empty where unknown.
+        The file system; None where unknown.
     """
-    found: dict[str, str] = {}
+    found: Mount | None = None
     with contextlib.suppress(OSError, IndexError, ValueError):
         if mounts is None:
             path = path.resolve()
@@ -119,9 +113,9 @@ def mount_of(path: Path, mounts: str | None = None) -> dict[str, str]:
         for line in mounts.splitlines():
             words = line.split()
             point = Path(_unescape(words[4]))
-            if path.is_relative_to(point) and len(str(point)) >= len(found.get("point", "")):  # the last one covers
+            if path.is_relative_to(point) and len(str(point)) >= len(found.point if found else ""):  # the last covers
                 rest = words[words.index("-") + 1 :]
-                found = {"type": rest[0], "source": _unescape(rest[1]), "point": str(point)}
+                found = Mount(rest[0], _unescape(rest[1]), str(point))
     return found
 
 

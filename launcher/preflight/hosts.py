@@ -20,10 +20,13 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
-from launcher.preflight.facts import ROOT, Facts
+from launcher.preflight.facts import ROOT
 from launcher.preflight.probe import ANSWER
+from launcher.preflight.records import Clock, NoAnswer
+from shards.errors import ArtifactError
+from shards.files import parse_record
 
 _PROBE = ("-m", "launcher.preflight.probe")
 _CONNECT_SECONDS = 5
@@ -34,6 +37,8 @@ ANSWER_SECONDS = 120.0
 _CLOSE_SECONDS = 2.0
 _MOST_THREADS = 64
 _KEPT_LINES = 50
+_OTHER_CODE = "look whether the same code and environment are on this host"
+R = TypeVar("R")
 
 # What ssh, env and Python print -> (what it means, what to do). The first that is found in the text counts.
 _CAUSES: tuple[tuple[str, str, str], ...] = (
@@ -112,22 +117,29 @@ class Conversation:
             self.close(patience_seconds=0.0)
             raise
 
-    def ask(self, do: str, timeout_seconds: float = ANSWER_SECONDS, **arguments: Any) -> dict[str, Any]:
+    def ask(self, do: str, kind: type[R], **arguments: Any) -> R:
         """Ask one question and wait for the answer.
 
+        Args:
+            do: What is to be done there; see `probe`.
+            kind: The form of the answer.
+            arguments: Of the function there, as JSON can hold them.
+
         Raises:
-            Unreachable: There is no answer, or the function there failed.
+            Unreachable: There is no answer, or it has another form, or the function there failed.
         """
         if self._process.stdin is None:
             raise Unreachable("the conversation is over", "start again")
         with contextlib.suppress(OSError):  # a probe that is gone: the wait below says how
             self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
             self._process.stdin.flush()
-        answer = self._next(timeout_seconds)
+        answer = self._next(ANSWER_SECONDS)
         if set(answer) == {"error"}:
-            remedy = "look whether the same code and environment are on this host"
-            raise Unreachable(f"it could not answer ({do}): {answer['error']}", remedy)
-        return answer
+            raise Unreachable(f"it could not answer ({do}): {answer['error']}", _OTHER_CODE)
+        try:
+            return parse_record(answer, kind, f"the answer ({do})")
+        except ArtifactError as error:
+            raise Unreachable(error.fact, _OTHER_CODE) from error
 
     def close(self, patience_seconds: float = _CLOSE_SECONDS) -> None:
         """Let the probe end, which it does with its input; after a moment, end what started it."""
@@ -219,7 +231,7 @@ class Conversations:
         self, hosts: Sequence[str], words: Callable[[str], list[str]], hello_seconds: float = _HELLO_SECONDS
     ) -> None:
         self.hosts = list(hosts)
-        self.unreachable: dict[str, Facts] = {}
+        self.unreachable: dict[str, NoAnswer] = {}
         self._open: dict[str, Conversation] = {}
         self._pool = ThreadPoolExecutor(min(_MOST_THREADS, max(1, len(self.hosts))))
         self._open = self._everywhere(self.hosts, lambda host: Conversation(host, words(host), hello_seconds))
@@ -238,36 +250,39 @@ class Conversations:
         """Hosts that answer, in order."""
         return [host for host in self.hosts if host in self._open and host not in self.unreachable]
 
-    def ask(self, do: str, only: Sequence[str] | None = None, **arguments: Any) -> dict[str, dict[str, Any]]:
-        """Ask the hosts that answer, or some of them, the same at once; return what came, by host."""
-        asked = [host for host in self.reached if only is None or host in only]
-        return self._everywhere(asked, lambda host: self._open[host].ask(do, **arguments))
+    def ask(self, do: str, kind: type[R], only: Sequence[str] | None = None, **arguments: Any) -> dict[str, R]:
+        """Ask the hosts that answer, or some of them, the same at once; return what came, by host.
 
-    def clock_offsets(self, times: int = 3) -> dict[str, dict[str, float]]:
-        """Measure how far each host's clock is ahead of this one's; of several tries the one with least delay counts.
-
-        Returns:
-            `offset_seconds` and `uncertainty_seconds` by host.
+        Args:
+            do: As for `Conversation.ask`.
+            kind: Likewise.
+            only: The hosts to ask; None asks all that answer.
+            arguments: Likewise.
         """
+        asked = [host for host in self.reached if only is None or host in only]
+        return self._everywhere(asked, lambda host: self._open[host].ask(do, kind, **arguments))
 
-        def measure(host: str) -> dict[str, float]:
+    def clock_offsets(self, times: int = 3) -> dict[str, Clock]:
+        """Measure how far each host's clock is ahead of this one's; of some tries the one with least delay counts."""
+
+        def measure(host: str) -> Clock:
             found = []
             for _ in range(times):
                 before, start = time.time(), time.monotonic()
-                there = self._open[host].ask("time")["time"]
+                there = self._open[host].ask("time", dict[str, float])["time"]
                 delay = time.monotonic() - start
                 found.append((delay / 2, there - (before + delay / 2)))
             uncertainty, offset = min(found)
-            return {"offset_seconds": offset, "uncertainty_seconds": uncertainty}
+            return Clock(offset, uncertainty)
 
         return self._everywhere(self.reached, measure)
 
-    def _everywhere(self, hosts: Sequence[str], function: Callable[[str], Any]) -> dict[str, Any]:
-        def guarded(host: str) -> Any:
+    def _everywhere(self, hosts: Sequence[str], function: Callable[[str], R]) -> dict[str, R]:
+        def guarded(host: str) -> R | None:
             try:
                 return function(host)
             except Unreachable as error:
-                self.unreachable[host] = {"fact": error.fact, "remedy": error.remedy}
+                self.unreachable[host] = NoAnswer(error.fact, error.remedy)
                 return None
 
         answers = zip(hosts, self._pool.map(guarded, hosts), strict=True)

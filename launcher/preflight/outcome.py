@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, TypeVar
 
-from launcher.preflight.facts import Facts
+from launcher.preflight.records import Facts, Severity
 from shards.errors import listed
 
-Severity = Literal["error", "warning"]
+T = TypeVar("T")
 _LISTED = 6
 
 
@@ -45,10 +45,10 @@ def names(hosts: Iterable[str]) -> str:
     return listed(hosts, _LISTED)
 
 
-def having(hosts: Sequence[Facts], key: str) -> tuple[list[Facts], tuple[str, ...]]:
-    """Return the hosts of which a fact is known, and their names."""
-    found = [facts for facts in hosts if facts.get(key) is not None]
-    return found, tuple(facts["host"] for facts in found)
+def having(hosts: Sequence[Facts], fact: Callable[[Facts], T | None]) -> tuple[list[tuple[Facts, T]], tuple[str, ...]]:
+    """Return the hosts of which a fact is known, each with it, and their names."""
+    found = [(facts, value) for facts in hosts if (value := fact(facts)) is not None]
+    return found, tuple(facts.host for facts, _ in found)
 
 
 class Groups:
@@ -70,7 +70,7 @@ class Groups:
         return len(self.members) > 1
 
     @property
-    def odd(self) -> tuple[str, ...]:
+    def outliers(self) -> tuple[str, ...]:
         """Hosts outside the largest group; all of them where no group is larger than the others."""
         if self.unlike and len(self.members[0][1]) == len(self.members[1][1]):
             return tuple(host for _, hosts in self.members for host in hosts)

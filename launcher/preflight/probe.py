@@ -15,12 +15,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from launcher.preflight.facts import Places, collect_facts
+from launcher.preflight.facts import Needs, collect_facts
 from launcher.preflight.folder import leave_mark, remove_mark
+from launcher.preflight.records import Facts, Listening, Mark
 from launcher.world.interfaces import interfaces
+from shards.files import parse_record
 
 ANSWER = "sparring-preflight: "
 """In front of each answer."""
@@ -39,7 +42,8 @@ def answer_questions(questions: IO[str], answers: IO[str]) -> None:
     for line in questions:
         try:
             question = json.loads(line)
-            result = _FUNCTIONS[question.pop("do")](**question)
+            answer = _FUNCTIONS[question.pop("do")](**question)
+            result = answer if isinstance(answer, dict) else asdict(answer)
         except Exception as error:
             result = {"error": f"{type(error).__name__}: {error}"}
         _answer(answers, result)
@@ -50,29 +54,30 @@ def _answer(answers: IO[str], result: dict[str, Any]) -> None:
     answers.flush()
 
 
-def _facts(places: dict[str, Any], mark: dict[str, Any]) -> dict[str, Any]:
-    return collect_facts(Places(**{**places, "models": tuple(places["models"])}), mark, thorough=True)
+def _facts(needs: object, mark: object) -> Facts:
+    asked = parse_record(needs, Needs, "the question for facts")
+    return collect_facts(asked, parse_record(mark, Mark, "the mark"), thorough=True)
 
 
-def _mark(path: str) -> dict[str, Any]:
+def _mark(path: str) -> Mark:
     return leave_mark(Path(path))
 
 
-def _unmark(path: str, mark: dict[str, Any]) -> dict[str, Any]:
-    remove_mark(Path(path), mark, keep_folder=False)
+def _unmark(path: str, mark: object) -> dict[str, float]:
+    remove_mark(Path(path), parse_record(mark, Mark, "the mark"), keep_folder=False)
     return {}
 
 
-def _time() -> dict[str, Any]:
+def _time() -> dict[str, float]:
     return {"time": time.time()}
 
 
-def _programs(names: list[str]) -> dict[str, Any]:
+def _programs(names: list[str]) -> dict[str, str | None]:
     beside = str(Path(sys.executable).parent)
     return {name: shutil.which(name) or shutil.which(name, path=beside) for name in names}
 
 
-def _listen(token: str) -> dict[str, Any]:
+def _listen(token: str) -> Listening:
     """Listen on all interfaces and give everybody who connects the token, until this process ends."""
     server = socket.create_server(("", 0), backlog=256)
 
@@ -87,13 +92,13 @@ def _listen(token: str) -> dict[str, Any]:
         told = subprocess.run(["hostname", "-I"], capture_output=True, text=True, check=False).stdout.split()
     except OSError:
         told = []
-    offered = [[one.name, one.address] for one in interfaces() if one.name != "lo"]
-    return {"port": server.getsockname()[1], "addresses": offered, "first_told": told[0] if told else None}
+    offered = [(one.name, one.address) for one in interfaces() if one.name != "lo"]
+    return Listening(server.getsockname()[1], offered, told[0] if told else None)
 
 
-def _reach(addresses: list[str], port: int, token: str) -> dict[str, Any]:
+def _reach(addresses: list[str], port: int, token: str) -> dict[str, str | None]:
     """Try to connect to each address; the token tells that it is the one who listens, and not a namesake here."""
-    reached: dict[str, Any] = {}
+    reached: dict[str, str | None] = {}
 
     def connect(address: str) -> None:
         try:
@@ -112,7 +117,7 @@ def _reach(addresses: list[str], port: int, token: str) -> dict[str, Any]:
     return reached
 
 
-_FUNCTIONS: dict[str, Callable[..., dict[str, Any]]] = {
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
     "facts": _facts,
     "mark": _mark,
     "unmark": _unmark,

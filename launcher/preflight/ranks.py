@@ -8,30 +8,42 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from engine.config.file import flatten
 from engine.config.recipe import Config
 from engine.errors import ConfigError
 from engine.log import get_logger
+from engine.reliability.processes import boot_id
 from launcher.preflight.checks import examine
-from launcher.preflight.facts import Facts, Places, collect_facts
+from launcher.preflight.facts import Needs, collect_facts
 from launcher.preflight.folder import leave_mark, remove_mark
 from launcher.preflight.outcome import Outcome
+from launcher.preflight.records import Clock, Collective, Facts, Gpu, Judgement, Mark, RankFacts
 from launcher.preflight.report import listing, problems, table, verdict
 from launcher.preflight.space import Space, estimate_space
-from launcher.world.world import World
+from launcher.world.opening import World
+from shards.errors import counted
+from shards.files import parse_record
 
 log = get_logger(__name__)
 _COLLECTIVE_SECONDS = 120.0
 """How long a first collective may take; NCCL on many hosts takes tens of seconds to connect."""
 _MOST_CHARACTERS = 3500
 """Of the error's text: what ranks tell each other of an error is cut, and all must tell the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Beginning:
+    """What rank 0 gives to all: the mark in its run folder, and the configuration as it has read it."""
+
+    mark: Mark
+    config: dict[str, Any]
 
 
 def require_preflight(config: Config, world: World) -> None:
@@ -50,86 +62,104 @@ def require_preflight(config: Config, world: World) -> None:
     """
     start = time.monotonic()
     coordinator, path = world.coordinator, config.run.path.absolute()
-    own = {"mark": leave_mark(path), "config": config.model_dump(mode="json")} if world.rank == 0 else None
+    own = _Beginning(leave_mark(path), config.model_dump(mode="json")) if world.rank == 0 else None
     refused = True
     try:
-        given = coordinator.broadcast("preflight: begin", own)
+        given = coordinator.broadcast("preflight: begin", asdict(own) if own else None)
+        begin = parse_record(given, _Beginning, "rank 0's mark and configuration")
         with coordinator.agreement("preflight: collect"):
-            facts = _facts_of_rank(config, world, given)
-        everybody = coordinator.gather("preflight: facts", facts)
-        hosts = _by_host(coordinator.hosts, everybody)
-        outcomes = examine(hosts, Space(**everybody[0]["space"]))
+            report = _report(config, world, begin)
+        told = coordinator.gather("preflight: facts", asdict(report))
+        reports = [parse_record(one, _Report, f"the facts of rank {rank}") for rank, one in enumerate(told)]
+        hosts = _by_host(coordinator.hosts, reports, begin.mark)
+        outcomes = examine(hosts, reports[0].space)
         refused = bool(problems(outcomes, "error"))
     finally:
         if own is not None:
-            remove_mark(path, own["mark"], keep_folder=not refused)
-    _tell(outcomes, [facts["host"] for facts in hosts], world, time.monotonic() - start)
+            remove_mark(path, own.mark, keep_folder=not refused)
+    _tell(outcomes, [facts.host for facts in hosts], world, time.monotonic() - start)
 
 
-def _facts_of_rank(config: Config, world: World, given: dict[str, Any]) -> Facts:
-    facts: Facts = {}
-    coordinator = world.coordinator
-    if coordinator.hosts.index(coordinator.hosts[world.rank]) == world.rank:
-        facts = collect_facts(Places.of(config), given["mark"])
-        facts["barrier"] = {"found": "", "problems": []}
+@dataclass(frozen=True, slots=True)
+class _Report:
+    """What a rank tells the others: of itself, and the first rank of a host also of that."""
+
+    own: RankFacts
+    boot: str
+    now: float
+    """Seconds since 1970, by its clock, as it left a barrier."""
+    round_trip_seconds: float
+    """How long that barrier took."""
+    host: Facts | None
+    space: Space | None
+    """Rank 0's estimate."""
+
+
+def _report(config: Config, world: World, begin: _Beginning) -> _Report:
+    coordinator, host, space = world.coordinator, None, None
+    if coordinator.is_first_of_host:
+        host = collect_facts(Needs.of(config), begin.mark)
     if world.rank == 0:
-        facts["space"] = asdict(estimate_space(config))
-        if given["mark"]["error"]:
-            facts["run_folder"]["error"] = given["mark"]["error"]
-    facts["boot"] = _boot()
+        space = estimate_space(config)
     coordinator.barrier("preflight: all are here")
     before = time.monotonic()
     coordinator.barrier("preflight: round trip")
-    facts["now"], facts["round_trip_seconds"] = time.time(), time.monotonic() - before
-    if "barrier" in facts:
+    now, round_trip = time.time(), time.monotonic() - before
+    if host is not None:
         road = {"mpi": "MPI", "store": "a store of torch.distributed", "local": "nothing"}[coordinator.kind]
-        facts["barrier"]["found"] = f"barrier over {road} in {1000 * facts['round_trip_seconds']:.1f} ms"
-        facts["network"] = _rendezvous(world)
-    facts["rank"] = {
-        "rank": world.rank,
-        "device": str(world.device),
-        "collective": try_collectives(world),
-        "free_bytes": torch.cuda.mem_get_info(world.device)[0] if world.device.type == "cuda" else None,
-        "cores": sorted(os.sched_getaffinity(0)),
-        "configuration": config_differences(config.model_dump(mode="json"), given["config"]),
-    }
-    return facts
+        barrier = Judgement(f"barrier over {road} in {1000 * round_trip:.1f} ms")
+        host = replace(host, barrier=barrier, network=_rendezvous(world))
+    own = RankFacts(
+        rank=world.rank,
+        device=str(world.device),
+        collective=try_collectives(world),
+        free_bytes=torch.cuda.mem_get_info(world.device)[0] if world.device.type == "cuda" else None,
+        cores=sorted(os.sched_getaffinity(0)),
+        configuration=config_differences(config.model_dump(mode="json"), begin.config),
+    )
+    return _Report(own, boot_id(), now, round_trip, host, space)
 
 
-def _by_host(host_of_rank: list[str], everybody: list[Facts]) -> list[Facts]:
-    """Put the facts of all ranks together by host, rank 0's first."""
-    hosts: dict[str, Facts] = {}
-    for name, facts in zip(host_of_rank, everybody, strict=True):
-        of_host = hosts.setdefault(name, facts | {"host": name, "ranks": [], "boots": [], "configuration": []})
-        of_host["ranks"].append(facts["rank"])
-        of_host["boots"].append(facts["boot"])
-        of_host["configuration"] += [
-            text for text in facts["rank"]["configuration"] if text not in of_host["configuration"]
-        ]
-        device = facts["rank"]["device"].partition(":")[2]
-        if device and int(device) < len(of_host["gpus"]):
-            of_host["gpus"][int(device)]["free_bytes"] = facts["rank"]["free_bytes"]
-    first = next(iter(hosts.values()))
-    for facts in hosts.values():
-        facts["cores"] = len(
-            {core for rank in facts["ranks"] for core in rank["cores"]}
-        )  # each may be bound to its own
-        # Both have left the same barrier: the later one at most a round trip after the earlier.
-        facts["clock"] = {
-            "offset_seconds": facts["now"] - first["now"],
-            "uncertainty_seconds": facts["round_trip_seconds"] + first["round_trip_seconds"],
-        }
-    return list(hosts.values())
+def _by_host(host_of_rank: list[str], reports: list[_Report], mark: Mark) -> list[Facts]:
+    """Put together what all ranks tell, by host, rank 0's first."""
+    members: dict[str, list[_Report]] = {}
+    for name, report in zip(host_of_rank, reports, strict=True):
+        members.setdefault(name, []).append(report)
+    hosts: list[Facts] = []
+    for name, told in members.items():
+        facts = next(report.host for report in told if report.host is not None)
+        ranks = [report.own for report in told]
+        folder = facts.run_folder
+        if not hosts and folder is not None and mark.error:
+            folder = replace(folder, error=mark.error)
+        hosts.append(
+            replace(
+                facts,
+                host=name,
+                ranks=ranks,
+                boots=[report.boot for report in told],
+                configuration=list(dict.fromkeys(text for rank in ranks for text in rank.configuration)),
+                gpus=_with_free_memory(facts.gpus or [], ranks),
+                cores=len({core for rank in ranks for core in rank.cores}),  # each may be bound to its own
+                run_folder=folder,
+                # Both have left the same barrier: the later one at most a round trip after the earlier.
+                clock=Clock(told[0].now - reports[0].now, told[0].round_trip_seconds + reports[0].round_trip_seconds),
+            )
+        )
+    return hosts
 
 
-def try_collectives(world: World) -> dict[str, Any]:
+def _with_free_memory(gpus: list[Gpu], ranks: list[RankFacts]) -> list[Gpu]:
+    """Add what each rank has measured on its own GPU."""
+    measured = {rank.device: rank.free_bytes for rank in ranks}
+    return [replace(gpu, free_bytes=measured.get(f"cuda:{number}", gpu.free_bytes)) for number, gpu in enumerate(gpus)]
+
+
+def try_collectives(world: World) -> Collective:
     """Add up and gather one number a rank through torch.distributed, and look whether the result is right.
 
     Args:
         world: Whose ranks all call this.
-
-    Returns:
-        `error`, what failed, or None; `seconds`, how long both took.
     """
     start, error = time.monotonic(), None
     ranks = range(world.world_size)
@@ -150,7 +180,7 @@ def try_collectives(world: World) -> dict[str, Any]:
             )
     except RuntimeError as failure:
         error = f"{dist.get_backend()} failed: {(str(failure).splitlines() or [''])[0]}"
-    return {"error": error, "seconds": round(time.monotonic() - start, 4)}
+    return Collective(error, round(time.monotonic() - start, 4))
 
 
 def config_differences(own: dict[str, Any], other: dict[str, Any]) -> list[str]:
@@ -160,7 +190,7 @@ def config_differences(own: dict[str, Any], other: dict[str, Any]) -> list[str]:
         own: A configuration's `model_dump(mode="json")`.
         other: Another's.
     """
-    mine, theirs = _flat(own), _flat(other)
+    mine, theirs = flatten(own), flatten(other)
     return [
         f"{key}: {theirs.get(key)!r} -> {mine.get(key)!r}"
         for key in sorted(mine.keys() | theirs.keys())
@@ -168,22 +198,9 @@ def config_differences(own: dict[str, Any], other: dict[str, Any]) -> list[str]:
     ]
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
-
-
-def _rendezvous(world: World) -> dict[str, Any]:
+def _rendezvous(world: World) -> Judgement:
     address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
-    found = f"rank 0 at {address}:{port}" if world.world_size > 1 else "not needed"
-    return {"found": found, "problems": []}
-
-
-def _boot() -> str:
-    path = Path("/proc/sys/kernel/random/boot_id")
-    return path.read_text(encoding="ascii").strip() if path.exists() else ""
+    return Judgement(f"rank 0 at {address}:{port}" if world.world_size > 1 else "not needed")
 
 
 def _tell(outcomes: list[Outcome], hosts: list[str], world: World, seconds: float) -> None:
@@ -198,7 +215,7 @@ def _tell(outcomes: list[Outcome], hosts: list[str], world: World, seconds: floa
         log.debug("preflight\n\n%s\n", laid_out)
         for warning in warnings:
             log.warning("preflight: %s", warning)
-        who = f"{len(hosts)} host{'s' * (len(hosts) > 1)}, {world.world_size} rank{'s' * (world.world_size > 1)}"
+        who = f"{counted(len(hosts), 'host')}, {counted(world.world_size, 'rank')}"
         tried = ", ".join(outcome.found for outcome in outcomes if outcome.check in {"collective", "barrier"})
         log.info("preflight: %s, %s in %.1f s (%s)", who, verdict(outcomes), seconds, tried)
 

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
-from launcher.preflight.outcome import Outcome, Problem, Severity, names
+from launcher.preflight.outcome import Outcome, Problem, names
+from launcher.preflight.records import Severity
+from shards.errors import counted
 
 _MOST_COLUMNS = 6
 _FOUND_CHARACTERS = 58
@@ -69,8 +71,8 @@ def listing(found: Sequence[Problem]) -> str:
 def verdict(outcomes: Sequence[Outcome]) -> str:
     """Count problems and warnings in words."""
     errors, warnings = len(problems(outcomes, "error")), len(problems(outcomes, "warning"))
-    told = [f"{errors} problem{'s' * (errors != 1)}"] if errors else []
-    told += [f"{warnings} warning{'s' * (warnings != 1)}"] if warnings else []
+    told = [counted(errors, "problem")] if errors else []
+    told += [counted(warnings, "warning")] if warnings else []
     return " and ".join(told) or f"all {len(outcomes)} checks passed"
 
 

@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.preflight.facts import ROOT, Facts
+from launcher.preflight.facts import ROOT
+from launcher.preflight.records import Judgement
 
 _SECONDS = 240.0
 _MEETING_SECONDS = 90.0
@@ -45,7 +46,7 @@ def trial_words(config: Path, *, launcher: str, hostfile: Path | None, ranks: in
     return [_program("mpirun", beside), "-n", str(ranks), *placed, sys.executable, *run]
 
 
-def try_world(words: Sequence[str], timeout_seconds: float = _SECONDS) -> Facts:
+def try_world(words: Sequence[str], timeout_seconds: float = _SECONDS) -> Judgement:
     """Start the trial and wait for its end.
 
     Args:
@@ -53,7 +54,7 @@ def try_world(words: Sequence[str], timeout_seconds: float = _SECONDS) -> Facts:
         timeout_seconds: After which it is ended.
 
     Returns:
-        `found` and `problems`, as `checks` takes them over.
+        What the ranks said of their world, or the problem.
     """
     try:
         process = subprocess.Popen(
@@ -75,7 +76,7 @@ def try_world(words: Sequence[str], timeout_seconds: float = _SECONDS) -> Facts:
     if process.returncode:
         return _failed(f"a small world ended with code {process.returncode}", lines)
     told = next((line.partition("preflight: ")[2] for line in reversed(lines) if "preflight: " in line), "")
-    return {"found": told or "opened and closed", "problems": []}
+    return Judgement(told or "opened and closed")
 
 
 def worth_telling(lines: Sequence[str]) -> list[str]:
@@ -86,17 +87,17 @@ def worth_telling(lines: Sequence[str]) -> list[str]:
     return of_ranks or others or printed
 
 
-def _failed(fact: str, lines: list[str]) -> Facts:
+def _failed(fact: str, lines: list[str]) -> Judgement:
     kept = worth_telling(lines)[-_KEPT_LINES:]
     fact += "; it printed last:\n" + "\n".join(f"   | {line}" for line in kept) if kept else ""
     remedy = "what it printed says why"
     if any("allow-run-as-root" in line for line in lines):
         fact = "mpirun starts nothing for root"
         remedy = "start as another user; or export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1"
-    return {"found": "failed", "problems": [[fact, remedy, "error"]]}
+    return Judgement("failed", [(fact, remedy, "error")])
 
 
-def through_a_shell(words: Sequence[str], launcher: str) -> Facts | None:
+def changed_by_a_shell(words: Sequence[str], launcher: str) -> Judgement | None:
     """Return the problem of words that a shell would change, where the launcher hands them to one; None for none.
 
     Args:
@@ -110,7 +111,7 @@ def through_a_shell(words: Sequence[str], launcher: str) -> Facts | None:
         f"{changed[0]!r} would be read by a shell of every host: DeepSpeed gives it the command line over pdsh as it is"
     )
     remedy = "use paths of letters, digits and /._=,:@%+- only, or start with --launcher openmpi"
-    return {"found": "not tried", "problems": [[fact, remedy, "error"]]}
+    return Judgement("not tried", [(fact, remedy, "error")])
 
 
 def _end(process: subprocess.Popen[str]) -> None:

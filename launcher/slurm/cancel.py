@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from engine.errors import ConfigError
-from launcher.slurm.job import PENDING, Known, Submitted, alive, is_finished, read_submitted, slurm
+from launcher.slurm.job import PENDING, Submitted, TaskState, alive, is_finished, read_submitted, run_slurm
 from launcher.slurm.script import REQUEUE_SECONDS, slurm_folder
 
 _LOOK_SECONDS = 1.0
@@ -71,7 +71,7 @@ def _tasks(folder: Path, submitted: Submitted, task: int | None) -> list[tuple[P
 
 
 def _scancel(*words: str) -> None:
-    done = slurm("scancel", *words)
+    done = run_slurm("scancel", *words)
     if done is None:
         raise ConfigError("scancel is not installed here, or does not answer", remedy="cancel where the cluster is")
     if done.returncode:
@@ -96,7 +96,7 @@ def _wait(asked: list[tuple[Path, Submitted]]) -> None:
         print(f"job {job.name} has not stopped in time and is cancelled; the run goes on from its last checkpoint")
 
 
-def _of_task(job: Submitted) -> list[Known]:
+def _of_task(job: Submitted) -> list[TaskState]:
     return [known for known in alive(job) if known.state != "COMPLETING"]
 
 

@@ -18,17 +18,15 @@ import os
 import re
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from engine.reliability.failure import Failure, last_failure
-from engine.reliability.heartbeat import read_beats
-from launcher.slurm.job import finished_stages, is_finished, newest_nonce, read_submitted, slurm
+from engine.reliability.exit_codes import EXIT_CRASH, EXIT_INTERRUPTED, EXIT_LOST, EXIT_PREEMPTED, EXIT_REFUSED
+from engine.reliability.traces import read_traces
+from launcher.slurm.job import finished_stages, is_finished, read_submitted, run_slurm
 from launcher.slurm.script import slurm_folder
-from shards.files import read_json, write_json
+from shards.files import read_record, write_json
 
-EXIT_CRASH, EXIT_REFUSED, EXIT_LOST, EXIT_ASKED, EXIT_STOPPED = 1, 2, 75, 85, 130
-"""As `launcher.ending` has them, which would import torch."""
 _STARTS_WITHOUT_PROGRESS = 3
 
 
@@ -74,11 +72,10 @@ def main(argv: list[str] | None = None) -> int:
     by_slurm = arguments.asked == "yes" or _is_preempted(os.environ.get("SLURM_JOB_ID", ""))
     end = _end(run, arguments.returned, earlier, by_slurm)
     cancelled = _cancelled_by(run)
-    if end.code == EXIT_ASKED and not by_slurm:
+    if end.code == EXIT_PREEMPTED and not by_slurm:
         cancelled = cancelled or f"the file {run / 'stop'}, or a signal to a rank,"
     code, words = verdict(end, earlier, cancelled, arguments.max_restarts)
-    again = code == EXIT_ASKED
-    entries = [*earlier, End(**{**asdict(end), "again": again})]
+    entries = [*earlier, replace(end, again=code == EXIT_PREEMPTED)]
     write_json(path, [asdict(entry) for entry in entries])
     print(f"sparring: {end.reason.rstrip('.')}. {words}", flush=True)
     return code
@@ -97,8 +94,8 @@ def verdict(end: End, earlier: list[End], cancelled: str | None, max_restarts: i
         The exit code of the job, 85 to requeue it, and the reason in words.
     """
     if cancelled is not None:
-        return EXIT_STOPPED, f"The job ends, as {cancelled} asked; submitted again, the run goes on"
-    if end.code in {EXIT_REFUSED, EXIT_CRASH, EXIT_STOPPED}:
+        return EXIT_INTERRUPTED, f"The job ends, as {cancelled} asked; submitted again, the run goes on"
+    if end.code in {EXIT_REFUSED, EXIT_CRASH, EXIT_INTERRUPTED}:
         mend = {EXIT_REFUSED: "Mend that and submit again", EXIT_CRASH: "This is an error of the program"}
         return end.code, f"{mend.get(end.code, 'It was interrupted')}; the job is not requeued"
     same = 0
@@ -107,17 +104,17 @@ def verdict(end: End, earlier: list[End], cancelled: str | None, max_restarts: i
             break
         same += 1
     where = f"at {end.place[1] or 'the start'}, step {end.place[2]}"
-    if end.code == EXIT_ASKED:
+    if end.code == EXIT_PREEMPTED:
         if same + 1 >= _STARTS_WITHOUT_PROGRESS:
             remedy = "ask for more --time, or write checkpoints more often (run.checkpoint_every_steps)"
             return EXIT_REFUSED, f"{same + 1} starts in a row have ended {where}: {remedy}; the job is not requeued"
-        return EXIT_ASKED, "The job is requeued"
+        return EXIT_PREEMPTED, "The job is requeued"
     lost = sum(before.code == EXIT_LOST for before in earlier)
     if same:
         return EXIT_LOST, f"It has ended twice {where}: starting again would not help; the job is not requeued"
     if lost >= max_restarts:
         return EXIT_LOST, f"It has started again {lost} times, which is all that --max-restarts allows"
-    return EXIT_ASKED, f"The job is requeued, restart {lost + 1} of {max_restarts} after a loss"
+    return EXIT_PREEMPTED, f"The job is requeued, restart {lost + 1} of {max_restarts} after a loss"
 
 
 def _cancelled_by(run: Path) -> str | None:
@@ -126,47 +123,42 @@ def _cancelled_by(run: Path) -> str | None:
 
 def _is_preempted(job: str) -> bool:
     """Return whether SLURM wants the nodes of a job back: at a preemption, only the ranks are signalled."""
-    done = slurm("scontrol", "--oneliner", "show", "job", job)
+    done = run_slurm("scontrol", "--oneliner", "show", "job", job)
     return done is not None and re.search(r" PreemptTime=\d", done.stdout) is not None
 
 
 def _end(run: Path, returned: int, earlier: list[End], asked: bool) -> End:
     submitted = read_submitted(run)
-    nonce = newest_nonce(run)
     before = earlier[-1].nonce if earlier else submitted.nonce if submitted else None
-    begun = nonce is not None and nonce != before
-    failure = last_failure(run) if begun else None
-    failure = failure if failure is not None and failure.attempt == nonce else None
-    place = _place(run, nonce, failure) if begun else (len(finished_stages(run)), "", 0)
-    if failure is not None:
-        known = {EXIT_CRASH, EXIT_REFUSED, EXIT_LOST, EXIT_ASKED, EXIT_STOPPED}
+    traces = read_traces(run, before)
+    stage, step = (traces.place if traces else None) or ("", 0)
+    if traces is not None and (failure := traces.failure) is not None:
+        known = {EXIT_CRASH, EXIT_REFUSED, EXIT_LOST, EXIT_PREEMPTED, EXIT_INTERRUPTED}
         code = failure.code if failure.code in known else EXIT_LOST
         reason = f"rank {failure.rank} on {failure.host}: {failure.message}"
     else:
-        code = returned if returned in {EXIT_REFUSED, EXIT_ASKED, EXIT_STOPPED} else EXIT_LOST
-        code = EXIT_CRASH if returned == EXIT_CRASH and not begun else code
+        code = returned if returned in {EXIT_REFUSED, EXIT_PREEMPTED, EXIT_INTERRUPTED} else EXIT_LOST
         reason = f"the ranks ended without a word, what started them with {returned}"
-        if not begun:
+        if traces is None:
+            code = EXIT_CRASH if returned == EXIT_CRASH else code
             reason = f"no rank came as far as opening the run folder; what started them ended with {returned}"
             reason = "the start was refused, as told above" if returned == EXIT_REFUSED else reason
     if asked and code in {EXIT_LOST, EXIT_CRASH}:  # ended by SLURM before they listened, or before they were ready
-        code, reason = EXIT_ASKED, f"asked to stop, but not ready in time: {reason}"
-    job = os.environ.get("SLURM_JOB_ID", "")
-    return End(job, time.strftime("%Y-%m-%dT%H:%M:%S%z"), nonce if begun else before, returned, code, place, reason)
-
-
-def _place(run: Path, nonce: str | None, failure: Failure | None) -> tuple[int, str, int]:
-    if failure is not None:
-        return len(finished_stages(run)), failure.stage, failure.step
-    beats = [beat for beat in read_beats(run / "heartbeats") if beat.attempt == nonce]
-    stage, done = max(((beat.stage, beat.done) for beat in beats), key=lambda place: place[1], default=("", 0))
-    return len(finished_stages(run)), stage, done
+        code, reason = EXIT_PREEMPTED, f"asked to stop, but not ready in time: {reason}"
+    return End(
+        job=os.environ.get("SLURM_JOB_ID", ""),
+        time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        nonce=traces.nonce if traces else before,
+        returned=returned,
+        code=code,
+        place=(len(finished_stages(run)), stage, step),
+        reason=reason,
+    )
 
 
 def _earlier(path: Path) -> list[End]:
     job = os.environ.get("SLURM_JOB_ID", "")
-    entries = read_json(path, "the ends of the job's starts") if path.exists() else []
-    ends = [End(**{**entry, "place": tuple(entry["place"])}) for entry in entries]
+    ends = read_record(path, list[End], "the ends of the job's starts") if path.exists() else []
     return [end for end in ends if end.job == job]
 
 

@@ -11,10 +11,9 @@ import shutil
 import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from launcher.slurm.script import slurm_folder
-from shards.files import read_json, write_json
+from shards.files import read_json, read_record, write_json
 
 PENDING, RUNNING = "PENDING", "RUNNING"
 _OVER = frozenset({"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"})
@@ -61,7 +60,7 @@ class Submitted:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class TaskState:
     """What SLURM says of a job, or of one task of an array.
 
     Attributes:
@@ -88,7 +87,7 @@ class Known:
         return self.state in _OVER
 
 
-def record(folder: Path, submitted: Submitted) -> None:
+def write_submitted(folder: Path, submitted: Submitted) -> None:
     """Write what was submitted for a run or a sweep."""
     write_json(slurm_folder(folder) / "job.json", asdict(submitted))
 
@@ -100,14 +99,7 @@ def read_submitted(folder: Path) -> Submitted | None:
         ArtifactError: The record is damaged.
     """
     path = slurm_folder(folder) / "job.json"
-    return Submitted(**read_json(path, "the record of the job")) if path.exists() else None
-
-
-def newest_nonce(run: Path) -> str | None:
-    """Return which start of a run is the newest; None where no start came as far as opening the folder."""
-    path = run / "starts.json"
-    starts: list[dict[str, Any]] = read_json(path, "the record of starts") if path.exists() else []
-    return str(starts[-1].get("nonce")) if starts else None
+    return read_record(path, Submitted, "the record of the job") if path.exists() else None
 
 
 def finished_stages(run: Path) -> list[str]:
@@ -121,27 +113,27 @@ def is_finished(run: Path) -> bool:
     return _LAST_STAGE in finished_stages(run)
 
 
-def ask(submitted: Submitted) -> list[Known]:
+def ask_slurm(submitted: Submitted) -> list[TaskState]:
     """Ask SLURM about a job; one entry a task of an array. None where SLURM is absent or has forgotten.
 
     Tasks of an array that wait are one entry without a number.
     """
-    done = slurm("scontrol", "--oneliner", "show", "job", submitted.name)
+    done = run_slurm("scontrol", "--oneliner", "show", "job", submitted.name)
     if done is not None and done.returncode == 0:
         return [_of_scontrol(line) for line in done.stdout.splitlines() if line.startswith("JobId=")]
     columns = "JobID,State,NodeList,Elapsed,Timelimit"
-    done = slurm("sacct", "--jobs", submitted.name, "-X", "--parsable2", "--noheader", f"--format={columns}")
+    done = run_slurm("sacct", "--jobs", submitted.name, "-X", "--parsable2", "--noheader", f"--format={columns}")
     if done is not None and done.returncode == 0:
         return [_of_sacct(line) for line in done.stdout.splitlines() if line.count("|") == columns.count(",")]
     return []
 
 
-def alive(submitted: Submitted) -> list[Known]:
+def alive(submitted: Submitted) -> list[TaskState]:
     """Return what of a job waits or runs."""
-    return [known for known in ask(submitted) if not known.is_over]
+    return [known for known in ask_slurm(submitted) if not known.is_over]
 
 
-def slurm(*words: str) -> subprocess.CompletedProcess[str] | None:
+def run_slurm(*words: str) -> subprocess.CompletedProcess[str] | None:
     """Run one of SLURM's commands; None where it is not installed or does not answer."""
     program = shutil.which(words[0])
     if program is None:
@@ -164,14 +156,14 @@ def job_lines(folder: Path) -> list[tuple[str, str]]:
     submitted = read_submitted(folder)
     if submitted is None:
         return []
-    found = ask(submitted)
+    found = ask_slurm(submitted)
     text = f"{submitted.name}: " + ("; ".join(map(in_words, found)) or _not_known(submitted))
     return [("job", text), ("job's log", str(submitted.log(folder)))]
 
 
 def sweep_rows(folder: Path, submitted: Submitted) -> list[dict[str, str]]:
     """Return a table of a sweep's tasks: number, run folder, job and how far each is."""
-    known = ask(submitted)
+    known = ask_slurm(submitted)
     waiting = next((entry for entry in known if entry.task is None), None)
     by_task = {entry.task: entry for entry in known}
     rows = []
@@ -184,7 +176,7 @@ def sweep_rows(folder: Path, submitted: Submitted) -> list[dict[str, str]]:
     return rows
 
 
-def in_words(known: Known) -> str:
+def in_words(known: TaskState) -> str:
     """Say how a job is."""
     words = known.state.lower().replace("_", " ")
     if known.state == PENDING and known.restarts:
@@ -204,12 +196,12 @@ def _not_known(submitted: Submitted) -> str:
     return f"submitted at {submitted.time}; SLURM does not know it any more"
 
 
-def _of_scontrol(line: str) -> Known:
+def _of_scontrol(line: str) -> TaskState:
     fields: dict[str, str] = {}
     for name, value in _FIELD.findall(line):
         fields.setdefault(name, value)  # what follows the first of a name may be part of a path with blanks
     task = fields.get("ArrayTaskId", "")
-    return Known(
+    return TaskState(
         task=int(task) if task.isdigit() else None,
         state=fields.get("JobState", "?"),
         reason=_none_as_empty(fields.get("Reason", "")),
@@ -220,10 +212,10 @@ def _of_scontrol(line: str) -> Known:
     )
 
 
-def _of_sacct(line: str) -> Known:
+def _of_sacct(line: str) -> TaskState:
     job_id, state, nodes, elapsed, limit = line.split("|")
     task = job_id.partition("_")[2]
-    return Known(
+    return TaskState(
         task=int(task) if task.isdigit() else None,
         state=state.split()[0] if state else "?",  # CANCELLED by 1000
         reason="",

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from engine.errors import ConfigError
+from shards.errors import counted
 
 _VALUE = re.compile(r"[A-Za-z0-9_.,:+@%/*&|()\[\]!~^=-]+")
 _MODULE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+/@-]*")
@@ -130,7 +131,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     settings = Settings(**chosen)
     if problems := _problems(settings):
         raise ConfigError(
-            f"the job has {len(problems)} problem{'s' * (len(problems) > 1)}: " + "; ".join(problems),
+            f"the job has {counted(len(problems), 'problem')}: " + "; ".join(problems),
             remedy="correct the options of submit, or the site's file (configs/slurm/site.example.yaml)",
         )
     return settings
@@ -170,7 +171,7 @@ def read_site(path: Path) -> dict[str, Any]:
         else:  # YAML reads 24:00:00 as a number in base 60
             problems.append(f"{name}: expected a text in quotes, got {value!r}")
     if problems:
-        count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
+        count = counted(len(problems), "problem")
         raise ConfigError(f"{path} has {count}: " + "; ".join(problems), remedy="correct the site's file")
     return site
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import ConfigError
-from launcher.slurm.job import Submitted, alive, in_words, is_finished, newest_nonce, read_submitted, record, slurm
+from engine.reliability.starts import newest_nonce
+from launcher.slurm.job import Submitted, alive, in_words, is_finished, read_submitted, run_slurm, write_submitted
 from launcher.slurm.script import DAEMON, DAEMON_NAME, REQUEUE_SECONDS, Job, render, slurm_folder
 from launcher.slurm.settings import add_arguments as add_settings
 from launcher.slurm.settings import seconds_of_time, settings_of
@@ -184,11 +185,10 @@ def _refuse_second_job(folders: Sequence[Path]) -> None:
 
 
 def _refuse_running(run: Path) -> None:
-    from engine.reliability.heartbeat import own_place, process_is_alive
     from engine.reliability.run_lock import read_holder
 
     holder = read_holder(run / "run.lock")
-    if holder is not None and holder.place == own_place() and process_is_alive(holder.pid):
+    if holder is not None and holder.is_from_here and not holder.process_is_gone:
         raise ConfigError(
             f"{run} is in use: a start on {holder.host} (pid {holder.pid}) works in it",
             expected="one start at a time in a run folder",
@@ -200,12 +200,12 @@ def _write(job: Job, configs: Sequence[Config], words: Sequence[Sequence[str]]) 
     from engine.config.file import dump_config
 
     for run, config in zip(job.runs or (job.folder,), configs, strict=True):
+        if not (run / "config.yaml").exists():  # first: it makes the folder a run's; written anew when the run starts
+            _write_text(run / "config.yaml", dump_config(config))
         folder = slurm_folder(run)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "cancelled").unlink(missing_ok=True)
         _write_text(folder / "recipe.yaml", dump_config(config))
-        if not (run / "config.yaml").exists():  # makes the folder a run's; written anew when the run starts
-            _write_text(run / "config.yaml", dump_config(config))
     folder = slurm_folder(job.folder)
     folder.mkdir(parents=True, exist_ok=True)
     if job.runs:
@@ -228,7 +228,7 @@ def _sbatch(script: Path) -> str:
             expected="a login node of a SLURM cluster, with SLURM's programs in PATH",
             remedy=f"submit {script} where SLURM is, or start the run by hand with deepspeed or mpirun",
         )
-    done = slurm("sbatch", "--parsable", str(script))
+    done = run_slurm("sbatch", "--parsable", str(script))
     if done is None:
         raise ConfigError(
             "sbatch does not answer", expected="an answer within seconds", remedy="try `sinfo`, and later"
@@ -247,10 +247,10 @@ def _sbatch(script: Path) -> str:
 def _record(job: Job, number: str, ranks: int) -> None:
     now, nodes = time.strftime("%Y-%m-%dT%H:%M:%S%z"), job.settings.nodes
     if not job.runs:
-        record(job.folder, Submitted(number, now, nodes, ranks, nonce=newest_nonce(job.folder)))
+        write_submitted(job.folder, Submitted(number, now, nodes, ranks, nonce=newest_nonce(job.folder)))
         return
     for task in job.tasks:
         run = job.runs[task]
-        record(run, Submitted(number, now, nodes, ranks, task, str(job.folder), nonce=newest_nonce(run)))
+        write_submitted(run, Submitted(number, now, nodes, ranks, task, str(job.folder), nonce=newest_nonce(run)))
     tasks = {str(task): str(run) for task, run in enumerate(job.runs)}
-    record(job.folder, Submitted(number, now, nodes, ranks, tasks=tasks))
+    write_submitted(job.folder, Submitted(number, now, nodes, ranks, tasks=tasks))

@@ -179,8 +179,7 @@ def _address_for_all(mpi: Coordinator, environ: MutableMapping[str, str], networ
         own = [given] if given else [interface.address for interface in interfaces_for_ranks(network)]
     with _greeter() if mpi.rank == 0 else contextlib.nullcontext((0, "")) as (port, word):
         own, port, word = mpi.broadcast("addresses of rank 0", [own, port, word])
-        is_first = mpi.hosts.index(mpi.hosts[mpi.rank]) == mpi.rank
-        reached = [address for address in own if not is_first or _answers(address, port, word)]
+        reached = [address for address in own if not mpi.is_first_of_host or _answers(address, port, word)]
         answers = mpi.gather("addresses reached", reached)
     if common := [address for address in own if all(address in answer for answer in answers)]:
         return str(common[0])

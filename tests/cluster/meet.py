@@ -19,7 +19,7 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 
 from launcher.ending import end_of_process, guarded  # noqa: E402
-from launcher.world.world import World, open_world  # noqa: E402
+from launcher.world.opening import World, open_world  # noqa: E402
 
 
 def main() -> int:

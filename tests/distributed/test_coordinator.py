@@ -89,6 +89,7 @@ def contracts_on_every_rank() -> None:
 
 def check_values(c: Coordinator) -> None:
     assert c.hosts == [HOST] * c.world_size
+    assert c.is_first_of_host == (c.rank == 0)
     assert c.gather("ranks", c.rank) == list(range(c.world_size))
     assert (
         c.gather("json", {"t": (1, 2.5), "none": None, 3: "ü\n"})
@@ -236,8 +237,8 @@ def check_hand_out_of_differing_lists(c: Coordinator) -> None:
 def check_failure_outside_an_agreement(c: Coordinator) -> None:
     if c.rank == 1:
         (failure,) = c.report_failure(ArtifactError("lost the file"))
-        assert (failure["rank"], failure["host"]) == (1, HOST)
-        assert says(failure["message"], "lost the file")
+        assert (failure.rank, failure.host) == (1, HOST)
+        assert says(failure.message, "lost the file")
     else:
         error = caught(lambda: c.barrier("far away"))
         assert isinstance(error, PeerError)
@@ -367,6 +368,39 @@ def test_dead_rank_ends_an_mpi_world() -> None:
 def test_unreachable_store_is_an_error_with_its_address() -> None:
     with pytest.raises(CoordinationError, match=r"ank 1 .* cannot reach the store of rank 0 at 127\.0\.0\.1:"):
         StoreTransport(1, 2, "127.0.0.1", free_port(), timeout_seconds=0.2)
+
+
+class OfTwoHosts(LocalTransport):
+    """What rank 0 of two hosts hears: of the greeting their names, else its own words twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world_size = 2
+
+    def exchange(self, name: str, payload: bytes, timeout_seconds: float, *, failed: bool = False) -> list[bytes]:
+        return [b'"node-1"', b'"node-2"'] if name.startswith("greeting") else [payload, payload]
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, "node-1"), ("10.0.0.1", "10.0.0.1")])
+def test_units_are_dealt_at_the_address_of_rank_zero(
+    given: str | None, used: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Symptom guarded against: host names lead to a network on which the hosts do not reach each other."""
+    opened: list[tuple[object, ...]] = []
+
+    class Counter:
+        port = 5
+
+        def __init__(self, *place: object) -> None:
+            opened.append(place)
+
+        def next(self, name: str) -> int:
+            return 9
+
+    monkeypatch.setattr("engine.coordination.coordinator.SharedCounter", Counter)
+    c = Coordinator(OfTwoHosts(), 1.0, given)
+    assert list(c.hand_out("work", [1, 2])) == []
+    assert opened == [(0, 2, used, 0, 1.0)]
 
 
 def test_world_of_one() -> None:

@@ -51,7 +51,7 @@ def can_train(way: tuple[Any, ...]) -> bool:
 def every_way_on_every_rank() -> None:
     import torch.distributed as dist
 
-    from launcher.world.world import open_world
+    from launcher.world.opening import open_world
 
     world = open_world(device="cpu")
     torch.set_num_threads(1)

@@ -20,7 +20,7 @@ def say_what_listens() -> int:
     import torch
     import torch.distributed as dist
 
-    from launcher.world.world import open_world
+    from launcher.world.opening import open_world
 
     def work() -> None:
         world = open_world(device="cpu", timeout_seconds=120)

@@ -26,6 +26,7 @@ def three_models_on_every_rank() -> None:
 
     from engine.config.models import RetrieverConfig
     from engine.config.recipe import Config
+    from engine.config.timetable import Phase, Timetable
     from engine.config.training import OptimConfig
     from engine.data.batches import InputBuilder
     from engine.data.corpus import model_texts, open_data, write_shards
@@ -35,9 +36,8 @@ def three_models_on_every_rank() -> None:
     from engine.phases import train_visit
     from engine.refresh.refresh import bm25_candidates
     from engine.run import Run
-    from engine.timetable import Phase, Timetable
     from engine.training.models import Models
-    from launcher.world.world import open_world
+    from launcher.world.opening import open_world
     from shards.formats import open_dataset
     from shards.made.generated import generate_dataset
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from engine.errors import ConfigError
 from engine.log import set_up_logging
 from launcher.preflight import facts, folder, ranks
 from launcher.preflight.ranks import require_preflight
-from launcher.world.world import World, open_world
+from launcher.world.opening import World, open_world
 from tests.distributed.processes import ROOT, clean_environment, report, run_ranks
 
 HERE = "tests.distributed.test_preflight"
@@ -111,7 +112,7 @@ def own_folder(world: World) -> Callable[[], None]:
     """Let rank 1 look into another folder, as a host does where the file system is not mounted."""
     real = facts.look_for_mark
     if world.rank == 1:
-        facts.look_for_mark = lambda path, mark: real(path.with_name("elsewhere"), mark) | {"path": str(path)}
+        facts.look_for_mark = lambda path, mark: replace(real(path.with_name("elsewhere"), mark), path=str(path))
 
     def undo() -> None:
         facts.look_for_mark = real
@@ -139,12 +140,12 @@ def check_all_at_once(base: Path, world: World) -> str:
 
 def check_machines_of_one_name(base: Path, world: World) -> str:
     world.coordinator.hosts[:] = ["one", "one"]
-    real = ranks._boot
-    ranks._boot = lambda: f"boot {world.rank}"
+    real = ranks.boot_id
+    ranks.boot_id = lambda: f"boot {world.rank}"
     try:
         return refusal(config_of(base / "run"), world)
     finally:
-        ranks._boot = real
+        ranks.boot_id = real
         world.coordinator.hosts[:] = ["one", "two"]
 
 

@@ -13,8 +13,8 @@ import pytest
 from engine.coordination.coordinator import Coordinator, LocalTransport, MpiTransport, StoreTransport
 from engine.errors import ArtifactError, ConfigError, DataError
 from launcher.ending import guarded
-from launcher.world import world as world_module
-from launcher.world.world import World
+from launcher.world import opening as world_module
+from launcher.world.opening import World
 from tests.distributed.processes import RankResult, report, run_ranks
 
 HERE = "tests.distributed.test_world"
@@ -31,7 +31,7 @@ def open_and_sum_on_every_rank() -> int:
     import torch
     import torch.distributed as dist
 
-    from launcher.world.world import open_world
+    from launcher.world.opening import open_world
 
     torch.set_num_threads(1)
     opened: list[World] = []

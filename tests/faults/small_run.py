@@ -20,11 +20,12 @@ import torch.distributed as dist
 from engine.config.file import load_config
 from engine.coordination.coordinator import Coordinator, MpiTransport, StoreTransport
 from engine.coordination.watched import WatchedTransport
-from engine.log import progress_bar, set_up_logging
+from engine.log import set_up_logging
 from engine.reliability.preemption import PREEMPTION
+from engine.reliability.progress import progress_bar
 from engine.run import Run, Stage
 from launcher.ending import end_of_process, guarded
-from launcher.world.world import World
+from launcher.world.opening import World
 from tests.distributed.processes import ROOT
 
 STEPS, STEP_SECONDS, FAULT_STEP = 60, 0.05, 4

@@ -16,6 +16,7 @@ import yaml
 from engine import run as run_module
 from engine.coordination.coordinator import Coordinator, LocalTransport
 from engine.errors import ArtifactError, ConfigError, CoordinationError
+from engine.reliability import starts as starts_module
 from engine.reliability.preemption import Preempted
 from engine.run import Run, RunFolder, Stage, format_seconds
 
@@ -202,22 +203,22 @@ def test_durations_read_as_a_person_says_them(seconds: float, shown: str) -> Non
 
 def pretend(run: Run, **entries: Any) -> None:
     """Let the last start have been made with other code."""
-    starts = json.loads(run.folder.starts.read_text())
+    starts = json.loads((run.folder.path / "starts.json").read_text())
     starts[-1] |= entries
     starts[-1]["versions"] |= entries.get("versions", {})
-    run.folder.starts.write_text(json.dumps(starts))
+    (run.folder.path / "starts.json").write_text(json.dumps(starts))
 
 
 def test_another_version_of_the_code_is_refused(open_run: Open) -> None:
     run = open_run()
     run.once("shards", Work())
-    versions = json.loads(run.folder.starts.read_text())[-1]["versions"]
+    versions = json.loads((run.folder.path / "starts.json").read_text())[-1]["versions"]
     pretend(run, versions={**versions, "torch": "1.13.1"})
     with pytest.raises(ConfigError, match=r"other code \(torch: 1\.13\.1 -> .*run\.force_resume=true"):
         open_run()
     assert not run.folder.lock.exists(), "a refused start keeps nobody out"
     open_run("run.force_resume=true")
-    forced = json.loads(run.folder.starts.read_text())[-1]["forced"]
+    forced = json.loads((run.folder.path / "starts.json").read_text())[-1]["forced"]
     assert [change.split(" ->")[0] for change in forced] == ["torch: 1.13.1"]
     open_run()  # what was forced once is the state from which the next start goes on
 
@@ -225,7 +226,7 @@ def test_another_version_of_the_code_is_refused(open_run: Open) -> None:
 def test_another_patch_release_of_a_library_is_not_refused(open_run: Open) -> None:
     run = open_run()
     run.once("shards", Work())
-    versions = json.loads(run.folder.starts.read_text())[-1]["versions"]
+    versions = json.loads((run.folder.path / "starts.json").read_text())[-1]["versions"]
     major, minor = versions["numpy"].split(".")[:2]
     pretend(run, versions={**versions, "numpy": f"{major}.{minor}.99"})
     open_run()
@@ -247,7 +248,7 @@ def test_another_commit_is_refused_where_both_are_known(
     run = open_run()
     run.once("shards", Work())
     pretend(run, git=before)
-    monkeypatch.setattr(run_module, "_git_revision", lambda: now)
+    monkeypatch.setattr(starts_module, "_git_revision", lambda: now)
     with pytest.raises(ConfigError, match="git commit: aaa -> bbb") if refused else contextlib.nullcontext():
         open_run()
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine.config.timetable import Phase
 from engine.config.training import OptimConfig
 from engine.data.batches import Group, Samples, cut_by_tokens, query_rows, rows_drawn
 from engine.errors import ConfigError
-from engine.timetable import Phase
 from shards.records import Query
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from engine.config.timetable import iteration_name
 from engine.data.corpus import ModelText, model_texts
 from engine.errors import ArtifactError
 from engine.models.random import make_random_model
@@ -17,7 +18,6 @@ from engine.models.ranker import Ranker
 from engine.models.retriever import Retriever
 from engine.models.weights import frozen_ranker, frozen_retriever, weights_sha256
 from engine.run import Run
-from engine.timetable import iteration_name
 from engine.training.publishing import publish_weights
 
 Open = Callable[..., Run]

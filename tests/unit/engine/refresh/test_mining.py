@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
+from engine.config.timetable import Visit
 from engine.data.batches import Samples, rows_drawn
 from engine.data.candidates import Candidates
 from engine.data.corpus import Data, TrainingQueries
@@ -18,7 +19,6 @@ from engine.errors import DataError
 from engine.refresh.mining import mine
 from engine.run import Run, Stage
 from engine.search import Hits
-from engine.timetable import Visit
 from shards.embeddings import Stamp
 from shards.records import Document, Query
 

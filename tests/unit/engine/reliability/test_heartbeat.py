@@ -12,10 +12,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from engine.log import progress_bar
 from engine.reliability import heartbeat
 from engine.reliability.activity import Activity
-from engine.reliability.heartbeat import ENDED, RUNNING, Beat, Heart, beat_path, process_is_alive, read_beat, read_beats
+from engine.reliability.heartbeat import ENDED, RUNNING, Beat, Heart, beat_path, read_beat, read_beats
+from engine.reliability.processes import process_is_alive
+from engine.reliability.progress import progress_bar
 
 
 def beat_of(folder: Path, activity: Activity, state: str = RUNNING) -> Beat:

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from engine.reliability.exit_codes import EXIT_LOST
+from engine.reliability.failure import record_failure
+from engine.reliability.run_lock import acquire
+from engine.reliability.watchdog import Watchdog
 from tests.distributed.processes import ROOT
 from tests.small_disk import run_on_small_disk
 
@@ -89,3 +93,20 @@ watchdog.end(0)
 """
     told = run_on_small_disk(tmp_path / "disk", "256k", BEGIN.replace("folder = Path", "disk = folder = Path") + fill)
     assert told.splitlines() == ["True None", "True"]
+
+
+def test_one_rank_of_a_host_repeats_a_loss_that_another_host_has_told(tmp_path: Path) -> None:
+    """Symptom guarded against: the host that told it had lost the network, and the terminal stayed silent."""
+    lock = acquire(tmp_path / "run.lock", num_ranks=2, patience_seconds=1)
+    record_failure(
+        tmp_path, attempt=lock.nonce, rank=3, stage="", step=0, kind="lost rank", message="rank 1 died", code=EXIT_LOST
+    )
+    seconds = {"interval_seconds": 1.0, "timeout_seconds": 9.0}
+    first = Watchdog(tmp_path, lock, 0, 2, **seconds)
+    assert first.loss_to_repeat() is None, "it was told here"
+    told = tmp_path / "errors" / f"{lock.nonce}.json"
+    told.write_text(json.dumps({**json.loads(told.read_text()), "host": "node-07"}))
+    second = Watchdog(tmp_path, lock, 1, 2, **seconds, speaks_for_host=False)
+    assert second.loss_to_repeat() is None
+    assert first.loss_to_repeat() == "error, told by rank 3 on node-07: rank 1 died"
+    assert first.loss_to_repeat() is None, "once is enough"

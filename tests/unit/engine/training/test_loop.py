@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from engine.config.timetable import Phase, Schedule, Visit
 from engine.config.training import OptimConfig
 from engine.data.batches import SampledQuery, dropout_seed
 from engine.errors import TrainingError
 from engine.metrics import Metric
 from engine.run import Run, Stage
-from engine.timetable import Phase, Schedule, Visit
 from engine.training.backend import StepReport
 from engine.training.checkpoint import Position
 from engine.training.loop import Progress, train

@@ -13,12 +13,13 @@ import pytest
 
 from engine.config.file import dump_config, load_config
 from engine.config.recipe import Config
+from engine.config.timetable import Timetable
 from engine.errors import ConfigError
 from engine.reliability.activity import Activity
 from engine.reliability.failure import record_failure
 from engine.reliability.heartbeat import ENDED, RUNNING, Heart, beat_path, read_beat
 from engine.reliability.run_lock import RunLock, acquire
-from engine.timetable import Timetable
+from engine.reliability.starts import Start, record_start
 from launcher.commands.status import FINISHED, SILENT, STOPPED, seconds_left_in_run, show_status
 from launcher.commands.status import RUNNING as IS_RUNNING
 from tests.distributed.processes import ROOT
@@ -37,7 +38,7 @@ class Made:
         (folder / "config.yaml").write_text(dump_config(self.config))
         self.lock: RunLock = acquire(folder / "run.lock", num_ranks=2, patience_seconds=1)
         self.nonce = self.lock.nonce
-        (folder / "starts.json").write_text(json.dumps([{"nonce": self.nonce}]))
+        record_start(folder, Start.now(self.nonce, 2, "store", []))
 
     def beat(self, rank: int, state: str = RUNNING, code: int | None = None, age: float = 0.0) -> None:
         activity = Activity()
@@ -128,8 +129,7 @@ def test_a_run_that_stopped_with_a_reason(
 
 def test_an_error_of_an_earlier_start_is_not_todays(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
     made.fail(1)
-    starts = json.loads((made.folder / "starts.json").read_text())
-    (made.folder / "starts.json").write_text(json.dumps([*starts, {"nonce": "newer"}]))
+    record_start(made.folder, Start.now("newer", 2, "store", []))
     _, told = status(made, capsys)
     assert "last error" not in told
 

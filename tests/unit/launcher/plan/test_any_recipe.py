@@ -9,9 +9,9 @@ import pytest
 from engine.config.file import load_config
 from engine.config.models import RetrieverConfig
 from engine.config.recipe import Config
+from engine.config.timetable import Mining, Phase, Timetable, iteration_name
 from engine.config.training import OptimConfig
 from engine.errors import ConfigError
-from engine.timetable import Mining, Phase, Timetable, iteration_name
 from launcher.plan.activations import Inputs
 from launcher.plan.corpus import Corpus
 from launcher.plan.durations import Rates

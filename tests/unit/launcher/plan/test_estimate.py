@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.ending import EXIT_REFUSED, guarded
+from engine.reliability.exit_codes import EXIT_REFUSED
+from launcher.ending import guarded
 from launcher.plan.command import add_arguments, run_command
 from launcher.plan.durations import Rates
 from launcher.plan.hardware import find_gpu

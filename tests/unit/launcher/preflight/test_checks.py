@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,14 +10,16 @@ import pytest
 from launcher.preflight.checks import examine
 from launcher.preflight.connections import judge_network, judge_programs
 from launcher.preflight.outcome import Outcome
+from launcher.preflight.records import Facts, Interfaces, Judgement, Listening, NoAnswer
 from launcher.preflight.report import listing, problems, table, verdict
 from launcher.preflight.space import Space
+from shards.files import parse_record
 
 GIB = 2**30
 Change = Callable[[dict[str, Any]], object]
 
 
-def host(name: str, *changes: Change) -> dict[str, Any]:
+def host(name: str, *changes: Change) -> Facts:
     """A host on which all is well, then changed."""
     facts: dict[str, Any] = {
         "host": name,
@@ -63,7 +64,7 @@ def host(name: str, *changes: Change) -> dict[str, Any]:
     }
     for change in changes:
         change(facts)
-    return facts
+    return parse_record(facts, Facts, "made-up facts")
 
 
 def gpu(name: str = "A100", memory: int = 80 * GIB, free: int | None = None) -> dict[str, Any]:
@@ -181,7 +182,7 @@ def test_all_problems_are_told_at_once() -> None:
 
 
 def test_a_host_that_does_not_answer_hides_nothing_of_the_others() -> None:
-    gone = {"host": "b", "unreachable": {"fact": "it refuses the login", "remedy": "ssh-copy-id b"}, "way": "ssh"}
+    gone = Facts("b", way="ssh", unreachable=NoAnswer("it refuses the login", "ssh-copy-id b"))
     outcomes = examine([host("a"), gone, host("c", put("cores", 2))], None)
     assert [entry[:2] for entry in found_in(outcomes)] == [("reach", ("b",)), ("cores, memory", ("a", "c"))]
     software = next(line for line in table(outcomes, ["a", "b", "c"]).splitlines() if line.startswith("software"))
@@ -233,7 +234,7 @@ def test_a_full_disk_in_place_of_the_shared_folder_is_told_of_that_host_alone() 
 def test_many_hosts_share_columns() -> None:
     hosts = [host(f"n{number}", *([put("cores", 8)] if number == 7 else [])) for number in range(30)]
     outcomes = examine(hosts, None)
-    header = table(outcomes, [facts["host"] for facts in hosts]).splitlines()[0]
+    header = table(outcomes, [facts.host for facts in hosts]).splitlines()[0]
     assert header.split("  ")[0] == "check"
     assert "n0 and 28 more" in header
     assert "n7" in header
@@ -243,41 +244,39 @@ def test_many_hosts_share_columns() -> None:
 
 # --- the ways between hosts ------------------------------------------------------------------------------------------
 
-LISTENING = {"port": 7, "addresses": [["docker0", "172.17.0.1"], ["eth0", "10.0.0.1"]], "first_told": "172.17.0.1"}
+LISTENING = Listening(7, [("docker0", "172.17.0.1"), ("eth0", "10.0.0.1")], "172.17.0.1")
 
 
-def with_interfaces(name: str, address: str, error: str | None = None) -> dict[str, Any]:
-    return {"host": name, "interfaces": {"found": [["eth0", address]], "error": error}}
+def with_interfaces(name: str, address: str, error: str | None = None) -> Facts:
+    return Facts(name, interfaces=Interfaces([("eth0", address)], error))
 
 
-def judged(reached: dict[str, str | None], taken: str | None, error: str | None = None) -> dict[str, Any]:
+def judged(reached: dict[str, str | None], taken: str | None, error: str | None = None) -> dict[str, Judgement]:
     hosts = {"a": with_interfaces("a", "10.0.0.1"), "b": with_interfaces("b", "10.0.0.2", error)}
-    return judge_network(hosts, copy.deepcopy(LISTENING), {"b": reached}, taken=taken)
+    return judge_network(hosts, LISTENING, {"b": reached}, taken=taken)
 
 
 def test_address_that_all_reach_is_told() -> None:
     facts = judged({"172.17.0.1": "refused", "10.0.0.1": None, "a": None}, None)
-    assert facts["a"]["found"] == "a is reached at 10.0.0.1 (eth0)"
-    assert facts["b"]["problems"] == []
+    assert facts["a"].found == "a is reached at 10.0.0.1 (eth0)"
+    assert facts["b"].problems == []
 
 
 def test_master_address_that_nobody_reaches_has_a_remedy() -> None:
     """Symptom: `deepspeed` took the address of docker0, and all ranks waited for rank 0 until the timeout."""
     ((fact, remedy, severity),) = judged(
         {"172.17.0.1": "refused", "10.0.0.1": None, "a": "no such name"}, "172.17.0.1"
-    )["b"]["problems"]
+    )["b"].problems
     assert "172.17.0.1 of a (the first word of `hostname -I`, which deepspeed takes) is not reached" in fact
     assert (remedy, severity) == ("start with --master_addr 10.0.0.1", "error")
-    ((fact, _, severity),) = judged({"172.17.0.1": "refused", "10.0.0.1": None, "a": None}, "172.17.0.1")["b"][
-        "problems"
-    ]
+    ((fact, _, severity),) = judged({"172.17.0.1": "refused", "10.0.0.1": None, "a": None}, "172.17.0.1")["b"].problems
     assert "ranks will look for a by its name instead" in fact
     assert severity == "warning"
 
 
 def test_firewall_and_absent_interface_are_errors() -> None:
     facts = judged({"172.17.0.1": "refused", "10.0.0.1": "timed out", "a": None}, None, "b has no interface ib0")
-    told = [fact for fact, _, severity in facts["b"]["problems"] if severity == "error"]
+    told = [fact for fact, _, severity in facts["b"].problems if severity == "error"]
     assert (
         told[0]
         == "a is not reached at any of its addresses (172.17.0.1 (docker0): refused; 10.0.0.1 (eth0): timed out)"
@@ -289,7 +288,7 @@ def test_absent_programs_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setattr("launcher.preflight.connections.sys.executable", "/nowhere/python")
     facts = judge_programs("pdsh", {"a": {"prted": None}, "b": {"prted": None}}, hosts=2)
-    assert [fact.split()[0] for fact, *_ in facts["a"]["problems"]] == ["deepspeed", "pdsh", "ssh"]
-    assert facts["b"]["problems"] == []
+    assert [fact.split()[0] for fact, *_ in facts["a"].problems] == ["deepspeed", "pdsh", "ssh"]
+    assert facts["b"].problems == []
     facts = judge_programs("openmpi", {"a": {"prted": "/x"}, "b": {"prted": None}}, hosts=2)
-    assert [fact.split()[0] for fact, *_ in facts["b"]["problems"]] == ["prted,"]
+    assert [fact.split()[0] for fact, *_ in facts["b"].problems] == ["prted,"]

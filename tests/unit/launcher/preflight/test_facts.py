@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
@@ -12,10 +14,13 @@ import torch
 from engine.config.file import load_config
 from engine.config.recipe import Config
 from launcher.preflight import folder
-from launcher.preflight.facts import ROOT, Places, collect_facts, environment, sources_digest
+from launcher.preflight.facts import ROOT, Needs, collect_facts, environment, sources_digest
 from launcher.preflight.folder import leave_mark, look_for_mark, mount_of, remove_mark
+from launcher.preflight.records import ModelSource, Mount
 from launcher.preflight.space import Space, estimate_space, gib
+from shards.files import parse_record
 
+R = TypeVar("R")
 TINY = ROOT / "configs" / "tiny.yaml"
 
 
@@ -34,12 +39,12 @@ def config_of(tmp_path: Path, *words: str) -> Config:
 def test_mark_is_seen_and_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a" / "run"
     mark = leave_mark(path)
-    assert mark["made"] == [str(tmp_path / "a"), str(path)]
+    assert mark.made == [str(tmp_path / "a"), str(path)]
     facts = look_for_mark(path, mark)
-    assert (facts["seen"], facts["error"]) == (True, None)
-    assert abs(facts["clock_seconds"]) < 5
-    assert facts["free_bytes"] > 0
-    assert [entry.name for entry in path.iterdir()] == [f".preflight-{mark['nonce']}"]
+    assert (facts.seen, facts.error) == (True, None)
+    assert abs(facts.clock_seconds) < 5
+    assert facts.free_bytes > 0
+    assert [entry.name for entry in path.iterdir()] == [f".preflight-{mark.nonce}"]
     remove_mark(path, mark, keep_folder=True)
     assert list(path.iterdir()) == []
     remove_mark(path, mark, keep_folder=False)
@@ -49,16 +54,16 @@ def test_mark_is_seen_and_leaves_nothing(tmp_path: Path) -> None:
 def test_mark_of_another_file_system_is_not_seen(tmp_path: Path) -> None:
     mark = leave_mark(tmp_path / "here")
     facts = look_for_mark(tmp_path / "there" / "run", mark)
-    assert facts["seen"] is False
+    assert facts.seen is False
     assert not (tmp_path / "there").exists(), "a host must not make the folder on its own disk"
 
 
 def test_folder_that_cannot_be_made_says_why(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     mark = leave_mark(tmp_path / "file" / "run")
-    assert "Not a directory" in mark["error"]
+    assert "Not a directory" in mark.error
     facts = look_for_mark(tmp_path / "file" / "run", mark)
-    assert facts["seen"] is None  # nobody can say
+    assert facts.seen is None  # nobody can say
 
 
 def test_what_another_start_works_on_stays(tmp_path: Path) -> None:
@@ -70,7 +75,7 @@ def test_what_another_start_works_on_stays(tmp_path: Path) -> None:
     os.utime(old, (1, 1))
     remove_mark(tmp_path, mark, keep_folder=False)
     left = {entry.name for entry in tmp_path.iterdir()}
-    assert left == {"run.lock", "ledger.json", f".preflight-{other['nonce']}"}  # the killed one's mark is gone too
+    assert left == {"run.lock", "ledger.json", f".preflight-{other.nonce}"}  # the killed one's mark is gone too
     assert (tmp_path / "run.lock").read_text() == "theirs"
 
 
@@ -81,13 +86,18 @@ def test_file_system_of_a_path_is_the_last_mounted_above_it() -> None:
 41 40 0:51 / /shared/my\\040data rw - lustre mds@tcp:/lfs rw
 42 21 0:52 / /sharedother rw - xfs /dev/sdb rw
 """
-    assert mount_of(Path("/shared/run"), mounts) == {"type": "nfs4", "source": "server:/export", "point": "/shared"}
-    assert mount_of(Path("/shared/my data/x"), mounts)["type"] == "lustre"
-    assert mount_of(Path("/home"), mounts)["type"] == "ext4"
-    assert mount_of(Path("/tmp"), "") == {}
+    assert mount_of(Path("/shared/run"), mounts) == Mount("nfs4", "server:/export", "/shared")
+    assert mount_of(Path("/shared/my data/x"), mounts).type == "lustre"
+    assert mount_of(Path("/home"), mounts).type == "ext4"
+    assert mount_of(Path("/tmp"), "") is None
 
 
 # --- a host ----------------------------------------------------------------------------------------------------------
+
+
+def travelled(record: R) -> R:
+    """Return a record as it arrives after a way as JSON."""
+    return parse_record(json.loads(json.dumps(asdict(record))), type(record), "a record")  # type: ignore[call-overload]
 
 
 def test_facts_of_this_host(tmp_path: Path) -> None:
@@ -96,26 +106,19 @@ def test_facts_of_this_host(tmp_path: Path) -> None:
     (data / "corpus.jsonl").write_text("{}\n")
     config = config_of(tmp_path, f"data.path={data}", f"shards.cache={tmp_path}/cache")
     mark = leave_mark(config.run.path)
-    facts = json.loads(json.dumps(collect_facts(Places.of(config), mark)))  # it has to travel as JSON
-    assert facts["software"]["torch"] == torch.__version__
-    assert facts["software"]["sources"] == sources_digest()
-    assert facts["software"]["deepspeed"]
-    assert facts["cores"] == len(os.sched_getaffinity(0))
-    assert facts["user"][0] == os.geteuid()
-    assert (facts["data"]["files"], facts["data"]["error"]) == (1, None)
-    assert facts["run_folder"]["seen"] is True
-    assert [place["purpose"] for place in facts["local"]] == ["temporary files", "shared memory", "shards.cache"]
-    assert facts["models"] == [
-        {"name": "random", "where": "made by the run", "digest": None, "error": None, "warning": None}
-    ]
-    assert Places(**facts_of_json(Places.of(config))) == Places.of(config)
+    facts = travelled(collect_facts(Needs.of(config), mark))
+    assert facts.software["torch"] == torch.__version__
+    assert facts.software["sources"] == sources_digest()
+    assert facts.software["deepspeed"]
+    assert facts.cores == len(os.sched_getaffinity(0))
+    assert facts.user[0] == os.geteuid()
+    assert (facts.data.files, facts.data.error) == (1, None)
+    assert facts.run_folder.seen is True
+    assert [place.purpose for place in facts.local] == ["temporary files", "shared memory", "shards.cache"]
+    assert facts.models == [ModelSource("random", "made by the run")]
+    assert travelled(Needs.of(config)) == Needs.of(config)
     (data / "more.jsonl").write_text("{}\n")
-    assert collect_facts(Places.of(config), mark)["data"]["digest"] != facts["data"]["digest"]
-
-
-def facts_of_json(places: Places) -> dict[str, object]:
-    told = json.loads(json.dumps(places.to_json()))
-    return {**told, "models": tuple(told["models"])}
+    assert collect_facts(Needs.of(config), mark).data.digest != facts.data.digest
 
 
 def test_data_and_models_that_cannot_be_read_say_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,13 +127,13 @@ def test_data_and_models_that_cannot_be_read_say_why(tmp_path: Path, monkeypatch
     model.mkdir()
     words = [f"data.path={tmp_path}/none", f"retriever.name={model}", "ranker.name=someone/a-model"]
     config = config_of(tmp_path, *words)
-    facts = collect_facts(Places.of(config), leave_mark(config.run.path))
-    assert facts["data"]["error"] == "No such file or directory"
-    assert "no config.json" in facts["models"][0]["error"]
-    assert "HF_HUB_OFFLINE is set" in facts["models"][1]["error"]
+    facts = collect_facts(Needs.of(config), leave_mark(config.run.path))
+    assert facts.data.error == "No such file or directory"
+    assert "no config.json" in facts.models[0].error
+    assert "HF_HUB_OFFLINE is set" in facts.models[1].error
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    facts = collect_facts(Places.of(config), leave_mark(config.run.path))
-    assert "each host will download it" in facts["models"][1]["warning"]
+    facts = collect_facts(Needs.of(config), leave_mark(config.run.path))
+    assert "each host will download it" in facts.models[1].warning
 
 
 def test_environment_holds_no_secret_and_nothing_that_may_differ() -> None:

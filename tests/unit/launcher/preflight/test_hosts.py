@@ -8,15 +8,18 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from engine.errors import ConfigError
+from engine.reliability.exit_codes import EXIT_REFUSED
 from launcher.preflight import command, hosts
 from launcher.preflight.facts import ROOT
 from launcher.preflight.hosts import Conversations, local_words, srun_words, ssh_words
-from launcher.preflight.trial import through_a_shell, trial_words, try_world
+from launcher.preflight.records import Judgement, Listening, Mark
+from launcher.preflight.trial import changed_by_a_shell, trial_words, try_world
 from shards.errors import DataError
 
 RUN_IT = 'while [ "$1" != -- ]; do shift; done; exec sh -c "$3"'
@@ -44,7 +47,7 @@ def refusal(folder: Path, script: str, hello_seconds: float = 20.0) -> tuple[str
     with Conversations(["node-1"], ssh_words, hello_seconds) as conversations:
         assert conversations.reached == []
         told = conversations.unreachable["node-1"]
-        return told["fact"], told["remedy"]
+        return told.fact, told.remedy
 
 
 REFUSALS = [
@@ -108,7 +111,7 @@ def test_ssh_that_babbles_is_quoted(programs: Path) -> None:
 def test_absent_ssh_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with Conversations(["node-1"], ssh_words) as conversations:
-        assert "ssh cannot be started" in conversations.unreachable["node-1"]["fact"]
+        assert "ssh cannot be started" in conversations.unreachable["node-1"].fact
 
 
 def test_greeting_of_a_login_shell_does_not_disturb(programs: Path) -> None:
@@ -117,19 +120,21 @@ def test_greeting_of_a_login_shell_does_not_disturb(programs: Path) -> None:
     with Conversations(["node-1", "node-2"], ssh_words) as conversations:
         assert conversations.reached == ["node-1", "node-2"]
         offsets = conversations.clock_offsets()
-        assert all(abs(clock["offset_seconds"]) < 1 for clock in offsets.values())
-        assert conversations.ask("programs", names=["ssh"])["node-2"] == {"ssh": str(programs / "ssh")}
+        assert all(abs(clock.offset_seconds) < 1 for clock in offsets.values())
+        assert conversations.ask("programs", dict[str, str | None], names=["ssh"])["node-2"] == {
+            "ssh": str(programs / "ssh")
+        }
 
 
 def test_port_of_one_host_is_reached_by_the_others(programs: Path) -> None:
     stand_in(programs, "ssh", RUN_IT)
     with Conversations(["node-1", "node-2"], ssh_words) as conversations:
-        listening = conversations.ask("listen", ["node-1"], token="a1b2")["node-1"]
-        tried = {"addresses": ["127.0.0.1", "no-such-host.invalid"], "port": listening["port"]}
-        reached = conversations.ask("reach", ["node-2"], token="a1b2", **tried)["node-2"]
+        listening = conversations.ask("listen", Listening, ["node-1"], token="a1b2")["node-1"]
+        tried = {"addresses": ["127.0.0.1", "no-such-host.invalid"], "port": listening.port}
+        reached = conversations.ask("reach", dict[str, str | None], ["node-2"], token="a1b2", **tried)["node-2"]
         assert reached["127.0.0.1"] is None
         assert reached["no-such-host.invalid"]
-        namesake = conversations.ask("reach", ["node-2"], token="ffff", **tried)["node-2"]
+        namesake = conversations.ask("reach", dict[str, str | None], ["node-2"], token="ffff", **tried)["node-2"]
         assert namesake["127.0.0.1"] == "another process answers there"
 
 
@@ -137,14 +142,22 @@ def test_host_that_goes_away_in_the_middle_is_told(programs: Path) -> None:
     stand_in(programs, "ssh", f"echo $$ > {programs}/pid; {RUN_IT}")
     with Conversations(["node-1"], ssh_words) as conversations:
         os.killpg(int((programs / "pid").read_text()), 9)
-        assert conversations.ask("time") == {}
-        assert "ended with code -9" in conversations.unreachable["node-1"]["fact"]
+        assert conversations.ask("time", dict[str, float]) == {}
+        assert "ended with code -9" in conversations.unreachable["node-1"].fact
 
 
 def test_question_that_fails_there_is_told() -> None:
     with Conversations(["here"], local_words) as conversations:
-        assert conversations.ask("no such function") == {}
-        assert "it could not answer" in conversations.unreachable["here"]["fact"]
+        assert conversations.ask("no such function", Mark) == {}
+        assert "it could not answer" in conversations.unreachable["here"].fact
+
+
+def test_answer_of_another_form_is_told() -> None:
+    """Symptom guarded against: a host with other code answers, and the preflight ends in a traceback."""
+    with Conversations(["here"], local_words) as conversations:
+        assert conversations.ask("time", Mark) == {}
+        assert "the answer (time) is damaged: nonce: Field required" in conversations.unreachable["here"].fact
+        assert "same code" in conversations.unreachable["here"].remedy
 
 
 EVIL = "a b'\"; touch executed; $(touch executed) `touch executed` &"
@@ -163,10 +176,10 @@ def test_nothing_that_a_user_wrote_is_executed(programs: Path, tmp_path: Path, m
     before = set(ROOT.iterdir())
     with Conversations(["node-1"], ssh_words) as conversations:
         path = str(tmp_path / f"run {EVIL}")
-        mark = conversations.ask("mark", path=path).get("node-1")
+        mark = conversations.ask("mark", Mark, path=path).get("node-1")
         assert mark is not None, conversations.unreachable
         assert Path(path).is_dir()
-        conversations.ask("unmark", path=path, mark=mark)
+        conversations.ask("unmark", dict[str, float], path=path, mark=asdict(mark))
     assert set(ROOT.iterdir()) == before
     assert not list(tmp_path.rglob("executed"))
 
@@ -199,7 +212,7 @@ def test_command_tells_all_hosts_in_one_table(
     stand_in(programs, "pdsh", "exit 0")
     (tmp_path / "hostfile").write_text("good slots=1\nbad slots=1\n")
     words = ["--hostfile", str(tmp_path / "hostfile"), "--no-world", f"data.path={tmp_path}/none"]
-    assert run(tmp_path, *words) == command.EXIT_PROBLEMS
+    assert run(tmp_path, *words) == EXIT_REFUSED
     told = capsys.readouterr().out
     rows = {line.split("  ")[0]: line for line in told.splitlines()}
     assert rows["reach"].split()[1:3] == ["ok", "PROBLEM"]
@@ -217,12 +230,12 @@ def test_command_opens_a_world_where_nothing_speaks_against_it(
 ) -> None:
     started: list[list[str]] = []
 
-    def start(words: list[str]) -> dict[str, object]:
+    def start(words: list[str]) -> Judgement:
         started.append(words)
-        return {"found": "failed", "problems": [["a small world ended with code 1", "see there", "error"]]}
+        return Judgement("failed", [("a small world ended with code 1", "see there", "error")])
 
     monkeypatch.setattr("launcher.preflight.trial.try_world", start)
-    assert run(tmp_path) == command.EXIT_PROBLEMS
+    assert run(tmp_path) == EXIT_REFUSED
     assert "world: a small world ended with code 1" in capsys.readouterr().out
     assert "--preflight-only" in started[0]
 
@@ -271,20 +284,20 @@ def test_trial_is_started_as_the_run_will_be() -> None:
 
 def test_trial_tells_how_it_ended() -> None:
     line = "12:00:01 preflight: 2 hosts, 2 ranks, all 15 checks passed in 0.2 s"
-    assert try_world(["echo", line]) == {"found": "2 hosts, 2 ranks, all 15 checks passed in 0.2 s", "problems": []}
-    (problem,) = try_world(["sh", "-c", "echo no way; exit 2"])["problems"]
+    assert try_world(["echo", line]) == Judgement("2 hosts, 2 ranks, all 15 checks passed in 0.2 s")
+    (problem,) = try_world(["sh", "-c", "echo no way; exit 2"]).problems
     assert problem[0] == "a small world ended with code 2; it printed last:\n   | no way"
     routine = "node1: [2026-01-01 10:00:00,000] [INFO] [launch.py:170:main] dist_world_size=2"
     told = "node2: [rank 1 on node2] error: no way"
-    (problem,) = try_world(["sh", "-c", f"echo '{routine}'; echo '{told}'; echo 'MPI_ABORT was invoked'; exit 2"])[
-        "problems"
-    ]
+    (problem,) = try_world(
+        ["sh", "-c", f"echo '{routine}'; echo '{told}'; echo 'MPI_ABORT was invoked'; exit 2"]
+    ).problems
     assert problem[0].endswith(f"it printed last:\n   | {told}")
-    (problem,) = try_world(["sh", "-c", f"echo '{routine}'; echo 'no way'; exit 2"])["problems"]
+    (problem,) = try_world(["sh", "-c", f"echo '{routine}'; echo 'no way'; exit 2"]).problems
     assert problem[0].endswith("it printed last:\n   | no way")
-    (problem,) = try_world(["sleep", "60"], timeout_seconds=0.3)["problems"]
+    (problem,) = try_world(["sleep", "60"], timeout_seconds=0.3).problems
     assert "did not end within 0.3 s" in problem[0]
-    (problem,) = try_world(["/nowhere/deepspeed"])["problems"]
+    (problem,) = try_world(["/nowhere/deepspeed"]).problems
     assert "cannot be started" in problem[0]
 
 
@@ -292,15 +305,15 @@ def test_trial_tells_how_it_ended() -> None:
 def test_words_that_a_remote_shell_would_change_are_refused(path: str) -> None:
     """Symptom: DeepSpeed's pdsh lets a shell of every host expand what a path holds."""
     words = trial_words(Path(path), launcher="pdsh", hostfile=Path("/h"), ranks=2, master=None)
-    refused = through_a_shell(words, "pdsh")
+    refused = changed_by_a_shell(words, "pdsh")
     assert refused is not None
-    assert path in refused["problems"][0][0]
-    assert through_a_shell(words, "openmpi") is None
+    assert path in refused.problems[0][0]
+    assert changed_by_a_shell(words, "openmpi") is None
     plain = trial_words(Path("/runs/a.yaml"), launcher="pdsh", hostfile=Path("/h"), ranks=2, master="10.0.0.1")
-    assert through_a_shell(plain, "pdsh") is None
+    assert changed_by_a_shell(plain, "pdsh") is None
 
 
 def test_what_keeps_root_from_starting_mpirun_has_its_remedy() -> None:
-    (problem,) = try_world(["sh", "-c", "echo 'by adding the --allow-run-as-root option'; exit 1"])["problems"]
+    (problem,) = try_world(["sh", "-c", "echo 'by adding the --allow-run-as-root option'; exit 1"]).problems
     assert "starts nothing for root" in problem[0]
     assert "OMPI_ALLOW_RUN_AS_ROOT=1" in problem[1]

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from engine.reliability.starts import Start, record_start
 from launcher.slurm.script import Job, render, slurm_folder
 from launcher.slurm.settings import Settings
 from tests.distributed.processes import ROOT
@@ -75,9 +76,7 @@ def leave_start(
 ) -> None:
     """Leave the files that a start leaves in a run folder."""
     run.mkdir(parents=True, exist_ok=True)
-    path = run / "starts.json"
-    starts = json.loads(path.read_text()) if path.exists() else []
-    path.write_text(json.dumps([*starts, {"nonce": nonce}]))
+    record_start(run, Start.now(nonce, num_ranks=1, coordinator="local", forced=[]))
     (run / "ledger.json").write_text(json.dumps({"stages": {name: {"seconds": 1.0} for name in stages}}))
     if failure is not None:
         given = {"attempt": nonce, "time": 0.0, "rank": 1, "host": "n1", "stage": "retriever/1", "step": 7}

@@ -13,7 +13,7 @@ from engine.errors import ConfigError
 from engine.reliability.run_lock import acquire
 from launcher.commands.status import FINISHED, STOPPED, show_status
 from launcher.slurm import cancel
-from launcher.slurm.job import Submitted, ask, job_lines, record
+from launcher.slurm.job import Submitted, ask_slurm, job_lines, write_submitted
 from tests.distributed.processes import ROOT
 from tests.unit.launcher.slurm.stand_ins import StandIns, leave_start
 
@@ -48,7 +48,7 @@ def run(tmp_path: Path) -> Path:
     text = dump_config(load_config(ROOT / "configs" / "tiny.yaml", [f"run.path={run}", "run.preemption_seconds=1"]))
     (run / "slurm" / "recipe.yaml").write_text(text)
     (run / "config.yaml").write_text(text)
-    record(run, Submitted("41", TIME, nodes=2, ranks=8))
+    write_submitted(run, Submitted("41", TIME, nodes=2, ranks=8))
     return run
 
 
@@ -122,9 +122,9 @@ def make_sweep(tmp_path: Path) -> Path:
     runs = {str(number): str(sweep / str(number)) for number in range(4)}
     for number in range(4):
         (sweep / str(number) / "slurm").mkdir(parents=True)
-        record(sweep / str(number), Submitted("41", TIME, 1, 1, task=number, sweep=str(sweep)))
+        write_submitted(sweep / str(number), Submitted("41", TIME, 1, 1, task=number, sweep=str(sweep)))
     (sweep / "slurm").mkdir()
-    record(sweep, Submitted("41", TIME, 1, 1, tasks=runs))
+    write_submitted(sweep, Submitted("41", TIME, 1, 1, tasks=runs))
     return sweep
 
 
@@ -205,4 +205,4 @@ def test_a_run_without_a_job_is_stopped_by_its_own_means(
 
 def test_nothing_is_asked_where_there_is_no_slurm(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
-    assert ask(Submitted("41", TIME, 1, 1)) == []
+    assert ask_slurm(Submitted("41", TIME, 1, 1)) == []

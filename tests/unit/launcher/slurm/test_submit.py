@@ -124,6 +124,15 @@ def test_a_folder_that_is_no_runs_is_refused(made: StandIns, tmp_path: Path) -> 
     assert "is not empty and holds no run" in refusal(*BASE, f"run.path={tmp_path}")
 
 
+def test_a_submission_that_was_cut_short_leaves_a_folder_that_a_run_can_take(made: StandIns, tmp_path: Path) -> None:
+    """The folder of the job alone would make it one that is not empty and holds no run."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "slurm").touch()  # in the way of the job's folder
+    with pytest.raises(FileExistsError):
+        run_submit(*BASE, f"run.path={tmp_path / 'run'}")
+    assert (tmp_path / "run" / "config.yaml").exists()
+
+
 def test_a_recipe_that_the_run_would_refuse_is_refused_now(made: StandIns, tmp_path: Path) -> None:
     words = (*BASE, f"run.path={tmp_path / 'run'}")
     run_submit(*words)

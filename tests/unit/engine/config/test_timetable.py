@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from engine.config.ar2 import Ar2Config, WarmupRankerConfig, WarmupRetrieverConfig, ar2_timetable
+from engine.config.timetable import Phase, Schedule, Timetable
 from engine.config.training import OptimConfig, PhaseConfig
-from engine.timetable import Phase, Schedule, Timetable
 
 LINEAR = Schedule(OptimConfig(lr=1.0, warmup_ratio=0.2), 10)
 

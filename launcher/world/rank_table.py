@@ -10,6 +10,7 @@ import torch
 from tabulate import tabulate
 
 from engine.coordination.coordinator import Coordinator
+from shards.errors import counted
 
 _MOST_ROWS = 64
 _GIB = 2**30
@@ -24,11 +25,11 @@ def table_of_ranks(coordinator: Coordinator, device: torch.device) -> str:
         coordinator: Of all ranks.
         device: This rank's.
     """
-    rows = coordinator.gather("table of the ranks", [*_device_and_memory(device), _transport(coordinator, device)])
-    places = [(str(rank), host, *row) for rank, (host, row) in enumerate(zip(coordinator.hosts, rows, strict=True))]
-    if len(places) > _MOST_ROWS:
-        places = _by_host(places)
-    return tabulate(places, headers=("rank", "host", "device", "memory", "transport"), tablefmt="simple")
+    told = coordinator.gather("table of the ranks", [*_device_and_memory(device), _transport(coordinator, device)])
+    rows = [(str(rank), host, *row) for rank, (host, row) in enumerate(zip(coordinator.hosts, told, strict=True))]
+    if len(rows) > _MOST_ROWS:
+        rows = _by_host(rows)
+    return tabulate(rows, headers=("rank", "host", "device", "memory", "transport"), tablefmt="simple")
 
 
 def _device_and_memory(device: torch.device) -> tuple[str, str]:
@@ -37,7 +38,7 @@ def _device_and_memory(device: torch.device) -> tuple[str, str]:
         return f"{device} {torch.cuda.get_device_name(device)}", f"{free / _GIB:.0f} of {total / _GIB:.0f} GiB free"
     memory = psutil.virtual_memory()
     threads = torch.get_num_threads()
-    used_by = f"{device.type}, {threads} thread{'s' * (threads > 1)}"
+    used_by = f"{device.type}, {counted(threads, 'thread')}"
     return used_by, f"{memory.available / _GIB:.0f} of {memory.total / _GIB:.0f} GiB free"
 
 
@@ -53,10 +54,10 @@ def _transport(coordinator: Coordinator, device: torch.device) -> str:
     return f"{words} + {tensors} over {name or 'any interface'}" + (f" ({addresses[0]})" if addresses else "")
 
 
-def _by_host(places: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+def _by_host(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
     """Join neighbouring rows of one host: ranks from-to, and the first one's words."""
     joined: list[tuple[str, ...]] = []
-    for rank, host, *words in places:
+    for rank, host, *words in rows:
         if joined and joined[-1][1] == host:
             first = joined[-1][0].split("-")[0]
             joined[-1] = (f"{first}-{rank}", *joined[-1][1:])

@@ -29,8 +29,9 @@ from engine.coordination.coordinator import Coordinator, LocalTransport, MpiTran
 from engine.coordination.watched import WatchedTransport
 from engine.errors import ConfigError, CoordinationError
 from launcher.world.interfaces import set_mpi_interfaces
-from launcher.world.places import table_of_ranks
+from launcher.world.rank_table import table_of_ranks
 from launcher.world.rendezvous import meet_at_given_address, meet_over_mpi, open_store
+from shards.errors import counted
 
 _TORCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _MPI_SIGNS = ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK")
@@ -113,8 +114,8 @@ def open_world(
     num_hosts = len(set(meeting.hosts))
     road = {"mpi": "MPI", "store": "a store of torch.distributed", "local": "none needed"}[meeting.kind]
     description = (
-        f"{world_size} rank{'s' * (world_size > 1)} on {num_hosts} host{'s' * (num_hosts > 1)}, "
-        f"{chosen.type} with {num_threads} thread{'s' * (num_threads > 1)} a rank, coordinator: {road}"
+        f"{counted(world_size, 'rank')} on {counted(num_hosts, 'host')}, "
+        f"{chosen.type} with {counted(num_threads, 'thread')} a rank, coordinator: {road}"
     )
     if world_size > 1:
         description += "\n" + table_of_ranks(meeting, chosen)
@@ -253,6 +254,7 @@ def _choose_coordinator(
     asked: str, mpi: Coordinator | None, rank: int, world_size: int, device: torch.device, timeout_seconds: float
 ) -> Coordinator:
     if mpi is not None and (asked == "mpi" or (asked == "auto" and world_size > 1)):
+        mpi.address = os.environ["MASTER_ADDR"]
         return mpi
     if world_size == 1 and asked != "store":
         return Coordinator(WatchedTransport(LocalTransport()), timeout_seconds)
@@ -262,7 +264,7 @@ def _choose_coordinator(
     dist.broadcast(port, 0)
     if transport is None:
         transport = StoreTransport(rank, world_size, address, int(port.item()), timeout_seconds)
-    return Coordinator(WatchedTransport(transport), timeout_seconds)
+    return Coordinator(WatchedTransport(transport), timeout_seconds, address)
 
 
 def _share_cores(meeting: Coordinator) -> int:
