@@ -228,6 +228,8 @@ def _logits(output: Any) -> Tensor:
 
 
 def _can_be_packed(model: Any, outcome: Callable[[Any], Tensor], *, least_scale: float) -> bool:
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return False  # only shapes, of which memory is planned: there is nothing to compute
     try:
         if not isinstance(model, PreTrainedModel):
             raise ModelError(f"{type(model).__name__} is no model of transformers")

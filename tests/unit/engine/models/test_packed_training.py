@@ -261,6 +261,14 @@ def test_eager_attention_is_padded() -> None:
     assert not Retriever({"shared": model}, pooling="cls", similarity="dot").packs
 
 
+def test_a_model_of_shapes_alone_is_not_tried() -> None:
+    """Symptom: planning the memory of a run failed, because models without numbers were to compute a batch."""
+    with torch.device("meta"):
+        assert not Retriever(
+            {"shared": untrained("Bert", transformers.AutoModel)}, pooling="cls", similarity="dot"
+        ).packs
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_padded_batches_of_other_models_are_computed_as_before(kind: str) -> None:
     """The attention that looks for a layout stands in for transformers' own, for every model of the process."""
