@@ -165,6 +165,32 @@ def batches_by_length(lengths: Sequence[int], tokens_per_batch: int, *, padded: 
         yield batch
 
 
+def compute_by_length(
+    forward: Callable[[list[int]], Tensor],
+    lengths: Sequence[int],
+    keep: Callable[[list[int], Tensor], None],
+    *,
+    tokens_per_batch: int,
+    padded: bool,
+    device: torch.device,
+) -> None:
+    """Compute inputs in batches of similar length, as fast as the device allows.
+
+    Args:
+        forward: Takes places in `lengths` and gives one row an input, on the device; called by threads on a CPU, so
+            it switches inference mode on itself.
+        lengths: Tokens of each input, special tokens included.
+        keep: Takes the places and the rows, on the CPU, in any order of the batches; called by one thread.
+        tokens_per_batch: As in `encode_documents`.
+        padded: Whether the batches are padded.
+        device: Where `forward` computes.
+    """
+    on_cpu = device.type == "cpu"
+    budget = min(tokens_per_batch, _CPU_TOKENS_PER_BATCH) if on_cpu else tokens_per_batch
+    batches = batches_by_length(lengths, budget, padded=padded)
+    (_compute_by_threads if on_cpu else _compute_queued)(forward, batches, keep)
+
+
 def _encode(
     encoder: Encoder,
     template: InputTemplate,
@@ -181,8 +207,7 @@ def _encode(
 
     @torch.inference_mode()  # here, because the mode is a thread's own
     def forward(places: list[int]) -> Tensor:
-        # Inputs are made when they are needed: Python's lists of numbers take ten times the memory of the arrays.
-        batch = [template.single(ids[place].tolist(), max_length) for place in places]
+        batch = [template.single(ids[place], max_length) for place in places]
         if isinstance(encoder, PackedEncoder):
             encoded_ND = encoder(batch)
         else:
@@ -197,10 +222,8 @@ def _encode(
         found[0][places] = rows_ND.numpy()
         progress(len(places), sum(lengths[place] for place in places))
 
-    on_cpu = device.type == "cpu"
-    budget = min(tokens_per_batch, _CPU_TOKENS_PER_BATCH) if on_cpu else tokens_per_batch
-    batches = batches_by_length(lengths, budget, padded=not isinstance(encoder, PackedEncoder))
-    (_compute_by_threads if on_cpu else _compute_queued)(forward, batches, keep)
+    padded = not isinstance(encoder, PackedEncoder)
+    compute_by_length(forward, lengths, keep, tokens_per_batch=tokens_per_batch, padded=padded, device=device)
     return found[0]  # callers give at least one input: a shard holds one document or more
 
 

@@ -1,48 +1,84 @@
-"""Encodes documents laid end to end in one row, so that no padding is computed.
+"""Computes packed batches, after a trial that the model gives for them what it gives for padded ones.
 
-A padded batch computes every document at the length of its longest neighbour. Here a batch is one row of all tokens,
-`[1, T]`, whose positions start anew at each document: linear layers, normalisations and activations see real tokens
-only, and attention, the one operation in which tokens meet, runs document by document. That takes nothing from a
-backbone but transformers' attention interface and `position_ids`. Whether a backbone really honours both is found by
-trying: what comes out packed is compared with what it gives unpacked, and one that differs is not packed.
+That takes nothing from a backbone but transformers' attention interface and `position_ids`. Whether a backbone really
+honours both is found by trying: what comes out packed is compared with what it gives unpacked, and one that differs is
+not packed. A model that is loaded is tried once, in float32 on the CPU, before it is trained or cast.
 
-Inference only: the encoder works on a copy of the backbone's modules that shares its weights, some of them laid out
-anew (`engine.models.fused`), so weights that change later are not seen.
+`PackedEncoder` and `Scorer` are for inference only: they work on a copy of the model's modules that shares its weights,
+some of them laid out anew (`engine.models.fused`), so weights that change later are not seen.
 
-Shapes: N documents, T tokens of all of them, G documents of one length L, A heads, E size of a head, H hidden size
-(equal to the embedding's dimension D).
+Shapes: N inputs, T tokens of all of them, H hidden size (equal to the embedding's dimension D).
 """
 
 from __future__ import annotations
 
 import copy
 import functools
-import importlib.util
 import inspect
-import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
-from itertools import groupby
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import PreTrainedModel
 
 from engine.errors import ModelError
 from engine.log import get_logger
+from engine.models.attention import KEYWORD, PACKED_ATTENTIONS, Layout, register_packed_attention
+from engine.models.batch import PackedBatch, pack
 from engine.models.fused import fuse_linear_layers
 from engine.models.loading import first_position, quiet_transformers
-from engine.models.template import Input
+from engine.models.template import Batch, Input
 
 logger = get_logger(__name__)
 
-_NAME = "sparring_packed"
-_PROBE_LENGTHS = (7, 5, 5, 2, 1)
+Pooling = Literal["cls", "mean"]
+_PROBE_LENGTHS = (1, 2, 5, 5, 7)
 _TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
-_NOT_KNOWN_HERE = ("sliding_window", "softcap", "s_aux", "position_bias", "cache")
+_STATES, _SCORES = 1.0, 0.05
+"""What differences are measured by at least: the size of normalised states, and a tenth of a fresh head's scores."""
+
+
+def packed_forward(model: Any, batch: PackedBatch) -> Any:
+    """Run the forward of a transformers model on a packed batch.
+
+    Args:
+        model: A backbone, whose states [1, T, H] are the row's; or a classifier that `show_first_tokens` was told of,
+            whose logits [N, 1] are in the order in which the inputs were given.
+        batch: On the model's device.
+
+    Raises:
+        ModelError: The model does not attend through transformers' attention interface.
+    """
+    layout = Layout(batch)
+    row = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, KEYWORD: layout}
+    if batch.token_type_ids is not None:
+        row["token_type_ids"] = batch.token_type_ids
+    output = model(**row)
+    if not layout.calls:
+        raise _no_interface(model)
+    return output
+
+
+def pool_packed(states_TH: Tensor, batch: PackedBatch, pooling: Pooling) -> Tensor:
+    """Make one embedding of each input's token states, in float32 or a wider type.
+
+    Args:
+        states_TH: Last layer of the row [T, H], in any floating type.
+        batch: Where the inputs lie in it.
+        pooling: First token, or mean over the tokens.
+
+    Returns:
+        Embeddings [N, H], in the order in which the inputs were given.
+    """
+    dtype = torch.promote_types(torch.float32, states_TH.dtype)
+    if pooling == "cls":
+        return states_TH.index_select(0, batch.first_N).to(dtype)
+    # `unsafe` leaves out a check that the lengths add up to T, for which the host would wait for the device.
+    means_NH = torch.segment_reduce(
+        states_TH.to(dtype), "mean", lengths=batch.bounds_N.diff().long(), axis=0, unsafe=True
+    )
+    return means_NH.index_select(0, batch.places_N)
 
 
 class PackedEncoder:
@@ -60,95 +96,36 @@ class PackedEncoder:
             results when packed.
     """
 
-    def __init__(self, backbone: Any, *, pooling: Literal["cls", "mean"], normalize: bool) -> None:
-        parameters = inspect.signature(backbone.forward).parameters
-        if "position_ids" not in parameters:
-            raise ModelError(f"{type(backbone).__name__} takes no position_ids", expected="a backbone that does")
-        self._takes_type_ids = "token_type_ids" in parameters
+    def __init__(self, backbone: Any, *, pooling: Pooling, normalize: bool) -> None:
+        if backbone.training:
+            raise ModelError(f"{type(backbone).__name__} is in training mode", expected="evaluation mode")
+        self._takes_type_ids = "token_type_ids" in inspect.signature(backbone.forward).parameters
         self._first_position = first_position(backbone.config)
         self._device: torch.device = backbone.device
         self._pooling, self._normalize = pooling, normalize
-        self._backbone = _packed_copy(backbone)
-        self._compare(backbone)
+        self._backbone = _frozen_copy(backbone)
+        _compare(self._backbone, backbone, _states, least_scale=_STATES)
 
     def __call__(self, inputs: Sequence[Input]) -> Tensor:
         """Embed inputs.
 
         Args:
-            inputs: At least one; neighbours of equal length share one call of the attention kernel.
+            inputs: At least one.
 
         Returns:
             float32 [N, D] on the backbone's device, in the order of the inputs.
         """
-        states_TH, layout = self._states(inputs)
-        if self._pooling == "cls":
-            embeddings_NH = states_TH[layout.bounds_N[:-1]].float()
-        else:
-            # `unsafe` leaves out a check that the lengths add up to T, for which the host would wait for the device.
-            embeddings_NH = torch.segment_reduce(
-                states_TH.float(), "mean", lengths=layout.bounds_N.diff().long(), axis=0, unsafe=True
-            )
+        types = [one.type_ids for one in inputs] if self._takes_type_ids else None
+        batch = pack([one.ids for one in inputs], types, self._first_position)
+        if self._device.type == "cuda":
+            batch = batch.pin_memory()  # from which the copy does not wait for the kernels that are queued
+        batch = batch.to(self._device, non_blocking=True)
+        states_1TH = packed_forward(self._backbone, batch)[0]
+        embeddings_NH = pool_packed(states_1TH[0], batch, self._pooling)
         return nn.functional.normalize(embeddings_NH, dim=-1) if self._normalize else embeddings_NH
 
-    def _states(self, inputs: Sequence[Input]) -> tuple[Tensor, _Layout]:
-        """Return the last layer [T, H], and where the inputs lie in it."""
-        lengths = [len(one.ids) for one in inputs]
-        lengths_N = torch.tensor(lengths)
-        ends_N = lengths_N.cumsum(0)
-        starts_T = (ends_N - lengths_N).repeat_interleave(lengths_N)
-        row = {
-            "input_ids": torch.tensor([token for one in inputs for token in one.ids]),
-            "position_ids": torch.arange(len(starts_T)) - starts_T + self._first_position,
-        }
-        if self._takes_type_ids:
-            row["token_type_ids"] = torch.tensor([segment for one in inputs for segment in one.type_ids])
-        runs = [(len(list(same)), length) for length, same in groupby(lengths)]
-        bounds_N = self._upload(nn.functional.pad(ends_N, (1, 0)).to(torch.int32))
-        with _laid_out(_Layout(runs, bounds_N, max(lengths))) as layout:
-            states_1TH = self._backbone(**{name: self._upload(ids_T)[None] for name, ids_T in row.items()})[0]
-        if not layout.calls:
-            raise ModelError(
-                f"{type(self._backbone).__name__} does not use transformers' attention interface",
-                expected="a backbone whose attention function can be chosen",
-            )
-        return states_1TH[0], layout
 
-    def _upload(self, ids_T: Tensor) -> Tensor:
-        if self._device.type != "cuda":
-            return ids_T.to(self._device)
-        # From pinned memory the copy does not wait for the kernels that are queued.
-        return ids_T.pin_memory().to(self._device, non_blocking=True)
-
-    @torch.inference_mode()
-    def _compare(self, backbone: Any) -> None:
-        """Refuse a backbone that gives other states when its inputs are packed."""
-        vocabulary = backbone.config.vocab_size
-        rows = [[(31 * place + length) % vocabulary for place in range(length)] for length in _PROBE_LENGTHS]
-        # The padding token inside a text would change what some backbones count as a position.
-        pad = backbone.config.pad_token_id
-        rows = [[token if token != pad else (token + 1) % vocabulary for token in row] for row in rows]
-        inputs = [Input(row, [0] * len(row)) for row in rows]
-        packed_TH = self._states(inputs)[0].float()
-        alone_TH = torch.cat(
-            [
-                backbone(
-                    input_ids=torch.tensor([row], device=self._device),
-                    attention_mask=torch.ones(1, len(row), dtype=torch.long, device=self._device),
-                )[0][0].float()
-                for row in rows
-            ]
-        )
-        difference, scale = float((packed_TH - alone_TH).abs().max()), float(alone_TH.abs().max())
-        tolerance = _TOLERANCES[backbone.dtype]
-        # Said so that a difference that is not a number is refused too.
-        if not difference <= tolerance * max(scale, 1.0):
-            raise ModelError(
-                f"packed, {type(backbone).__name__} gives states that differ by {difference:.2g} of {scale:.2g}",
-                expected=f"at most {tolerance:g} of it, which rounding explains",
-            )
-
-
-def packed_encoder(backbone: Any, *, pooling: Literal["cls", "mean"], normalize: bool) -> PackedEncoder | None:
+def packed_encoder(backbone: Any, *, pooling: Pooling, normalize: bool) -> PackedEncoder | None:
     """Build a packed encoder if the backbone allows it.
 
     Args:
@@ -162,136 +139,192 @@ def packed_encoder(backbone: Any, *, pooling: Literal["cls", "mean"], normalize:
     try:
         return PackedEncoder(backbone, pooling=pooling, normalize=normalize)
     except ModelError as error:
-        _say_once(f"encoding pads its batches: {error}")
+        _say_padded(backbone, error)
         return None
 
 
-@dataclass
-class _Layout:
-    """Where documents lie in the row that is being computed."""
+class Scorer:
+    """Scores pairs with the weights of this moment, for inference only; what `Ranker.scorer` returns.
 
-    runs: list[tuple[int, int]]
-    """(documents, tokens of each) of neighbours of equal length."""
-    bounds_N: Tensor
-    """int32 [N + 1] on the device: where each document starts, and T."""
-    longest: int
-    calls: int = field(default=0)
-    """How many layers have attended."""
+    Threads may call one scorer at the same time.
+
+    Args:
+        classifier: A ranker's, frozen and in evaluation mode; it is not changed.
+        packs: Whether its batches are packed.
+    """
+
+    def __init__(self, classifier: Any, *, packs: bool) -> None:
+        if classifier.training:
+            raise ModelError(f"{type(classifier).__name__} is in training mode", expected="evaluation mode")
+        self.packs = packs
+        """Whether batches may be `PackedBatch`; `Ranker.collator` makes the right ones."""
+        self._classifier = _shared_copy(classifier)
+        fuse_linear_layers(self._classifier)
+
+    @torch.inference_mode()
+    def __call__(self, pairs: Batch) -> Tensor:
+        """Score pairs: raw logits [N] in float32, in the order of the pairs; the batch is on the ranker's device."""
+        return score_batch(self._classifier, pairs, packs=self.packs)
 
 
-_LAYOUT: ContextVar[_Layout] = ContextVar("layout")
+def score_batch(classifier: Any, pairs: Batch, *, packs: bool) -> Tensor:
+    """Run a classifier with one logit.
+
+    Args:
+        classifier: A Hugging Face model for sequence classification.
+        pairs: Padded or packed inputs of N pairs.
+        packs: Whether it may be given packed ones.
+
+    Returns:
+        Raw logits [N], float32 or float64, in the order of the pairs.
+
+    Raises:
+        ModelError: It is given packed ones, and may not be.
+    """
+    if isinstance(pairs, PackedBatch):
+        require_packing(packs, classifier)
+        logits_N1 = packed_forward(classifier, pairs).logits
+    else:
+        logits_N1 = classifier(**pairs).logits
+    scores_N: Tensor = logits_N1.squeeze(-1)
+    return scores_N.to(torch.promote_types(torch.float32, scores_N.dtype))
 
 
-@contextmanager
-def _laid_out(layout: _Layout) -> Iterator[_Layout]:
-    token = _LAYOUT.set(layout)
-    try:
-        yield layout
-    finally:
-        _LAYOUT.reset(token)
+def require_packing(packs: bool, model: Any) -> None:
+    """Refuse a packed batch for a model that cannot compute it.
 
-
-def _packed_attention(
-    module: nn.Module,
-    query_1ATE: Tensor,
-    key_1ATE: Tensor,
-    value_1ATE: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    is_causal: bool | None = None,
-    **settings: Any,
-) -> tuple[Tensor, None]:
-    """Attend within each document of a row: the function that transformers calls in every layer."""
-    unknown = [name for name in _NOT_KNOWN_HERE if settings.get(name) is not None]
-    if attention_mask is not None:
-        unknown.append("attention_mask")
-    if is_causal or getattr(module, "is_causal", False):
-        unknown.append("is_causal")
-    if dropout:
-        unknown.append("dropout")
-    if unknown:
+    Raises:
+        ModelError: It cannot.
+    """
+    if not packs:
         raise ModelError(
-            f"{type(module).__name__} attends with {', '.join(unknown)}",
-            expected="full attention within each document, as an encoder has in evaluation mode",
+            f"{type(model).__name__} was given a packed batch",
+            expected="padded batches, as its trial at load said",
+            remedy="make its batches with the model's own `collator`",
         )
-    layout = _LAYOUT.get()
-    layout.calls += 1
-    query_TAE, key_TAE, value_TAE = (one[0].transpose(0, 1) for one in (query_1ATE, key_1ATE, value_1ATE))
-    kernel = _kernel(query_TAE.device.type, query_TAE.dtype, query_TAE.shape[-1])
-    return kernel(query_TAE, key_TAE, value_TAE, layout, scaling)[None], None
 
 
-def _attend_by_runs(
-    query_TAE: Tensor, key_TAE: Tensor, value_TAE: Tensor, layout: _Layout, scaling: float | None
-) -> Tensor:
-    """Attend on any device: documents of equal length in one call."""
-    attended_TAE = torch.empty_like(query_TAE, memory_format=torch.contiguous_format)
-    grouped = key_TAE.shape[1] != query_TAE.shape[1]
-    first = 0
-    for count, length in layout.runs:
-        here = slice(first, first + count * length)
-        query_GALE, key_GALE, value_GALE = (
-            one[here].reshape(count, length, *one.shape[1:]).transpose(1, 2) for one in (query_TAE, key_TAE, value_TAE)
+def tower_can_be_packed(backbone: Any) -> bool:
+    """Try whether a retriever's backbone gives for packed inputs what it gives for padded ones; say so once if not.
+
+    The backbone is not changed: the trial runs on a copy of its modules, in float32 and in evaluation mode.
+    """
+    return _can_be_packed(backbone, _states, least_scale=_STATES)
+
+
+def classifier_can_be_packed(classifier: Any) -> bool:
+    """Try a ranker's classifier with its head, as `tower_can_be_packed` tries a backbone."""
+    return _can_be_packed(classifier, _logits, least_scale=_SCORES)
+
+
+def _states(output: Any) -> Tensor:
+    states_TH: Tensor = output[0].flatten(0, 1)
+    return states_TH
+
+
+def _logits(output: Any) -> Tensor:
+    logits_N1: Tensor = output.logits
+    return logits_N1
+
+
+def _can_be_packed(model: Any, outcome: Callable[[Any], Tensor], *, least_scale: float) -> bool:
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return False  # only shapes, of which memory is planned: there is nothing to compute
+    try:
+        if not isinstance(model, PreTrainedModel):
+            raise ModelError(f"{type(model).__name__} is no model of transformers")
+        trial = _copy_for_trial(model)
+        _compare(trial, trial, outcome, least_scale=least_scale)
+        _require_kernel(model)
+    except ModelError as error:
+        _say_padded(model, error)
+        return False
+    return True
+
+
+def _require_kernel(model: Any) -> None:
+    kernel = model.config._attn_implementation
+    if kernel not in PACKED_ATTENTIONS:
+        raise ModelError(
+            f"{type(model).__name__} attends by {kernel} attention, which is not looked up by name",
+            expected=" or ".join(PACKED_ATTENTIONS),
         )
-        attended_GALE = nn.functional.scaled_dot_product_attention(
-            query_GALE, key_GALE, value_GALE, scale=scaling, enable_gqa=grouped
-        )
-        attended_TAE[here].view(count, length, *attended_TAE.shape[1:]).copy_(attended_GALE.transpose(1, 2))
-        first += count * length
-    return attended_TAE
 
 
-def _attend_by_varlen(
-    query_TAE: Tensor, key_TAE: Tensor, value_TAE: Tensor, layout: _Layout, scaling: float | None
-) -> Tensor:
-    """Attend on a GPU in half precision: one call of FlashAttention's kernel for sequences of different lengths."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    own_scaling = query_TAE.shape[-1] ** -0.5
-    if scaling is not None and not math.isclose(scaling, own_scaling):
-        # Older versions of the function know no scale but their own.
-        query_TAE = query_TAE * (scaling / own_scaling)
-    groups = query_TAE.shape[1] // key_TAE.shape[1]
-    if groups > 1:
-        key_TAE, value_TAE = (one.repeat_interleave(groups, dim=1) for one in (key_TAE, value_TAE))
-    attended_TAE = varlen_attn(
-        query_TAE.contiguous(),
-        key_TAE.contiguous(),
-        value_TAE.contiguous(),
-        layout.bounds_N,
-        layout.bounds_N,
-        layout.longest,
-        layout.longest,
+@torch.no_grad()
+def _compare(model: Any, plain: Any, outcome: Callable[[Any], Tensor], *, least_scale: float) -> None:
+    """Refuse a model that gives other results than the plain one when its inputs are packed."""
+    parameters = inspect.signature(model.forward).parameters
+    if "position_ids" not in parameters:
+        raise ModelError(f"{type(model).__name__} takes no position_ids", expected="a backbone that does")
+    if not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        raise _no_interface(model)
+    rows = _probe(model.config)
+    batch = pack(rows, None, first_position(model.config)).to(model.device)
+    packed = outcome(packed_forward(model, batch)).double()
+    alone = torch.cat(
+        [
+            outcome(plain(input_ids=ids, attention_mask=torch.ones_like(ids))).double()
+            for ids in (torch.tensor([row], device=model.device) for row in rows)
+        ]
     )
-    assert isinstance(attended_TAE, Tensor)  # a pair only where more is asked for
-    return attended_TAE
+    difference, scale = float((packed - alone).abs().max()), float(alone.abs().max())
+    tolerance = _TOLERANCES[model.dtype]
+    # Said so that a difference that is not a number is refused too.
+    if not difference <= tolerance * max(scale, least_scale):
+        raise ModelError(
+            f"packed, {type(model).__name__} gives results that differ by {difference:.2g} of {scale:.2g}",
+            expected=f"at most {tolerance:g} of it, which rounding explains",
+        )
 
 
-_Kernel = Callable[[Tensor, Tensor, Tensor, _Layout, float | None], Tensor]
+def _probe(config: Any) -> list[list[int]]:
+    """Make short inputs, in the order in which they will lie in the row."""
+    vocabulary, pad = config.vocab_size, config.pad_token_id
+    rows = [[(31 * place + length) % vocabulary for place in range(length)] for length in _PROBE_LENGTHS]
+    # The padding token inside a text would change what some backbones count as a position.
+    return [[token if token != pad else (token + 1) % vocabulary for token in row] for row in rows]
 
 
-@functools.cache
-def _kernel(device: str, dtype: torch.dtype, head_size: int) -> _Kernel:
-    """Choose how to attend; the choices differ in speed and in rounding."""
-    flash = device == "cuda" and dtype in (torch.float16, torch.bfloat16) and head_size % 8 == 0 and head_size <= 256
-    if not flash or torch.cuda.get_device_capability() < (8, 0):
-        return _attend_by_runs
-    if importlib.util.find_spec("torch.nn.attention.varlen") is None:
-        _say_once("this torch has no attention for packed inputs: documents attend in groups of equal length")
-        return _attend_by_runs
-    return _attend_by_varlen
+def _copy_for_trial(model: Any) -> Any:
+    """Copy a model so that rounding hides no difference, and in a kernel that the CPU has too."""
+    whole = model.dtype in (torch.float32, torch.float64)
+    trial = _shared_copy(model) if whole else copy.deepcopy(model).float()
+    _set_attention(trial)
+    return trial.eval()
 
 
-def _packed_copy(backbone: Any) -> Any:
-    """Copy the modules and the configuration, share the weights, and choose the attention above."""
-    AttentionInterface.register(_NAME, _packed_attention)
-    shared = {id(tensor): tensor for tensor in (*backbone.parameters(), *backbone.buffers())}
-    packed = copy.deepcopy(backbone, shared)
-    with quiet_transformers():
-        packed.set_attn_implementation(_NAME)
+def _frozen_copy(backbone: Any) -> Any:
+    packed = _shared_copy(backbone)
+    _set_attention(packed)
     fuse_linear_layers(packed)
     return packed
+
+
+def _shared_copy(model: Any) -> Any:
+    """Copy the modules and the configuration, and share the weights."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
+
+
+def _set_attention(model: Any) -> None:
+    register_packed_attention()
+    with quiet_transformers():
+        try:
+            model.set_attn_implementation("sdpa")
+        except ValueError as error:
+            raise _no_interface(model) from error
+
+
+def _no_interface(model: Any) -> ModelError:
+    return ModelError(
+        f"{type(model).__name__} does not use transformers' attention interface",
+        expected="a backbone whose attention function can be chosen",
+    )
+
+
+def _say_padded(model: Any, reason: ModelError) -> None:
+    _say_once(f"batches of {type(model).__name__} are padded: {reason}")
 
 
 @functools.cache

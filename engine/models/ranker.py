@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
+from engine.models.head import compute_head_in_float32, show_first_tokens
 from engine.models.loading import (
     Attention,
+    first_position,
     load_backbone,
     longest_input,
     own_weights,
@@ -24,6 +26,8 @@ from engine.models.loading import (
     saved_metadata,
     write_metadata,
 )
+from engine.models.packed import Scorer, classifier_can_be_packed, score_batch
+from engine.models.template import Batch, Collator, InputTemplate
 
 _HEADS = ("classifier", "score", "pooler", "pre_classifier", "head", "sequence_summary", "logits_proj")
 """How sequence classifiers name the layers above their backbone; a base checkpoint lacks them."""
@@ -35,15 +39,19 @@ class Ranker(nn.Module):
     The paper's w . E([q, d]) is the classifier's own head here: for BERT, a linear layer on the pooled (dense and
     tanh) CLS state. AR2's released code puts its linear layer on the raw CLS state, without pooler and without
     segment ids, so its checkpoints are not this model and are never mapped onto it. With the standard head, what is
-    trained here loads in other libraries as it is.
+    trained here loads in other libraries as it is. The head computes in float32 also where the weights are bfloat16.
 
     Args:
         classifier: A Hugging Face model for sequence classification with `num_labels` 1.
     """
 
-    def __init__(self, classifier: nn.Module) -> None:
+    def __init__(self, classifier: Any) -> None:
         super().__init__()
         self.classifier = classifier
+        compute_head_in_float32(classifier)
+        show_first_tokens(classifier)
+        self.packs = classifier_can_be_packed(classifier)
+        """Whether `forward` takes packed batches."""
 
     @classmethod
     def load(
@@ -104,19 +112,37 @@ class Ranker(nn.Module):
         """Tokens that the model's positions allow; None where its configuration does not say."""
         return longest_input(self.classifier.config)
 
-    def forward(self, pairs: dict[str, Tensor]) -> Tensor:
+    def collator(self, template: InputTemplate) -> Collator:
+        """Return what makes batches of pairs in the form that this model computes fastest.
+
+        Args:
+            template: Of the model's tokenizer.
+        """
+        return Collator(template, self.packs, first_position(self.classifier.config))
+
+    def forward(self, pairs: Batch) -> Tensor:
         """Score pairs.
 
         Args:
-            pairs: Padded inputs of N pairs: `input_ids` [N, L], `attention_mask` [N, L] and so on.
+            pairs: Padded or packed inputs of N pairs, such as `collator` makes.
 
         Returns:
             Raw logits [N] in float32.
 
+        Raises:
+            ModelError: It is given packed inputs, and takes none (`packs`).
+
         Source: AR2 Eq. 4, D(q, d) = w . E([q, d]).
         """
-        scores_N: Tensor = self.classifier(**pairs).logits.squeeze(-1).float()
-        return scores_N
+        return score_batch(self.classifier, pairs, packs=self.packs)
+
+    def scorer(self) -> Scorer:
+        """Return what scores pairs fastest with the present weights, for inference only.
+
+        Raises:
+            ModelError: The ranker is in training mode.
+        """
+        return Scorer(self.classifier, packs=self.packs)
 
     def save(
         self,

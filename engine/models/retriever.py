@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from engine.errors import ModelError
+from engine.models.batch import PackedBatch
 from engine.models.loading import (
     Attention,
+    first_position,
     load_backbone,
     longest_input,
     own_weights,
@@ -27,7 +29,15 @@ from engine.models.loading import (
     under_prefix,
     write_metadata,
 )
-from engine.models.packed import PackedEncoder, packed_encoder
+from engine.models.packed import (
+    PackedEncoder,
+    packed_encoder,
+    packed_forward,
+    pool_packed,
+    require_packing,
+    tower_can_be_packed,
+)
+from engine.models.template import Batch, Collator, InputTemplate
 
 Pooling = Literal["cls", "mean"]
 Similarity = Literal["dot", "cosine"]
@@ -54,6 +64,8 @@ class Retriever(nn.Module):
         self.towers = nn.ModuleDict(dict(towers))
         self.pooling: Pooling = pooling
         self.similarity: Similarity = similarity
+        self.packs = all(tower_can_be_packed(tower) for tower in self.towers.values())
+        """Whether `forward` takes packed batches."""
 
     @classmethod
     def load(
@@ -146,17 +158,28 @@ class Retriever(nn.Module):
         """Tokens that the model's positions allow; None where its configuration does not say."""
         return longest_input(self._tower(DOCUMENT).config)
 
+    def collator(self, template: InputTemplate) -> Collator:
+        """Return what makes batches of queries or documents in the form that this model computes fastest.
+
+        Args:
+            template: Of the model's tokenizer.
+        """
+        return Collator(template, self.packs, first_position(self._tower(DOCUMENT).config))
+
     def forward(
-        self, queries: dict[str, Tensor] | None = None, documents: dict[str, Tensor] | None = None
+        self, queries: Batch | None = None, documents: Batch | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
         """Embed queries, documents or both in one call: under ZeRO-3 a forward is a collective.
 
         Args:
-            queries: Padded inputs of B queries, `input_ids` [B, L] and so on; None to leave them out.
-            documents: Padded inputs of N documents; None to leave them out.
+            queries: Padded or packed inputs of B queries, such as `collator` makes; None to leave them out.
+            documents: Padded or packed inputs of N documents; None to leave them out.
 
         Returns:
             Query embeddings [B, D] and document embeddings [N, D] in float32, None for what was left out.
+
+        Raises:
+            ModelError: It is given packed inputs, and takes none (`packs`).
 
         Source: AR2 Eq. 1 and 4, E(q) and E(d).
         """
@@ -165,12 +188,12 @@ class Retriever(nn.Module):
             None if documents is None else self.encode_documents(documents),
         )
 
-    def encode_queries(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Embed padded queries as float32 [B, D]."""
+    def encode_queries(self, inputs: Batch) -> Tensor:
+        """Embed padded or packed queries as float32 [B, D]."""
         return self._encode(QUERY, inputs)
 
-    def encode_documents(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Embed padded documents as float32 [N, D]."""
+    def encode_documents(self, inputs: Batch) -> Tensor:
+        """Embed padded or packed documents as float32 [N, D]."""
         return self._encode(DOCUMENT, inputs)
 
     def query_encoder(self) -> PackedEncoder | PaddedEncoder:
@@ -238,14 +261,19 @@ class Retriever(nn.Module):
     def _packed(self, side: str) -> PackedEncoder | None:
         return packed_encoder(self._tower(side), pooling=self.pooling, normalize=self.similarity == "cosine")
 
-    def _encode(self, side: str, inputs: dict[str, Tensor]) -> Tensor:
-        hidden_NLH = self._tower(side)(**inputs).last_hidden_state
-        embeddings_ND = pool(hidden_NLH, inputs["attention_mask"], self.pooling)
+    def _encode(self, side: str, inputs: Batch) -> Tensor:
+        tower = self._tower(side)
+        if isinstance(inputs, PackedBatch):
+            require_packing(self.packs, tower)
+            states_TH = packed_forward(tower, inputs).last_hidden_state[0]
+            embeddings_ND = pool_packed(states_TH, inputs, self.pooling)
+        else:
+            embeddings_ND = pool(tower(**inputs).last_hidden_state, inputs["attention_mask"], self.pooling)
         return nn.functional.normalize(embeddings_ND, dim=-1) if self.similarity == "cosine" else embeddings_ND
 
 
 def pool(hidden_NLH: Tensor, mask_NL: Tensor, pooling: Pooling) -> Tensor:
-    """Make one embedding of each input's token states, in float32.
+    """Make one embedding of each input's token states, in float32 or a wider type.
 
     Args:
         hidden_NLH: Last layer [N, L, H] in any floating type; padded positions may hold anything, NaN included.
@@ -255,10 +283,11 @@ def pool(hidden_NLH: Tensor, mask_NL: Tensor, pooling: Pooling) -> Tensor:
     Returns:
         Embeddings [N, H].
     """
+    dtype = torch.promote_types(torch.float32, hidden_NLH.dtype)
     if pooling == "cls":
-        return hidden_NLH[:, 0].float()
+        return hidden_NLH[:, 0].to(dtype)
     tokens_NL1 = mask_NL.bool().unsqueeze(-1)
-    sums_NH = torch.where(tokens_NL1, hidden_NLH.float(), 0.0).sum(1)
+    sums_NH = torch.where(tokens_NL1, hidden_NLH.to(dtype), 0.0).sum(1)
     return sums_NH / tokens_NL1.sum(1).clamp(min=1)
 
 

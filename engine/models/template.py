@@ -9,24 +9,30 @@ Shapes: N inputs, L tokens of the longest of them, padding included.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from engine.errors import ModelError
+from engine.models.batch import PackedBatch, TokenIds, pack
+
+Batch = PackedBatch | dict[str, Tensor]
+"""What a model's forward takes: inputs end to end, or padded to one length (`input_ids` [N, L] and so on)."""
 
 _SENTINEL = "a b"
 _IGNORED_TYPE = 0
 
 
 class Input(NamedTuple):
-    """One input of a model, not padded yet."""
+    """One input of a model, in no batch yet."""
 
-    ids: list[int]
+    ids: TokenIds
     """Token ids with special tokens."""
-    type_ids: list[int]
+    type_ids: TokenIds
     """Segment of each token, as long as `ids`."""
 
 
@@ -36,6 +42,12 @@ class _Special:
 
     ids: tuple[int, ...]
     type_ids: tuple[int, ...]
+    ids_array: npt.NDArray[np.int64] = field(init=False, compare=False, repr=False)
+    type_ids_array: npt.NDArray[np.int64] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ids_array", np.array(self.ids, dtype=np.int64))
+        object.__setattr__(self, "type_ids_array", np.array(self.type_ids, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -98,25 +110,22 @@ class InputTemplate:
         """Special tokens around and between two texts."""
         return sum(map(len, self._pair))
 
-    def single(self, ids: Sequence[int], max_length: int) -> Input:
+    def single(self, ids: TokenIds, max_length: int) -> Input:
         """Build the input of one text.
 
         Args:
-            ids: Token ids without special tokens; the end is cut where they do not fit.
+            ids: Token ids without special tokens; the end is cut where they do not fit. An array is much faster than
+                a list, and gives an input of arrays.
             max_length: Tokens of the input at most, special tokens included.
 
         Raises:
             ModelError: `max_length` leaves no room for a token.
         """
         self._require_room(max_length, self.num_special_single, texts=1)
-        prefix, suffix = self._single
-        kept = list(ids[: max_length - self.num_special_single])
-        return Input(
-            [*prefix.ids, *kept, *suffix.ids],
-            [*prefix.type_ids, *[self._single_type] * len(kept), *suffix.type_ids],
-        )
+        kept = ids[: max_length - self.num_special_single]
+        return _joined(self._single, ((kept, self._single_type),))
 
-    def pair(self, ids_a: Sequence[int], ids_b: Sequence[int], max_length: int) -> Input:
+    def pair(self, ids_a: TokenIds, ids_b: TokenIds, max_length: int) -> Input:
         """Build the input of a query and a document.
 
         Only the document is cut, down to one token at the least; a query that leaves no room for that token is cut
@@ -124,28 +133,19 @@ class InputTemplate:
 
         Args:
             ids_a: Token ids of the query, without special tokens.
-            ids_b: Token ids of the document, without special tokens.
+            ids_b: Token ids of the document, without special tokens. Where one of the two is an array, the input is
+                made of arrays, which is much faster.
             max_length: Tokens of the input at most, special tokens included.
 
         Raises:
             ModelError: `max_length` leaves no room for a token of each.
         """
         self._require_room(max_length, self.num_special_pair, texts=2)
-        prefix, middle, suffix = self._pair
         room = max_length - self.num_special_pair
-        kept_a = list(ids_a[: room - min(1, len(ids_b))])
-        kept_b = list(ids_b[: room - len(kept_a)])
+        kept_a = ids_a[: room - min(1, len(ids_b))]
+        kept_b = ids_b[: room - len(kept_a)]
         type_a, type_b = self._pair_types
-        return Input(
-            [*prefix.ids, *kept_a, *middle.ids, *kept_b, *suffix.ids],
-            [
-                *prefix.type_ids,
-                *[type_a] * len(kept_a),
-                *middle.type_ids,
-                *[type_b] * len(kept_b),
-                *suffix.type_ids,
-            ],
-        )
+        return _joined(self._pair, ((kept_a, type_a), (kept_b, type_b)))
 
     def pad(self, inputs: Sequence[Input], pad_to_multiple_of: int = 8) -> dict[str, Tensor]:
         """Fill inputs on the right to one length and stack them.
@@ -157,18 +157,27 @@ class InputTemplate:
         Returns:
             `input_ids` [N, L], `attention_mask` [N, L] and, where the model has them, `token_type_ids` [N, L], int64.
         """
-        longest = max(len(item.ids) for item in inputs)
-        length = -(-longest // pad_to_multiple_of) * pad_to_multiple_of
-        ids_NL = torch.full((len(inputs), length), self.pad_id, dtype=torch.long)
-        mask_NL = torch.zeros((len(inputs), length), dtype=torch.long)
-        types_NL = torch.full((len(inputs), length), _IGNORED_TYPE, dtype=torch.long)
-        for row, item in enumerate(inputs):
-            size = len(item.ids)
-            ids_NL[row, :size] = torch.tensor(item.ids, dtype=torch.long)
-            types_NL[row, :size] = torch.tensor(item.type_ids, dtype=torch.long)
-            mask_NL[row, :size] = 1
-        batch = {"input_ids": ids_NL, "attention_mask": mask_NL}
-        return batch | {"token_type_ids": types_NL} if self.has_type_ids else batch
+        lengths_N = np.fromiter((len(one.ids) for one in inputs), np.int64, len(inputs))
+        length = -(-int(lengths_N.max()) // pad_to_multiple_of) * pad_to_multiple_of
+        real_NL = np.arange(length) < lengths_N[:, None]
+        batch = {
+            "input_ids": _filled(real_NL, [one.ids for one in inputs], self.pad_id),
+            "attention_mask": torch.from_numpy(real_NL.astype(np.int64)),
+        }
+        if self.has_type_ids:
+            batch["token_type_ids"] = _filled(real_NL, [one.type_ids for one in inputs], _IGNORED_TYPE)
+        return batch
+
+    def pack(self, inputs: Sequence[Input], first_position: int) -> PackedBatch:
+        """Lay inputs end to end, without padding.
+
+        Args:
+            inputs: At least one.
+            first_position: Position of an input's first token, which depends on the model.
+        """
+        return pack(
+            [one.ids for one in inputs], [one.type_ids for one in inputs] if self.has_type_ids else None, first_position
+        )
 
     def _require_room(self, max_length: int, num_special: int, texts: int) -> None:
         if max_length < num_special + texts:
@@ -177,6 +186,56 @@ class InputTemplate:
                 expected=f"at least {num_special + texts}",
                 remedy="raise max_length (or query_max_length)",
             )
+
+
+@dataclass(frozen=True, slots=True)
+class Collator:
+    """Makes batches in the form that a model takes; `Retriever.collator` and `Ranker.collator` return one.
+
+    Attributes:
+        template: Of the model's tokenizer.
+        packs: Lay inputs end to end; else they are padded.
+        first_position: Position of an input's first token.
+    """
+
+    template: InputTemplate
+    packs: bool
+    first_position: int
+
+    def __call__(self, inputs: Sequence[Input]) -> Batch:
+        """Make a batch on the CPU of at least one input; what is computed from it is in the order of the inputs."""
+        return self.template.pack(inputs, self.first_position) if self.packs else self.template.pad(inputs)
+
+
+def count_tokens(*batches: Batch) -> int:
+    """Count the tokens of batches, padding left out."""
+    return sum(
+        batch.num_tokens if isinstance(batch, PackedBatch) else int(batch["attention_mask"].sum()) for batch in batches
+    )
+
+
+def _joined(specials: Sequence[_Special], texts: Sequence[tuple[TokenIds, int]]) -> Input:
+    """Put special tokens before, between and behind texts, each of which has one segment."""
+    first, *others = specials
+    if any(isinstance(ids, np.ndarray) for ids, _ in texts):
+        id_parts: list[TokenIds] = [first.ids_array]
+        type_parts: list[TokenIds] = [first.type_ids_array]
+        for (ids, segment), special in zip(texts, others, strict=True):
+            # A list may be empty, which numpy would take for floating point.
+            id_parts += (ids if isinstance(ids, np.ndarray) else np.array(ids, np.int64), special.ids_array)
+            type_parts += (np.full(len(ids), segment), special.type_ids_array)
+        return Input(np.concatenate(id_parts, dtype=np.int64), np.concatenate(type_parts))
+    all_ids, all_types = list(first.ids), list(first.type_ids)
+    for (ids, segment), special in zip(texts, others, strict=True):
+        all_ids += [*ids, *special.ids]
+        all_types += [*[segment] * len(ids), *special.type_ids]
+    return Input(all_ids, all_types)
+
+
+def _filled(real_NL: npt.NDArray[np.bool_], rows: Sequence[TokenIds], filling: int) -> Tensor:
+    values_NL = np.full(real_NL.shape, filling, dtype=np.int64)
+    values_NL[real_NL] = np.concatenate(rows, dtype=np.int64)
+    return torch.from_numpy(values_NL)
 
 
 def _segments(tokenizer: Any, *texts: str) -> list[_Special]:

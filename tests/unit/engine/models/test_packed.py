@@ -13,7 +13,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from engine.models import packed
+from engine.models import attention, packed
 from engine.models.encode import encode_queries
 from engine.models.packed import PackedEncoder, packed_encoder
 from engine.models.retriever import Retriever
@@ -199,7 +199,7 @@ def test_what_cannot_be_packed_is_padded_and_said(
         assert model.document_encoder() == model.encode_documents
     said = [record.getMessage() for record in log.records if record.name.startswith("sparring")]
     assert len(said) == 1
-    assert re.search(f"pads its batches.*({reason})", said[0])
+    assert re.search(f"are padded.*({reason})", said[0])
 
 
 def test_a_model_in_training_is_not_packed() -> None:
@@ -236,7 +236,7 @@ def test_the_kernel_for_gpus_is_given_bounds_and_scale(monkeypatch: pytest.Monke
         return varlen_by_hand(*words)
 
     monkeypatch.setattr(varlen, "varlen_attn", attend)
-    monkeypatch.setattr(packed, "_kernel", lambda *_: packed._attend_by_varlen)
+    monkeypatch.setattr(attention, "_kernel", lambda *_: attention._attend_by_varlen)
     found_ND, padded_ND = both(model, texts(RAGGED))
     assert used
     torch.testing.assert_close(found_ND, expected_ND, atol=1e-5, rtol=1e-5)
@@ -244,13 +244,13 @@ def test_the_kernel_for_gpus_is_given_bounds_and_scale(monkeypatch: pytest.Monke
 
 
 def test_a_kernel_is_chosen_by_what_the_device_can(monkeypatch: pytest.MonkeyPatch) -> None:
-    choose = packed._kernel.__wrapped__
+    choose = attention._kernel.__wrapped__
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    assert choose("cuda", torch.bfloat16, 64) is packed._attend_by_varlen
+    assert choose("cuda", torch.bfloat16, 64) is attention._attend_by_varlen
     for device, dtype, size in (("cpu", torch.bfloat16, 64), ("cuda", torch.float32, 64), ("cuda", torch.float16, 4)):
-        assert choose(device, dtype, size) is packed._attend_by_runs
+        assert choose(device, dtype, size) is attention._attend_by_runs
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
-    assert choose("cuda", torch.bfloat16, 64) is packed._attend_by_runs
+    assert choose("cuda", torch.bfloat16, 64) is attention._attend_by_runs
 
 
 class Plain:
