@@ -15,14 +15,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.nn.functional import all_gather
 
 from engine import losses
 from engine.config.ar2 import Ar2Config
-from engine.data.batches import Group, InputBuilder, MicroBatch, Samples, TokenBatch, count_tokens
+from engine.data.batches import Group, InputBuilder, MicroBatch, Samples
 from engine.data.corpus import Data
 from engine.metrics import Metric
+from engine.models.packed import Scorer
+from engine.models.template import Batch, count_tokens
 from engine.training.backend import TrainedModel
 from engine.training.gradient_cache import contrastive_backward
 
@@ -38,11 +40,11 @@ class Inputs:
     """
 
     micro: MicroBatch
-    of: dict[str, TokenBatch]
+    of: dict[str, Batch]
     num_tokens: float
 
 
-def inputs_of(micro: MicroBatch, **of: TokenBatch) -> Inputs:
+def inputs_of(micro: MicroBatch, **of: Batch) -> Inputs:
     """Join a micro-batch with its inputs."""
     return Inputs(micro, of, count_tokens(*of.values()))
 
@@ -155,7 +157,7 @@ class AdversarialGame:
         samples: Queries, positives and negatives.
         retriever_builder: Makes the retriever's inputs.
         ranker_builder: Makes the ranker's inputs.
-        ranker: The opponent's frozen weights, on the device.
+        ranker: Scores by the opponent's frozen weights, on the device.
         game: Weights and forms of both equations.
         score_scales: The taus of the retriever's and of the ranker's scores.
     """
@@ -165,7 +167,7 @@ class AdversarialGame:
         samples: Samples,
         retriever_builder: InputBuilder,
         ranker_builder: InputBuilder,
-        ranker: nn.Module,
+        ranker: Scorer,
         game: Ar2Config,
         *,
         score_scales: tuple[float, float],
@@ -194,8 +196,7 @@ class AdversarialGame:
         for inputs in batch:
             torch.manual_seed(inputs.micro.seed)
             num_queries = len(inputs.micro.groups)
-            with torch.no_grad():
-                ranker_scores_BN = self._ranker(inputs.of["pairs"]).view(num_queries, -1)
+            ranker_scores_BN = self._ranker(inputs.of["pairs"]).view(num_queries, -1).clone()  # out of inference mode
             queries_BD, documents_ND = model(queries=inputs.of["queries"], documents=inputs.of["documents"])
             documents_BND = documents_ND.view(num_queries, -1, queries_BD.shape[-1])
             retriever_scores_BN = torch.einsum("bd,bnd->bn", queries_BD, documents_BND)

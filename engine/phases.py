@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from engine.config.timetable import Visit, iteration_name
 from engine.data.batches import InputBuilder, Samples
@@ -43,7 +44,8 @@ def warmup_retriever(stage: Stage, models: Models, data: Data, bm25: Candidates)
 
     def contrast(samples: Samples) -> Objective:
         section = stage.run.config.retriever
-        return InBatchContrast(samples, _builder(stage, data, "retriever"), score_scale=section.score_scale)
+        builder = builder_of(stage, data, models, "retriever")
+        return InBatchContrast(samples, builder, score_scale=section.score_scale)
 
     return train_visit(stage, models, data, bm25, contrast, stage.run.timetable.phase("warmup_retriever").visit(0))
 
@@ -51,7 +53,7 @@ def warmup_retriever(stage: Stage, models: Models, data: Data, bm25: Candidates)
 def warmup_ranker(stage: Stage, models: Models, data: Data, candidates: Candidates) -> Trained:
     """Train D0 on negatives that G0 retrieves (Algorithm 1 line 5, Eq. 7)."""
     visit = stage.run.timetable.phase("warmup_ranker").visit(0)
-    return train_visit(stage, models, data, candidates, _ranking(stage, data), visit)
+    return train_visit(stage, models, data, candidates, _ranking(stage, data, models), visit)
 
 
 def train_retriever(
@@ -71,9 +73,9 @@ def train_retriever(
 
     def game(samples: Samples) -> Objective:
         ranker = frozen_ranker(config.ranker, run.folder.weights("ranker", iteration_name(opponent)), run.device)
-        builders = _builder(stage, data, "retriever"), _builder(stage, data, "ranker")
+        builders = builder_of(stage, data, models, "retriever"), _builder(stage, data, "ranker", ranker)
         scales = config.retriever.score_scale, config.ranker.score_scale
-        return AdversarialGame(samples, *builders, ranker, config.ar2, score_scales=scales)
+        return AdversarialGame(samples, *builders, ranker.scorer(), config.ar2, score_scales=scales)
 
     return train_visit(stage, models, data, candidates, game, run.timetable.phase("retriever").visit(iteration))
 
@@ -81,17 +83,28 @@ def train_retriever(
 def train_ranker(stage: Stage, models: Models, data: Data, candidates: Candidates, *, iteration: int) -> Trained:
     """Train D on negatives of the current retriever (Algorithm 1 lines 12-15, Eq. 7)."""
     visit = stage.run.timetable.phase("ranker").visit(iteration)
-    return train_visit(stage, models, data, candidates, _ranking(stage, data), visit)
+    return train_visit(stage, models, data, candidates, _ranking(stage, data, models), visit)
 
 
-def _ranking(stage: Stage, data: Data) -> Callable[[Samples], Objective]:
-    score_scale = stage.run.config.ranker.score_scale
-    return lambda samples: ListwiseRanking(samples, _builder(stage, data, "ranker"), score_scale=score_scale)
+def _ranking(stage: Stage, data: Data, models: Models) -> Callable[[Samples], Objective]:
+    builder, score_scale = builder_of(stage, data, models, "ranker"), stage.run.config.ranker.score_scale
+    return lambda samples: ListwiseRanking(samples, builder, score_scale=score_scale)
 
 
-def _builder(stage: Stage, data: Data, model: str) -> InputBuilder:
+def builder_of(stage: Stage, data: Data, models: Models, name: str) -> InputBuilder:
+    """Return what makes the inputs of a model in training."""
+    return _builder(stage, data, name, models.engines[name].module)
+
+
+def _builder(stage: Stage, data: Data, name: str, model: Any) -> InputBuilder:
     config = stage.run.config
-    return InputBuilder(data, model, config.models[model], config.query_max_length)
+    return InputBuilder(
+        data,
+        name,
+        model.collator(data.texts[name].template),
+        max_length=config.models[name].max_length,
+        query_max_length=config.query_max_length,
+    )
 
 
 def train_visit(

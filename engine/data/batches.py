@@ -5,7 +5,7 @@ negatives of a query are drawn by a generator keyed by the step and its place in
 the same samples in the same order, a rank takes its slice of the step's batch, and a resumed run needs no more state
 than the step's number.
 
-Shapes: B queries, n negatives of a query, N = B * (1 + n) documents or pairs, group by group, L tokens.
+Shapes: B queries, n negatives of a query, N = B * (1 + n) documents or pairs, group by group.
 """
 
 from __future__ import annotations
@@ -17,19 +17,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from engine.config.models import ModelConfig
 from engine.config.timetable import Phase, Visit
 from engine.data.candidates import Candidates
 from engine.data.corpus import Data
 from engine.data.negatives import sample_negatives, step_rng
 from engine.errors import ConfigError
+from engine.models.template import Batch, Collator
 from shards.partition import split_range
-
-TokenBatch = dict[str, Tensor]
-"""`input_ids` and `attention_mask`, int64 [N, L], and `token_type_ids` where the model has them."""
-
 
 GroupTokens = Callable[["Group"], int]
 """From a group to the number of tokens of the inputs that one model takes of it."""
@@ -261,44 +256,39 @@ def rows_drawn(visits: Iterable[Visit], seed: int, num_queries: int) -> NDArray[
 
 
 class InputBuilder:
-    """Makes a model's padded inputs of groups.
+    """Makes a model's inputs of groups: in one row without padding where the model takes that, else padded.
 
     Args:
         data: Corpus and training queries.
         name: Whose inputs.
-        settings: Its section, for the lengths.
+        collate: Makes batches in the form that the model takes.
+        max_length: Tokens of a document or pair, special tokens included.
         query_max_length: Tokens of a query, special tokens included.
     """
 
-    def __init__(self, data: Data, name: str, settings: ModelConfig, query_max_length: int) -> None:
-        self._data, self._text = data, data.texts[name]
-        self._max_length, self._query_max_length = settings.max_length, query_max_length
-        self._query_tokens = data.train.tokens[self._text.stream]
+    def __init__(self, data: Data, name: str, collate: Collator, *, max_length: int, query_max_length: int) -> None:
+        self._data, self._stream, self._template = data, data.texts[name].stream, collate.template
+        self._collate, self._max_length, self._query_max_length = collate, max_length, query_max_length
+        self._query_tokens = data.train.tokens[self._stream]
 
-    def queries(self, groups: Sequence[Group]) -> TokenBatch:
-        """Pad the queries of groups: `input_ids` [B, L]."""
-        template = self._text.template
-        return template.pad(
-            [template.single(self._query_tokens[group.query], self._query_max_length) for group in groups]
+    def queries(self, groups: Sequence[Group]) -> Batch:
+        """Join the queries of groups: B inputs."""
+        single = self._template.single
+        return self._collate([single(self._query_tokens[group.query], self._query_max_length) for group in groups])
+
+    def documents(self, groups: Sequence[Group]) -> Batch:
+        """Join the documents of groups: N inputs."""
+        single = self._template.single
+        return self._collate(
+            [single(self._tokens(document), self._max_length) for group in groups for document in group.documents]
         )
 
-    def documents(self, groups: Sequence[Group]) -> TokenBatch:
-        """Pad the documents of groups: `input_ids` [N, L]."""
-        template = self._text.template
-        return template.pad(
+    def pairs(self, groups: Sequence[Group]) -> Batch:
+        """Join the query-document pairs of groups: N inputs."""
+        pair = self._template.pair
+        return self._collate(
             [
-                template.single(self._tokens(document), self._max_length)
-                for group in groups
-                for document in group.documents
-            ]
-        )
-
-    def pairs(self, groups: Sequence[Group]) -> TokenBatch:
-        """Pad the query-document pairs of groups: `input_ids` [N, L]."""
-        template = self._text.template
-        return template.pad(
-            [
-                template.pair(self._query_tokens[group.query], self._tokens(document), self._max_length)
+                pair(self._query_tokens[group.query], self._tokens(document), self._max_length)
                 for group in groups
                 for document in group.documents
             ]
@@ -306,23 +296,17 @@ class InputBuilder:
 
     def tokens_of_texts(self, group: Group) -> int:
         """Count the tokens of a group's query and documents, each for itself."""
-        special = self._text.template.num_special_single
+        special = self._template.num_special_single
         query = min(len(self._query_tokens[group.query]) + special, self._query_max_length)
         return query + sum(min(length + special, self._max_length) for length in self._lengths(group))
 
     def tokens_of_pairs(self, group: Group) -> int:
         """Count the tokens of a group's query-document pairs."""
-        extra = len(self._query_tokens[group.query]) + self._text.template.num_special_pair
+        extra = len(self._query_tokens[group.query]) + self._template.num_special_pair
         return sum(min(length + extra, self._max_length) for length in self._lengths(group))
 
     def _lengths(self, group: Group) -> Iterator[int]:
-        return (self._data.shards.num_tokens(document, self._text.stream) for document in group.documents.tolist())
+        return (self._data.shards.num_tokens(document, self._stream) for document in group.documents.tolist())
 
-    def _tokens(self, document: int) -> list[int]:
-        tokens: list[int] = self._data.shards.tokens(int(document), self._text.stream).tolist()
-        return tokens
-
-
-def count_tokens(*batches: TokenBatch) -> float:
-    """Count the tokens of batches, padding left out."""
-    return float(sum(int(batch["attention_mask"].sum()) for batch in batches))
+    def _tokens(self, document: int) -> NDArray[np.uint32]:
+        return self._data.shards.tokens(int(document), self._stream)

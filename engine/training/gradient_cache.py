@@ -17,13 +17,13 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from engine.data.batches import TokenBatch
 from engine.metrics import Metric
+from engine.models.template import Batch
 from engine.training.backend import TrainedModel
 
 Representations = tuple[Tensor, Tensor]
 """Query embeddings [B, D] and document embeddings [N, D]."""
-Chunk = Mapping[str, TokenBatch]
+Chunk = Mapping[str, Batch]
 """The retriever's forward arguments, `queries` and `documents`."""
 LossOf = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Metric]]]
 """From the representations of this rank's whole batch to the scalar loss and its metrics."""

@@ -28,12 +28,11 @@ def three_models_on_every_rank() -> None:
     from engine.config.recipe import Config
     from engine.config.timetable import Phase, Timetable
     from engine.config.training import OptimConfig
-    from engine.data.batches import InputBuilder
     from engine.data.corpus import model_texts, open_data, write_shards
     from engine.models.kinds import load_untrained
     from engine.models.random import make_random_model
     from engine.objectives import InBatchContrast
-    from engine.phases import train_visit
+    from engine.phases import builder_of, train_visit
     from engine.refresh.refresh import bm25_candidates
     from engine.run import Run
     from engine.training.models import Models
@@ -78,7 +77,6 @@ def three_models_on_every_rank() -> None:
     models = Models.open(
         run, {name: load_untrained(sections[name], str(path), seed=1) for name, path in sources.items()}
     )
-    builder = InputBuilder(data, "student", sections["student"], run.config.query_max_length)
 
     def train(stage: Any) -> Trained:
         bm25 = bm25_candidates(run, data)
@@ -87,7 +85,7 @@ def three_models_on_every_rank() -> None:
             models,
             data,
             bm25,
-            lambda samples: InBatchContrast(samples, builder, score_scale=1.0),
+            lambda samples: InBatchContrast(samples, builder_of(stage, data, models, "student"), score_scale=1.0),
             phase.visit(0),
         )
 

@@ -25,7 +25,7 @@ def matrix_on_every_rank() -> None:
     import torch
     import torch.distributed as dist
 
-    from launcher.world.world import open_world
+    from launcher.world.opening import open_world
 
     world = open_world(device="cpu")
     torch.set_num_threads(1)
