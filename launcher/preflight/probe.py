@@ -12,9 +12,9 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -22,12 +22,12 @@ from typing import IO, Any
 from launcher.preflight.facts import Needs, collect_facts
 from launcher.preflight.folder import leave_mark, remove_mark
 from launcher.preflight.records import Facts, Listening, Mark
+from launcher.world.greeting import greet, why_unreached
 from launcher.world.interfaces import interfaces
 from shards.files import parse_record
 
 ANSWER = "sparring-preflight: "
 """In front of each answer."""
-_REACH_SECONDS = 3.0
 
 
 def answer_questions(questions: IO[str], answers: IO[str]) -> None:
@@ -78,16 +78,8 @@ def _programs(names: list[str]) -> dict[str, str | None]:
 
 
 def _listen(token: str) -> Listening:
-    """Listen on all interfaces and give everybody who connects the token, until this process ends."""
-    server = socket.create_server(("", 0), backlog=256)
-
-    def serve() -> None:
-        while True:
-            connection, _ = server.accept()
-            with connection:
-                connection.sendall(token.encode())
-
-    threading.Thread(target=serve, name="listener", daemon=True).start()
+    """Greet everybody who connects with the token, until this process ends."""
+    server = greet(token)
     try:
         told = subprocess.run(["hostname", "-I"], capture_output=True, text=True, check=False).stdout.split()
     except OSError:
@@ -97,24 +89,10 @@ def _listen(token: str) -> Listening:
 
 
 def _reach(addresses: list[str], port: int, token: str) -> dict[str, str | None]:
-    """Try to connect to each address; the token tells that it is the one who listens, and not a namesake here."""
-    reached: dict[str, str | None] = {}
-
-    def connect(address: str) -> None:
-        try:
-            with socket.create_connection((address, port), timeout=_REACH_SECONDS) as connection:
-                connection.settimeout(_REACH_SECONDS)
-                answer = connection.recv(len(token)).decode("ascii", "replace")
-            reached[address] = None if answer == token else "another process answers there"
-        except OSError as error:
-            reached[address] = error.strerror or str(error)
-
-    threads = [threading.Thread(target=connect, args=(address,)) for address in addresses]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return reached
+    """Try each address; the token tells that it is the one who listens, and not a namesake here."""
+    with ThreadPoolExecutor(max(1, len(addresses))) as pool:
+        reasons = pool.map(lambda address: why_unreached(address, port, token), addresses)
+        return dict(zip(addresses, reasons, strict=True))
 
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {

@@ -17,7 +17,6 @@ import json
 import os
 import secrets
 import socket
-import threading
 import time
 from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from engine.coordination.coordinator import Coordinator, PeerError
 from engine.coordination.listening import open_listening_store
 from engine.errors import ConfigError, CoordinationError
 from engine.reliability.preemption import PREEMPTION
+from launcher.world.greeting import greet, why_unreached
 from launcher.world.hostfile import HOST_NAME
 from launcher.world.interfaces import interface_towards, interfaces, interfaces_for_ranks, set_collective_interface
 from shards.errors import listed
@@ -179,7 +179,7 @@ def _address_for_all(mpi: Coordinator, environ: MutableMapping[str, str], networ
         own = [given] if given else [interface.address for interface in interfaces_for_ranks(network)]
     with _greeter() if mpi.rank == 0 else contextlib.nullcontext((0, "")) as (port, word):
         own, port, word = mpi.broadcast("addresses of rank 0", [own, port, word])
-        reached = [address for address in own if not mpi.is_first_of_host or _answers(address, port, word)]
+        reached = [a for a in own if not mpi.is_first_of_host or why_unreached(a, port, word) is None]
         answers = mpi.gather("addresses reached", reached)
     if common := [address for address in own if all(address in answer for answer in answers)]:
         return str(common[0])
@@ -199,32 +199,12 @@ def _address_for_all(mpi: Coordinator, environ: MutableMapping[str, str], networ
 
 @contextmanager
 def _greeter() -> Iterator[tuple[int, str]]:
-    """Answer everyone who connects with a word; yields (port, word)."""
+    """Greet everyone who connects while the body runs; yields (port, word)."""
     word = secrets.token_hex(8)
-    with socket.create_server(("", 0), backlog=1024) as server:
-
-        def answer() -> None:
-            with contextlib.suppress(OSError):  # the server was closed
-                while True:
-                    connection, _ = server.accept()
-                    with connection, contextlib.suppress(OSError):
-                        connection.sendall(word.encode())
-
-        threading.Thread(target=answer, name="greeter", daemon=True).start()
+    with greet(word) as server:
         yield server.getsockname()[1], word
         with contextlib.suppress(OSError):
             server.shutdown(socket.SHUT_RDWR)  # wakes the thread
-
-
-def _answers(address: str, port: int, word: str) -> bool:
-    """Return whether rank 0 is at this address, and not another process that happens to be."""
-    with contextlib.suppress(OSError), socket.create_connection((address, port), _TRY_SECONDS) as connection:
-        connection.settimeout(_TRY_SECONDS)
-        heard = b""
-        while chunk := connection.recv(64):
-            heard += chunk
-        return heard == word.encode()
-    return False
 
 
 def _join(
