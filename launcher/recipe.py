@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engine.config.recipe import Config
@@ -36,6 +36,8 @@ from engine.refresh.refresh import index_plan
 from engine.run import Run, Stage
 from engine.training.backend import deepspeed_config
 from engine.training.models import Models
+from launcher.plan.models import shapes_of
+from launcher.plan.recomputation import decide_recomputation, device_here
 from launcher.world.opening import World
 from shards.formats import Checked, open_dataset
 from shards.made.generated import generate_dataset
@@ -66,7 +68,7 @@ def play(config: Config, world: World) -> None:
     names = _model_names(run, dataset)
     with run.coordinator.agreement("check models and sizes"):
         check_settings(run, dataset)
-        modules = load_models(config, names)
+        modules = load_models(_decided(run), names)
         check_sizes(config, dataset, modules)
     data = _data(run, dataset, names)
     models = Models.open(run, modules)
@@ -78,6 +80,20 @@ def play(config: Config, world: World) -> None:
     run.metrics.close()
     if run.is_main:
         log.info("results (%s)\n\n%s\n", run.folder.summary, summary_table(run.folder))
+
+
+def _decided(run: Run) -> Config:
+    """Decide what the recipe leaves to the memory of the devices at hand."""
+    config, coordinator = run.config, run.coordinator
+    if all(section.gradient_checkpointing != "auto" for section in config.models.values()):
+        return config
+    own = device_here(run.device, len(coordinator.ranks_of_host))
+    # All ranks alike, for the smallest device: under ZeRO-3 a recomputed forward is a collective, too.
+    gpu = replace(own, memory_bytes=min(coordinator.gather("memory of the devices", own.memory_bytes)))
+    found = decide_recomputation(config, shapes_of(config), gpu, coordinator.world_size)
+    chosen = {name: section.gradient_checkpointing for name, section in found.models.items()}
+    log.info("gradient checkpointing: %s", ", ".join(f"{name} {'yes' if on else 'no'}" for name, on in chosen.items()))
+    return found
 
 
 def load_models(config: Config, sources: Mapping[str, str]) -> dict[str, Retriever | Ranker]:

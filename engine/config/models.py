@@ -28,8 +28,9 @@ class ModelConfig(Section):
     """Dropout of hidden states and attention; left out, the model's own."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention kernel."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass (non-reentrant: the reentrant form breaks siamese encoders)."""
+    gradient_checkpointing: bool | Literal["auto"] = False
+    """Recompute activations in the backward pass (non-reentrant: the reentrant form breaks siamese encoders). `auto`:
+    where the plan's estimate says that the model's training would not fit into its device otherwise."""
     compile_layers: bool = False
     """Compile the layers with torch.compile; takes a C++ compiler, and some time at the first step. Not under ZeRO-3,
     which gathers weights module by module."""

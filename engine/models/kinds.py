@@ -37,7 +37,7 @@ def _load(section: ModelConfig, source: str, seed: int) -> Retriever | Ranker:
             num_layers=section.num_layers,
             dropout=section.dropout,
             attention=section.attention,
-            gradient_checkpointing=section.gradient_checkpointing,
+            gradient_checkpointing=section.gradient_checkpointing is True,
         )
     if isinstance(section, RankerConfig):
         return Ranker.load(
@@ -45,7 +45,7 @@ def _load(section: ModelConfig, source: str, seed: int) -> Retriever | Ranker:
             num_layers=section.num_layers,
             dropout=section.dropout,
             attention=section.attention,
-            gradient_checkpointing=section.gradient_checkpointing,
+            gradient_checkpointing=section.gradient_checkpointing is True,
             seed=seed,
         )
     raise ConfigError(f"no model of the kind {section.kind!r} can be loaded", expected="a retriever or a ranker")

@@ -173,7 +173,7 @@ class _Context:
         section, shape, steps = self.config.models[work.model], self.shapes[work.model], work.phase.total_steps
         micro_batches = self.world_size * steps * work.queries / work.micro_queries
         flops = micro_batches * training_flops(
-            shape, work.batches, checkpointing=section.gradient_checkpointing, cached=work.cached
+            shape, work.batches, checkpointing=section.gradient_checkpointing is True, cached=work.cached
         )
         seconds = flops / self.rate(work.model, self.rates.training_share)
         if work.phase.opponent is not None:

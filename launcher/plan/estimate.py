@@ -16,6 +16,7 @@ from launcher.plan.hardware import Gpu
 from launcher.plan.memory import STAGES, StepMemory
 from launcher.plan.models import ModelShape, encoder_of
 from launcher.plan.phases import PhaseMemory, Work, memory_of, needed_bytes, phases, training_work
+from launcher.plan.recomputation import decide_recomputation
 from launcher.plan.storage import DiskUse, disk_use, host_memory, index_needs
 from launcher.plan.traffic import Traffic, gradient_bytes, iteration_traffic
 
@@ -97,6 +98,7 @@ def make_plan(
         if number < 1:
             raise ConfigError(f"{name} is {number}", expected="at least 1")
     world_size = nodes * ranks_per_node
+    config = decide_recomputation(config, shapes, gpu, world_size)
     _check_lengths(config, shapes)
     works = training_work(config, shapes, world_size)
     stages = {model: section.zero_stage for model, section in config.models.items()}

@@ -144,7 +144,7 @@ def _inputs(config: Config, model: str, queries: int, width: int) -> tuple[Input
 def numerics_of(config: Config, model: str, on_cpu: bool) -> Numerics:
     """Return the types and kernels that a model trains with."""
     section = config.models[model]
-    return Numerics(section.precision, section.attention, section.gradient_checkpointing, on_cpu)
+    return Numerics(section.precision, section.attention, section.gradient_checkpointing is True, on_cpu)
 
 
 def memory_of(config: Config, shape: ModelShape, work: Work, stage: int, world_size: int, on_cpu: bool) -> StepMemory:
