@@ -33,6 +33,7 @@ from transformers import BertConfig, BertModel
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.report import machine_line, table
+from benchmarks.work import flop, matrix_peak
 from engine.models.encode import Encoder, batches_by_length, encode_queries
 from engine.models.loading import load_tokenizer, resolve_model
 from engine.models.retriever import Retriever
@@ -142,24 +143,6 @@ def cut_to_a_mix(texts: list[str]) -> list[str]:
     """Cut texts to a log-normal number of words, median 45: about 60 tokens."""
     counts = np.random.default_rng(1).lognormal(np.log(45), 0.5, len(texts)).clip(4).astype(int)
     return [" ".join(text.split()[:count]) for text, count in zip(texts, counts.tolist(), strict=True)]
-
-
-def flop(config: Any, lengths: list[int]) -> float:
-    """Return the operations of an encoder over real tokens: 2 for each weight of a linear layer, and attention."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    per_token = 2 * (4 * hidden**2 + 2 * hidden * inner)
-    return float(config.num_hidden_layers * sum(per_token * one + 4 * one**2 * hidden for one in lengths))
-
-
-def matrix_peak() -> float:
-    """Return the FLOP/s of a product of large float32 matrices, the best of three."""
-    size, best = 2048, 0.0
-    left, right = torch.randn(size, size), torch.randn(size, size)
-    for _ in range(3):
-        start = time.perf_counter()
-        torch.mm(left, right)
-        best = max(best, 2 * size**3 / (time.perf_counter() - start))
-    return best
 
 
 def places_in_batches(lengths: list[int], tokens_per_batch: int) -> int:
