@@ -7,6 +7,7 @@ at the right are the algorithm's lines. What they train, on what and for how lon
 
 from __future__ import annotations
 
+from engine.config.ar2 import Ar2Config
 from engine.data.candidates import Candidates
 from engine.data.corpus import Data
 from engine.evaluation.evaluate import evaluate_iteration
@@ -19,26 +20,27 @@ from engine.training.models import Models
 
 def train(models: Models, data: Data, run: Run) -> None:
     """Play the game in the order that the recipe asks for."""
-    play = play_as_in_the_paper if run.config.ar2.order == "paper" else play_as_released
-    play(models, data, run)
+    game = run.config.ar2
+    play = play_as_in_the_paper if game.order == "paper" else play_as_released
+    play(models, data, game, run)
 
 
-def play_as_in_the_paper(models: Models, data: Data, run: Run) -> None:
+def play_as_in_the_paper(models: Models, data: Data, game: Ar2Config, run: Run) -> None:
     """Play the game in the order of the paper: retriever, refresh, ranker."""
     candidates = warm_up(models, data, run)  # 1-5
     for t in run.iterations():  # 6
-        run.once(f"retriever/{t}", train_retriever, models, data, candidates, iteration=t, opponent=t - 1)  # 7-10
+        run.once(f"retriever/{t}", train_retriever, models, data, candidates, game, iteration=t, opponent=t - 1)  # 7-10
         candidates = refresh_index(run, data, iteration=t)  # 11
         run.once(f"ranker/{t}", train_ranker, models, data, candidates, iteration=t)  # 12-15
         run.once(f"evaluate/{t}", evaluate_iteration, data, iteration=t)
 
 
-def play_as_released(models: Models, data: Data, run: Run) -> None:
+def play_as_released(models: Models, data: Data, game: Ar2Config, run: Run) -> None:
     """Play in the order of the authors' released code: ranker and retriever on the same candidates, then refresh."""
     candidates = warm_up(models, data, run)
     for t in run.iterations():
         run.once(f"ranker/{t}", train_ranker, models, data, candidates, iteration=t)
-        run.once(f"retriever/{t}", train_retriever, models, data, candidates, iteration=t, opponent=t)
+        run.once(f"retriever/{t}", train_retriever, models, data, candidates, game, iteration=t, opponent=t)
         candidates = refresh_index(run, data, iteration=t)
         run.once(f"evaluate/{t}", evaluate_iteration, data, iteration=t)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from engine.config.ar2 import Ar2Config
 from engine.config.timetable import Visit, iteration_name
 from engine.data.batches import InputBuilder, Samples
 from engine.data.candidates import Candidates
@@ -57,7 +58,14 @@ def warmup_ranker(stage: Stage, models: Models, data: Data, candidates: Candidat
 
 
 def train_retriever(
-    stage: Stage, models: Models, data: Data, candidates: Candidates, *, iteration: int, opponent: int
+    stage: Stage,
+    models: Models,
+    data: Data,
+    candidates: Candidates,
+    game: Ar2Config,
+    *,
+    iteration: int,
+    opponent: int,
 ) -> Trained:
     """Train G against the fixed ranker (Algorithm 1 lines 7-10, Eq. 9 and 12).
 
@@ -66,18 +74,21 @@ def train_retriever(
         models: All models.
         data: Corpus and training queries.
         candidates: What the newest index retrieved.
+        game: Forms and weights of both equations.
         iteration: Number of the iteration, from 1.
         opponent: Iteration whose ranker is the opponent and teacher.
     """
     run, config = stage.run, stage.run.config
 
-    def game(samples: Samples) -> Objective:
+    def against_ranker(samples: Samples) -> Objective:
         ranker = frozen_ranker(config.ranker, run.folder.weights("ranker", iteration_name(opponent)), run.device)
         builders = builder_of(stage, data, models, "retriever"), _builder(stage, data, "ranker", ranker)
         scales = config.retriever.score_scale, config.ranker.score_scale
-        return AdversarialGame(samples, *builders, ranker.scorer(), config.ar2, score_scales=scales)
+        return AdversarialGame(samples, *builders, ranker.scorer(), game, score_scales=scales)
 
-    return train_visit(stage, models, data, candidates, game, run.timetable.phase("retriever").visit(iteration))
+    return train_visit(
+        stage, models, data, candidates, against_ranker, run.timetable.phase("retriever").visit(iteration)
+    )
 
 
 def train_ranker(stage: Stage, models: Models, data: Data, candidates: Candidates, *, iteration: int) -> Trained:

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from engine.config.recipe import Config
 from tests.architecture.engine import (
+    algorithms_known_elsewhere,
     data_set_names,
     phases_without_their_parts,
     prints,
@@ -59,6 +60,7 @@ RULES: dict[str, Rule] = {
         verbs_from_elsewhere,
         phases_without_their_parts,
         steps_elsewhere,
+        algorithms_known_elsewhere,
     )
 }
 
@@ -153,6 +155,11 @@ OFFENCES = [
             "engine.objectives": "",
         },
         "engine.phases:3 AnObjective belongs into",
+    ),
+    (
+        algorithms_known_elsewhere,
+        {"launcher.a": "def f(config):\n    return config.ar2.iterations"},
+        "launcher.a:2 reads the section 'ar2': only engine.ar2",
     ),
     (steps_elsewhere, {"engine.phases": "def f(model):\n    model.step(lr)"}, "engine.phases:2 takes a step"),
 ]

@@ -15,8 +15,7 @@ STARTER_WORD = re.compile(r"(?i:.*slurm.*)|OMPI_\w+|MASTER_ADDR|MASTER_PORT|LOCA
 ALGORITHMS = {"engine.ar2"}
 VERBS_FROM = ("engine.phases", "engine.refresh", "engine.evaluation")
 STEPS_IN = {
-    "engine.training.loop",  # decides on a step
-    "engine.training.guards",  # holds it back where it would do harm
+    "engine.training.loop",  # takes a step
     "engine.training.backend",  # hands it to DeepSpeed
 }
 
@@ -83,15 +82,14 @@ def verbs_from_elsewhere(modules: list[Module]) -> list[str]:
 
 
 def phases_without_their_parts(modules: list[Module]) -> list[str]:
-    """A phase hands an objective of `engine.objectives` (as soon as there is that file) to the one loop."""
+    """A phase hands an objective of `engine.objectives` to the one loop."""
     offences = []
     for module in modules:
         if module.name != "engine.phases":
             continue
         if ("engine.training.loop", "train") not in {(origin, name) for _, origin, name in imported_names(module)}:
             offences.append(f"{module.name} does not train by engine.training.loop")
-        if "engine.objectives" not in (known := {other.name for other in modules}):
-            continue
+        known = {other.name for other in modules}
         if "engine.objectives" not in {target for _, target in imported_modules(module, known)}:
             offences.append(f"{module.name} takes no objective from engine.objectives")
         offences += [
@@ -100,6 +98,18 @@ def phases_without_their_parts(modules: list[Module]) -> list[str]:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and "objective" in node.name.lower()
         ]
     return offences
+
+
+def algorithms_known_elsewhere(modules: list[Module]) -> list[str]:
+    """Only an algorithm's own file and the configuration read its section: all others read the timetable."""
+    sections = {name.rpartition(".")[2]: name for name in ALGORITHMS}
+    return [
+        f"{module.at(node.lineno)} reads the section {node.attr!r}: only {sections[node.attr]} and engine.config do"
+        for module in modules
+        if module.name not in ALGORITHMS and not module.name.startswith("engine.config.")
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Attribute) and node.attr in sections
+    ]
 
 
 def steps_elsewhere(modules: list[Module]) -> list[str]:
