@@ -18,10 +18,10 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 from benchmarks.train_recipe import Recipe
 from engine import losses
+from engine.config.timetable import Visit
 from engine.data.batches import Group
 from engine.models.loading import load_tokenizer
 from engine.objectives import retriever_loss
-from engine.timetable import Visit
 
 CERTAIN = 100.0
 """A label whose softmax among zeros is 1."""

@@ -14,8 +14,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.train_sides import Sparring
 from benchmarks.work import wait
+from engine.config.timetable import Visit
 from engine.data.prefetch import prefetched
-from engine.timetable import Visit
 
 AHEAD, WAITING, CACHE, TEACHER = "collation, in its thread", "waiting for a batch", "forward, cached", "forward, ranker"
 FORWARD, BACKWARD, OPTIMIZER, REST = "forward", "backward", "optimizer", "rest"

@@ -22,6 +22,7 @@ from transformers import BertModel
 
 from engine.config.models import ModelConfig
 from engine.config.recipe import Config
+from engine.config.timetable import Visit
 from engine.coordination.coordinator import Coordinator
 from engine.coordination.local import LocalTransport
 from engine.data.batches import Group, Samples
@@ -34,7 +35,6 @@ from engine.models.ranker import Ranker
 from engine.models.retriever import Retriever
 from engine.models.weights import MARKER, digest_of, weight_files
 from engine.run import Run, Stage
-from engine.timetable import Visit
 from launcher.plan.models import named_settings
 from shards.embeddings import Stamp
 from shards.files import write_json

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, Protocol
 from unittest.mock import patch
 
@@ -12,16 +13,15 @@ import torch
 
 from benchmarks.train_peers import PeerRanker, PeerRetriever, Plain
 from benchmarks.train_recipe import Recipe
-from engine import phases
-from engine.data.batches import Group, TokenBatch
+from engine.config.timetable import Visit
+from engine.data.batches import InputBuilder
 from engine.data.prefetch import map_tensors, prefetched
 from engine.models.kinds import load_untrained
-from engine.models.template import Input
 from engine.models.weights import frozen_ranker
-from engine.objectives import AdversarialGame, InBatchContrast, ListwiseRanking, Objective
-from engine.timetable import Visit
+from engine.objectives import AdversarialGame, InBatchContrast, ListwiseRanking
 from engine.training import loop
 from engine.training.backend import TrainedModel
+from engine.training.loop import Objective
 
 
 class Side(Protocol):
@@ -38,57 +38,6 @@ class Side(Protocol):
     def check(self, visit: Visit) -> tuple[float, float]:
         """Return loss and gradient norm of a turn's first step, without dropout and without changing a weight."""
         ...
-
-
-class Padded:
-    """Makes padded inputs, as `InputBuilder` does where it packs none.
-
-    Args:
-        recipe: For tokens and lengths.
-        model: Whose inputs.
-    """
-
-    def __init__(self, recipe: Recipe, model: str) -> None:
-        data, config = recipe.data, recipe.run.config
-        self._shards, self._text = data.shards, data.texts[model]
-        self._max_length, self._query_max_length = config.models[model].max_length, config.query_max_length
-        self._query_tokens = data.train.tokens[self._text.stream]
-
-    def queries(self, groups: Sequence[Group]) -> TokenBatch:
-        """Pad the queries of groups."""
-        return self._text.template.pad(self.of_queries(groups))
-
-    def documents(self, groups: Sequence[Group]) -> TokenBatch:
-        """Pad the documents of groups."""
-        return self._text.template.pad(self.of_documents(groups))
-
-    def pairs(self, groups: Sequence[Group]) -> TokenBatch:
-        """Pad the pairs of groups."""
-        return self._text.template.pad(self.of_pairs(groups))
-
-    def of_queries(self, groups: Sequence[Group]) -> list[Input]:
-        """Return the queries before they are padded."""
-        return [self._text.template.single(self._query_tokens[one.query], self._query_max_length) for one in groups]
-
-    def of_documents(self, groups: Sequence[Group]) -> list[Input]:
-        """Return the documents before they are padded."""
-        return [
-            self._text.template.single(self._tokens(document), self._max_length)
-            for group in groups
-            for document in group.documents.tolist()
-        ]
-
-    def of_pairs(self, groups: Sequence[Group]) -> list[Input]:
-        """Return the pairs before they are padded."""
-        return [
-            self._text.template.pair(self._query_tokens[group.query], self._tokens(document), self._max_length)
-            for group in groups
-            for document in group.documents.tolist()
-        ]
-
-    def _tokens(self, document: int) -> list[int]:
-        tokens: list[int] = self._shards.tokens(document, self._text.stream).tolist()
-        return tokens
 
 
 class NoCheckpoints:
@@ -151,13 +100,23 @@ class Sparring:
             return ListwiseRanking(samples, self._builder(visit, "ranker"), score_scale=ranker_scale)
         builders = self._builder(visit, "retriever"), self._builder(visit, "ranker")
         scales = retriever_scale, ranker_scale
-        return AdversarialGame(samples, *builders, self.opponent, config.ar2, score_scales=scales)
+        return AdversarialGame(samples, *builders, self._scorer(), config.ar2, score_scales=scales)
+
+    def _scorer(self) -> Any:
+        """Return what scores by the opponent: its fused layers, or the plain model as before."""
+        return torch.no_grad()(self.opponent) if self._padded else self.opponent.scorer()
 
     def _builder(self, visit: Visit, model: str) -> Any:
-        if self._padded:
-            return Padded(self._recipe, model)
-        # The phases' own, so that what is measured is what they prepare.
-        return phases._builder(self._recipe.stage(visit), self._recipe.data, model)
+        module = self.model.module if model == visit.phase.model else self.opponent
+        data, config = self._recipe.data, self._recipe.run.config
+        collate = module.collator(data.texts[model].template)
+        return InputBuilder(
+            data,
+            model,
+            replace(collate, packs=False) if self._padded else collate,
+            max_length=config.models[model].max_length,
+            query_max_length=config.query_max_length,
+        )
 
     def _opponent(self, visit: Visit) -> Any:
         if visit.phase.opponent is None:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.train_recipe import Recipe
-from benchmarks.train_sides import Padded
 from benchmarks.work import flop
-from engine.data.batches import Group
-from engine.timetable import Visit
+from engine.config.timetable import Visit
+from engine.data.batches import Group, InputBuilder
+from engine.models.template import Input, InputTemplate
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Work:
 def work_of(recipe: Recipe, visit: Visit) -> Work:
     """Return the work of a turn's steps."""
     groups, phase, shape = _groups(recipe, visit), visit.phase, _shape(recipe, visit.phase.model)
-    pairs = flop(shape, [len(one.ids) for one in Padded(recipe, "ranker").of_pairs(groups)])
+    pairs = flop(shape, [len(one.ids) for one in _inputs_of(recipe, "ranker").pairs(groups)])
     items = sum(len(group.documents) for group in groups)
     if phase.model == "ranker":
         return Work(3 * pairs, len(groups), items, "pairs")
-    builder = Padded(recipe, "retriever")
-    texts = flop(shape, [len(one.ids) for one in (*builder.of_queries(groups), *builder.of_documents(groups))])
+    builder = _inputs_of(recipe, "retriever")
+    texts = flop(shape, [len(one.ids) for one in (*builder.queries(groups), *builder.documents(groups))])
     if phase.pool == "none":
         return Work(3 * texts + pairs, len(groups), items, "passages")
     cached = phase.micro_batch_size < phase.batch_size
@@ -52,7 +52,7 @@ def work_of(recipe: Recipe, visit: Visit) -> Work:
 def work_of_scoring(recipe: Recipe, documents: Sequence[Sequence[int]]) -> Work:
     """Return the work of scoring documents for each of the first training queries."""
     groups = [Group(row, np.array(found)) for row, found in enumerate(documents)]
-    lengths = [len(one.ids) for one in Padded(recipe, "ranker").of_pairs(groups)]
+    lengths = [len(one.ids) for one in _inputs_of(recipe, "ranker").pairs(groups)]
     return Work(flop(_shape(recipe, "ranker"), lengths), len(groups), len(lengths), "pairs")
 
 
@@ -66,12 +66,12 @@ def lengths_of(recipe: Recipe, visits: Sequence[Visit]) -> str:
     real = longest = places = 0
     said = []
     for kind in kinds:
-        builder, lengths = Padded(recipe, "ranker" if kind == "pairs" else "retriever"), []
+        builder, lengths = _inputs_of(recipe, "ranker" if kind == "pairs" else "retriever"), []
         for visit in visits:
             groups = _groups(recipe, visit)
             for start in range(0, len(groups), phase.micro_batch_size):
                 chunk = groups[start : start + phase.micro_batch_size]
-                own = [len(one.ids) for one in getattr(builder, f"of_{kind}")(chunk)]
+                own = [len(one.ids) for one in getattr(builder, kind)(chunk)]
                 longest += len(own) * -(-max(own) // 8) * 8
                 lengths += own
         real += sum(lengths)
@@ -91,3 +91,20 @@ def _groups(recipe: Recipe, visit: Visit) -> list[Group]:
 def _shape(recipe: Recipe, model: str) -> Any:
     settings = json.loads((recipe.folders[model] / "config.json").read_text(encoding="utf-8"))
     return argparse.Namespace(**settings)
+
+
+class _AsTheyAre:
+    """Stands for a collator: leaves inputs as they are, to be counted."""
+
+    def __init__(self, template: InputTemplate) -> None:
+        self.template = template
+
+    def __call__(self, inputs: Sequence[Input]) -> Sequence[Input]:
+        return inputs
+
+
+def _inputs_of(recipe: Recipe, model: str) -> Any:
+    """Return what makes a model's inputs of groups, one by one."""
+    config, collate = recipe.run.config, _AsTheyAre(recipe.data.texts[model].template)
+    lengths = {"max_length": config.models[model].max_length, "query_max_length": config.query_max_length}
+    return InputBuilder(recipe.data, model, collate, **lengths)  # type: ignore[arg-type]
