@@ -95,10 +95,9 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _docstrings(arguments: argparse.Namespace) -> None:
-    from launcher.commands.docstrings import build_docstring_dataset
+    from launcher.commands.docstrings import docstrings_command
 
-    counts = build_docstring_dataset(arguments.out, max_documents=arguments.max_documents, seed=arguments.seed)
-    print(f"{arguments.out}: " + ", ".join(f"{number} {what}" for what, number in counts.items()))
+    docstrings_command(arguments)
 
 
 def _status(arguments: argparse.Namespace) -> int:
