@@ -15,10 +15,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from shards.convert.items import Item, Judgement, Training
 from shards.convert.options import Options
 from shards.convert.sources import Source
 from shards.errors import DataError
+from shards.formats.items import Item, Judgement, Training
 from shards.formats.lines import answers_of, id_of, text_of
 from shards.formats.stream import BadRecord
 from shards.records import Document, Query

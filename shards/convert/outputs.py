@@ -21,9 +21,9 @@ from pathlib import Path
 
 from shards.convert.files import Appended
 from shards.convert.ids import IdLog
-from shards.convert.items import AnsweredQuery, Dropped, Item, Judgement, RunRow, Training
 from shards.convert.options import Options
 from shards.formats.canonical import CORPUS, QUERIES
+from shards.formats.items import AnsweredQuery, Dropped, Item, Judgement, RunRow, Training
 from shards.formats.stream import BadRecord, place
 from shards.records import Document, Query
 

@@ -6,8 +6,11 @@ of DPR is a query, a judgement and a training record.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from shards.formats.stream import BadRecord, Mark, decoded, raw_lines
 from shards.records import Document, Query
 
 
@@ -78,3 +81,55 @@ class Dropped:
 
 
 Item = Document | Query | AnsweredQuery | Judgement | Training | RunRow | Dropped
+Outcome = tuple[int, list[Item] | BadRecord]
+"""The line on which a record ends, and its items or what is wrong with it."""
+Consumed = Callable[[int], None]
+"""Told of the bytes of a file that were read."""
+
+
+def attempt(parsed: Callable[[], list[Item]]) -> list[Item] | BadRecord:
+    """Return the items of a record, or what is wrong with it."""
+    try:
+        return parsed()
+    except BadRecord as error:
+        return error
+
+
+def read_lines_as(
+    path: Path, parse: Callable[[str, int], list[Item]], mark: Mark | None = None, consumed: Consumed | None = None
+) -> Iterator[Outcome]:
+    """Stream the items of a file with a record on each line.
+
+    Args:
+        path: The file, plain or compressed.
+        parse: Turns a line and its number into items.
+        mark: Where to begin; moved along.
+        consumed: Told of the bytes of the file that were read.
+
+    Raises:
+        DataError: The file is missing, empty, damaged or cut short.
+    """
+    mark = Mark() if mark is None else mark
+    for raw in raw_lines(path, mark, consumed=consumed):
+        mark.row += 1
+        if isinstance(raw, BadRecord):
+            yield mark.line, raw
+            continue
+        try:
+            items: list[Item] | BadRecord = parse(decoded(raw, path, mark.line), mark.line)
+        except BadRecord as error:
+            items = error
+        yield mark.line, items
+
+
+def require_good(outcomes: Iterator[Outcome]) -> Iterator[tuple[int, Item]]:
+    """Yield line and item, one by one.
+
+    Raises:
+        BadRecord: A record cannot be used.
+    """
+    for line, found in outcomes:
+        if isinstance(found, BadRecord):
+            raise found
+        for item in found:
+            yield line, item
