@@ -28,6 +28,8 @@ R = TypeVar("R")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FULL_WORDS = ("No space left on device", "Disk quota exceeded")
 _NO_SPACE_BYTES = 2**20
+# A checker takes longer to make than to use, and a store has a record for each of its thousands of parts.
+_CHECKERS: dict[object, TypeAdapter[Any]] = {}
 
 
 def sha256_file(path: Path) -> str:
@@ -224,8 +226,9 @@ def parse_record(values: object, kind: type[R], what: str, *, remedy: str = "") 
     Raises:
         ArtifactError: They have another form.
     """
+    checker: TypeAdapter[R] = _CHECKERS.setdefault(kind, _CHECKERS.get(kind) or TypeAdapter(kind))
     try:
-        return TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
+        return checker.validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "as a whole"

@@ -161,7 +161,7 @@ def summary(report: Report) -> str:
         if report.was_there
         else f"{report.path} is done (fingerprint {description.fingerprint[:16]})"
     )
-    rows = [(name, count, description.files[name]["bytes"]) for name, count in description.kept.items()]
+    rows = [(name, count, description.files[name].bytes) for name, count in description.kept.items()]
     parts.append(tabulate(rows, ("kept", "records", "bytes"), tablefmt="simple", intfmt=","))
     if description.dropped:
         rows_dropped = list(description.dropped.items())
