@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -83,16 +84,7 @@ def convert_command(arguments: argparse.Namespace) -> None:
         DataError: A source is not usable.
         DiskFullError: There is no more space.
     """
-    options = Options(
-        format=arguments.format,
-        id=arguments.id,
-        title=arguments.title,
-        text=arguments.text,
-        split=arguments.split,
-        on_error=arguments.on_error,
-        on_unknown_docid=arguments.on_unknown_docid,
-        max_document_characters=arguments.max_document_characters,
-    )
+    options = Options(**{field.name: getattr(arguments, field.name) for field in fields(Options)})
     paths = [_source_path(name, arguments.format) for name in arguments.sources]
     with _Bars() as bars:
         report = convert(paths, arguments.out, options, force=arguments.force, progress=bars)

@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-from shards.convert.files import told_when_full
-from shards.convert.finish import Finisher, clear_marks
+from shards.convert.appended import explain_full_disk
+from shards.convert.finish import Finisher, clear_flags
 from shards.convert.journal import Finished, Journal, describe_inputs, differences, locked, may_go_on, read_journal
 from shards.convert.options import Options
 from shards.convert.outputs import Outputs
@@ -125,7 +125,7 @@ def convert(
                 shutil.rmtree(partial)
         return Report(out, existing, was_there=True)
     work: Conversion | None = None
-    with told_when_full(_existing(out), lambda: work.needed_bytes() if work else _size(sources)), locked(partial):
+    with explain_full_disk(_existing(out), lambda: work.needed_bytes() if work else _size(sources)), locked(partial):
         progress.begin("hash sources", _size(sources))
         known = read_journal(partial)
         found_inputs = describe_inputs(sources, known, progress.advance)
@@ -342,7 +342,7 @@ class Conversion:
                 final.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(made, final)
                 fsync(final.parent)
-                clear_marks(self._partial)
+                clear_flags(self._partial)
             self._progress.advance(sum(size for path, size in journal.lengths.items() if f"/{name}" in path))
         counts = {name: journal.finished[name].kept for name in finisher.names()}
         if not counts[CORPUS]:

@@ -183,7 +183,7 @@ def _hard_negatives(record: dict[str, Any], split: str, where: str) -> Training:
             # Newer files pair each id with its score.
             docid = id_of(value.get("pid") if isinstance(value, dict) else value, "neg", where)
             if docid in places:
-                training.sources[places[docid]].append(retriever)
+                training.proposed_by[places[docid]].append(retriever)
             else:
                 places[docid] = len(training.negatives)
                 training.add_negative(docid, None, [retriever])

@@ -151,8 +151,8 @@ def _groups(source: Source, mark: Mark, consumed: Consumed) -> Iterator[Outcome]
                 group = row
             else:
                 group.positives += [docid for docid in row.positives if docid not in group.positives]
-                for docid, score, sources in zip(row.negatives, row.scores, row.sources, strict=True):
-                    group.add_negative(docid, score, sources)
+                for docid, score, retrievers in zip(row.negatives, row.scores, row.proposed_by, strict=True):
+                    group.add_negative(docid, score, retrievers)
         end = ahead.copy()
         if group is None:
             moved()

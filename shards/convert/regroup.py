@@ -16,7 +16,7 @@ from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shards.convert.files import Appended, lines_of
+from shards.convert.appended import Appended, lines_of
 from shards.files import write_atomically
 
 _BUCKET_BYTES, _MAX_BUCKETS = 4 << 20, 256
@@ -32,7 +32,7 @@ class RawTraining:
         positives: Docids.
         negatives: Docids.
         scores: Of each negative, or None.
-        sources: Of each negative the retrievers that proposed it.
+        proposed_by: Of each negative the retrievers that proposed it.
         had_positives: Whether the source named positives, all of which may have been left out.
     """
 
@@ -40,7 +40,7 @@ class RawTraining:
     positives: list[str]
     negatives: list[str]
     scores: list[float | None]
-    sources: list[list[str]]
+    proposed_by: list[list[str]]
     had_positives: bool
 
 
@@ -54,13 +54,13 @@ class _Joined:
     from_judgements: bool = False
 
     def join(self, record: RawTraining) -> None:
-        """Take a record; the first score of a negative counts, and its sources add up."""
+        """Take a record; the first score of a negative counts, and the retrievers that proposed it add up."""
         self.is_given = True
         self.from_judgements |= not record.had_positives
         self.positives |= dict.fromkeys(record.positives)
-        for docid, score, proposed_by in zip(record.negatives, record.scores, record.sources, strict=True):
+        for docid, score, retrievers in zip(record.negatives, record.scores, record.proposed_by, strict=True):
             known = self.negatives.setdefault(docid, [])
-            known += [source for source in proposed_by if source not in known]
+            known += [retriever for retriever in retrievers if retriever not in known]
             if score is not None:
                 self.scores.setdefault(docid, score)
 

@@ -31,6 +31,7 @@ from shards.formats.items import (
     Outcome,
     Training,
     attempt,
+    documents_of,
     require_good,
 )
 from shards.formats.json_list import read_json_list
@@ -95,9 +96,7 @@ def read_layout(path: Path) -> Layout:
         files=files,
         queries=queries,
         judgements=judgements,
-        read_corpus=lambda: (
-            (line, item) for line, item in require_good(read_passages(corpus)) if isinstance(item, Document)
-        ),
+        read_corpus=lambda: documents_of(read_passages(corpus)),
         answer_splits=frozenset(answer_splits),
         dropped=dropped,
     )

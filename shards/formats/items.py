@@ -1,7 +1,8 @@
 """What a record of a source turns into: documents, queries, judgements, training records, rows of runs.
 
 `Document` and `Query` are those of `shards.records`; the rest is here. One record may give several of them: a question
-of DPR is a query, a judgement and a training record.
+of DPR is a query, a judgement and a training record. Readers give them line by line, with what is wrong where something
+is: a folder that is read in place must be good, a conversion may go on.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class Training:
         qid: The query.
         positives: Docids; none stands for those that the judgements name.
         negatives: Docids.
-        scores: Of each negative the score that its first source gave it; None where there is none.
-        sources: Of each negative the retrievers that proposed it.
+        scores: Of each negative the score that its first retriever gave it; None where there is none.
+        proposed_by: Of each negative the retrievers that proposed it.
     """
 
     split: str
@@ -52,13 +53,13 @@ class Training:
     positives: list[str] = field(default_factory=list)
     negatives: list[str] = field(default_factory=list)
     scores: list[float | None] = field(default_factory=list)
-    sources: list[list[str]] = field(default_factory=list)
+    proposed_by: list[list[str]] = field(default_factory=list)
 
-    def add_negative(self, docid: str, score: float | None, sources: list[str]) -> None:
+    def add_negative(self, docid: str, score: float | None, proposed_by: list[str]) -> None:
         """Append a negative."""
         self.negatives.append(docid)
         self.scores.append(score)
-        self.sources.append(sources)
+        self.proposed_by.append(proposed_by)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,3 +134,8 @@ def require_good(outcomes: Iterator[Outcome]) -> Iterator[tuple[int, Item]]:
             raise found
         for item in found:
             yield line, item
+
+
+def documents_of(outcomes: Iterator[Outcome]) -> Iterator[tuple[int, Document]]:
+    """Yield line and document of a corpus, in which all must be good; as `require_good`."""
+    return ((line, item) for line, item in require_good(outcomes) if isinstance(item, Document))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from shards.errors import DataError
 from shards.formats.compressed import find_file
-from shards.formats.items import Consumed, Item, Judgement, Outcome, read_lines_as, require_good
+from shards.formats.items import Consumed, Item, Judgement, Outcome, documents_of, read_lines_as, require_good
 from shards.formats.layout import Judgements, Layout, add_query, grade_of
 from shards.formats.lines import id_of
 from shards.formats.stream import BadRecord, Mark, place
@@ -58,9 +58,7 @@ def read_layout(path: Path) -> Layout:
         files=files,
         queries=queries,
         judgements=judgements,
-        read_corpus=lambda: (
-            (line, item) for line, item in require_good(read_passages(corpus)) if isinstance(item, Document)
-        ),
+        read_corpus=lambda: documents_of(read_passages(corpus)),
     )
 
 
