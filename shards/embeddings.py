@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shards.errors import ArtifactError
-from shards.files import OpenFiles, read_json, save_array, sha256_file, write_atomically, write_json
+from shards.files import OpenFiles, read_record, save_array, sha256_file, write_atomically, write_json
 from shards.manifest import CorpusManifest, ShardEntry
 
 Embeddings = npt.NDArray[np.floating[Any]]
@@ -265,11 +265,8 @@ def _fault(folder: Path, entry: ShardEntry, stamp: Stamp) -> tuple[str, _Marker 
     if not marker_path.is_file() or not array_path.is_file():
         return "is missing", None
     try:
-        values = read_json(marker_path, "the marker of an embedding part")
-        values["stamp"], values["shape"] = Stamp(**values["stamp"]), tuple(values["shape"])
-        marker = _Marker(**values)
-        num_rows, _ = marker.shape
-    except (ArtifactError, KeyError, TypeError, ValueError):
+        marker = read_record(marker_path, _Marker, "the marker of an embedding part")
+    except ArtifactError:
         return "has a damaged marker", None
     if marker.stamp != stamp:
         made = f"iteration {marker.stamp.iteration}, weights {marker.stamp.weights_sha256[:12]}"
@@ -278,6 +275,7 @@ def _fault(folder: Path, entry: ShardEntry, stamp: Stamp) -> tuple[str, _Marker 
     if num_bytes != marker.num_bytes:
         word = "short" if num_bytes < marker.num_bytes else "damaged"
         return f"is {word} ({num_bytes} of {marker.num_bytes} bytes)", None
+    num_rows, _ = marker.shape
     if (num_rows, marker.first_document) != (entry.num_documents, entry.first_document):
         word = "short" if num_rows < entry.num_documents else "damaged"
         return f"is {word} ({num_rows} of {entry.num_documents} rows)", marker

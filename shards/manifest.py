@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict
+
 from shards.errors import ArtifactError
-from shards.files import canonical_json, read_json, write_json
+from shards.files import canonical_json, parse_record, read_json, write_json
 
 VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -76,27 +78,6 @@ class ShardEntry:
         """Global indices of its documents."""
         return range(self.first_document, self.first_document + self.num_documents)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the entry as JSON can hold it, to send it to the rank that publishes the manifest."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ShardEntry:
-        """Read what `as_dict` returned.
-
-        Raises:
-            TypeError: A field is missing, unknown or of another type.
-        """
-        entry = cls(**values)
-        for name in ("num_bytes", "num_documents", "first_document"):
-            if type(getattr(entry, name)) is not int:
-                raise TypeError(f"{name} is {getattr(entry, name)!r}, not an integer")
-        if not all(isinstance(text, str) for text in (entry.name, entry.sha256, entry.offsets_sha256)):
-            raise TypeError(f"name and hashes of shard {entry.name!r} must be strings")
-        if not (isinstance(entry.num_tokens, dict) and all(type(n) is int for n in entry.num_tokens.values())):
-            raise TypeError(f"num_tokens is {entry.num_tokens!r}, not integers by stream")
-        return entry
-
 
 def shard_name(number: int) -> str:
     """Return the file name of a shard's tar.
@@ -113,6 +94,8 @@ def shard_name(number: int) -> str:
 class CorpusManifest:
     """What a folder of shards holds."""
 
+    # The hash would not vouch for what is passed over.
+    __pydantic_config__ = ConfigDict(extra="forbid")
     dataset_sha256: str
     """Fingerprint of the source files."""
     template: str
@@ -170,16 +153,10 @@ class CorpusManifest:
         if not isinstance(values, dict) or values.get("version") != VERSION:
             version = values.get("version") if isinstance(values, dict) else None
             raise _damaged(folder, f"version {version!r}", f"version {VERSION}")
-        try:
-            recorded = values.pop("sha256")
-            values["streams"] = tuple(TokenStream(**stream) for stream in values["streams"])
-            values["shards"] = tuple(ShardEntry.from_dict(entry) for entry in values["shards"])
-            manifest = cls(**values)
-            computed = manifest.sha256
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise _damaged(folder, f"fields that cannot be read ({error!r})", "the fields of version 1") from error
-        if computed != recorded:
-            raise _damaged(folder, f"the hash {recorded} but content that hashes to {computed}", "equal hashes")
+        recorded = values.pop("sha256", None)
+        manifest = parse_record(values, cls, f"the corpus manifest {path}", remedy=_remedy(folder))
+        if manifest.sha256 != recorded:
+            raise _damaged(folder, f"the hash {recorded} but content that hashes to {manifest.sha256}", "equal hashes")
         manifest.validate(folder)
         return manifest
 
@@ -234,9 +211,13 @@ def sum_tokens(entries: Sequence[ShardEntry]) -> dict[str, int]:
     return totals
 
 
+def _remedy(folder: Path) -> str:
+    return f"delete {folder} and write the shards again"
+
+
 def _damaged(folder: Path, fact: str, expected: str) -> ArtifactError:
     return ArtifactError(
         f"the corpus manifest {folder / MANIFEST_NAME} has {fact}",
         expected=expected,
-        remedy=f"delete {folder} and write the shards again",
+        remedy=_remedy(folder),
     )

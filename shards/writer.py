@@ -20,7 +20,7 @@ import shutil
 import string
 import tarfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ import numpy.typing as npt
 from shards.docids import NAMES as DOCID_FILES
 from shards.docids import check_docid, write_docids
 from shards.errors import ArtifactError, DataError
-from shards.files import fsync, read_json, sha256_file, write_atomically, write_json
+from shards.files import fsync, read_json, read_record, sha256_file, write_atomically, write_json
 from shards.manifest import (
     MANIFEST_NAME,
     MAX_DOCUMENTS,
@@ -142,9 +142,9 @@ def _finished_entries(folder: Path) -> dict[int, ShardEntry]:
     entries = {}
     for path in sorted(folder.glob("[0-9]*.entry.json")):
         try:
-            entry = ShardEntry.from_dict(read_json(path, "the record of a shard"))
+            entry = read_record(path, ShardEntry, "the record of a shard")
             whole = (folder / entry.name).stat().st_size == entry.num_bytes and (folder / entry.offsets_name).is_file()
-        except (ArtifactError, TypeError, OSError):
+        except (ArtifactError, OSError):
             continue  # this shard is written again
         if whole:
             entries[entry.number] = entry
@@ -205,7 +205,7 @@ def write_shard(
     )
     with write_atomically(folder / entry.offsets_name) as temporary:
         temporary.write_bytes(buffer.getvalue())
-    write_json(folder / _entry_name(number), entry.as_dict())
+    write_json(folder / _entry_name(number), asdict(entry))
     return entry
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -84,16 +85,7 @@ def run_command(arguments: argparse.Namespace) -> None:
         DataError: A source is not usable.
         DiskFullError: There is no more space.
     """
-    options = Options(
-        format=arguments.format,
-        id=arguments.id,
-        title=arguments.title,
-        text=arguments.text,
-        split=arguments.split,
-        on_error=arguments.on_error,
-        on_unknown_docid=arguments.on_unknown_docid,
-        max_document_characters=arguments.max_document_characters,
-    )
+    options = Options(**{field.name: getattr(arguments, field.name) for field in fields(Options)})
     paths = [_source_path(name, arguments.format) for name in arguments.sources]
     with _Bars() as bars:
         report = convert(paths, arguments.out, options, force=arguments.force, progress=bars)
@@ -162,7 +154,7 @@ def summary(report: Report) -> str:
         if report.was_there
         else f"{report.path} is done (fingerprint {description.fingerprint[:16]})"
     )
-    rows = [(name, count, description.files[name]["bytes"]) for name, count in description.kept.items()]
+    rows = [(name, count, description.files[name].bytes) for name, count in description.kept.items()]
     parts.append(tabulate(rows, ("kept", "records", "bytes"), tablefmt="simple", intfmt=","))
     if description.dropped:
         rows_dropped = list(description.dropped.items())

@@ -18,11 +18,11 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from shards.convert.files import told_when_full
-from shards.convert.finish import Finisher, clear_marks
-from shards.convert.journal import Journal, describe_inputs, differences, locked, may_go_on, read_journal
+from shards.convert.appended import explain_full_disk
+from shards.convert.finish import Finisher, clear_flags
+from shards.convert.journal import Finished, Journal, describe_inputs, differences, locked, may_go_on, read_journal
 from shards.convert.options import Options
 from shards.convert.outputs import Outputs
 from shards.convert.read import read_source
@@ -33,7 +33,9 @@ from shards.formats.canonical import (
     CORPUS,
     DESCRIPTION_NAME,
     PARTIAL_NAME,
+    Contents,
     Description,
+    NamedContents,
     check_files,
     read_description,
 )
@@ -115,7 +117,7 @@ def convert(
     if existing and journal is None and not force:
         progress.begin("hash sources", _size(sources))
         inputs, _ = describe_inputs(sources, None, progress.advance)
-        if found := differences(inputs, options.as_dict(), existing.inputs, existing.options):
+        if found := differences(inputs, asdict(options), existing.inputs, existing.options):
             raise _made_otherwise(f"{out} was made", found)
         check_files(out, existing, hashed=False)
         if partial.exists():  # the last start was killed while it tidied up
@@ -123,7 +125,7 @@ def convert(
                 shutil.rmtree(partial)
         return Report(out, existing, was_there=True)
     work: Conversion | None = None
-    with told_when_full(_existing(out), lambda: work.needed_bytes() if work else _size(sources)), locked(partial):
+    with explain_full_disk(_existing(out), lambda: work.needed_bytes() if work else _size(sources)), locked(partial):
         progress.begin("hash sources", _size(sources))
         known = read_journal(partial)
         found_inputs = describe_inputs(sources, known, progress.advance)
@@ -175,7 +177,7 @@ def _made_otherwise(what: str, found: list[str]) -> DataError:
 
 
 def _journal_for(
-    described: tuple[list[dict[str, Any]], dict[str, int]],
+    described: tuple[list[NamedContents], dict[str, int]],
     options: Options,
     journal: Journal | None,
     partial: Path,
@@ -186,8 +188,8 @@ def _journal_for(
     inputs, times = described
     if journal is not None:
         if may_go_on(journal, options):
-            journal.options = options.as_dict()
-        found = differences(inputs, options.as_dict(), journal.inputs, journal.options)
+            journal.options = asdict(options)
+        found = differences(inputs, asdict(options), journal.inputs, journal.options)
         if not found:
             journal.times = times
             return journal
@@ -198,7 +200,7 @@ def _journal_for(
             shutil.rmtree(path)
         elif path.name == "journal.json":
             path.unlink()
-    journal = Journal(inputs, options.as_dict(), times)
+    journal = Journal(inputs, asdict(options), times)
     journal.write(partial)
     return journal
 
@@ -335,19 +337,19 @@ class Conversion:
             final = finisher.final_path(name)
             if name not in journal.finished or not final.exists():
                 kept, dropped, made = finisher.make(name)
-                journal.finished[name] = {"kept": kept, "dropped": dropped}
+                journal.finished[name] = Finished(kept, dropped)
                 journal.write(self._partial)
                 final.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(made, final)
                 fsync(final.parent)
-                clear_marks(self._partial)
+                clear_flags(self._partial)
             self._progress.advance(sum(size for path, size in journal.lengths.items() if f"/{name}" in path))
-        counts = {name: int(journal.finished[name]["kept"]) for name in finisher.names()}
+        counts = {name: journal.finished[name].kept for name in finisher.names()}
         if not counts[CORPUS]:
             raise DataError("the sources hold no document that can be used", expected="at least one")
         dropped = Counter(journal.dropped)
         for entry in journal.finished.values():
-            dropped.update(entry["dropped"])
+            dropped.update(entry.dropped)
         description = Description(
             inputs=journal.inputs,
             options=journal.options,
@@ -360,11 +362,11 @@ class Conversion:
         journal.description, journal.replaced, journal.phase = description.as_dict(), replaced, "publish"
         journal.write(self._partial)
 
-    def _hashed(self, paths: dict[str, Path]) -> dict[str, dict[str, object]]:
+    def _hashed(self, paths: dict[str, Path]) -> dict[str, Contents]:
         self._progress.begin("hash", sum(path.stat().st_size for path in paths.values()))
-        files: dict[str, dict[str, object]] = {}
+        files: dict[str, Contents] = {}
         for name, path in paths.items():
-            files[name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+            files[name] = Contents(path.stat().st_size, sha256_file(path))
             self._progress.advance(path.stat().st_size)
         return files
 

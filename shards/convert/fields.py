@@ -15,10 +15,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from shards.convert.items import Item, Judgement, Training
 from shards.convert.options import Options
 from shards.convert.sources import Source
 from shards.errors import DataError
+from shards.formats.items import Item, Judgement, Training
 from shards.formats.lines import answers_of, id_of, text_of
 from shards.formats.stream import BadRecord
 from shards.records import Document, Query
@@ -183,7 +183,7 @@ def _hard_negatives(record: dict[str, Any], split: str, where: str) -> Training:
             # Newer files pair each id with its score.
             docid = id_of(value.get("pid") if isinstance(value, dict) else value, "neg", where)
             if docid in places:
-                training.sources[places[docid]].append(retriever)
+                training.proposed_by[places[docid]].append(retriever)
             else:
                 places[docid] = len(training.negatives)
                 training.add_negative(docid, None, [retriever])

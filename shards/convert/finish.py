@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from shards.convert.files import lines_of
-from shards.convert.ids import first_like, mark_repeated, mark_unknown, place_of, read_marks
+from shards.convert.appended import lines_of
+from shards.convert.ids import first_like, flag_repeated, flag_unknown, place_of, read_flags
 from shards.convert.options import Options
 from shards.convert.outputs import RAW, id_log
 from shards.convert.regroup import RawTraining, regroup
@@ -24,7 +24,7 @@ from shards.formats.canonical import CORPUS, QUERIES
 from shards.formats.layout import repeated
 from shards.formats.stream import place
 
-FINAL, MARKS = "final", "marks"
+FINAL, FLAGS = "final", "flags"
 _JUDGED = ("qrels/", "exclusions/")
 HEADER = b"query-id\tcorpus-id\tscore\n"
 
@@ -61,7 +61,7 @@ class Finisher:
             DataError: An id repeats or is unknown, and the options do not say to drop it.
         """
         self._dropped = Counter()
-        raw, made = self._folder / RAW / name, self._folder / MARKS / f"{Path(name).name}.made"
+        raw, made = self._folder / RAW / name, self._folder / FLAGS / f"{Path(name).name}.made"
         if name.startswith("training/"):
             kept = self._write_training(name, made)
         else:
@@ -82,13 +82,13 @@ class Finisher:
 
     def _identified(self, name: str) -> Iterator[bytes] | None:
         """Check ids of documents or queries; None where nothing is to be left out."""
-        again, num_again = self._marks(name, "key")
+        again, num_again = self._flags(name, "key")
         return self._first_only(name, again) if num_again else None
 
     def _first_only(self, name: str, again: Path | None) -> Iterator[bytes]:
         what = "document" if name == CORPUS else "query"
-        same, _ = self._marks(name, "same")
-        rows = zip(self._raw(name), read_marks(again), read_marks(same), strict=False)
+        same, _ = self._flags(name, "same")
+        rows = zip(self._raw(name), read_flags(again), read_flags(same), strict=False)
         for number, (row, is_again, is_same) in enumerate(rows):
             if not is_again:
                 yield row
@@ -101,17 +101,17 @@ class Finisher:
 
     def _paired(self, name: str) -> Iterator[bytes] | None:
         """Check judgements or rows of a run."""
-        queries, num_queries = self._marks(name, "query", QUERIES)
-        documents, num_documents = self._marks(name, "document", CORPUS)
-        again, num_again = self._marks(name, "pair")
-        same, _ = self._marks(name, "same")
+        queries, num_queries = self._flags(name, "query", QUERIES)
+        documents, num_documents = self._flags(name, "document", CORPUS)
+        again, num_again = self._flags(name, "pair")
+        same, _ = self._flags(name, "same")
         if not (num_queries or num_documents or num_again) and not name.startswith(_JUDGED):
             return None
         return self._known_pairs(name, [queries, documents, again, same], num_documents)
 
-    def _known_pairs(self, name: str, marks: list[Path | None], num_unknown: int) -> Iterator[bytes]:
+    def _known_pairs(self, name: str, flags: list[Path | None], num_unknown: int) -> Iterator[bytes]:
         what = "judgement" if name.startswith(_JUDGED) else "row of a run"
-        rows = zip(self._raw(name), *(read_marks(path) for path in marks), strict=False)
+        rows = zip(self._raw(name), *(read_flags(path) for path in flags), strict=False)
         for number, (row, no_query, no_document, is_again, is_same) in enumerate(rows):
             columns = row.decode().split()
             qid, docid = columns[0], columns[1 if name.startswith(_JUDGED) else 2]
@@ -140,11 +140,11 @@ class Finisher:
         return kept
 
     def _known_training(self, name: str) -> Iterator[RawTraining]:
-        queries, _ = self._marks(name, "query", QUERIES)
-        documents, num_unknown = self._marks(name, "document", CORPUS)
-        unknown, ordinal = read_marks(documents), 0
-        for number, (row, no_query) in enumerate(zip(self._raw(name), read_marks(queries), strict=False)):
-            qid, positives, negatives, scores, sources = json.loads(row)
+        queries, _ = self._flags(name, "query", QUERIES)
+        documents, num_unknown = self._flags(name, "document", CORPUS)
+        unknown, ordinal = read_flags(documents), 0
+        for number, (row, no_query) in enumerate(zip(self._raw(name), read_flags(queries), strict=False)):
+            qid, positives, negatives, scores, proposed_by = json.loads(row)
             lost = list(islice(unknown, len(positives) + len(negatives)))
             if no_query:
                 self._unknown("query", qid, "training record", id_log(name, "query"), number, self._options.on_error)
@@ -166,27 +166,27 @@ class Finisher:
                 positives,
                 negatives=[negatives[place_in_row] for place_in_row in kept],
                 scores=[scores[place_in_row] for place_in_row in kept],
-                sources=[sources[place_in_row] for place_in_row in kept],
+                proposed_by=[proposed_by[place_in_row] for place_in_row in kept],
                 had_positives=had_positives,
             )
 
     def _raw(self, name: str) -> Iterator[bytes]:
         return lines_of(self._folder / RAW / name)
 
-    def _marks(self, name: str, role: str, known: str = "") -> tuple[Path | None, int]:
-        """Mark the repeated ids of a log, or those that are not among the keys of `known`."""
+    def _flags(self, name: str, role: str, known: str = "") -> tuple[Path | None, int]:
+        """Flag the repeated ids of a log, or those that are not among the keys of `known`."""
         log = self._folder / id_log(name, role)
         if not log.exists():
             return None, 0
-        marks = self._folder / MARKS / f"{Path(name).name}.{role}"
-        marks.parent.mkdir(parents=True, exist_ok=True)
+        flags = self._folder / FLAGS / f"{Path(name).name}.{role}"
+        flags.parent.mkdir(parents=True, exist_ok=True)
         if not known:
-            return marks, mark_repeated(log, marks)
+            return flags, flag_repeated(log, flags)
         keys = self._folder / id_log(known, "key")
         if not keys.exists():
             keys.parent.mkdir(parents=True, exist_ok=True)
             keys.touch()
-        return marks, mark_unknown(log, keys, marks)
+        return flags, flag_unknown(log, keys, flags)
 
     def _unknown(
         self, kind: str, identifier: str, what: str, log: str, ordinal: int, policy: str, number: int = 0
@@ -219,7 +219,7 @@ class Finisher:
         )
 
 
-def clear_marks(folder: Path) -> None:
+def clear_flags(folder: Path) -> None:
     """Remove what was only needed to make one output."""
-    for path in sorted((folder / MARKS).glob("*")):
+    for path in sorted((folder / FLAGS).glob("*")):
         os.unlink(path)

@@ -3,7 +3,7 @@
 While the sources are read, each id is appended to a log as 24 bytes: a 128-bit hash and the place it came from. A log
 is then spread over buckets by the hash, so that equal ids meet in one, and each bucket is sorted alone. With 128 bits
 two of 10^9 different ids share a hash with probability 10^-21, far below that of a wrong bit read from the disk, so
-that equal hashes are equal ids. What is found is written as marks, one byte an id, in the order of the log.
+that equal hashes are equal ids. What is found is written as flags, one byte an id, in the order of the log.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.convert.files import Appended, read_blocks
+from shards.convert.appended import Appended, read_blocks
 
 _ENTRY = np.dtype([("high", ">u8"), ("low", ">u8"), ("place", "<u8")])
 _KEYED = np.dtype([("high", "<u8"), ("low", "<u8"), ("ordinal", "<u8"), ("is_asked", "u1")])
@@ -57,29 +57,29 @@ def place_of(path: Path, ordinal: int) -> tuple[int, int]:
     return value >> _LINE_BITS, value & ((1 << _LINE_BITS) - 1)
 
 
-def mark_repeated(log: Path, marks: Path) -> int:
-    """Mark every id of a log that an earlier entry has, too.
+def flag_repeated(log: Path, flags: Path) -> int:
+    """Flag every id of a log that an earlier entry has, too.
 
     Args:
         log: The log.
-        marks: The file of marks to write.
+        flags: The file of flags to write.
 
     Returns:
-        Number of marks.
+        Number of flags.
     """
-    return _mark({0: log}, marks, lambda _, same: same)
+    return _flag({0: log}, flags, lambda _, same: same)
 
 
-def mark_unknown(asked: Path, known: Path, marks: Path) -> int:
-    """Mark every id of a log that another log does not have.
+def flag_unknown(asked: Path, known: Path, flags: Path) -> int:
+    """Flag every id of a log that another log does not have.
 
     Args:
         asked: The log whose ids are looked up.
         known: The log of the ids that exist.
-        marks: The file of marks to write, one for each entry of `asked`.
+        flags: The file of flags to write, one for each entry of `asked`.
 
     Returns:
-        Number of marks.
+        Number of flags.
     """
 
     def unknown(entries: np.ndarray, same: np.ndarray) -> np.ndarray:
@@ -88,20 +88,20 @@ def mark_unknown(asked: Path, known: Path, marks: Path) -> int:
         first = np.repeat(starts, np.diff(np.append(starts, len(entries))))
         return np.asarray(entries["is_asked"][first] == 1)
 
-    return _mark({0: known, 1: asked}, marks, unknown)
+    return _flag({0: known, 1: asked}, flags, unknown)
 
 
-def _mark(logs: dict[int, Path], marks: Path, chosen: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> int:
-    """Sort bucket by bucket and mark what is chosen of the last log's entries.
+def _flag(logs: dict[int, Path], flags: Path, chosen: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> int:
+    """Sort bucket by bucket and flag what is chosen of the last log's entries.
 
     Args:
         logs: 0 -> the log of what is there, 1 -> the log that asks, if there is one.
-        marks: The file to write.
-        chosen: From sorted entries, and whether each has the hash of the one before, which are marked.
+        flags: The file to write.
+        chosen: From sorted entries, and whether each has the hash of the one before, which are flagged.
     """
     last, count = max(logs), 0
     num_entries = logs[last].stat().st_size // _ENTRY.itemsize
-    with _spread(logs, marks.with_name(marks.name + ".buckets")) as buckets, open(marks, "wb") as file:
+    with _spread(logs, flags.with_name(flags.name + ".buckets")) as buckets, open(flags, "wb") as file:
         os.ftruncate(file.fileno(), num_entries)
         for bucket in buckets:
             entries = np.fromfile(bucket, dtype=_KEYED)
@@ -147,8 +147,8 @@ def _spread(logs: dict[int, Path], folder: Path) -> Iterator[list[Path]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def read_marks(path: Path | None) -> Iterator[bool]:
-    """Stream marks; without a file, none is set, without end."""
+def read_flags(path: Path | None) -> Iterator[bool]:
+    """Stream flags; without a file, none is set, without end."""
     if path is None:
         while True:
             yield False

@@ -16,11 +16,20 @@ from typing import Any, Literal
 
 from shards.convert.options import Options
 from shards.convert.sources import Source
-from shards.errors import ArtifactError, DataError
-from shards.files import read_json, sha256_file, write_json
+from shards.errors import DataError
+from shards.files import parse_record, read_json, sha256_file, write_json
+from shards.formats.canonical import NamedContents
 
 _NAME, _LOCK = "journal.json", "lock"
 _POLICIES = ("on_error", "on_unknown_docid")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What became of an output: records kept, and reason -> records dropped."""
+
+    kept: int
+    dropped: dict[str, int]
 
 
 @dataclass
@@ -28,7 +37,7 @@ class Journal:
     """The state of a conversion.
 
     Attributes:
-        inputs: Of each source file its name, bytes and SHA-256, in the order in which they are read.
+        inputs: The source files, in the order in which they are read.
         options: The options.
         times: Name of a source -> its time of modification in nanoseconds; with the same one, and the same size, it is
             not hashed again.
@@ -38,12 +47,12 @@ class Journal:
         lengths: File below the partial folder -> its bytes at that place.
         rows: Output -> records so far.
         dropped: Reason -> records dropped so far.
-        finished: Output -> records kept and reason -> records dropped, of those that are finished.
+        finished: Output -> what became of it, of those that are finished.
         description: What `dataset.json` will hold, once all outputs are finished.
         replaced: Files of an earlier conversion that the new one takes the place of.
     """
 
-    inputs: list[dict[str, Any]]
+    inputs: list[NamedContents]
     options: dict[str, Any]
     times: dict[str, int] = field(default_factory=dict)
     phase: Literal["read", "finish", "publish"] = "read"
@@ -52,7 +61,7 @@ class Journal:
     lengths: dict[str, int] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
-    finished: dict[str, Any] = field(default_factory=dict)
+    finished: dict[str, Finished] = field(default_factory=dict)
     description: dict[str, Any] | None = None
     replaced: list[str] = field(default_factory=list)
 
@@ -65,17 +74,16 @@ def read_journal(folder: Path) -> Journal | None:
     """Read the journal of a partial folder; None where there is none.
 
     Raises:
-        ArtifactError: It is damaged.
+        ArtifactError: It is damaged, or of another version.
     """
     if not (folder / _NAME).exists():
         return None
-    record = read_json(folder / _NAME, "the journal of the conversion")
-    try:
-        return Journal(**record)
-    except TypeError as error:
-        raise ArtifactError(
-            f"{folder / _NAME} is of another version ({error})", remedy=f"remove {folder} and run the command again"
-        ) from None
+    return parse_record(
+        read_json(folder / _NAME, "the journal of the conversion"),
+        Journal,
+        f"the journal {folder / _NAME}",
+        remedy=f"remove {folder} and run the command again",
+    )
 
 
 @contextmanager
@@ -100,7 +108,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 def describe_inputs(
     sources: list[Source], known: Journal | None, hashed: Callable[[int], None]
-) -> tuple[list[dict[str, Any]], dict[str, int]]:
+) -> tuple[list[NamedContents], dict[str, int]]:
     """Hash the source files, those left out that a journal knows with the same size and time.
 
     Args:
@@ -109,9 +117,9 @@ def describe_inputs(
         hashed: Told the bytes of each file that is done.
 
     Returns:
-        Of each file its name, bytes and SHA-256; and name -> time of modification.
+        What each file holds; and name -> time of modification.
     """
-    before = {entry["name"]: entry for entry in known.inputs} if known else {}
+    before = {entry.name: entry for entry in known.inputs} if known else {}
     inputs, times = [], {}
     for source in sources:
         for path, name in ((source.path, source.name), (source.beside, f"{source.name} (titles)")):
@@ -119,15 +127,15 @@ def describe_inputs(
                 continue
             stat, entry = path.stat(), before.get(name)
             times[name] = stat.st_mtime_ns
-            is_known = entry and known and entry["bytes"] == stat.st_size and known.times.get(name) == stat.st_mtime_ns
-            sha256 = entry["sha256"] if entry and is_known else sha256_file(path)
+            is_known = entry and known and entry.bytes == stat.st_size and known.times.get(name) == stat.st_mtime_ns
+            sha256 = entry.sha256 if entry and is_known else sha256_file(path)
             hashed(stat.st_size)
-            inputs.append({"name": name, "bytes": stat.st_size, "sha256": sha256})
+            inputs.append(NamedContents(name, stat.st_size, sha256))
     return inputs, times
 
 
 def differences(
-    inputs: list[dict[str, Any]], options: dict[str, Any], their_inputs: list[dict[str, Any]], theirs: dict[str, Any]
+    inputs: list[NamedContents], options: dict[str, Any], their_inputs: list[NamedContents], theirs: dict[str, Any]
 ) -> list[str]:
     """Say in words what two conversions differ in.
 
@@ -145,14 +153,14 @@ def differences(
         for name in {**theirs, **options}
         if options.get(name) != theirs.get(name)
     ]
-    ours_by_name = {entry["name"]: entry for entry in inputs}
-    by_name = {entry["name"]: entry for entry in their_inputs}
+    ours_by_name = {entry.name: entry for entry in inputs}
+    by_name = {entry.name: entry for entry in their_inputs}
     found += [f"{name} is new" for name in ours_by_name if name not in by_name]
     found += [f"{name} is not there now" for name in by_name if name not in ours_by_name]
     for name, entry in ours_by_name.items():
         if name in by_name and entry != by_name[name]:
-            sizes = f"{entry['bytes']} bytes now, {by_name[name]['bytes']} then"
-            found.append(f"{name} has {sizes if entry['bytes'] != by_name[name]['bytes'] else 'another content'}")
+            sizes = f"{entry.bytes} bytes now, {by_name[name].bytes} then"
+            found.append(f"{name} has {sizes if entry.bytes != by_name[name].bytes else 'another content'}")
     if not found and inputs != their_inputs:
         found.append("the sources come in another order")
     return found
@@ -160,6 +168,6 @@ def differences(
 
 def may_go_on(journal: Journal, options: Options) -> bool:
     """Tell whether options differ from a journal's only in being less strict: nothing was dropped by them so far."""
-    now, then = options.as_dict(), journal.options
+    now, then = asdict(options), journal.options
     relaxed = {name for name in _POLICIES if (then.get(name), now.get(name)) == ("error", "drop")}
     return journal.phase != "publish" and all(now.get(name) == then.get(name) for name in {*now, *then} - relaxed)

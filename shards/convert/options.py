@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from shards.formats.lines import MAX_COLUMN_CHARACTERS
 
@@ -33,7 +33,3 @@ class Options:
     on_error: Literal["error", "drop"] = "error"
     on_unknown_docid: Literal["error", "drop"] = "error"
     max_document_characters: int = MAX_COLUMN_CHARACTERS
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the choices as JSON can hold them."""
-        return asdict(self)

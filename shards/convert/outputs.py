@@ -19,11 +19,11 @@ from collections.abc import Sequence
 from json.encoder import encode_basestring as quoted
 from pathlib import Path
 
-from shards.convert.files import Appended
+from shards.convert.appended import Appended
 from shards.convert.ids import IdLog
-from shards.convert.items import AnsweredQuery, Dropped, Item, Judgement, RunRow, Training
 from shards.convert.options import Options
 from shards.formats.canonical import CORPUS, QUERIES
+from shards.formats.items import AnsweredQuery, Dropped, Item, Judgement, RunRow, Training
 from shards.formats.stream import BadRecord, place
 from shards.records import Document, Query
 
@@ -154,7 +154,7 @@ class Outputs:
 
     def _write_training(self, item: Training, source: int, line: int) -> None:
         name = f"training/{item.split}.jsonl"
-        fields = [item.qid, item.positives, item.negatives, item.scores, item.sources]
+        fields = [item.qid, item.positives, item.negatives, item.scores, item.proposed_by]
         self._write(name, json.dumps(fields, ensure_ascii=False), source, line, query=item.qid)
         log = self._log(name, "document")
         for docid in (*item.positives, *item.negatives):

@@ -1,72 +1,23 @@
-"""Lines and rows of the downloads to items: DPR, MS MARCO, TREC."""
+"""Lines of the downloads that have no in-place layout to items: runs, triples, candidates, topics of TREC."""
 
 from __future__ import annotations
 
 import math
 import re
-from pathlib import Path
-from typing import Any
 
-from shards.convert.items import AnsweredQuery, Dropped, Item, Judgement, RunRow, Training
 from shards.convert.sources import Source
-from shards.formats import beir, dpr, msmarco
+from shards.formats import beir
+from shards.formats.items import Item, Judgement, RunRow, Training
 from shards.formats.lines import id_of
 from shards.formats.stream import BadRecord, place
-from shards.records import Document, Query
+from shards.records import Query
 
 # Who proposed the negatives of a file that does not say so itself.
-_DPR_SOURCES = {"hard_negative_ctxs": "bm25", "negative_ctxs": "random"}
 _TOP1000_SOURCE, _TRIPLES_SOURCE = "bm25", "triples"
 
 
-def passage(columns: list[str], names: list[str], path: Path, line: int) -> Document:
-    """Read a row of DPR's passages."""
-    return dpr.passage_of(columns, names, place(path, line))
-
-
-def question(record: dict[str, Any], source: Source, row: int, line: int) -> list[Item]:
-    """Read a question of DPR: a query, a judgement of its gold passage, and its negatives."""
-    where, split = place(source.path, line), source.split
-    found = dpr.question_of(record, f"{split}-{row}", where)
-    if found is None:
-        return [Dropped(f"question without a positive passage ({split})")]
-    query, gold = found
-    training, items = Training(split, query.id, [gold]), list[Item]()
-    for name, retriever in _DPR_SOURCES.items():
-        for context in dpr.contexts_of(record, name, where) if record.get(name) is not None else []:
-            docid = dpr.passage_id(context)
-            if docid is None:
-                items.append(Dropped("negative passage without an id"))
-                continue
-            training.add_negative(id_of(docid, "passage_id", where), _number(context.get("score")), [retriever])
-    return [query, Judgement(split, query.id, gold, 1), *([training] if training.negatives else []), *items]
-
-
-def answered(columns: list[str], source: Source, row: int, line: int) -> list[Item]:
-    """Read a row of DPR's `.qa.csv`: a query and its answers."""
-    query = dpr.answered_of(columns, f"{source.split}-{row}", place(source.path, line))
-    return [AnsweredQuery(query, source.split) if query else Dropped(f"question without an answer ({source.split})")]
-
-
-def passage_line(source: Source, text: str, line: int) -> list[Item]:
-    """Read a passage of a `collection.tsv`."""
-    row = msmarco.id_and_text(text, "a passage", source.path, line)
-    return [Document(row[0], "", row[1])] if row else []
-
-
-def query_line(source: Source, text: str, line: int) -> list[Item]:
-    """Read a query, `qid TAB text`."""
-    row = msmarco.id_and_text(text, "a query", source.path, line)
-    return [Query(*row)] if row else []
-
-
-def judgement_line(source: Source, text: str, line: int) -> list[Item]:
-    """Read a judgement of four columns or two."""
-    row = msmarco.judgement_of(text, source.path, line)
-    return [Judgement(source.split, *row, _folder_of(source))] if row else []
-
-
-def _folder_of(source: Source) -> str:
+def folder_of(source: Source) -> str:
+    """Return the folder of the outputs that a file's judgements go to."""
     return "exclusions" if source.kind.endswith("exclusions") else "qrels"
 
 
@@ -77,7 +28,7 @@ def beir_judgement_line(source: Source, text: str, line: int) -> list[Item]:
         return []
     where = place(source.path, line)
     qid, docid = id_of(row[0], "query-id", where), id_of(row[1], "corpus-id", where)
-    return [Judgement(source.split, qid, docid, row[2], _folder_of(source))]
+    return [Judgement(source.split, qid, docid, row[2], folder_of(source))]
 
 
 def run_line(source: Source, text: str, line: int) -> list[Item]:
@@ -159,16 +110,6 @@ def candidate(source: Source, text: str, line: int) -> list[Item]:
     training = Training(source.split, id_of(columns[0], "qid", where))
     training.add_negative(id_of(columns[1], "pid", where), None, [_TOP1000_SOURCE])
     return [training]
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            return None
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number else None  # type: ignore[arg-type]  # a number, as was just found
 
 
 class Topic:

@@ -11,22 +11,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from shards.convert import fields, parse
-from shards.convert.items import Item, Training
 from shards.convert.options import Options
 from shards.convert.sources import Source
 from shards.convert.tables import columns_of, read_rows
 from shards.errors import DataError
-from shards.formats.dpr import PASSAGE_COLUMNS, header_of
-from shards.formats.json_list import read_json_list
-from shards.formats.lines import json_object, quoted_rows, read_jsonl
-from shards.formats.msmarco import id_and_text
+from shards.formats import dpr, msmarco
+from shards.formats.items import Consumed, Item, Outcome, Training, attempt, read_lines_as
+from shards.formats.lines import json_object, read_jsonl
 from shards.formats.stream import MAX_LINE_BYTES, BadRecord, Mark, decoded, place, raw_lines
 from shards.records import Document
 
-Outcome = tuple[int, list[Item] | BadRecord]
-Consumed = Callable[[int], None]
 _GROUP_ROWS = 10_000
-_QUOTED = {"passages", "answers"}
 
 
 def read_source(source: Source, mark: Mark, options: Options, consumed: Consumed) -> Iterator[Outcome]:
@@ -46,25 +41,28 @@ def read_source(source: Source, mark: Mark, options: Options, consumed: Consumed
     """
     kind = source.kind
     if kind == "questions":
-        return _json_list(source, mark, consumed)
+        return dpr.read_questions(source.path, source.split, with_negatives=True, mark=mark, consumed=consumed)
     if kind == "topics":
         return _topics(source, mark, consumed)
     if kind in ("triples", "top1000"):
         return _groups(source, mark, consumed)
     if kind.startswith("table"):
         return _rows(source, mark, options, consumed)
-    if kind in _QUOTED:
-        return _quoted(source, mark, options, consumed)
+    # A text may be as long as the options allow, and a column is noticed a little later than a document.
+    limit = options.max_document_characters + 1
+    if kind == "passages":
+        return dpr.read_passages(source.path, max_characters=limit, mark=mark, consumed=consumed)
+    if kind == "answers":
+        return dpr.read_answers(source.path, source.split, max_characters=limit, mark=mark, consumed=consumed)
     if source.beside is not None:
         return _titled(source, mark, consumed)
-    return _lines(source, mark, _line_parser(source, options), consumed)
-
-
-def _attempt(parsed: Callable[[], list[Item]]) -> list[Item] | BadRecord:
-    try:
-        return parsed()
-    except BadRecord as error:
-        return error
+    if kind == "collection":
+        return msmarco.read_passages(source.path, mark, consumed)
+    if kind == "queries":
+        return msmarco.read_queries(source.path, mark, consumed)
+    if kind in ("judgements", "exclusions"):
+        return msmarco.read_judgements(source.path, source.split, parse.folder_of(source), mark, consumed)
+    return read_lines_as(source.path, _line_parser(source, options), mark, consumed)
 
 
 def _line_parser(source: Source, options: Options) -> Callable[[str, int], list[Item]]:
@@ -80,15 +78,7 @@ def _line_parser(source: Source, options: Options) -> Callable[[str, int], list[
         return lambda text, line: (
             fields.training_of(json_object(text, path, line), source.split, place(path, line)) if text.strip() else []
         )
-    by_line = {
-        "collection": parse.passage_line,
-        "queries": parse.query_line,
-        "judgements": parse.judgement_line,
-        "exclusions": parse.judgement_line,
-        "beir judgements": parse.beir_judgement_line,
-        "beir exclusions": parse.beir_judgement_line,
-        "run": parse.run_line,
-    }[source.kind]
+    by_line = parse.run_line if source.kind == "run" else parse.beir_judgement_line
     return lambda text, line: by_line(source, text, line)
 
 
@@ -104,47 +94,6 @@ def _first(source: Source) -> dict[str, Any] | None:
     return None
 
 
-def _lines(source: Source, mark: Mark, make: Callable[[str, int], list[Item]], consumed: Consumed) -> Iterator[Outcome]:
-    path = source.path
-    for raw in raw_lines(path, mark, consumed=consumed):
-        mark.row += 1
-        if isinstance(raw, BadRecord):
-            yield mark.line, raw
-            continue
-        try:
-            items: list[Item] | BadRecord = make(decoded(raw, path, mark.line), mark.line)
-        except BadRecord as error:
-            items = error
-        yield mark.line, items
-
-
-def _json_list(source: Source, mark: Mark, consumed: Consumed) -> Iterator[Outcome]:
-    start = mark.row  # a list is read from its beginning again: its objects are no lines
-    for row, (line, record) in enumerate(read_json_list(source.path, consumed), 1):
-        if row > start:
-            mark.row, mark.line = row, line
-            yield line, _attempt(lambda: parse.question(record, source, row, line))  # noqa: B023  # called at once
-
-
-def _quoted(source: Source, mark: Mark, options: Options, consumed: Consumed) -> Iterator[Outcome]:
-    path, names = source.path, PASSAGE_COLUMNS
-    if source.kind == "passages":
-        head = Mark()
-        first = next(quoted_rows(path, head), [])
-        if not isinstance(first, BadRecord) and first and first[0] == "id":
-            names = header_of(first, place(path, head.line))
-    # A text may be as long as the options allow, and a column is noticed a little later than a document.
-    limit = options.max_document_characters + 1
-    for columns in quoted_rows(path, mark, max_characters=limit, consumed=consumed):
-        line, row = mark.line, mark.row
-        if isinstance(columns, BadRecord):
-            yield line, columns
-        elif source.kind == "answers":
-            yield line, _attempt(lambda: parse.answered(columns, source, row, line))  # noqa: B023  # called at once
-        elif not (row == 1 and columns[0] == "id"):
-            yield line, _attempt(lambda: [parse.passage(columns, names, path, line)])  # noqa: B023  # called at once
-
-
 def _titled(source: Source, mark: Mark, consumed: Consumed) -> Iterator[Outcome]:
     """Read passages along with their titles, which stand in another file in the same order, some left out."""
     assert source.beside is not None
@@ -154,7 +103,7 @@ def _titled(source: Source, mark: Mark, consumed: Consumed) -> Iterator[Outcome]
 
     def make(text: str, line: int) -> list[Item]:
         nonlocal held, before
-        row = id_and_text(text, "a passage", source.path, line)
+        row = msmarco.id_and_text(text, "a passage", source.path, line)
         if row is None:
             return []
         title = ""
@@ -164,7 +113,7 @@ def _titled(source: Source, mark: Mark, consumed: Consumed) -> Iterator[Outcome]
         mark.beside_offset, mark.beside_line = before.offset, before.line
         return [Document(row[0], "" if title.strip() == "-" else title, row[1])]
 
-    yield from _lines(source, mark, make, consumed)
+    yield from read_lines_as(source.path, make, mark, consumed)
     if held is not None:
         raise DataError(
             f"{place(beside, titles.line)} has the title of passage {held[0]!r}, which does not come after it",
@@ -177,7 +126,7 @@ def _next_title(lines: Iterator[bytes | BadRecord], path: Any, mark: Mark) -> tu
     for raw in lines:
         if isinstance(raw, BadRecord):
             raise raw
-        if found := id_and_text(decoded(raw, path, mark.line), "a title", path, mark.line):
+        if found := msmarco.id_and_text(decoded(raw, path, mark.line), "a title", path, mark.line):
             return found
     return None
 
@@ -191,7 +140,7 @@ def _groups(source: Source, mark: Mark, consumed: Consumed) -> Iterator[Outcome]
         mark.offset, mark.line, mark.row = end.offset, end.line, end.row
 
     make = parse.triple if source.kind == "triples" else parse.candidate
-    for line, found in _lines(source, ahead, lambda text, line: make(source, text, line), consumed):
+    for line, found in read_lines_as(source.path, lambda text, line: make(source, text, line), ahead, consumed):
         row = found[0] if not isinstance(found, BadRecord) and found else None
         if group is not None and (not isinstance(row, Training) or not _joins(group, row)):
             moved()
@@ -202,8 +151,8 @@ def _groups(source: Source, mark: Mark, consumed: Consumed) -> Iterator[Outcome]
                 group = row
             else:
                 group.positives += [docid for docid in row.positives if docid not in group.positives]
-                for docid, score, sources in zip(row.negatives, row.scores, row.sources, strict=True):
-                    group.add_negative(docid, score, sources)
+                for docid, score, retrievers in zip(row.negatives, row.scores, row.proposed_by, strict=True):
+                    group.add_negative(docid, score, retrievers)
         end = ahead.copy()
         if group is None:
             moved()
@@ -225,10 +174,10 @@ def _topics(source: Source, mark: Mark, consumed: Consumed) -> Iterator[Outcome]
         for raw, _ in zip(raw_lines(source.path, head), range(20), strict=False)
     )
     if not is_tagged:
-        yield from _lines(source, mark, lambda text, line: parse.query_line(source, text, line), consumed)
+        yield from msmarco.read_queries(source.path, mark, consumed)
         return
     ahead, topic = mark.copy(), parse.Topic(source)
-    for line, found in _lines(source, ahead, topic.take, consumed):
+    for line, found in read_lines_as(source.path, topic.take, ahead, consumed):
         if isinstance(found, BadRecord):
             topic = parse.Topic(source)
         if found:
@@ -249,4 +198,4 @@ def _rows(source: Source, mark: Mark, options: Options, consumed: Consumed) -> I
         if sum(len(value) for value in record.values() if isinstance(value, (str, bytes))) > MAX_LINE_BYTES:
             yield mark.line, BadRecord("line too long", f"{where} has more than {MAX_LINE_BYTES} characters")
         else:
-            yield mark.line, _attempt(lambda: make(record, where))  # noqa: B023  # called at once
+            yield mark.line, attempt(lambda: make(record, where))  # noqa: B023  # called at once

@@ -12,11 +12,11 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shards.convert.files import Appended, lines_of
+from shards.convert.appended import Appended, lines_of
 from shards.files import write_atomically
 
 _BUCKET_BYTES, _MAX_BUCKETS = 4 << 20, 256
@@ -32,7 +32,7 @@ class RawTraining:
         positives: Docids.
         negatives: Docids.
         scores: Of each negative, or None.
-        sources: Of each negative the retrievers that proposed it.
+        proposed_by: Of each negative the retrievers that proposed it.
         had_positives: Whether the source named positives, all of which may have been left out.
     """
 
@@ -40,7 +40,7 @@ class RawTraining:
     positives: list[str]
     negatives: list[str]
     scores: list[float | None]
-    sources: list[list[str]]
+    proposed_by: list[list[str]]
     had_positives: bool
 
 
@@ -53,15 +53,14 @@ class _Joined:
     is_given: bool = False
     from_judgements: bool = False
 
-    def join(self, record: list[Any]) -> None:
-        """Take a record; the first score of a negative counts, and its sources add up."""
-        _, positives, negatives, scores, sources, had_positives = record
+    def join(self, record: RawTraining) -> None:
+        """Take a record; the first score of a negative counts, and the retrievers that proposed it add up."""
         self.is_given = True
-        self.from_judgements |= not had_positives
-        self.positives |= dict.fromkeys(positives)
-        for docid, score, proposed_by in zip(negatives, scores, sources, strict=True):
+        self.from_judgements |= not record.had_positives
+        self.positives |= dict.fromkeys(record.positives)
+        for docid, score, retrievers in zip(record.negatives, record.scores, record.proposed_by, strict=True):
             known = self.negatives.setdefault(docid, [])
-            known += [source for source in proposed_by if source not in known]
+            known += [retriever for retriever in retrievers if retriever not in known]
             if score is not None:
                 self.scores.setdefault(docid, score)
 
@@ -100,17 +99,16 @@ def _spread(records: Iterable[RawTraining], qrels: Path, folder: Path, number: i
         for file in files:
             stack.callback(file.close)
 
-        def put(qid: str, row: list[Any]) -> None:
+        def put(qid: str, row: tuple[Any, ...]) -> None:
             bucket = int.from_bytes(hashlib.blake2b(qid.encode(), digest_size=8).digest(), "big") % number
             files[bucket].write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
 
         for line, row in enumerate(lines_of(qrels)) if qrels.exists() else ():
             qid, docid, grade = row.decode().rstrip("\n").split("\t")
             if line and int(grade) > 0:  # the first line is the header
-                put(qid, [qid, docid])
+                put(qid, (qid, docid))
         for record in records:
-            fields = [record.qid, record.positives, record.negatives, record.scores, record.sources]
-            put(record.qid, [*fields, record.had_positives])
+            put(record.qid, astuple(record))
         for file in files:
             file.flush()
 
@@ -123,7 +121,7 @@ def _joined(bucket: Path, dropped: Counter[str]) -> Iterator[dict[str, Any]]:
         if len(record) == 2:
             joined.judged[record[1]] = None
         else:
-            joined.join(record)
+            joined.join(RawTraining(*record))
     for qid, joined in queries.items():
         if not joined.is_given:
             continue

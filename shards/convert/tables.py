@@ -99,7 +99,7 @@ def columns_of(path: Path) -> list[str]:
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.parquet  # type: ignore[import-untyped]
 
-    with _Told(path):
+    with _ExplainedErrors(path):
         if path.suffix == ".parquet":
             return list(pyarrow.parquet.read_schema(path).names)
         with pa.OSFile(str(path)) as file:
@@ -123,7 +123,7 @@ def read_rows(
     Raises:
         DataError: The file is damaged.
     """
-    with _Told(path):
+    with _ExplainedErrors(path):
         for batch in (
             _parquet(path, columns, consumed) if path.suffix == ".parquet" else _stream(path, columns, consumed)
         ):
@@ -174,7 +174,7 @@ def _arrow(file: Any) -> Any:
         )
 
 
-class _Told:
+class _ExplainedErrors:
     """Turns pyarrow's errors about a file into ours."""
 
     def __init__(self, path: Path) -> None:

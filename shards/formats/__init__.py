@@ -26,7 +26,7 @@ from shards.records import Dataset, Document, Qrels
 
 _READERS = {"beir": beir.read_layout, "dpr": dpr.read_layout, "msmarco": msmarco.read_layout}
 # A folder has a layout where it has one of these files.
-_MARKS = {
+_TELLING_FILES = {
     "beir": ("corpus.jsonl", "queries.jsonl"),
     "dpr": ("psgs*.tsv", "biencoder-*.json"),
     "msmarco": ("collection.tsv",),
@@ -100,13 +100,15 @@ def open_dataset(
 
 
 def _layout_of(path: Path) -> str:
-    found = [name for name, marks in _MARKS.items() if any(find_files(path, mark) for mark in marks)]
+    found = [
+        name for name, patterns in _TELLING_FILES.items() if any(find_files(path, pattern) for pattern in patterns)
+    ]
     if len(found) == 1:
         return found[0]
     listed = sorted(file.name for file in path.iterdir())
     raise DataError(
         f"{path} looks like {' and '.join(found)}" if found else f"{path} has no known layout: it holds {listed[:8]}",
-        expected="; ".join(f"{name}: {' or '.join(marks)}" for name, marks in _MARKS.items()),
+        expected="; ".join(f"{name}: {' or '.join(patterns)}" for name, patterns in _TELLING_FILES.items()),
         remedy="name the layout with data.format" if found else "make a data folder of it: python -m launcher convert",
     )
 

@@ -19,12 +19,12 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.errors import DataError
-from shards.files import sha256_file
+from shards.errors import ArtifactError, DataError
+from shards.files import parse_record, sha256_file
 from shards.formats import beir
 from shards.formats.layout import Judgements, Layout, add_query
 from shards.formats.lines import read_jsonl
@@ -37,7 +37,25 @@ PARTIAL_NAME = ".partial"
 FORMAT, VERSION = "sparring-dataset", 1
 CORPUS, QUERIES = "corpus.jsonl", "queries.jsonl"
 _NOT_OURS = ("shards",)  # made of the folder, and with manifests of their own
+_REMEDY = "convert the sources again, with --force"
 _HASHED = (QUERIES, "qrels/", "exclusions/")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file held when it was looked at."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class NamedContents:
+    """What a source file held; its name is its path below the folder that was named."""
+
+    name: str
+    bytes: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -45,22 +63,22 @@ class Description:
     """What `dataset.json` says of a folder.
 
     Attributes:
-        inputs: Of each source file its name, bytes and SHA-256.
+        inputs: The source files, in the order in which they were read.
         options: The options that shaped the result.
         kept: Output file -> number of records.
         dropped: Reason -> number of records left out.
         ignored: Name of a file beside the sources -> why it was not read.
         answer_splits: Splits with queries of which answers alone are known.
-        files: Output file -> its bytes and SHA-256.
+        files: Output file -> what it holds.
     """
 
-    inputs: list[dict[str, Any]]
+    inputs: list[NamedContents]
     options: dict[str, Any]
     kept: dict[str, int]
     dropped: dict[str, int]
     ignored: dict[str, str]
     answer_splits: list[str]
-    files: dict[str, dict[str, Any]]
+    files: dict[str, Contents]
 
     @property
     def num_documents(self) -> int:
@@ -70,12 +88,12 @@ class Description:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over names and contents of all output files."""
-        return fingerprint_of({name: str(file["sha256"]) for name, file in self.files.items()})
+        return fingerprint_of({name: file.sha256 for name, file in self.files.items()})
 
     def as_dict(self) -> dict[str, Any]:
         """Return what goes into `dataset.json`."""
         head = {"format": FORMAT, "version": VERSION, "fingerprint": self.fingerprint}
-        return head | {"num_documents": self.num_documents} | vars(self)
+        return head | {"num_documents": self.num_documents} | asdict(self)
 
 
 def fingerprint_of(sha256_by_name: Mapping[str, str]) -> str:
@@ -116,34 +134,23 @@ def read_description(path: Path) -> Description | None:
         return None
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(record, dict) or record.get("format") != FORMAT:
-            return None
-        if record.get("version") != VERSION:
-            raise _damaged(file, f"it has version {record.get('version')!r}, this program reads {VERSION}")
-        fields = {name: kind(record[name]) for name, kind in _FIELDS.items()}
-        description = Description(**fields)
-        if record["fingerprint"] != description.fingerprint:
-            raise _damaged(file, "its fingerprint is not that of the files that it lists")
-        for entry in description.files.values():
-            int(entry["bytes"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(file, f"{type(error).__name__}: {error}") from None
+    except ValueError as error:
+        raise _damaged(file, str(error)) from None
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        return None
+    if record.get("version") != VERSION:
+        raise _damaged(file, f"it has version {record.get('version')!r}, this program reads {VERSION}")
+    try:
+        description = parse_record(record, Description, str(file))
+    except ArtifactError as error:
+        raise DataError(error.fact, remedy=_REMEDY) from None
+    if record.get("fingerprint") != description.fingerprint:
+        raise _damaged(file, "its fingerprint is not that of the files that it lists")
     return description
 
 
-_FIELDS: dict[str, Any] = {
-    "inputs": list,
-    "options": dict,
-    "kept": dict,
-    "dropped": dict,
-    "ignored": dict,
-    "answer_splits": list,
-    "files": dict,
-}
-
-
 def _damaged(file: Path, what: str) -> DataError:
-    return DataError(f"{file} is damaged: {what}", remedy="convert the sources again, with --force")
+    return DataError(f"{file} is damaged: {what}", remedy=_REMEDY)
 
 
 def check_files(path: Path, description: Description, *, hashed: bool) -> None:
@@ -174,10 +181,10 @@ def check_files(path: Path, description: Description, *, hashed: bool) -> None:
             remedy=f"remove what was added; or remove {DESCRIPTION_NAME}, and the folder is checked in full like any",
         )
     for name, file in there.items():
-        wanted, found = int(description.files[name]["bytes"]), file.stat().st_size
+        wanted, found = description.files[name].bytes, file.stat().st_size
         if wanted != found:
             raise DataError(f"{file} has {found} bytes, {DESCRIPTION_NAME} says {wanted}", remedy=remedy)
-        if hashed and name.startswith(_HASHED) and sha256_file(file) != description.files[name]["sha256"]:
+        if hashed and name.startswith(_HASHED) and sha256_file(file) != description.files[name].sha256:
             raise DataError(f"{file} was changed since it was converted: its SHA-256 is another", remedy=remedy)
 
 

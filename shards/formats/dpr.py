@@ -14,6 +14,7 @@ Source: Karpukhin et al. 2020 and the released files of DPR (facebookresearch/DP
 from __future__ import annotations
 
 import ast
+import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,16 +22,30 @@ from typing import Any
 
 from shards.errors import DataError
 from shards.formats.compressed import find_files
+from shards.formats.items import (
+    AnsweredQuery,
+    Consumed,
+    Dropped,
+    Item,
+    Judgement,
+    Outcome,
+    Training,
+    attempt,
+    documents_of,
+    require_good,
+)
 from shards.formats.json_list import read_json_list
 from shards.formats.layout import Judgements, Layout
-from shards.formats.lines import answers_of, id_of, read_quoted_tsv, text_of
-from shards.formats.stream import BadRecord, place
+from shards.formats.lines import MAX_COLUMN_CHARACTERS, answers_of, id_of, quoted_rows, text_of
+from shards.formats.stream import BadRecord, Mark, place
 from shards.records import Document, Query
 
 ID_FIELDS = ("passage_id", "psg_id", "id")
 """Natural Questions has the first, TriviaQA the second, AR2's own files the third."""
 PASSAGE_COLUMNS = ["id", "text", "title"]
 """The columns of a file of passages without a header."""
+# Who proposed the negatives, of which the file says nothing.
+_NEGATIVES = {"hard_negative_ctxs": "bm25", "negative_ctxs": "random"}
 
 
 def read_layout(path: Path) -> Layout:
@@ -52,15 +67,25 @@ def read_layout(path: Path) -> Layout:
         if file := _only(path, f"biencoder-*{split}.json"):
             files.append(file)
             judgements.qrels[split] = {}
-            _read_questions(file, split, queries, judgements, dropped)
+            for line, item in require_good(read_questions(file, split, with_negatives=False)):
+                if isinstance(item, Query):
+                    queries[item.id] = item
+                elif isinstance(item, Judgement):
+                    judgements.add(split, item.qid, item.docid, item.grade, file, line)
+                elif isinstance(item, Dropped):
+                    dropped[item.reason] += 1
     for split in ("dev", "test"):
         file = _only(path, f"*{split}.qa.csv")
         if file and split not in judgements.qrels:
             files.append(file)
             answer_splits.add(split)
-            read = _read_answers(file, split, dropped)
-            queries |= read
-            judgements.qrels[split] = {qid: {} for qid in read}
+            judgements.qrels[split] = {}
+            for _, item in require_good(read_answers(file, split)):
+                if isinstance(item, AnsweredQuery):
+                    queries[item.query.id] = item.query
+                    judgements.qrels[split][item.query.id] = {}
+                elif isinstance(item, Dropped):
+                    dropped[item.reason] += 1
     if not judgements.qrels:
         raise DataError(
             f"{path} has passages but no questions",
@@ -71,7 +96,7 @@ def read_layout(path: Path) -> Layout:
         files=files,
         queries=queries,
         judgements=judgements,
-        read_corpus=lambda: _read_corpus(corpus),
+        read_corpus=lambda: documents_of(read_passages(corpus)),
         answer_splits=frozenset(answer_splits),
         dropped=dropped,
     )
@@ -93,78 +118,115 @@ def clean(text: str) -> str:
     return text.replace("\u2019", "'").replace("\n", " ").strip()
 
 
-def _read_questions(
-    path: Path, split: str, queries: dict[str, Query], judgements: Judgements, dropped: Counter[str]
-) -> None:
-    for row, (line, record) in enumerate(read_json_list(path), 1):
-        question = question_of(record, f"{split}-{row}", place(path, line))
-        if question is None:
-            dropped[f"question without a positive passage ({split})"] += 1
-            continue
-        query, gold = question
-        queries[query.id] = query
-        judgements.add(split, query.id, gold, 1, path, line)
+def read_questions(
+    path: Path, split: str, *, with_negatives: bool, mark: Mark | None = None, consumed: Consumed | None = None
+) -> Iterator[Outcome]:
+    """Stream the training questions of a file: of each a query and a judgement of its gold passage.
 
-
-def question_of(record: dict[str, Any], qid: str, where: str) -> tuple[Query, str] | None:
-    """Read one training question and the id of its gold passage; None where it has no positive passage.
+    Args:
+        path: The file.
+        split: Its split.
+        with_negatives: Whether the passages that are proposed as negatives are read, too.
+        mark: Where to begin; moved along.
+        consumed: Told of the bytes of the file that were read.
 
     Raises:
-        BadRecord: A field is missing, malformed or empty.
+        DataError: The file is no list of objects.
     """
+    mark = Mark() if mark is None else mark
+    start = mark.row  # a list is read from its beginning again: its objects are no lines
+    for row, (line, record) in enumerate(read_json_list(path, consumed), 1):
+        if row > start:
+            mark.row, mark.line = row, line
+            where = place(path, line)
+            yield line, attempt(lambda: _question(record, split, row, where, with_negatives))  # noqa: B023  # at once
+
+
+def _question(record: dict[str, Any], split: str, row: int, where: str, with_negatives: bool) -> list[Item]:
     question = clean(text_of(record, "question", where))
     answers = answers_of(record.get("answers"), where)
-    contexts = contexts_of(record, "positive_ctxs", where)
+    passages = _passages(record, "positive_ctxs", where)
     if not question:
         raise BadRecord("empty text", f"{where} has an empty question", remedy="remove the record")
-    if not contexts:
-        return None
-    gold = passage_id(contexts[0])
+    if not passages:
+        return [Dropped(f"question without a positive passage ({split})")]
+    gold = _passage_id(passages[0])
     if gold is None:
         raise BadRecord(
             "missing field",
             f"{where}: the gold passage (the first of 'positive_ctxs') has no id",
             expected=f"one of the fields {', '.join(ID_FIELDS)}",
         )
-    return Query(qid, question, answers), id_of(gold, "passage_id", where)
+    query, gold_id = Query(f"{split}-{row}", question, answers), id_of(gold, "passage_id", where)
+    items: list[Item] = [query, Judgement(split, query.id, gold_id, 1)]
+    return [*items, *_negatives(record, Training(split, query.id, [gold_id]), where)] if with_negatives else items
 
 
-def contexts_of(record: dict[str, Any], name: str, where: str) -> list[dict[str, Any]]:
-    """Return the passages of a field of a question.
+def _negatives(record: dict[str, Any], training: Training, where: str) -> list[Item]:
+    items: list[Item] = []
+    for name, retriever in _NEGATIVES.items():
+        for passage in _passages(record, name, where) if record.get(name) is not None else []:
+            docid = _passage_id(passage)
+            if docid is None:
+                items.append(Dropped("negative passage without an id"))
+                continue
+            training.add_negative(id_of(docid, "passage_id", where), _score(passage.get("score")), [retriever])
+    return [*([training] if training.negatives else []), *items]
 
-    Raises:
-        BadRecord: The field is no list of objects.
-    """
-    contexts = record.get(name)
-    if not isinstance(contexts, list) or not all(isinstance(context, dict) for context in contexts):
+
+def _score(value: object) -> float | None:
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if is_number else None  # type: ignore[arg-type]  # a number, as was just found
+
+
+def _passages(record: dict[str, Any], name: str, where: str) -> list[dict[str, Any]]:
+    passages = record.get(name)
+    if not isinstance(passages, list) or not all(isinstance(passage, dict) for passage in passages):
         raise BadRecord(
-            "malformed field", f"{where} has {str(contexts)[:40]!r} as {name!r}", expected="a list of passages"
+            "malformed field", f"{where} has {str(passages)[:40]!r} as {name!r}", expected="a list of passages"
         )
-    return contexts
+    return passages
 
 
-def passage_id(context: dict[str, Any]) -> object:
-    """Return the id of a passage under whichever name it has; None where it has none."""
-    return next((context[name] for name in ID_FIELDS if context.get(name) is not None), None)
+def _passage_id(passage: dict[str, Any]) -> object:
+    return next((passage[name] for name in ID_FIELDS if passage.get(name) is not None), None)
 
 
-def _read_answers(path: Path, split: str, dropped: Counter[str]) -> dict[str, Query]:
-    queries: dict[str, Query] = {}
-    for row, (line, columns) in enumerate(read_quoted_tsv(path), 1):
-        query = answered_of(columns, f"{split}-{row}", place(path, line))
-        if query is None:
-            dropped[f"question without an answer ({split})"] += 1
-        else:
-            queries[query.id] = query
-    return queries
+def read_answers(
+    path: Path,
+    split: str,
+    *,
+    max_characters: int = MAX_COLUMN_CHARACTERS,
+    mark: Mark | None = None,
+    consumed: Consumed | None = None,
+) -> Iterator[Outcome]:
+    """Stream the questions of a `.qa.csv`, of which answers alone are known.
 
-
-def answered_of(columns: list[str], qid: str, where: str) -> Query | None:
-    """Read one row of a `.qa.csv`; None where it has no answer.
+    Args:
+        path: The file.
+        split: Its split.
+        max_characters: The longest column.
+        mark: Where to begin; moved along.
+        consumed: Told of the bytes of the file that were read.
 
     Raises:
-        BadRecord: The row has other columns than a question and a Python list of strings.
+        DataError: The file is missing, empty or damaged.
     """
+    mark = Mark() if mark is None else mark
+    for columns in quoted_rows(path, mark, max_characters=max_characters, consumed=consumed):
+        if isinstance(columns, BadRecord):
+            yield mark.line, columns
+        else:
+            where = place(path, mark.line)
+            yield mark.line, attempt(lambda: _answered(columns, split, mark.row, where))  # noqa: B023  # called at once
+
+
+def _answered(columns: list[str], split: str, row: int, where: str) -> list[Item]:
     if len(columns) != 2:
         raise BadRecord(
             "wrong number of columns",
@@ -180,35 +242,39 @@ def answered_of(columns: list[str], qid: str, where: str) -> Query | None:
     answers, question = answers_of(value, where), clean(columns[0])
     if not question:
         raise BadRecord("empty text", f"{where} has an empty question", remedy="remove the row")
-    return Query(qid, question, answers) if answers else None
+    if not answers:
+        return [Dropped(f"question without an answer ({split})")]
+    return [AnsweredQuery(Query(f"{split}-{row}", question, answers), split)]
 
 
-def _read_corpus(path: Path) -> Iterator[tuple[int, Document]]:
+def read_passages(
+    path: Path,
+    *,
+    max_characters: int = MAX_COLUMN_CHARACTERS,
+    mark: Mark | None = None,
+    consumed: Consumed | None = None,
+) -> Iterator[Outcome]:
+    """Stream the passages of a file; its arguments are those of `read_answers`.
+
+    Raises:
+        DataError: The file is missing, empty or damaged, or its header lacks the columns id or text.
+    """
     names = PASSAGE_COLUMNS
-    for row, (line, columns) in enumerate(read_quoted_tsv(path)):
-        if row == 0 and columns[0] == "id":
-            names = header_of(columns, place(path, line))
-        else:
-            yield line, passage_of(columns, names, place(path, line))
+    mark, head = Mark() if mark is None else mark, Mark()
+    first = next(quoted_rows(path, head), [])
+    if not isinstance(first, BadRecord) and first and first[0] == "id":
+        names = first
+        if not {"id", "text"} <= set(names):
+            raise DataError(f"{place(path, head.line)} is the header {names}", expected="id, text and title")
+    for columns in quoted_rows(path, mark, max_characters=max_characters, consumed=consumed):
+        if isinstance(columns, BadRecord):
+            yield mark.line, columns
+        elif not (mark.row == 1 and columns[0] == "id"):
+            where = place(path, mark.line)
+            yield mark.line, attempt(lambda: [_passage(columns, names, where)])  # noqa: B023  # called at once
 
 
-def header_of(columns: list[str], where: str) -> list[str]:
-    """Check the header of a file of passages.
-
-    Raises:
-        DataError: It lacks the columns id or text.
-    """
-    if not {"id", "text"} <= set(columns):
-        raise DataError(f"{where} is the header {columns}", expected="id, text and title")
-    return columns
-
-
-def passage_of(columns: list[str], names: list[str], where: str) -> Document:
-    """Read one row of a file of passages.
-
-    Raises:
-        BadRecord: It has another number of columns than names, or a malformed id.
-    """
+def _passage(columns: list[str], names: list[str], where: str) -> Document:
     if len(columns) != len(names):
         raise BadRecord(
             "wrong number of columns",

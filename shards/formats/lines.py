@@ -71,22 +71,6 @@ def json_object(text: str, path: Path, line: int) -> dict[str, Any]:
     return record
 
 
-def read_quoted_tsv(path: Path) -> Iterator[tuple[int, list[str]]]:
-    r"""Stream the rows of a tab-separated file in which quotes enclose a column and are doubled inside it.
-
-    Yields:
-        The row's last line and its columns.
-
-    Raises:
-        DataError: The file cannot be read, or a quote is never closed.
-    """
-    mark = Mark()
-    for row in quoted_rows(path, mark):
-        if isinstance(row, BadRecord):
-            raise row
-        yield mark.line, row
-
-
 def quoted_rows(
     path: Path,
     mark: Mark,
@@ -94,11 +78,13 @@ def quoted_rows(
     max_characters: int = MAX_COLUMN_CHARACTERS,
     consumed: Callable[[int], None] | None = None,
 ) -> Iterator[list[str] | BadRecord]:
-    """Stream the rows of a quoted file from a mark on, and move the mark behind each; blank lines are skipped.
+    """Stream the rows of a tab-separated file in which quotes enclose a column and are doubled inside it.
+
+    Blank lines are skipped.
 
     Args:
         path: The file, plain or compressed.
-        mark: Where to begin.
+        mark: Where to begin; moved behind each row.
         max_characters: The longest column; a quote that is never closed is noticed after as many.
         consumed: Told of the bytes of the file that were read.
 

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from shards.errors import DataError
 from shards.formats.compressed import find_file
+from shards.formats.items import Consumed, Item, Judgement, Outcome, documents_of, read_lines_as, require_good
 from shards.formats.layout import Judgements, Layout, add_query, grade_of
-from shards.formats.lines import id_of, read_lines
-from shards.formats.stream import BadRecord, place
+from shards.formats.lines import id_of
+from shards.formats.stream import BadRecord, Mark, place
 from shards.records import Document, Query
 
 # The names a split's files may have, the better one first: published numbers are those of dev.small.
@@ -44,7 +45,9 @@ def read_layout(path: Path) -> Layout:
         files += [query_file, judgement_file]
         judgements.qrels[split] = {}
         _read_queries(query_file, queries)
-        _read_judgements(judgement_file, split, judgements)
+        for line, item in require_good(read_judgements(judgement_file, split)):
+            if isinstance(item, Judgement):
+                judgements.add(split, item.qid, item.docid, item.grade, judgement_file, line)
     if not judgements.qrels:
         raise DataError(
             f"{path} has no judgements",
@@ -55,15 +58,16 @@ def read_layout(path: Path) -> Layout:
         files=files,
         queries=queries,
         judgements=judgements,
-        read_corpus=lambda: _read_corpus(corpus),
+        read_corpus=lambda: documents_of(read_passages(corpus)),
     )
 
 
 def _read_queries(path: Path, queries: dict[str, Query]) -> None:
     found: dict[str, Query] = {}
     lines: dict[str, int] = {}
-    for line, qid, text in _two_columns(path, "a query"):
-        add_query(found, lines, Query(qid, text), path, line)
+    for line, item in require_good(read_queries(path)):
+        if isinstance(item, Query):
+            add_query(found, lines, item, path, line)
     for qid, query in found.items():
         if queries.get(qid, query) != query:
             raise DataError(
@@ -73,41 +77,63 @@ def _read_queries(path: Path, queries: dict[str, Query]) -> None:
     queries |= found
 
 
-def _read_judgements(path: Path, split: str, judgements: Judgements) -> None:
-    for line, text in read_lines(path):
-        if row := judgement_of(text, path, line):
-            judgements.add(split, *row, path, line)
+def read_passages(path: Path, mark: Mark | None = None, consumed: Consumed | None = None) -> Iterator[Outcome]:
+    """Stream the passages of a collection.
 
-
-def judgement_of(text: str, path: Path, line: int) -> tuple[str, str, int] | None:
-    """Read a judgement of four columns (qid, 0, docid, grade) or two (qid, docid); None for a blank line.
+    Args:
+        path: The file.
+        mark: Where to begin; moved along.
+        consumed: Told of the bytes of the file that were read.
 
     Raises:
-        BadRecord: It has another number of columns, or a grade that is no whole number.
+        DataError: The file is missing, empty, damaged or cut short.
     """
-    columns = text.split()
-    if len(columns) == 4:
-        return columns[0], columns[2], grade_of(columns[3], path, line)
-    if len(columns) == 2:
-        return columns[0], columns[1], 1
-    if columns:
-        raise BadRecord(
-            "wrong number of columns",
-            f"{place(path, line)} has {len(columns)} columns",
-            expected="four (qid, 0, pid, grade) or two (qid, pid)",
-        )
-    return None
+
+    def passage(text: str, line: int) -> list[Item]:
+        row = id_and_text(text, "a passage", path, line)
+        return [Document(row[0], "", row[1])] if row else []
+
+    return read_lines_as(path, passage, mark, consumed)
 
 
-def _read_corpus(path: Path) -> Iterator[tuple[int, Document]]:
-    for line, pid, text in _two_columns(path, "a passage"):
-        yield line, Document(pid, "", text)
+def read_queries(path: Path, mark: Mark | None = None, consumed: Consumed | None = None) -> Iterator[Outcome]:
+    """Stream the queries of a file, `qid TAB text`; as `read_passages`."""
+
+    def query(text: str, line: int) -> list[Item]:
+        row = id_and_text(text, "a query", path, line)
+        return [Query(*row)] if row else []
+
+    return read_lines_as(path, query, mark, consumed)
 
 
-def _two_columns(path: Path, what: str) -> Iterator[tuple[int, str, str]]:
-    for line, row in read_lines(path):
-        if found := id_and_text(row, what, path, line):
-            yield line, *found
+def read_judgements(
+    path: Path, split: str, folder: str = "qrels", mark: Mark | None = None, consumed: Consumed | None = None
+) -> Iterator[Outcome]:
+    """Stream judgements of four columns (qid, 0, docid, grade) or two (qid, docid); as `read_passages`.
+
+    Args:
+        path: The file.
+        split: Its split.
+        folder: `qrels`, or `exclusions` as `Judgement.folder` says it.
+        mark: Where to begin; moved along.
+        consumed: Told of the bytes of the file that were read.
+    """
+
+    def judgement(text: str, line: int) -> list[Item]:
+        columns = text.split()
+        if len(columns) == 4:
+            return [Judgement(split, columns[0], columns[2], grade_of(columns[3], path, line), folder)]
+        if len(columns) == 2:
+            return [Judgement(split, columns[0], columns[1], 1, folder)]
+        if columns:
+            raise BadRecord(
+                "wrong number of columns",
+                f"{place(path, line)} has {len(columns)} columns",
+                expected="four (qid, 0, pid, grade) or two (qid, pid)",
+            )
+        return []
+
+    return read_lines_as(path, judgement, mark, consumed)
 
 
 def id_and_text(row: str, what: str, path: Path, line: int) -> tuple[str, str] | None:

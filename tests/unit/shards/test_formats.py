@@ -547,7 +547,7 @@ def describe(folder: Path) -> dict[str, Any]:
         dropped={"document given twice": 4},
         ignored={},
         answer_splits=[],
-        files={name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for name, path in files.items()},
+        files={name: canonical.Contents(path.stat().st_size, sha256_file(path)) for name, path in files.items()},
     )
     record = description.as_dict()
     (folder / "dataset.json").write_text(json.dumps(record))
@@ -586,7 +586,8 @@ def test_a_converted_folder_is_opened_without_a_look_at_its_corpus(beir: Path, m
         (replaced("qrels/train.tsv", "d1\t1", "d1\t2"), "train.tsv was changed since it was converted"),
         (replaced("dataset.json", '"version": 1', '"version": 2'), "is damaged: it has version 2"),
         (replaced("dataset.json", '"sha256": "', '"sha256": "0'), "its fingerprint is not that of the files"),
-        (replaced("dataset.json", '"kept"', '"lost"'), "is damaged: KeyError"),
+        (replaced("dataset.json", '"kept"', '"lost"'), "is damaged: kept: Field required"),
+        (replaced("dataset.json", '"bytes": 133', '"bytes": "133"'), "is damaged: files.corpus.jsonl.bytes"),
         (appended("dataset.json", "}"), "is damaged"),
     ],
 )

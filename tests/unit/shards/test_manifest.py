@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from shards.errors import ArtifactError
+from shards.files import parse_record
 from shards.manifest import CorpusManifest, ShardEntry, TokenStream, shard_name
 
 HASH = "a" * 64
@@ -52,7 +53,7 @@ def test_comes_back_as_it_went(tmp_path: Path) -> None:
 
 def test_entries_travel_as_json() -> None:
     one = entry(3, 7, 2)
-    assert ShardEntry.from_dict(json.loads(json.dumps(one.as_dict()))) == one
+    assert parse_record(json.loads(json.dumps(dataclasses.asdict(one))), ShardEntry, "an entry") == one
     assert (one.number, one.offsets_name, list(one.documents)) == (3, "000003.offsets.npy", [7, 8])
 
 
@@ -105,9 +106,14 @@ def test_an_edited_manifest_is_refused(tmp_path: Path) -> None:
     [
         ({"version": 2}, "version 2"),
         ({"surprise": 1}, "surprise"),
-        ({"shards": [1]}, "cannot be read"),
-        ({"streams": [{"name": "A.b", "tokenizer_sha256": HASH, "max_tokens": 4}]}, "cannot be read"),
-        ({"shards": [entry(0, 0, 12).as_dict() | {"num_bytes": "1024"}]}, "cannot be read"),
+        ({"shards": [1]}, r"manifest.json is damaged: shards\.0.*write the shards again"),
+        (
+            {"streams": [{"name": "A.b", "tokenizer_sha256": HASH, "max_tokens": 4}]},
+            r"streams\.0.*cannot be named 'A.b'",
+        ),
+        ({"shards": [dataclasses.asdict(entry(0, 0, 12)) | {"num_bytes": "1024"}]}, r"shards\.0\.num_bytes"),
+        ({"num_tokens": {"retriever": 1.5}}, r"num_tokens\.retriever"),
+        ({"sha256": None}, "the hash None"),
     ],
 )
 def test_malformed_fields_are_refused(tmp_path: Path, change: dict[str, Any], fact: str) -> None:

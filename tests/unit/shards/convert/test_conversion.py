@@ -69,7 +69,7 @@ def test_msmarco_comes_out_as_a_reader_of_the_downloads_sees_it(source: Path, su
     assert dataset.num_documents == 4
     assert dataset.dropped == raw.dropped == {"query without a judgement": 1}
     assert report.description.dropped == {}
-    assert [entry["name"] for entry in report.description.inputs] == [
+    assert [entry.name for entry in report.description.inputs] == [
         f"collection.tsv{suffix}",
         f"queries.dev.small.tsv{suffix}",
         f"queries.train.tsv{suffix}",

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from shards.convert import files, ids
+from shards.convert import appended, ids
 from shards.convert.conversion import convert
-from shards.convert.ids import IdLog, first_like, mark_repeated, mark_unknown, place_of, read_marks
+from shards.convert.ids import IdLog, first_like, flag_repeated, flag_unknown, place_of, read_flags
 from shards.convert.options import Options
 from shards.convert.regroup import RawTraining, regroup
 
@@ -32,35 +32,35 @@ def _sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.usefixtures("_sizes")
-def test_marks_are_those_of_a_set(tmp_path: Path) -> None:
+def test_flags_are_those_of_a_set(tmp_path: Path) -> None:
     drawn = random.Random(0)
     known = [str(drawn.randrange(300)) for _ in range(400)]
     asked = [str(drawn.randrange(600)) for _ in range(500)]
-    log, other, marks = log_of(tmp_path / "known", known), log_of(tmp_path / "asked", asked), tmp_path / "marks"
+    log, other, flags = log_of(tmp_path / "known", known), log_of(tmp_path / "asked", asked), tmp_path / "flags"
     repeated = [identifier in known[:place] for place, identifier in enumerate(known)]
-    assert mark_repeated(log, marks) == sum(repeated)
-    assert list(read_marks(marks)) == repeated
+    assert flag_repeated(log, flags) == sum(repeated)
+    assert list(read_flags(flags)) == repeated
     unknown = [identifier not in known for identifier in asked]
-    assert mark_unknown(other, log, marks) == sum(unknown)
-    assert list(read_marks(marks)) == unknown
+    assert flag_unknown(other, log, flags) == sum(unknown)
+    assert list(read_flags(flags)) == unknown
     place = repeated.index(True)
     assert first_like(log, place) == known.index(known[place])
     assert place_of(log, place) == (3, place + 1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["asked", "known", "marks"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["asked", "flags", "known"]
 
 
 @pytest.mark.usefixtures("_sizes")
 def test_empty_logs_mark_nothing_or_everything(tmp_path: Path) -> None:
-    empty, some, marks = log_of(tmp_path / "empty", []), log_of(tmp_path / "some", ["a", "b"]), tmp_path / "marks"
-    assert mark_repeated(empty, marks) == 0 == mark_unknown(empty, some, marks)
-    assert list(read_marks(marks)) == []
-    assert mark_unknown(some, empty, marks) == 2
+    empty, some, flags = log_of(tmp_path / "empty", []), log_of(tmp_path / "some", ["a", "b"]), tmp_path / "flags"
+    assert flag_repeated(empty, flags) == 0 == flag_unknown(empty, some, flags)
+    assert list(read_flags(flags)) == []
+    assert flag_unknown(some, empty, flags) == 2
 
 
 def peak_of(tmp_path: Path, number: int) -> int:
     log = log_of(tmp_path / f"log{number}", [str(place) for place in range(number)])
     tracemalloc.start()
-    assert mark_repeated(log, tmp_path / "marks") == 0
+    assert flag_repeated(log, tmp_path / "flags") == 0
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     return peak
@@ -88,7 +88,7 @@ def test_four_times_the_documents_take_the_same_memory(tmp_path: Path, monkeypat
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
     monkeypatch.setattr(ids, "_BUCKET_ENTRIES", 1 << 11)
     monkeypatch.setattr(ids, "_BLOCK_ENTRIES", 1 << 12)
-    monkeypatch.setattr(files, "BUFFER_BYTES", 1 << 16)
+    monkeypatch.setattr(appended, "BUFFER_BYTES", 1 << 16)
     convert_peak = peak_of_conversion(tmp_path / "small", 8_000)
     assert peak_of_conversion(tmp_path / "large", 32_000) < convert_peak + 200_000
 

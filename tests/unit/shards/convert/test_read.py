@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from shards.convert.items import Item
 from shards.convert.options import Options
 from shards.convert.read import read_source
 from shards.convert.sources import Source, find_sources
+from shards.formats.items import Item
 from shards.formats.stream import BadRecord, Mark
 from tests.unit.shards.convert.test_conversion import DPR, TOPICS, write
 

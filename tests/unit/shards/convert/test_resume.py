@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -209,3 +210,14 @@ def test_a_source_that_changes_under_way_is_noticed(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(conversion, "read_source", touching)
     with pytest.raises(DataError, match=r"qrels.train.tsv changed while it was read"):
         convert([source], tmp_path / "out", Options())
+
+
+@pytest.mark.parametrize(("change", "place"), [({"source": "x"}, "source"), ({"rows": {"a": "b"}}, r"rows\.a")])
+def test_a_journal_of_another_form_is_refused(source: Path, tmp_path: Path, change: dict[str, Any], place: str) -> None:
+    """Taken as it was, it broke the conversion in the middle, with an error that named no file."""
+    out = tmp_path / "out"
+    assert killed(150, lambda: convert([source], out, DROP, checkpoint_seconds=0))
+    journal = out / ".partial" / "journal.json"
+    journal.write_text(json.dumps(json.loads(journal.read_text()) | change))
+    with pytest.raises(ArtifactError, match=rf"journal.json is damaged: {place}: .*run the command again"):
+        convert([source], out, DROP)

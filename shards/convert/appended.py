@@ -20,7 +20,7 @@ _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up",
 
 
 @contextmanager
-def told_when_full(folder: Path, needed: Callable[[], int]) -> Iterator[None]:
+def explain_full_disk(folder: Path, needed: Callable[[], int]) -> Iterator[None]:
     """Turn an error of a full disk into one that says how much is needed and how much is free.
 
     Args:
