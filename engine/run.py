@@ -33,6 +33,7 @@ from engine.reliability.activity import ACTIVITY
 from engine.reliability.preemption import PREEMPTION
 from engine.reliability.run_lock import RunLock, acquire
 from engine.reliability.watchdog import Watchdog, watch
+from engine.stage_results import in_form, one_line, plain_of
 from shards.files import read_json, write_atomically, write_json
 
 log = get_logger(__name__)
@@ -230,7 +231,9 @@ class Run:
 
         Args:
             name: Unique name of the stage, such as `retriever/3`.
-            function: Takes a `Stage` and the given arguments; its result must be JSON.
+            function: Takes a `Stage` and the given arguments; its result must be JSON, or a frozen dataclass that its
+                annotation names. A dataclass may have a method `shown`, which returns what the log tells of it, by
+                name; otherwise its numbers and texts are told, but for fields with the metadata `{"shown": False}`.
 
         Returns:
             The function's result on rank 0, or the recorded one.
@@ -238,13 +241,13 @@ class Run:
         Raises:
             CoordinationError: A rank did not come to the barrier before or after the stage, or another start has
                 taken the folder over.
+            ArtifactError: The recorded result has another form than the function's.
             Preempted: The run was asked to stop.
         """
         if name in self._finished:
             if name in self._of_earlier_starts:
                 log.info("%-28s finished earlier, skipped", name)
-            result: R = self._finished[name]["result"]
-            return result
+            return in_form(function, self._finished[name]["result"], name)
         if any(self.coordinator.gather(f"{name}: start", PREEMPTION.requested)):
             raise PREEMPTION.stop_here(f"the start of {name}")
         start = time.monotonic()
@@ -252,14 +255,15 @@ class Run:
             result = function(Stage(self, name), *args, **kwargs)
             self.coordinator.barrier(f"{name}: end")
         seconds = time.monotonic() - start
-        result = self.coordinator.broadcast(f"{name}: result", result)
-        self._finished[name] = {"seconds": round(seconds, 3), "result": result}
+        plain = self.coordinator.broadcast(f"{name}: result", plain_of(result))
+        result = in_form(function, plain, name)
+        self._finished[name] = {"seconds": round(seconds, 3), "result": plain}
         if self.lock is not None:
             self.lock.require()
         if self.is_main:
             write_json(self._ledger, {"stages": self._finished})
         self.metrics.write(name, len(self._finished), {f"seconds/{name.split('/')[0]}": seconds})
-        log.info("%-28s %s%s", name, format_seconds(seconds), f"  {summary}" if (summary := _one_line(result)) else "")
+        log.info("%-28s %s%s", name, format_seconds(seconds), f"  {summary}" if (summary := one_line(result)) else "")
         return result
 
 
@@ -270,15 +274,6 @@ def format_seconds(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {rest:02d}s"
-
-
-def _one_line(result: Any) -> str:
-    if not isinstance(result, dict):
-        return ""
-    shown = {key: value for key, value in result.items() if isinstance(value, (int, float, str)) and key[0] != "_"}
-    return "  ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in shown.items()
-    )
 
 
 def _read_ledger(path: Path) -> dict[str, Any]:
