@@ -24,6 +24,7 @@ import torch
 
 from benchmarks.index_worlds import GIB, corpus_of, folder_bytes, stamp_of
 from benchmarks.report import machine_line, table
+from engine.config.recipe import IndexConfig
 from engine.coordination.coordinator import Coordinator, LocalTransport
 from engine.index.build import build_index
 from engine.index.dense import DenseIndex
@@ -98,7 +99,7 @@ def compare(folder: Path, arguments: argparse.Namespace, limit: int) -> list[dic
         | {"of Flat": 1.0}
     ]
     for number, factory in enumerate(arguments.factory):
-        plan = plan_index(factory, num_documents=store.num_documents, dimension=store.dimension)
+        plan = plan_index(IndexConfig(factory=factory), num_documents=store.num_documents, dimension=store.dimension)
         target = folder / f"index-{number}"
         built = build_index(
             Coordinator(LocalTransport()),

@@ -23,12 +23,12 @@ from engine.data.corpus import (
 )
 from engine.errors import ConfigError
 from engine.evaluation.evaluate import evaluate_systems, summary_table
+from engine.index.plan import plan_index
 from engine.log import get_logger
 from engine.models.export import export_ranker, export_retriever
 from engine.models.ranker import Ranker
 from engine.models.retriever import Retriever
 from engine.models.weights import iteration_name
-from engine.refresh.refresh import index_plan
 from engine.run import Run, Stage
 from engine.training.backend import Models, TrainedModel, deepspeed_config
 from engine.training.resume import restore_training
@@ -128,7 +128,7 @@ def check_sizes(config: Config, dataset: Dataset, retriever: Retriever, ranker: 
                 remedy=f"set {name}.max_length={longest}, or name a model for longer inputs",
             )
     require_enough_documents(config, dataset)
-    index_plan(config, dataset.num_documents, retriever.dimension)
+    plan_index(config.index, num_documents=dataset.num_documents, dimension=retriever.dimension)
 
 
 def make_engines(run: Run, retriever: Retriever, ranker: Ranker) -> Models:

@@ -16,11 +16,12 @@ from tabulate import tabulate
 
 from engine.data.answers import AnswerMatcher
 from engine.data.corpus import Data
-from engine.evaluation.measures import answer_measures, read_trec, score_run, write_trec
+from engine.data.trec import read_trec, write_trec
+from engine.evaluation.measures import answer_measures, score_run
 from engine.log import get_logger, progress_bar
 from engine.models.ranker import Ranker
 from engine.models.weights import ZERO_SHOT, frozen_ranker, iteration_name, publish_weights
-from engine.refresh.refresh import build_bm25_index, make_index, open_bm25, open_searcher
+from engine.retrievers.kinds import BM25, build, dense, open_searcher
 from engine.run import Run, RunFolder, Stage
 from engine.search import Searcher
 from shards.files import read_json, write_json
@@ -42,12 +43,12 @@ ENTROPY_DEPTH = 15
 def evaluate_yardsticks(stage: Stage, models: Models, data: Data) -> dict[str, float]:
     """Measure BM25 and the retriever before any training on the dev split."""
     run = stage.run
-    run.once("bm25", build_bm25_index, data, run.folder)
+    build(run, data, run.folder, BM25)
     measured = evaluate_bm25(stage, data, run.folder, "dev")
     if run.config.evaluation.zero_shot:
         with models.training(models.retriever) as retriever:
             publish_weights(run, retriever, data.retriever_text, ZERO_SHOT)
-        make_index(run, data, run.folder, ZERO_SHOT)
+        build(run, data, run.folder, dense(ZERO_SHOT))
         measured |= evaluate_retriever(stage, data, run.folder, "zero-shot", None, "dev")
     return measured
 
@@ -74,15 +75,14 @@ def evaluate_systems(stage: Stage, data: Data, folder: RunFolder, split: str, *,
         last: The newest finished iteration.
     """
     run = stage.run
-    prefix = "" if folder == run.folder else f"{folder.path.name}/"
-    run.once(f"{prefix}bm25", build_bm25_index, data, folder)
+    build(run, data, folder, BM25)
     measured = evaluate_bm25(stage, data, folder, split)
     if run.config.evaluation.zero_shot:
-        make_index(run, data, folder, ZERO_SHOT)
+        build(run, data, folder, dense(ZERO_SHOT))
         measured |= evaluate_retriever(stage, data, folder, "zero-shot", None, split)
     for iteration in sorted({0, last}):
         g, d = ("G0", "D0") if iteration == 0 else ("G", "D")
-        make_index(run, data, folder, iteration_name(iteration))
+        build(run, data, folder, dense(iteration_name(iteration)))
         measured |= evaluate_retriever(stage, data, folder, g, iteration, split)
         measured |= evaluate_ranker(stage, data, folder, d, g, iteration, split)
     return measured
@@ -93,7 +93,7 @@ def evaluate_bm25(stage: Stage, data: Data, folder: RunFolder, split: str) -> di
     queries = split_queries(stage.run, data, split)
     if not queries:
         return {}
-    ranking = retrieve(stage, data, open_bm25(data, folder), queries, "BM25")
+    ranking = retrieve(stage, data, open_searcher(stage.run, data, folder, BM25), queries, "BM25")
     return _record(stage, data, folder, ranking, "BM25", "BM25", None, split)
 
 
@@ -119,7 +119,7 @@ def evaluate_retriever(
     if not queries:
         return {}
     name = ZERO_SHOT if iteration is None else iteration_name(iteration)
-    searcher = open_searcher(run, data, folder, name)
+    searcher = open_searcher(run, data, folder, dense(name))
     ranking = retrieve(stage, data, searcher, queries, system)
     entropy = _mean_entropy(ranking, run.config.retriever.score_scale)
     run.metrics.write(

@@ -10,13 +10,12 @@ from __future__ import annotations
 import hashlib
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import nn
 
 from engine.config.recipe import Config, ModelConfig
-from engine.data.corpus import ModelText
 from engine.errors import ArtifactError
 from engine.models.ranker import Ranker
 from engine.models.retriever import Retriever
@@ -33,12 +32,21 @@ _MARKER = "weights.json"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+class HasTokenizer(Protocol):
+    """What goes with a model and has its tokenizer, such as `engine.data.tokenization.ModelText`."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer."""
+        ...
+
+
 def iteration_name(iteration: int) -> str:
     """Return how artifacts of an iteration are named: `000` for the warm-up, then `001` and on."""
     return f"{iteration:03d}"
 
 
-def publish_weights(run: Run, model: TrainedModel, text: ModelText, name: str) -> dict[str, str]:
+def publish_weights(run: Run, model: TrainedModel, text: HasTokenizer, name: str) -> dict[str, str]:
     """Gather a model's weights and publish them under an iteration's name. A collective.
 
     Args:
@@ -124,7 +132,7 @@ def _frozen(model: M, section: ModelConfig, device: torch.device) -> M:
 
 
 def _write(
-    folder: Path, model: TrainedModel, text: ModelText, state: dict[str, torch.Tensor], metadata: dict[str, Any]
+    folder: Path, model: TrainedModel, text: HasTokenizer, state: dict[str, torch.Tensor], metadata: dict[str, Any]
 ) -> str:
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

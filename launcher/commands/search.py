@@ -12,7 +12,7 @@ from pathlib import Path
 
 from engine.evaluation.evaluate import score_pairs
 from engine.models.weights import frozen_ranker, iteration_name
-from engine.refresh.refresh import open_searcher
+from engine.retrievers.kinds import dense, open_searcher
 from launcher.commands.finished import data_of, last_iteration, open_run
 from shards.records import Query
 
@@ -34,7 +34,7 @@ class SearchEngine:
         self.iteration = last_iteration(self._run)
         name = iteration_name(self.iteration)
         self._data = data_of(self._run, self.iteration)
-        self._searcher = open_searcher(self._run, self._data, self._run.folder, name)
+        self._searcher = open_searcher(self._run, self._data, self._run.folder, dense(name))
         self._ranker = frozen_ranker(self._run.config, self._run.folder.weights("ranker", name), self._run.device)
 
     def search(self, question: str, top_k: int) -> list[tuple[float, float, str, str, str]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from engine.config.recipe import Config
 from engine.errors import ConfigError, SparringError
-from engine.refresh.refresh import index_plan
+from engine.index.plan import plan_index
 from launcher.plan.corpus import Corpus, corpus_of
 from launcher.plan.models import ModelShape, Role, shape_of
 from launcher.plan.storage import disk_use, index_needs
@@ -69,7 +69,7 @@ def estimate_space(config: Config) -> Space:
     if corpus is None or retriever is None or ranker is None:
         return Space({}, tuple(unknown))
     try:
-        plan = index_plan(config, corpus.documents, retriever.hidden)
+        plan = plan_index(config.index, num_documents=corpus.documents, dimension=retriever.hidden)
     except ConfigError:  # the recipe itself tells it, by the exact number of documents
         return Space({}, ("the index",))
     needs = index_needs(config, corpus, plan, retriever.hidden, _GIGAFLOPS)

@@ -29,6 +29,7 @@ def build_on_every_rank() -> None:
     import torch
 
     torch.set_num_threads(1)
+    from engine.config.recipe import IndexConfig
     from engine.coordination.coordinator import Coordinator, LocalTransport, StoreTransport
     from engine.errors import SparringError
     from engine.index.build import build_index
@@ -50,7 +51,9 @@ def build_on_every_rank() -> None:
     opened = open_store(root, SIZES)
     for job in jobs:
         plan = plan_index(
-            job["factory"], num_documents=num, dimension=D, num_iterations=3, placement=job.get("placement", "auto")
+            IndexConfig(factory=job["factory"], kmeans_iterations=3, placement=job.get("placement", "auto")),
+            num_documents=num,
+            dimension=D,
         )
         folder = root / job["folder"]
         if rank == job.get("killed_rank", -1):

@@ -47,7 +47,8 @@ def passes_on_every_rank() -> None:
     from engine.data.tokenization import ModelText
     from engine.models.retriever import Retriever
     from engine.models.weights import publish_weights
-    from engine.refresh.refresh import bm25_candidates, encode_corpus
+    from engine.refresh.refresh import bm25_candidates
+    from engine.retrievers.dense import encode_corpus
     from engine.run import Run
     from shards.formats import open_dataset
     from shards.made.generated import generate_dataset

@@ -220,7 +220,7 @@ def our_scores(tiny: Finished, queries: list[str], docids: list[str]) -> tuple[n
     """Both models' scores [queries, documents], by the code that serves a search."""
     from engine.evaluation.evaluate import score_pairs
     from engine.models.weights import frozen_ranker
-    from engine.refresh.refresh import open_searcher
+    from engine.retrievers.kinds import dense, open_searcher
     from launcher.commands.finished import data_of, open_run
     from shards.records import Query
 
@@ -228,7 +228,7 @@ def our_scores(tiny: Finished, queries: list[str], docids: list[str]) -> tuple[n
     data = data_of(run, 2)
     documents = [data.shards.index_of(docid) for docid in docids]
     asked = [Query(f"{number}", text) for number, text in enumerate(queries)]
-    searcher = open_searcher(run, data, run.folder, "002")
+    searcher = open_searcher(run, data, run.folder, dense("002"))
     hits = searcher.search(asked, data.shards.num_documents)
     retrieved = np.array(
         [

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine.data.trec import read_trec
 from engine.evaluation import evaluate
 from engine.evaluation.evaluate import (
     _mean_entropy,
@@ -21,7 +22,6 @@ from engine.evaluation.evaluate import (
     split_queries,
     summary_table,
 )
-from engine.evaluation.measures import read_trec
 from engine.run import Run, Stage
 from engine.search import Hits
 from shards.files import write_json

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine.config.recipe import IndexConfig
 from engine.coordination.coordinator import Coordinator, LocalTransport
 from engine.errors import ArtifactError, IndexQualityError
 from engine.index.build import build_index, require_recall
@@ -27,7 +28,8 @@ FILES = {"trained.faiss", "trained.json", "index.faiss", "manifest.json"}
 
 
 def plan_of(factory: str = "IVF20,PQ8x4", **settings: Any) -> IndexPlan:
-    return plan_index(factory, num_documents=N, dimension=D, **({"num_iterations": 3} | settings))
+    asked = IndexConfig(factory=factory, **({"kmeans_iterations": 3} | settings))
+    return plan_index(asked, num_documents=N, dimension=D)
 
 
 PLAN = plan_of("IVF20,PQ8x4fs")

@@ -11,7 +11,7 @@ from engine.config.recipe import Config
 from engine.data import tokenization
 from engine.data.candidates import Candidates
 from engine.errors import ConfigError
-from engine.refresh.refresh import index_plan
+from engine.index.plan import plan_index
 from engine.training import state as training_state
 from launcher.plan.corpus import Corpus, corpus_of
 from launcher.plan.models import shape_of
@@ -50,7 +50,7 @@ def corpus(**sizes: float) -> Corpus:
 def use(config: Config, **sizes: float) -> DiskUse:
     retriever, ranker = shape_of(config, "retriever"), shape_of(config, "ranker")
     found = corpus(**sizes)
-    plan = index_plan(config, found.documents, retriever.hidden)
+    plan = plan_index(config.index, num_documents=found.documents, dimension=retriever.hidden)
     return disk_use(config, found, retriever, ranker, index_needs(config, found, plan, retriever.hidden, 50.0))
 
 
@@ -120,7 +120,7 @@ def test_a_host_holds_the_index_once_a_rank_and_both_engines() -> None:
     """A node of eight GPUs ran out of memory: every rank had loaded the index."""
     config = tiny()
     retriever, ranker = shape_of(config, "retriever"), shape_of(config, "ranker")
-    plan = index_plan(config, 20_000, retriever.hidden)
+    plan = plan_index(config.index, num_documents=20_000, dimension=retriever.hidden)
     needs = index_needs(config, corpus(), plan, retriever.hidden, 50.0)
 
     def parts(ranks: int, training: int | None = None) -> dict[str, tuple[int, str]]:
