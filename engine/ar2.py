@@ -9,6 +9,7 @@ from __future__ import annotations
 from engine.data.candidates import Candidates
 from engine.data.corpus import Data
 from engine.evaluation.evaluate import evaluate_iteration, evaluate_yardsticks
+from engine.evaluation.systems import game_systems
 from engine.phases import train_ranker, train_retriever, warmup_ranker, warmup_retriever
 from engine.refresh.refresh import bm25_candidates, refresh_index
 from engine.run import Run
@@ -22,7 +23,7 @@ def train_ar2(models: Models, data: Data, run: Run) -> None:
         run.once(f"retriever/{t}", train_retriever, models, data, candidates, iteration=t, opponent=t - 1)  # 7-10
         candidates = refresh_index(run, data, iteration=t)  # 11
         run.once(f"ranker/{t}", train_ranker, models, data, candidates, iteration=t)  # 12-15
-        run.once(f"evaluate/{t}", evaluate_iteration, data, iteration=t)
+        run.once(f"evaluate/{t}", evaluate_iteration, data, game_systems([t]))
 
 
 def train_ar2_released(models: Models, data: Data, run: Run) -> None:
@@ -32,7 +33,7 @@ def train_ar2_released(models: Models, data: Data, run: Run) -> None:
         run.once(f"ranker/{t}", train_ranker, models, data, candidates, iteration=t)
         run.once(f"retriever/{t}", train_retriever, models, data, candidates, iteration=t, opponent=t)
         candidates = refresh_index(run, data, iteration=t)
-        run.once(f"evaluate/{t}", evaluate_iteration, data, iteration=t)
+        run.once(f"evaluate/{t}", evaluate_iteration, data, game_systems([t]))
 
 
 def warm_up(models: Models, data: Data, run: Run) -> Candidates:
@@ -41,5 +42,5 @@ def warm_up(models: Models, data: Data, run: Run) -> Candidates:
     run.once("warmup_retriever", warmup_retriever, models, data, bm25_candidates(run, data))  # 2: Eq. 2
     candidates = refresh_index(run, data, iteration=0)  # 3-4
     run.once("warmup_ranker", warmup_ranker, models, data, candidates)  # 5: Eq. 7
-    run.once("evaluate/0", evaluate_iteration, data, iteration=0)
+    run.once("evaluate/0", evaluate_iteration, data, game_systems([0]))
     return candidates

@@ -22,7 +22,9 @@ from engine.data.corpus import (
     write_shards,
 )
 from engine.errors import ConfigError
-from engine.evaluation.evaluate import evaluate_systems, summary_table
+from engine.evaluation.evaluate import evaluate_systems
+from engine.evaluation.summary import summary_table
+from engine.evaluation.systems import every_system
 from engine.index.plan import plan_index
 from engine.log import get_logger
 from engine.models.export import export_ranker, export_retriever
@@ -55,7 +57,8 @@ def play(config: Config, world: World) -> None:
     algorithm = train_ar2 if config.ar2.order == "paper" else train_ar2_released
     algorithm(models, data, run)
     if config.evaluation.test_at_end:
-        run.once("evaluate/test", evaluate_systems, data, run.folder, "test", last=config.ar2.iterations)
+        systems = every_system(zero_shot=config.evaluation.zero_shot, last=config.ar2.iterations)
+        run.once("evaluate/test", evaluate_systems, data, run.folder, "test", systems)
     run.once("export", export_models, iteration=config.ar2.iterations)
     run.metrics.close()
     if run.is_main:

@@ -12,10 +12,11 @@ from typing import Any
 
 from engine.errors import ConfigError
 from engine.log import get_logger
+from engine.measured import Measured
 from engine.run import Run
 from engine.training.backend import TrainedModel
 from engine.training.checkpoint import Checkpoints, Position, Retention
-from shards.files import canonical_json, read_json
+from shards.files import canonical_json, parse_record, read_json
 
 log = get_logger(__name__)
 
@@ -57,20 +58,23 @@ def restore_training(run: Run, model: TrainedModel) -> Position | None:
 
 def _best_stage(run: Run, model: str) -> str | None:
     """Return the stage that ended in the model's best iteration on dev so far; None where nothing is measured."""
-    metric, letter = run.config.run.keep_best, "G" if model == "retriever" else "D"
+    metric = run.config.run.keep_best
     measured: dict[str, float] = {}
     for iteration in range(run.config.ar2.iterations + 1):
         result = run.results().get(f"evaluate/{iteration}")
-        if metric is None or not result:
+        if metric is None or result is None:
             continue
-        column = f"{letter}{'0' if iteration == 0 else ''} {metric}"
-        if column not in result:
+        found = parse_record(result, Measured, f"the result of evaluate/{iteration} in the ledger")
+        if not found.scores:
+            continue
+        value = found.value_of(model, metric)
+        if value is None:
             raise ConfigError(
-                f"run.keep_best is {metric}, but evaluate/{iteration} measured {', '.join(result)}",
+                f"run.keep_best is {metric}, but evaluate/{iteration} measured {', '.join(found.shown())}",
                 expected="a metric that the dev split allows",
                 remedy="name one of these, or leave run.keep_best out",
             )
-        measured[f"{model}/{iteration}" if iteration else f"warmup_{model}"] = result[column]
+        measured[f"{model}/{iteration}" if iteration else f"warmup_{model}"] = value
     return max(measured, key=lambda stage: measured[stage]) if measured else None
 
 

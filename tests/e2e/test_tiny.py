@@ -149,7 +149,7 @@ def test_the_summary_has_every_system_with_values_from_0_to_1(tiny: Finished) ->
         ]
     )
     for row in rows:
-        assert set(row) == {"system", "retriever", "iteration", "split", "metrics"}
+        assert set(row) == {"system", "retriever", "iteration", "split", "metrics", "kind", "over"}
         assert (row["iteration"] is None) == (row["system"] in {"BM25", "zero-shot"})
         metrics = row["metrics"]
         assert set(METRICS) <= set(metrics)
