@@ -112,10 +112,10 @@ def compare(folder: Path, arguments: argparse.Namespace, limit: int) -> list[dic
         hits = DenseIndex.open(target, store).search(queries_QD[QUERIES:], K)
         memory = factory_sizes(plan.factory, store.dimension).index_bytes(store.num_documents)
         row = {"index": plan.factory, "documents": store.num_documents}
-        row |= {"recall@100": recall_of(hits.scores_QK, truth, K), "recall when tuned": built["recall"]}
-        row |= {"nprobe": built["nprobe"], "refine_factor": built["refine_factor"]}
-        row |= {"ms/query": built["milliseconds_per_query"], "memory GiB": memory / GIB, "of Flat": memory / flat_bytes}
-        row |= {"file GiB": built["index_bytes"] / GIB, "embeddings on disk GiB": folder_bytes([embeddings]) / GIB}
+        row |= {"recall@100": recall_of(hits.scores_QK, truth, K), "recall when tuned": built.recall}
+        row |= {"nprobe": built.nprobe, "refine_factor": built.refine_factor}
+        row |= {"ms/query": built.milliseconds_per_query, "memory GiB": memory / GIB, "of Flat": memory / flat_bytes}
+        row |= {"file GiB": built.index_bytes / GIB, "embeddings on disk GiB": folder_bytes([embeddings]) / GIB}
         rows.append(row)
     return [{**dict.fromkeys(rows[-1]), **row} for row in rows]
 

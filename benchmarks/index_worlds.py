@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ def _be_a_rank(job: dict[str, Any]) -> None:
         *(coordinator, store, plan, folder), seed=0, audit_queries_QD=queries_QD, recall_k=100, recall_floor=0.0
     )
     told = {
-        "built": built,
+        "built": asdict(built),
         "seconds": coordinator.seconds | {"all": time.perf_counter() - start},
         "before_bytes": before,
         "peak_bytes": status_bytes("VmHWM"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -71,15 +71,6 @@ class IndexPlan:
     def exact(self) -> bool:
         """Whether there is no index."""
         return self.factory == FLAT
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> IndexPlan:
-        """Read what JSON kept of a plan.
-
-        Raises:
-            TypeError: A field is missing or unknown.
-        """
-        return cls(**{**values, "reasons": tuple(values.get("reasons", ()))})
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from engine.data.negatives import ANSWERS, remove_known
 from engine.data.reuse import take_over_same_weights
 from engine.errors import DataError
 from engine.log import get_logger, progress_bar
-from engine.refresh.part_search import search_parts
+from engine.refresh.part_search import search_over_ranks
 from engine.run import Run, Stage
 from engine.search import PartedSearcher, Searcher
 from shards.embeddings import Stamp
@@ -163,7 +163,7 @@ def _search_group(
         return searcher
     queries = [plan.data.train.queries[row] for row in rows]
     folder, name = _found_of(parts, group), f"{stage.name} group {group}"
-    return search_parts(stage.run.coordinator, searcher, queries, plan.depth, folder, name=name)
+    return search_over_ranks(stage.run.coordinator, searcher, queries, plan.depth, folder, name=name)
 
 
 def _describe_search(stage: Stage, rows: np.ndarray, top_k: int, needed: int) -> str:

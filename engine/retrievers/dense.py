@@ -19,7 +19,7 @@ import torch
 
 from engine.data.corpus import Data, ModelText
 from engine.data.reuse import take_over_same_weights
-from engine.index.build import build_index
+from engine.index.build import BuiltIndex, build_index
 from engine.index.dense import DenseIndex
 from engine.index.exact import Floats
 from engine.index.plan import plan_index
@@ -96,9 +96,9 @@ class DenseSearcher:
             device=self._device,
         )
 
-    def candidates(self, queries_QD: Floats, top_k: int, parts: Sequence[int]) -> Hits:
-        """Search some parts of the index; see `DenseIndex.candidates`."""
-        return self._index.candidates(queries_QD, top_k, parts)
+    def search_parts(self, queries_QD: Floats, top_k: int, parts: Sequence[int]) -> Hits:
+        """Search some parts of the index; see `DenseIndex.search_parts`."""
+        return self._index.search_parts(queries_QD, top_k, parts)
 
     def finish(self, queries_QD: Floats, found: Sequence[Hits], top_k: int) -> Hits:
         """Merge what was found in all parts; see `DenseIndex.finish`."""
@@ -197,7 +197,7 @@ def _with_progress(handed_out: Iterator[int], order: Sequence[int], data: Data, 
         yield number
 
 
-def index_corpus(stage: Stage, data: Data, folder: RunFolder, name: str) -> dict[str, Any]:
+def index_corpus(stage: Stage, data: Data, folder: RunFolder, name: str) -> BuiltIndex:
     """Train, fill and merge the index over all ranks, and tune its search by recall against exact search."""
     run, settings = stage.run, stage.run.config.index
     store = EmbeddingStore.open(folder.index(name) / "embeddings", data.shards.manifest, dense_stamp(run, data, name))
@@ -214,7 +214,7 @@ def index_corpus(stage: Stage, data: Data, folder: RunFolder, name: str) -> dict
         recall_floor=settings.recall_floor,
         device=run.device,
     )
-    measured = {key: built[key] for key in ("recall", "nprobe", "refine_factor", "milliseconds_per_query")}
+    measured = {key: getattr(built, key) for key in ("recall", "nprobe", "refine_factor", "milliseconds_per_query")}
     run.metrics.write(
         stage.name, _step_of(name), {f"index/{key}": float(value) for key, value in measured.items() if value}
     )

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import signal
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def build_on_every_rank() -> None:
                 recall_floor=job.get("recall_floor", 0.8),
             )
             hits = DenseIndex.open(folder, opened).search(queries_QD, K)
-            told |= {"built": built, "found": hits.documents_QK.tolist()}
+            told |= {"built": asdict(built), "found": hits.documents_QK.tolist()}
         except SparringError as error:
             told["error"] = f"{type(error).__name__}: {error}"
         print(json.dumps(told), flush=True)

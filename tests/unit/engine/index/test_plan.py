@@ -10,6 +10,7 @@ from engine.config.recipe import IndexConfig
 from engine.errors import ConfigError
 from engine.index.estimate import estimate_index, measured_gigaflops
 from engine.index.plan import GIB, IndexPlan, cut_parts, factory_sizes, plan_index
+from shards.files import parse_record
 
 
 def planned(factory: str, *, num_documents: int, dimension: int, **settings: Any) -> IndexPlan:
@@ -87,7 +88,7 @@ def test_a_plan_survives_json() -> None:
     from dataclasses import asdict
 
     plan = planned("auto", num_documents=5000, dimension=16)
-    again = IndexPlan.from_dict(json.loads(json.dumps(asdict(plan))))
+    again = parse_record(json.loads(json.dumps(asdict(plan))), IndexPlan, "the plan")
     assert (again, again.reasons) == (plan, plan.reasons)
 
 
