@@ -114,6 +114,23 @@ def import_cycles(modules: list[Module]) -> list[str]:
     return cycles
 
 
+def packages_that_import_each_other(modules: list[Module]) -> list[str]:
+    """Pairs of packages below the top level, such as `engine.data` and `engine.models`; a cycle of modules or not."""
+    known = {module.name for module in modules}
+    packages = {module.name for module in modules if module.is_package and module.name.count(".") == 1}
+    seen: dict[tuple[str, str], str] = {}
+    for module in modules:
+        for line, target in imported_modules(module, known):
+            here, there = (".".join(name.split(".")[:2]) for name in (module.name, target))
+            if here != there and {here, there} <= packages:
+                seen.setdefault((here, there), module.at(line))
+    return [
+        f"{place} imports {there}, and {seen[there, here]} imports {here}: let one of both know the other"
+        for (here, there), place in sorted(seen.items())
+        if here < there and (there, here) in seen
+    ]
+
+
 # --- size and description --------------------------------------------------------------------------------------------
 
 
@@ -228,6 +245,7 @@ RULES: dict[str, Rule] = {
     for rule in (
         imports_against_the_direction,
         import_cycles,
+        packages_that_import_each_other,
         files_too_long,
         functions_too_long,
         missing_docstrings,
@@ -283,6 +301,20 @@ OFFENCES = [
     (data_set_names, {"engine.a": "class TriviaQA: ..."}, "'TriviaQA' names"),
     (data_set_names, {"engine.a": "f(is_triviaqa=True)"}, "'is_triviaqa' names"),
 ]
+
+
+def test_packages_that_import_each_other_are_seen_without_a_cycle_of_modules() -> None:
+    sources = {
+        "engine.a.x": "from engine.b import y",
+        "engine.b.z": "import engine.a.w",
+        "engine.b.y": "",
+        "engine.c.v": "",
+    }
+    modules = [Module(name, text) for name, text in sources.items()]
+    modules += [Module(f"engine.{name}", "", is_package=True) for name in "abc"]
+    (offence,) = packages_that_import_each_other(modules)
+    assert "engine.a.x:1 imports engine.b, and engine.b.z:1 imports engine.a" in offence
+    assert import_cycles(modules) == []
 
 
 @pytest.mark.parametrize(("rule", "sources", "message"), OFFENCES)

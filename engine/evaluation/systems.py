@@ -1,4 +1,4 @@
-"""Systems: what has a row in the table of results, told by fields and not by its name.
+"""Systems: what has a row in the table of results, described by fields and not by its name.
 
 bm25 = System("BM25", BM25, None)
 retriever = System("G", RETRIEVER, WeightsOf("retriever", 3))

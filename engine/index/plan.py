@@ -282,24 +282,24 @@ def _place(
     memory_gib: float,
 ) -> tuple[Placement, str]:
     needed = sizes.index_bytes(num_documents) / GIB
-    told = f"the index takes {needed:.3g} GiB of the {memory_gib:g} allowed (index.memory_gib)"
+    size = f"the index takes {needed:.3g} GiB of the {memory_gib:g} allowed (index.memory_gib)"
     fits = needed <= memory_gib
     if placement == "memory" and not fits:
         raise ConfigError(
-            f"index.placement is memory, but {told}",
+            f"index.placement is memory, but {size}",
             expected="an index that fits",
             remedy="set index.placement=auto, raise index.memory_gib, or name an index.factory with shorter codes",
         )
     if sizes.fast_scan and (placement in ("disk", "parts") or not fits):
-        why = f"index.placement is {placement}" if fits else told
+        why = f"index.placement is {placement}" if fits else size
         raise ConfigError(
             f"{why}, but the 4-bit codes of {factory} are searched in memory only",
             expected="an index in memory, or codes that can be mapped from disk",
             remedy="leave index.factory out, or write x4 instead of x4fs in it",
         )
     if placement != "auto":
-        return placement, f"placement {placement}, as asked for; {told}"
-    return ("memory", f"in memory: {told}") if fits else ("parts", f"parts mapped from disk: {told}")
+        return placement, f"placement {placement}, as asked for; {size}"
+    return ("memory", f"in memory: {size}") if fits else ("parts", f"parts mapped from disk: {size}")
 
 
 def _check_goals(settings: IndexConfig) -> None:
