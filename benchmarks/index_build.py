@@ -38,6 +38,7 @@ from benchmarks.index_worlds import (
     status_bytes,
 )
 from benchmarks.report import machine_line, table
+from engine.config.recipe import IndexConfig
 from engine.index.dense import DenseIndex
 from engine.index.exact import exact_search, rescore
 from engine.index.plan import plan_index
@@ -125,7 +126,7 @@ def compare(folder: Path, arguments: argparse.Namespace, num_documents: int) -> 
     """Build with everybody and print the table."""
     per_shard = max(1, num_documents // 40)
     make_embeddings(folder / "embeddings", num_documents, per_shard)
-    plan = plan_index(arguments.factory, num_documents=num_documents, dimension=DIMENSION)
+    plan = plan_index(IndexConfig(factory=arguments.factory), num_documents=num_documents, dimension=DIMENSION)
     job = {"embeddings": str(folder / "embeddings"), "num_documents": num_documents, "per_shard": per_shard}
     job |= {"plan": {"factory": arguments.factory}}
     first = run_world(1, 1, job | {"folder": str(folder / "trained")})[0]

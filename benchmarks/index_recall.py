@@ -24,6 +24,7 @@ import torch
 
 from benchmarks.index_worlds import GIB, corpus_of, folder_bytes, stamp_of
 from benchmarks.report import machine_line, table
+from engine.config.recipe import IndexConfig
 from engine.coordination.coordinator import Coordinator, LocalTransport
 from engine.index.build import build_index
 from engine.index.dense import DenseIndex
@@ -98,7 +99,7 @@ def compare(folder: Path, arguments: argparse.Namespace, limit: int) -> list[dic
         | {"of Flat": 1.0}
     ]
     for number, factory in enumerate(arguments.factory):
-        plan = plan_index(factory, num_documents=store.num_documents, dimension=store.dimension)
+        plan = plan_index(IndexConfig(factory=factory), num_documents=store.num_documents, dimension=store.dimension)
         target = folder / f"index-{number}"
         built = build_index(
             Coordinator(LocalTransport()),
@@ -111,10 +112,10 @@ def compare(folder: Path, arguments: argparse.Namespace, limit: int) -> list[dic
         hits = DenseIndex.open(target, store).search(queries_QD[QUERIES:], K)
         memory = factory_sizes(plan.factory, store.dimension).index_bytes(store.num_documents)
         row = {"index": plan.factory, "documents": store.num_documents}
-        row |= {"recall@100": recall_of(hits.scores_QK, truth, K), "recall when tuned": built["recall"]}
-        row |= {"nprobe": built["nprobe"], "refine_factor": built["refine_factor"]}
-        row |= {"ms/query": built["milliseconds_per_query"], "memory GiB": memory / GIB, "of Flat": memory / flat_bytes}
-        row |= {"file GiB": built["index_bytes"] / GIB, "embeddings on disk GiB": folder_bytes([embeddings]) / GIB}
+        row |= {"recall@100": recall_of(hits.scores_QK, truth, K), "recall when tuned": built.recall}
+        row |= {"nprobe": built.nprobe, "refine_factor": built.refine_factor}
+        row |= {"ms/query": built.milliseconds_per_query, "memory GiB": memory / GIB, "of Flat": memory / flat_bytes}
+        row |= {"file GiB": built.index_bytes / GIB, "embeddings on disk GiB": folder_bytes([embeddings]) / GIB}
         rows.append(row)
     return [{**dict.fromkeys(rows[-1]), **row} for row in rows]
 

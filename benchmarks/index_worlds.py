@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 import torch
 
+from engine.config.recipe import IndexConfig
 from engine.coordination.coordinator import Coordinator, LocalTransport, StoreTransport
 from engine.index.build import build_index
 from engine.index.plan import plan_index
@@ -91,7 +93,7 @@ def run_world(num_ranks: int, threads: int, job: dict[str, Any]) -> list[dict[st
     Args:
         num_ranks: Ranks.
         threads: Of each.
-        job: `embeddings`, `folder`, `num_documents`, `per_shard`, and what `plan_index` takes under `plan`.
+        job: `embeddings`, `folder`, `num_documents`, `per_shard`, and the settings of an `IndexConfig` under `plan`.
 
     Returns:
         What each rank tells: `seconds` by phase, `peak_bytes`, `anonymous_bytes`, `before_bytes`, and `built`.
@@ -174,7 +176,7 @@ def _be_a_rank(job: dict[str, Any]) -> None:
     coordinator = TimedCoordinator(transport, 7200)
     manifest = corpus_of(job["num_documents"], job["per_shard"])
     store = EmbeddingStore.open(Path(job["embeddings"]), manifest, stamp_of(manifest))
-    plan = plan_index(num_documents=store.num_documents, dimension=store.dimension, **job["plan"])
+    plan = plan_index(IndexConfig(**job["plan"]), num_documents=store.num_documents, dimension=store.dimension)
     queries_QD = made_queries(job.get("num_queries", 128))
     before, watched, start = status_bytes("VmRSS"), AnonymousPeak(), time.perf_counter()
     folder = Path(job["folder"])
@@ -182,7 +184,7 @@ def _be_a_rank(job: dict[str, Any]) -> None:
         *(coordinator, store, plan, folder), seed=0, audit_queries_QD=queries_QD, recall_k=100, recall_floor=0.0
     )
     told = {
-        "built": built,
+        "built": asdict(built),
         "seconds": coordinator.seconds | {"all": time.perf_counter() - start},
         "before_bytes": before,
         "peak_bytes": status_bytes("VmHWM"),

@@ -17,6 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.report import table
+from engine.config.recipe import IndexConfig
 from engine.index.estimate import estimate_index
 from engine.index.plan import GIB, IndexPlan, cut_parts, plan_index
 
@@ -53,7 +54,7 @@ def describe(num_documents: int, num_gpus: int, given: Assumptions) -> dict[str,
     per_shard = min(20_000, max(250, num_documents // 500))
     sizes = [per_shard] * (num_documents // per_shard) + [num_documents % per_shard or per_shard]
     parts = cut_parts(sizes)
-    plan = plan_index("auto", num_documents=num_documents, dimension=given.dimension, memory_gib=given.memory_gib)
+    plan = plan_index(IndexConfig(memory_gib=given.memory_gib), num_documents=num_documents, dimension=given.dimension)
     rate = given.gflops_per_rank
     took = estimate_index(
         plan,

@@ -20,7 +20,7 @@ turn; ratios and shares are medians over the rounds. The sides:
 The limit is a product of large float32 matrices with the FLOP of a step: three forward passes over the real tokens
 (one more where a cache is filled, one of the frozen ranker), of linear layers and attention; embeddings, norms,
 activations, the optimizer, padding and recomputation are no work here. Re-ranking scores documents of a query at a time
-from stored tokens (`score_pairs`), CrossEncoder.predict all pairs at once from texts, in its best batch size.
+from stored tokens (`PairScorer`), CrossEncoder.predict all pairs at once from texts, in its best batch size.
 
 On a GPU the same table in bfloat16 (autocast for the sides that are not ours), with the share of --peak-tflops (MFU).
 
@@ -118,12 +118,13 @@ class Bench:
         """Compare the scoring of pairs."""
         from benchmarks.train_peers import cross_encoder
         from benchmarks.train_work import work_of_scoring
-        from engine.evaluation.evaluate import score_pairs
+        from engine.evaluation.pairs import PairScorer
         from engine.models.weights import frozen_ranker
 
         recipe, arguments, config = self.recipe, self.arguments, self.recipe.run.config
         half = torch.bfloat16 if arguments.precision == "bf16" else torch.float32
         ranker = frozen_ranker(config.ranker, recipe.folders["ranker"], self.device)
+        scorer = PairScorer(recipe.run, recipe.data, "ranker", ranker)
         peer = cross_encoder(recipe, dtype=half)
         rng = np.random.default_rng(3)
         queries = recipe.data.train.queries[: arguments.rerank_queries]
@@ -132,9 +133,7 @@ class Bench:
         pairs = [(query.text, recipe.documents[one]) for query, found in chosen for one in found]
 
         def ours() -> list[float]:
-            return [
-                score for query, found in chosen for score in score_pairs(recipe.run, recipe.data, ranker, query, found)
-            ]
+            return [score for query, found in chosen for score in scorer.score(query, found)]
 
         def theirs(size: int) -> list[float]:
             return [float(score) for score in peer.predict(pairs, batch_size=size, show_progress_bar=False)]
@@ -147,7 +146,7 @@ class Bench:
         work = work_of_scoring(self.recipe, documents)
         seconds = {size: self._turn(work, lambda size=size: theirs(size)).seconds for size in BATCH_SIZES}  # type: ignore[misc]
         best = min(seconds, key=lambda size: seconds[size])
-        names = "Sparring, score_pairs", f"CrossEncoder.predict, batches of {best}"
+        names = "Sparring, PairScorer", f"CrossEncoder.predict, batches of {best}"
         turns: dict[str, list[Turn]] = {name: [] for name in names}
         for _ in range(arguments.repeats):
             turns[names[0]].append(self._turn(work, ours))

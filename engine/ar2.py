@@ -11,6 +11,7 @@ from engine.config.ar2 import Ar2Config
 from engine.data.candidates import Candidates
 from engine.data.corpus import Data
 from engine.evaluation.evaluate import evaluate_iteration
+from engine.evaluation.systems import trained_systems
 from engine.evaluation.yardsticks import evaluate_yardsticks
 from engine.phases import train_ranker, train_retriever, warmup_ranker, warmup_retriever
 from engine.refresh.refresh import bm25_candidates, refresh_index
@@ -32,7 +33,7 @@ def play_as_in_the_paper(models: Models, data: Data, game: Ar2Config, run: Run) 
         run.once(f"retriever/{t}", train_retriever, models, data, candidates, game, iteration=t, opponent=t - 1)  # 7-10
         candidates = refresh_index(run, data, iteration=t)  # 11
         run.once(f"ranker/{t}", train_ranker, models, data, candidates, iteration=t)  # 12-15
-        run.once(f"evaluate/{t}", evaluate_iteration, data, iteration=t)
+        run.once(f"evaluate/{t}", evaluate_iteration, data, trained_systems(run.config, [t]))
 
 
 def play_as_released(models: Models, data: Data, game: Ar2Config, run: Run) -> None:
@@ -42,7 +43,7 @@ def play_as_released(models: Models, data: Data, game: Ar2Config, run: Run) -> N
         run.once(f"ranker/{t}", train_ranker, models, data, candidates, iteration=t)
         run.once(f"retriever/{t}", train_retriever, models, data, candidates, game, iteration=t, opponent=t)
         candidates = refresh_index(run, data, iteration=t)
-        run.once(f"evaluate/{t}", evaluate_iteration, data, iteration=t)
+        run.once(f"evaluate/{t}", evaluate_iteration, data, trained_systems(run.config, [t]))
 
 
 def warm_up(models: Models, data: Data, run: Run) -> Candidates:
@@ -51,5 +52,5 @@ def warm_up(models: Models, data: Data, run: Run) -> Candidates:
     run.once("warmup_retriever", warmup_retriever, models, data, bm25_candidates(run, data))  # 2: Eq. 2
     candidates = refresh_index(run, data, iteration=0)  # 3-4
     run.once("warmup_ranker", warmup_ranker, models, data, candidates)  # 5: Eq. 7
-    run.once("evaluate/0", evaluate_iteration, data, iteration=0)
+    run.once("evaluate/0", evaluate_iteration, data, trained_systems(run.config, [0]))
     return candidates

@@ -17,7 +17,8 @@ from engine.data.candidates import Candidates
 from engine.data.corpus import Data
 from engine.models.weights import frozen_ranker
 from engine.objectives import AdversarialGame, InBatchContrast, ListwiseRanking
-from engine.run import NOT_SHOWN, Stage
+from engine.results import NOT_SHOWN
+from engine.run import Stage
 from engine.training.loop import Objective, train
 from engine.training.models import Models
 from engine.training.publishing import publish_weights

@@ -8,13 +8,10 @@ no question about resuming, ranks or files.
 
 from __future__ import annotations
 
-import inspect
 import time
-import typing
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
@@ -32,13 +29,12 @@ from engine.reliability.preemption import PREEMPTION
 from engine.reliability.run_lock import RunLock, acquire
 from engine.reliability.starts import Start, read_starts, record_start
 from engine.reliability.watchdog import Watchdog, watch
+from engine.results import in_form, one_line, plain_of
 from shards.files import parse_record, read_json, write_atomically, write_json
 
 log = get_logger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
-NOT_SHOWN = {"shown": False}
-"""Metadata of a result's field that the log's line of a finished stage leaves out."""
 
 _BEATS_OF_PATIENCE = 6
 """Heartbeats that a start on another host must miss before its folder is taken over."""
@@ -236,8 +232,9 @@ class Run:
 
         Args:
             name: Unique name of the stage, such as `retriever/3`.
-            function: Takes a `Stage` and the given arguments. Its result is a frozen dataclass that
-                `shards.files.parse_record` reads back by the function's annotation, or None.
+            function: Takes a `Stage` and the given arguments; its result must be JSON, or a frozen dataclass that its
+                annotation names. A dataclass may have a method `shown`, which returns what the log tells of it, by
+                name; otherwise its numbers and texts are told, but for fields with the metadata `{"shown": False}`.
 
         Returns:
             The function's result on rank 0, or the recorded one.
@@ -245,13 +242,13 @@ class Run:
         Raises:
             CoordinationError: A rank did not come to the barrier before or after the stage, or another start has
                 taken the folder over.
+            ArtifactError: The recorded result has another form than the function's.
             Preempted: The run was asked to stop.
         """
-        kind = _result_kind(function)
         if name in self._finished:
             if name in self._of_earlier_starts:
                 log.info("%-28s finished earlier, skipped", name)
-            return typing.cast(R, self.result_of(name, kind))
+            return in_form(function, self._finished[name]["result"], name)
         if any(self.coordinator.gather(f"{name}: start", PREEMPTION.requested)):
             raise PREEMPTION.stop_here(f"the start of {name}")
         start = time.monotonic()
@@ -259,15 +256,14 @@ class Run:
             result = function(Stage(self, name), *args, **kwargs)
             self.coordinator.barrier(f"{name}: end")
         seconds = time.monotonic() - start
-        values = asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
-        record = self.coordinator.broadcast(f"{name}: result", values)
-        self._finished[name] = {"seconds": round(seconds, 3), "result": record}
+        plain = self.coordinator.broadcast(f"{name}: result", plain_of(result))
+        result = in_form(function, plain, name)
+        self._finished[name] = {"seconds": round(seconds, 3), "result": plain}
         if self.lock is not None:
             self.lock.require()
         if self.is_main:
             write_json(self._ledger, {"stages": self._finished})
         self.metrics.write(name, len(self._finished), {f"seconds/{name.split('/')[0]}": seconds})
-        result = parse_record(record, kind, f"the result of {name}")  # equal on all ranks, whatever they computed
         log.info("%-28s %s%s", name, format_seconds(seconds), f"  {summary}" if (summary := one_line(result)) else "")
         return result
 
@@ -279,32 +275,6 @@ def format_seconds(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {rest:02d}s"
-
-
-def _result_kind(function: Callable[..., Any]) -> Any:
-    """Return what a stage's function returns by its annotation; anything that JSON holds where it has none."""
-    annotated: Any = function if inspect.isroutine(function) else type(function).__call__
-    returned = SimpleNamespace(__annotations__={"return": annotated.__annotations__.get("return", Any)})
-    return typing.get_type_hints(returned, globalns=getattr(annotated, "__globals__", None))["return"]
-
-
-def one_line(result: object) -> str:
-    """Write what a stage measured on one line: its result's fields, but for those marked `NOT_SHOWN` and None."""
-    shown: dict[str, Any] = dict(result) if isinstance(result, dict) else {}
-    for one in fields(result) if is_dataclass(result) else ():
-        value = getattr(result, one.name)
-        if not one.metadata.get("shown", True) or value is None:
-            continue
-        shown |= (
-            {f"{key}_{one.name}": number for key, number in value.items()}
-            if isinstance(value, dict)
-            else {one.name: value}
-        )
-    return "  ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-        for key, value in shown.items()
-        if isinstance(value, int | float | str)
-    )
 
 
 def _read_ledger(path: Path) -> dict[str, Any]:

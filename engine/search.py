@@ -82,12 +82,12 @@ class PartedSearcher(Searcher, Protocol):
         """Encode queries: [Q, D]."""
         ...
 
-    def candidates(self, queries_QD: NDArray[np.float32], top_k: int, parts: Sequence[int]) -> Hits:
+    def search_parts(self, queries_QD: NDArray[np.float32], top_k: int, parts: Sequence[int]) -> Hits:
         """Search some parts: [Q, C]."""
         ...
 
     def finish(self, queries_QD: NDArray[np.float32], found: Sequence[Hits], top_k: int) -> Hits:
-        """Merge what `candidates` found in all parts: [Q, top_k], the same as `search` returns."""
+        """Merge what `search_parts` found in all parts: [Q, top_k], the same as `search` returns."""
         ...
 
 

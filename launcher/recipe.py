@@ -26,13 +26,15 @@ from engine.data.corpus import (
 )
 from engine.data.tokenization import WrittenCorpus
 from engine.errors import ConfigError
-from engine.evaluation.evaluate import evaluate_systems, summary_table
+from engine.evaluation.evaluate import evaluate_systems
+from engine.evaluation.summary import summary_table
+from engine.evaluation.systems import every_system
+from engine.index.plan import plan_index
 from engine.log import get_logger
 from engine.models.export import export_model
 from engine.models.kinds import load_untrained
 from engine.models.ranker import Ranker
 from engine.models.retriever import Retriever
-from engine.refresh.refresh import index_plan
 from engine.run import Run, Stage
 from engine.training.backend import deepspeed_config
 from engine.training.models import Models
@@ -75,7 +77,8 @@ def play(config: Config, world: World) -> None:
     algorithm = importlib.import_module(f"engine.{config.recipe}")
     algorithm.train(models, data, run)
     if config.evaluation.test_at_end:
-        run.once("evaluate/test", evaluate_systems, data, run.folder, "test", last=run.timetable.iterations)
+        systems = every_system(run.config, last=run.timetable.iterations)
+        run.once("evaluate/test", evaluate_systems, data, run.folder, "test", systems)
     run.once("export", export_models, iteration=run.timetable.iterations)
     run.metrics.close()
     if run.is_main:
@@ -140,7 +143,7 @@ def check_sizes(config: Config, dataset: Dataset, modules: Mapping[str, Retrieve
     require_enough_documents(config, dataset)
     for module in modules.values():
         if isinstance(module, Retriever):
-            index_plan(config, dataset.num_documents, module.dimension)
+            plan_index(config.index, num_documents=dataset.num_documents, dimension=module.dimension)
 
 
 def export_models(stage: Stage, *, iteration: int) -> Exported:

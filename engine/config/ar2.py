@@ -135,6 +135,7 @@ def ar2_timetable(game: Ar2Config, warm_retriever: WarmupRetrieverConfig, warm_r
         in_each_iteration=("retriever", "encode", "index", "candidates", "ranker", "evaluate"),
         mine_all=game.mine == "all",
         remove_answers=game.remove_answers,
+        letters={"retriever": "G", "ranker": "D"},
     )
 
 

@@ -132,10 +132,9 @@ class EvaluationConfig(Section):
     """Score the test split once, after the last iteration."""
     zero_shot: bool = True
     """Also measure the retriever before any training."""
-    pairs_per_batch: int = Field(64, ge=1)
-    """Query-document pairs in one forward of the ranker."""
     tokens_per_batch: int = Field(16384, ge=128)
-    """Tokens in one forward of an encoder, padding included where there is any; a CPU thread takes at most 1024."""
+    """Tokens in one forward that encodes or scores, padding included where there is any; a CPU thread takes at most
+    1024."""
     examples: int = Field(3, ge=0)
     """Dev queries whose hardest negatives and scores are shown as text in TensorBoard."""
 

@@ -15,8 +15,8 @@ queries go on from visit to visit; those of another phase of the same model are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from engine.config.training import OptimConfig
@@ -187,6 +187,7 @@ class Timetable:
         in_each_iteration: Kinds of the stages that every iteration has, in their order.
         mine_all: Whether all training queries are searched, or those that are drawn.
         remove_answers: Whether documents that contain an answer are no candidates.
+        letters: What the table of results calls a model; its name where nothing is said.
     """
 
     phases: tuple[Phase, ...]
@@ -195,6 +196,7 @@ class Timetable:
     in_each_iteration: tuple[str, ...]
     mine_all: bool
     remove_answers: bool
+    letters: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def visits(self) -> Iterator[Visit]:
@@ -202,9 +204,18 @@ class Timetable:
         return (visit for phase in self.phases for visit in phase.visits)
 
     @property
+    def encoder(self) -> str:
+        """The model whose weights search the corpus."""
+        return next(mining.model for mining in self.minings if mining.model is not None)
+
+    @property
     def most_negatives(self) -> int:
         """The largest n of all phases."""
         return max((phase.num_negatives for phase in self.phases), default=0)
+
+    def name_of(self, model: str, iteration: int) -> str:
+        """Return what the table of results calls a model: the warm-up's with a 0, as in AR2's G0 and D0."""
+        return self.letters.get(model, model) + "0" * (iteration == 0)
 
     def phase(self, name: str) -> Phase:
         """Return a row."""

@@ -21,10 +21,27 @@ from numpy.typing import NDArray
 
 from engine.errors import ArtifactError, DataError
 from shards.embeddings import Stamp
-from shards.files import read_json, save_array, sha256_file, write_atomically, write_json
+from shards.files import read_record, save_array, sha256_file, write_atomically, write_json
 
 _MANIFEST, _DOCUMENTS, _SCORES = "candidates.json", "documents.npy", "scores.npy"
 _VERSION = 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Manifest:
+    """What vouches for the arrays; written last."""
+
+    version: int
+    source: str
+    stamp: Stamp
+    search: str
+    """What was asked of the retriever."""
+    shape: tuple[int, int]
+    removed: dict[str, int]
+    sha256: dict[str, str]
+    """Of the arrays, by file name."""
+    qids_sha256: str
+    qids: tuple[str, ...]
 
 
 @dataclass
@@ -110,34 +127,29 @@ class Candidates:
         """
         remedy = f"delete {folder} and run the stage that writes it again"
         manifest = _read_manifest(folder, remedy)
-        try:
-            found = Stamp(**manifest["stamp"])
-            source, qids, sha256 = str(manifest["source"]), list(manifest["qids"]), dict(manifest["sha256"])
-            shape = tuple(manifest["shape"])
-            removed = Counter({str(reason): int(number) for reason, number in manifest["removed"].items()})
-            qids_sha256 = str(manifest["qids_sha256"])
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(f"{folder / _MANIFEST} lacks or garbles {error}", remedy=remedy) from error
+        found, qids = manifest.stamp, list(manifest.qids)
         if stamp is not None and found != stamp:
             raise ArtifactError(
                 f"The candidates in {folder} are stale: they were made by {_describe(found)}",
                 expected=_describe(stamp),
                 remedy=remedy,
             )
-        if _digest(qids) != qids_sha256:
+        if _digest(qids) != manifest.qids_sha256:
             raise ArtifactError(f"The query ids in {folder / _MANIFEST} are not those that were saved", remedy=remedy)
-        documents_QK = _load_array(folder / _DOCUMENTS, sha256.get(_DOCUMENTS), shape, remedy)
-        scores_QK = _load_array(folder / _SCORES, sha256.get(_SCORES), shape, remedy)
-        return cls(source, found, qids, documents_QK, scores_QK, removed)
+        documents_QK, scores_QK = (
+            _load_array(folder / name, manifest.sha256.get(name), manifest.shape, remedy)
+            for name in (_DOCUMENTS, _SCORES)
+        )
+        return cls(manifest.source, found, qids, documents_QK, scores_QK, Counter(manifest.removed))
 
 
 def is_saved(folder: Path, stamp: Stamp, search: str) -> bool:
     """Tell whether a folder holds the candidates of a stamp and a search, so that they need not be searched again."""
     try:
         manifest = _read_manifest(folder, "")
-        return (manifest["stamp"], manifest["search"]) == (asdict(stamp), search)
-    except (ArtifactError, KeyError):
+    except ArtifactError:
         return False
+    return (manifest.stamp, manifest.search) == (stamp, search)
 
 
 def join(parts: Sequence[Candidates], folder: Path, *, search: str = "") -> None:
@@ -179,29 +191,27 @@ def join(parts: Sequence[Candidates], folder: Path, *, search: str = "") -> None
     ):
         with write_atomically(folder / name, num_bytes=sum(array.nbytes for array in arrays)) as temporary:
             save_array(temporary, *arrays)
-    write_json(
-        folder / _MANIFEST,
-        {
-            "version": _VERSION,
-            "source": first.source,
-            "stamp": asdict(first.stamp),
-            "search": search,
-            "shape": [len(qids), first.documents_QK.shape[1]],
-            "removed": sum((part.removed for part in parts), Counter()),
-            "sha256": {name: sha256_file(folder / name) for name in (_DOCUMENTS, _SCORES)},
-            "qids_sha256": _digest(qids),
-            "qids": qids,
-        },
+    manifest = _Manifest(
+        version=_VERSION,
+        source=first.source,
+        stamp=first.stamp,
+        search=search,
+        shape=(len(qids), first.documents_QK.shape[1]),
+        removed=dict(sum((part.removed for part in parts), Counter())),
+        sha256={name: sha256_file(folder / name) for name in (_DOCUMENTS, _SCORES)},
+        qids_sha256=_digest(qids),
+        qids=tuple(qids),
     )
+    write_json(folder / _MANIFEST, asdict(manifest))
 
 
-def _read_manifest(folder: Path, remedy: str) -> dict[str, Any]:
+def _read_manifest(folder: Path, remedy: str) -> _Manifest:
     if not (folder / _MANIFEST).is_file():
         raise ArtifactError(
             f"{folder} holds no finished candidates", expected=f"{_MANIFEST}, which is written last", remedy=remedy
         )
-    manifest = read_json(folder / _MANIFEST, "candidates manifest")
-    if not isinstance(manifest, dict) or manifest.get("version") != _VERSION:
+    manifest = read_record(folder / _MANIFEST, _Manifest, "the candidates manifest")
+    if manifest.version != _VERSION:
         raise ArtifactError(f"{folder / _MANIFEST} is not a candidates manifest of version {_VERSION}", remedy=remedy)
     return manifest
 

@@ -20,7 +20,7 @@ from engine.errors import ArtifactError, DataError
 from engine.models.loading import tokenizer_fingerprint
 from engine.models.template import InputTemplate
 from engine.reliability.progress import progress_bar
-from engine.run import NOT_SHOWN
+from engine.results import NOT_SHOWN
 from shards.files import parse_record
 from shards.manifest import CorpusManifest, TokenStream
 from shards.records import Dataset, Document, Query

@@ -7,134 +7,105 @@ on command. All ranks take part, each with its share of the queries; every ranki
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from tabulate import tabulate
 
-from engine.config.timetable import ZERO_SHOT, iteration_name
 from engine.data.answers import AnswerMatcher
 from engine.data.corpus import Data
-from engine.evaluation.measures import answer_measures, read_trec, score_run, write_trec
+from engine.data.trec import read_trec, write_trec
+from engine.evaluation.measures import answer_measures, score_run
+from engine.evaluation.pairs import PairScorer
+from engine.evaluation.summary import Row, add_row
+from engine.evaluation.systems import RETRIEVER, System
 from engine.log import get_logger
-from engine.models.ranker import Ranker
-from engine.models.weights import frozen_ranker
-from engine.refresh.refresh import build_bm25_index, make_index, open_bm25, open_searcher
 from engine.reliability.progress import progress_bar
+from engine.results import Measured, Score
+from engine.retrievers.kinds import Choice, build, open_searcher
 from engine.run import Run, RunFolder, Stage
 from engine.search import Searcher
-from shards.files import read_json, write_json
 from shards.partition import split_range
 from shards.records import Query
 
 log = get_logger(__name__)
 Ranking = dict[str, dict[str, float]]
 """Query id to docid to score."""
-_CURVES = {"G0": "retriever", "G": "retriever", "D0": "ranker", "D": "ranker"}
-"""Systems whose points are one curve over the iterations, which begins with the warm-up at 0 (Figure 3)."""
+_SEARCHED_BY = {RETRIEVER: "dense"}
+"""Kinds of systems whose retriever has another name in `engine.retrievers.kinds`."""
 ENTROPY_DEPTH = 15
 """Documents over which the entropy of the retriever's distribution is taken (Table 6)."""
 
 
-def evaluate_iteration(stage: Stage, data: Data, *, iteration: int) -> dict[str, float]:
-    """Measure both models of an iteration on the dev split."""
-    g, d = ("G0", "D0") if iteration == 0 else ("G", "D")
+def evaluate_iteration(stage: Stage, data: Data, systems: Sequence[System]) -> Measured:
+    """Measure what an iteration made on the dev split; its retrievers have their indexes.
+
+    Args:
+        stage: Where this runs.
+        data: Corpus and queries.
+        systems: A system that re-orders another's ranking stands behind it.
+    """
     folder = stage.run.folder
-    measured = evaluate_retriever(stage, data, folder, g, iteration, "dev")
-    measured |= evaluate_ranker(stage, data, folder, d, g, iteration, "dev")
-    if measured:
-        _show_examples(stage, data, iteration)
-    return measured
+    scores = [score for system in systems for score in evaluate_system(stage, data, folder, system, "dev")]
+    if scores:
+        for system in systems:
+            if system.over is not None:
+                show_examples(stage, data, system.over, system)
+    return Measured(tuple(scores))
 
 
-def evaluate_systems(stage: Stage, data: Data, folder: RunFolder, split: str, *, last: int) -> dict[str, float]:
-    """Measure everything on a split: BM25, zero-shot, G0 and D0, and the last iteration's G and D.
+def evaluate_systems(stage: Stage, data: Data, folder: RunFolder, split: str, systems: Sequence[System]) -> Measured:
+    """Measure systems on a split, and build what their retrievers search with where it is not there.
 
     Args:
         stage: Where this runs.
         data: The run's own data, or another corpus.
         folder: Takes indexes and results: the run's own folder, or one below it for another corpus.
         split: Usually `test`, scored once at the end or on command.
-        last: The newest finished iteration.
+        systems: A system that re-orders another's ranking stands behind it.
     """
-    run = stage.run
-    prefix = "" if folder == run.folder else f"{folder.path.name}/"
-    run.once(f"{prefix}bm25", build_bm25_index, data, folder)
-    measured = evaluate_bm25(stage, data, folder, split)
-    if run.config.evaluation.zero_shot:
-        make_index(run, data, folder, ZERO_SHOT)
-        measured |= evaluate_retriever(stage, data, folder, "zero-shot", None, split)
-    for iteration in sorted({0, last}):
-        g, d = ("G0", "D0") if iteration == 0 else ("G", "D")
-        make_index(run, data, folder, iteration_name(iteration))
-        measured |= evaluate_retriever(stage, data, folder, g, iteration, split)
-        measured |= evaluate_ranker(stage, data, folder, d, g, iteration, split)
-    return measured
+    scores = []
+    for system in systems:
+        if system.over is None:
+            build(stage.run, data, folder, retriever_of(system))
+        scores += evaluate_system(stage, data, folder, system, split)
+    return Measured(tuple(scores))
 
 
-def evaluate_bm25(stage: Stage, data: Data, folder: RunFolder, split: str) -> dict[str, float]:
-    """Measure BM25 on a split and record the row."""
-    queries = split_queries(stage.run, data, split)
-    if not queries:
-        return {}
-    ranking = retrieve(stage, data, open_bm25(data, folder), queries, "BM25")
-    return _record(stage, data, folder, ranking, "BM25", "BM25", None, split)
-
-
-def evaluate_retriever(
-    stage: Stage,
-    data: Data,
-    folder: RunFolder,
-    system: str,
-    iteration: int | None,
-    split: str,
-) -> dict[str, float]:
-    """Measure a retriever on a split and record the row.
+def evaluate_system(
+    stage: Stage, data: Data, folder: RunFolder, system: System, split: str, choice: Choice | None = None
+) -> list[Score]:
+    """Measure one system on a split and record its row, its ranking and its points of the curves.
 
     Args:
         stage: Where this runs.
         data: Corpus and queries.
         folder: Holds index and results; weights are the run's.
-        system: `zero-shot`, `G0` or `G`.
-        iteration: Whose weights and index; None for the state before training.
+        system: What is measured. The ranking of the one that it re-orders has been recorded on this split.
         split: `dev` or `test`.
+        choice: The retriever, where the system's fields do not say it (`retriever_of`), such as a run file's path.
+
+    Returns:
+        The score; nothing where the split has no queries.
     """
     run, queries = stage.run, split_queries(stage.run, data, split)
     if not queries:
-        return {}
-    name = ZERO_SHOT if iteration is None else iteration_name(iteration)
-    searcher = open_searcher(run, data, folder, name)
-    ranking = retrieve(stage, data, searcher, queries, system)
-    entropy = _mean_entropy(ranking, run.config.retriever.score_scale)
-    run.metrics.write(
-        stage.name, iteration or 0, {f"{split}/{_CURVES.get(system, system)}/entropy@{ENTROPY_DEPTH}": entropy}
-    )
-    return _record(stage, data, folder, ranking, system, system, iteration, split)
+        return []
+    if system.over is None:
+        searcher = open_searcher(run, data, folder, choice or retriever_of(system))
+        ranking = retrieve(stage, data, searcher, queries, system.name)
+        if system.weights is not None:
+            entropy = _mean_entropy(ranking, run.config.models[system.weights.model].score_scale)
+            name = f"{split}/{system.curve}/entropy@{ENTROPY_DEPTH}"
+            run.metrics.write(stage.name, system.iteration or 0, {name: entropy})
+    else:
+        found = read_trec(folder.results / system.over.run_file_name(split))
+        ranking = rerank(stage, data, system, queries, found)
+    return [_record(stage, data, folder, ranking, system, split)]
 
 
-def evaluate_ranker(
-    stage: Stage, data: Data, folder: RunFolder, system: str, retriever: str, iteration: int, split: str
-) -> dict[str, float]:
-    """Measure a ranker over what the retriever of the same iteration found, and record the row.
-
-    Args:
-        stage: Where this runs.
-        data: Corpus and queries.
-        folder: Holds the retriever's ranking; weights are the run's.
-        system: `D0` or `D`.
-        retriever: The retriever's name in the table, `G0` or `G`.
-        iteration: Whose weights.
-        split: `dev` or `test`.
-    """
-    run, queries = stage.run, split_queries(stage.run, data, split)
-    if not queries:
-        return {}
-    found = read_trec(_trec_path(folder, split, retriever, iteration))
-    ranker = frozen_ranker(run.config.ranker, run.folder.weights("ranker", iteration_name(iteration)), run.device)
-    ranking = rerank(stage, data, ranker, queries, found, system)
-    return _record(stage, data, folder, ranking, system, retriever, iteration, split)
+def retriever_of(system: System) -> Choice:
+    """Return which retriever searches for a system that searches the corpus itself."""
+    return Choice(_SEARCHED_BY.get(system.kind, system.kind), system.weights.state if system.weights else "")
 
 
 def split_queries(run: Run, data: Data, split: str) -> list[Query]:
@@ -166,107 +137,59 @@ def retrieve(stage: Stage, data: Data, searcher: Searcher, queries: Sequence[Que
     return _together(stage, f"ranking {label}", ranking)
 
 
-def rerank(stage: Stage, data: Data, ranker: Ranker, queries: Sequence[Query], found: Ranking, label: str) -> Ranking:
-    """Re-order the top of a ranking by the ranker, on all ranks; what lies deeper keeps its order below.
+def rerank(stage: Stage, data: Data, system: System, queries: Sequence[Query], found: Ranking) -> Ranking:
+    """Re-order the top of a ranking by a ranker, on all ranks; what lies deeper keeps its order below.
+
+    Args:
+        stage: Where this runs.
+        data: Corpus and queries.
+        system: The ranker.
+        queries: Whose ranking.
+        found: The ranking that it re-orders.
 
     Returns:
         The new ranking of every query, on every rank.
     """
+    if system.weights is None:
+        raise ValueError(f"{system.name} re-orders a ranking without the weights of a ranker")
     coordinator, config = stage.run.coordinator, stage.run.config
+    scorer = PairScorer.open(stage.run, data, system.weights.model, system.weights.state)
     share = split_range(len(queries), coordinator.rank, coordinator.world_size)
     own, ranking = [queries[place] for place in share], {}
     with (
-        coordinator.agreement(f"{stage.name}: rerank {label}"),
-        progress_bar(f"{stage.name} {label}", len(own), "query", shown=stage.run.is_main) as bar,
+        coordinator.agreement(f"{stage.name}: rerank {system.name}"),
+        progress_bar(f"{stage.name} {system.name}", len(own), "query", shown=stage.run.is_main) as bar,
     ):
         for query in own:
             docids = sorted(found[query.id], key=lambda docid: -found[query.id][docid])
             top, rest = docids[: config.evaluation.rerank_depth], docids[config.evaluation.rerank_depth :]
-            scores = score_pairs(stage.run, data, ranker, query, [data.shards.index_of(docid) for docid in top])
+            scores = scorer.score(query, [data.shards.index_of(docid) for docid in top])
             below = min(scores, default=0.0)
             ranking[query.id] = dict(zip(top, scores, strict=True)) | {
                 docid: below - place for place, docid in enumerate(rest, start=1)
             }
             bar.update()
-    return _together(stage, f"ranking {label}", ranking)
+    return _together(stage, f"ranking {system.name}", ranking)
 
 
-def score_pairs(run: Run, data: Data, ranker: Ranker, query: Query, documents: Sequence[int]) -> list[float]:
-    """Score documents for a query by the ranker.
-
-    Args:
-        run: For lengths and batch size.
-        data: Corpus and the ranker's template.
-        ranker: Frozen weights on the run's device.
-        query: The query.
-        documents: Corpus indices [K].
-
-    Returns:
-        Raw logits [K].
-    """
-    text, settings = data.texts["ranker"], run.config
-    (query_tokens,) = text.tokenize_queries([query])
-    pairs = [
-        text.template.pair(query_tokens, data.shards.tokens(document, text.stream).tolist(), settings.ranker.max_length)
-        for document in documents
-    ]
-    order = sorted(range(len(pairs)), key=lambda place: len(pairs[place][0]))
-    scores = np.empty(len(pairs), dtype=np.float64)
-    with torch.inference_mode():
-        for start in range(0, len(order), settings.evaluation.pairs_per_batch):
-            chosen = order[start : start + settings.evaluation.pairs_per_batch]
-            batch = text.template.pad([pairs[place] for place in chosen])
-            logits = ranker({key: tensor.to(run.device) for key, tensor in batch.items()})
-            scores[chosen] = logits.double().cpu().numpy()
-    return [float(score) for score in scores]
-
-
-def summary_table(folder: RunFolder) -> str:
-    """Format the recorded rows as a table, system by metric, in the order of the run."""
-    rows: list[dict[str, Any]] = read_json(folder.summary, "the summary of results") if folder.summary.exists() else []
-    order = ["BM25", "zero-shot", "G0", "D0", "G", "D"]
-    rows = sorted(rows, key=lambda row: (row["split"], row["iteration"] or 0, order.index(row["system"])))
-    metrics = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
-    table = [
-        [row["split"], row["iteration"], row["system"], f"{row['retriever']} top" if row["system"][0] == "D" else ""]
-        + [row["metrics"].get(name) for name in metrics]
-        for row in rows
-    ]
-    text: str = tabulate(
-        table, headers=["split", "iteration", "system", "re-ranks", *metrics], floatfmt=".3f", missingval=""
-    )
-    return text
-
-
-def _record(
-    stage: Stage,
-    data: Data,
-    folder: RunFolder,
-    ranking: Ranking,
-    system: str,
-    retriever: str,
-    iteration: int | None,
-    split: str,
-) -> dict[str, float]:
+def _record(stage: Stage, data: Data, folder: RunFolder, ranking: Ranking, system: System, split: str) -> Score:
     qrels = {qid: data.dataset.qrels[split][qid] for qid in ranking}
     metrics = score_run(ranking, qrels) if any(qrels.values()) else {}  # some splits have answers, no judgements
-    answered = _answered(stage, data, ranking, system)
+    answered = _answered(stage, data, ranking, system.name)
     if answered:
         metrics |= answer_measures(ranking, answered)
-    row = {"system": system, "retriever": retriever, "iteration": iteration, "split": split, "metrics": metrics}
 
     def write() -> None:
         folder.results.mkdir(parents=True, exist_ok=True)
-        write_trec(_trec_path(folder, split, system, iteration), ranking, tag=system)
-        rows = read_json(folder.summary, "the summary of results") if folder.summary.exists() else []
-        key = ("system", "retriever", "iteration", "split")
-        rows = [old for old in rows if any(old[name] != row[name] for name in key)]
-        write_json(folder.summary, [*rows, row])
+        write_trec(folder.results / system.run_file_name(split), ranking, tag=system.name)
+        add_row(folder.summary, Row.of(system, split, metrics))
 
-    stage.run.coordinator.only_rank_zero(f"{stage.name}: record {system}", write)
-    values = {f"{split}/{_CURVES.get(system, system)}/{name}": value for name, value in metrics.items()}
-    stage.run.metrics.write(stage.name, iteration or 0, values)
-    return {f"{system} {name}": metrics[name] for name in ("MRR@10", "R@1", "A@1") if name in metrics}
+    stage.run.coordinator.only_rank_zero(f"{stage.name}: record {system.name}", write)
+    values = {f"{split}/{system.curve}/{name}": value for name, value in metrics.items()}
+    stage.run.metrics.write(stage.name, system.iteration or 0, values)
+    return Score.of(
+        system.name, system.kind, system.weights.model if system.weights else None, system.iteration, metrics
+    )
 
 
 def _answered(stage: Stage, data: Data, ranking: Ranking, label: str) -> dict[str, set[str]]:
@@ -292,11 +215,6 @@ def _together(stage: Stage, what: str, own: dict[str, Any]) -> dict[str, Any]:
     return whole
 
 
-def _trec_path(folder: RunFolder, split: str, system: str, iteration: int | None) -> Path:
-    suffix = "" if iteration is None else f"-{iteration_name(iteration)}"
-    return folder.results / f"{split}-{system}{suffix}.trec"
-
-
 def _mean_entropy(ranking: Ranking, score_scale: float) -> float:
     entropies = []
     for scores in ranking.values():
@@ -307,20 +225,26 @@ def _mean_entropy(ranking: Ranking, score_scale: float) -> float:
     return sum(entropies) / max(1, len(entropies))
 
 
-def _show_examples(stage: Stage, data: Data, iteration: int) -> None:
-    """Write a few dev queries with their hardest negatives and both models' scores to TensorBoard."""
+def show_examples(stage: Stage, data: Data, retriever: System, ranker: System) -> None:
+    """Write a few dev queries with their hardest negatives and both models' scores to TensorBoard.
+
+    Args:
+        stage: Where this runs.
+        data: Corpus and queries.
+        retriever: Has been measured on the dev split.
+        ranker: Has re-ordered the retriever's ranking.
+    """
     run = stage.run
     if not run.is_main:
         return
-    g, d = ("G0", "D0") if iteration == 0 else ("G", "D")
-    by_retriever = read_trec(_trec_path(run.folder, "dev", g, iteration))
-    by_ranker = read_trec(_trec_path(run.folder, "dev", d, iteration))
+    by_retriever = read_trec(run.folder.results / retriever.run_file_name("dev"))
+    by_ranker = read_trec(run.folder.results / ranker.run_file_name("dev"))
     for number, query in enumerate(split_queries(run, data, "dev")[: run.config.evaluation.examples]):
         positives = set(data.dataset.positives("dev", query.id))
         docids = sorted(by_retriever[query.id], key=lambda docid: -by_retriever[query.id][docid])
         shown = [docid for docid in docids if docid in positives][:1]
         shown += [docid for docid in docids if docid not in positives][:5]
-        lines = [f"**{query.text}**", "", "| | G | D | document |", "|---|---|---|---|"]
+        lines = [f"**{query.text}**", "", f"| | {retriever.name} | {ranker.name} | document |", "|---|---|---|---|"]
         for docid in shown:
             document = data.shards.document(data.shards.index_of(docid))
             words = " ".join(f"{document.title} {document.text}".split())[:160].replace("|", "\\|")
@@ -329,4 +253,4 @@ def _show_examples(stage: Stage, data: Data, iteration: int) -> None:
             reranked = docids.index(docid) < run.config.evaluation.rerank_depth
             judged = f"{by_ranker[query.id][docid]:.2f}" if reranked else ""
             lines.append(f"| {mark} | {by_retriever[query.id][docid]:.2f} | {judged} | {words} |")
-        run.metrics.write_text(f"examples/{number}", iteration, "\n".join(lines))
+        run.metrics.write_text(f"examples/{number}", ranker.iteration or 0, "\n".join(lines))

@@ -1,4 +1,4 @@
-"""How good a ranking is: recall, reciprocal rank and nDCG by judgements, hit accuracy by answer match, TREC run files.
+"""How good a ranking is: recall, reciprocal rank and nDCG by judgements, hit accuracy by answer match.
 
 All numbers come from ir_measures, so that they are those of trec_eval. Two things are settled here, because they
 change published numbers without a word elsewhere:
@@ -10,24 +10,21 @@ change published numbers without a word elsewhere:
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence, Set
-from pathlib import Path
+from collections.abc import Mapping, Sequence, Set
 
 import ir_measures
 from ir_measures import RR, R, Success, nDCG
 
+from engine.data.trec import Rankings, best_first
 from engine.errors import DataError
-from shards.files import write_atomically
-
-Run = Mapping[str, Mapping[str, float]]
-"""Query id -> document id -> score; higher is better, equal scores in the order of the mapping."""
 
 CUTOFFS = (1, 5, 20, 100)
 """The ranks at which AR2 reports recall (Tables 2 and 3)."""
 
 
-def score_run(run: Run, qrels: Mapping[str, Mapping[str, int]], cutoffs: Sequence[int] = CUTOFFS) -> dict[str, float]:
+def score_run(
+    run: Rankings, qrels: Mapping[str, Mapping[str, int]], cutoffs: Sequence[int] = CUTOFFS
+) -> dict[str, float]:
     """Measure a ranking by judgements.
 
     Args:
@@ -57,7 +54,9 @@ def score_run(run: Run, qrels: Mapping[str, Mapping[str, int]], cutoffs: Sequenc
     return {name: float(values[measure]) for name, measure in named.items()}
 
 
-def answer_measures(run: Run, answered: Mapping[str, Set[str]], cutoffs: Sequence[int] = CUTOFFS) -> dict[str, float]:
+def answer_measures(
+    run: Rankings, answered: Mapping[str, Set[str]], cutoffs: Sequence[int] = CUTOFFS
+) -> dict[str, float]:
     """Measure a ranking by answer match: how often one of the top k documents contains an answer.
 
     Args:
@@ -83,93 +82,10 @@ def answer_measures(run: Run, answered: Mapping[str, Set[str]], cutoffs: Sequenc
     return {name: float(values[measure]) for name, measure in named.items()}
 
 
-def check_trec_ids(ids: Iterable[str], what: str) -> None:
-    """Refuse ids that a TREC run file cannot hold; called before a run, so that none is lost at its end.
-
-    Args:
-        ids: Query or document ids.
-        what: What they are, for the message, such as `document`.
-
-    Raises:
-        DataError: An id is empty or contains white space, which separates the fields of such a file.
-    """
-    for identifier in ids:
-        if len(identifier.split()) != 1 or identifier != identifier.strip():
-            raise DataError(
-                f"The {what} id {identifier!r} is empty or contains white space",
-                expected="ids without white space, as in every TREC run file",
-                remedy="replace the white space in the ids, in the qrels too",
-            )
-
-
-def write_trec(path: Path, run: Run, tag: str) -> None:
-    """Write a ranking as a TREC run file, `qid Q0 docid rank score tag`, atomically.
-
-    Args:
-        path: The file; an older one is replaced.
-        run: Rankings; written best first, ranks from 1, scores with all their digits.
-        tag: Name of the system; one word.
-
-    Raises:
-        DataError: An id or the tag is not one word, or a score is not a number.
-    """
-    check_trec_ids([tag], "run")
-    check_trec_ids(run, "query")
-    with write_atomically(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-        for qid, scores in run.items():
-            check_trec_ids(scores, "document")
-            for rank, docid in enumerate(_ranking(qid, scores), start=1):
-                file.write(f"{qid} Q0 {docid} {rank} {float(scores[docid])!r} {tag}\n")
-
-
-def read_trec(path: Path) -> dict[str, dict[str, float]]:
-    """Read a TREC run file.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Query id -> document id -> score, in the order of the file.
-
-    Raises:
-        DataError: The file is missing, or a line is not `qid Q0 docid rank score tag`, or repeats a document; the
-            line is named.
-    """
-    if not path.is_file():
-        raise DataError(f"{path} does not exist", expected="a TREC run file")
-    run: dict[str, dict[str, float]] = {}
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            fields = line.split()
-            try:
-                qid, _, docid, _, score_text, _ = fields
-                score = float(score_text)
-            except ValueError as error:
-                raise DataError(
-                    f"{path}, line {number} reads {line.strip()!r}", expected="qid Q0 docid rank score tag"
-                ) from error
-            scores = run.setdefault(qid, {})
-            if docid in scores:
-                raise DataError(
-                    f"{path}, line {number} ranks document {docid!r} of query {qid!r} again",
-                    expected="every document once for a query",
-                )
-            scores[docid] = score
-    return run
-
-
-def _ranking(qid: str, scores: Mapping[str, float]) -> list[str]:
-    """Return the documents best first; a NaN would make the order arbitrary."""
-    for docid, score in scores.items():
-        if math.isnan(score):
-            raise DataError(f"The score of document {docid!r} for query {qid!r} is not a number")
-    return sorted(scores, key=lambda docid: -scores[docid])  # sorted() is stable: equal scores keep their order
-
-
-def _by_rank(run: Run, judged: Mapping[str, object]) -> dict[str, dict[str, float]]:
+def _by_rank(run: Rankings, judged: Mapping[str, object]) -> dict[str, dict[str, float]]:
     """Replace scores by minus the rank, which has no ties and is exact in single precision."""
     return {
-        qid: {docid: -float(rank) for rank, docid in enumerate(_ranking(qid, scores))}
+        qid: {docid: -float(rank) for rank, docid in enumerate(best_first(qid, scores))}
         for qid, scores in run.items()
         if qid in judged and scores
     }

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from engine.config.timetable import ZERO_SHOT
 from engine.data.corpus import Data
-from engine.evaluation.evaluate import evaluate_bm25, evaluate_retriever
-from engine.refresh.refresh import build_bm25_index, make_index
+from engine.evaluation.evaluate import evaluate_system, retriever_of
+from engine.evaluation.systems import yardsticks
+from engine.results import Measured
+from engine.retrievers.kinds import build
 from engine.run import Stage
 from engine.training.models import Models
 from engine.training.publishing import publish_weights
 
 
-def evaluate_yardsticks(stage: Stage, models: Models, data: Data) -> dict[str, float]:
+def evaluate_yardsticks(stage: Stage, models: Models, data: Data) -> Measured:
     """Measure BM25 and the retriever before any training on the dev split."""
-    run = stage.run
-    run.once("bm25", build_bm25_index, data, run.folder)
-    measured = evaluate_bm25(stage, data, run.folder, "dev")
-    if run.config.evaluation.zero_shot:
-        with models.training("retriever") as retriever:
-            publish_weights(run, retriever, data.texts["retriever"], ZERO_SHOT)
-        make_index(run, data, run.folder, ZERO_SHOT)
-        measured |= evaluate_retriever(stage, data, run.folder, "zero-shot", None, "dev")
-    return measured
+    run, scores = stage.run, []
+    for system in yardsticks(run.config):
+        if system.weights is not None:
+            with models.training(system.weights.model) as model:
+                publish_weights(run, model, data.texts[model.name], system.weights.state)
+        build(run, data, run.folder, retriever_of(system))
+        scores += evaluate_system(stage, data, run.folder, system, "dev")
+    return Measured(tuple(scores))

@@ -9,7 +9,7 @@ Shapes: Q queries, D embedding dimension.
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,40 @@ from engine.index.estimate import IndexEstimate, estimate_index, measured_gigafl
 from engine.index.exact import Floats, check_queries
 from engine.index.files import TRAINED, IndexFile, part_is_complete, read_index
 from engine.index.merge import check_parts, merge_parts
-from engine.index.plan import IndexPlan
+from engine.index.plan import IndexPlan, Placement
 from engine.index.train import fill_part, train_once
 from engine.index.tune import Trial, exact_truth, recall_of, tune
 from engine.log import get_logger
 from engine.search import Hits
 from shards.embeddings import EmbeddingStore
+from shards.files import parse_record
 
-__all__ = ["build_index", "require_recall"]
+__all__ = ["BuiltIndex", "build_index", "require_recall"]
 
 log = get_logger(__name__)
 _PATIENCE = 4
 """Ranks wait so many times as long for work as it was estimated to take."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltIndex:
+    """Result of a stage `index/ITERATION`; fields as of `IndexPlan` and `IndexManifest`."""
+
+    factory: str
+    placement: Placement
+    num_lists: int
+    nprobe: int
+    refine_factor: int
+    recall: float
+    """Of exact search: 1.0."""
+    recall_k: int
+    milliseconds_per_query: float | None
+    tuning_seconds: float
+    num_documents: int
+    index_bytes: int
+    """Of all files."""
+    reused: bool
+    """Whether the index was there already."""
 
 
 def build_index(
@@ -48,7 +70,7 @@ def build_index(
     recall_k: int,
     recall_floor: float,
     device: torch.device | str = "cpu",
-) -> dict[str, Any]:
+) -> BuiltIndex:
     """Build an index with all ranks: one trains, all fill, one merges, all search exactly, one tunes and publishes.
 
     All ranks call it alike. An index that is there already, of the same embeddings, plan and seed, is kept, and so is
@@ -67,8 +89,7 @@ def build_index(
         device: Where exact search, the yardstick of recall, computes its products.
 
     Returns:
-        `factory`, `placement`, `num_lists`, `nprobe`, `refine_factor`, `recall` (of exact search: 1.0), `recall_k`,
-        `milliseconds_per_query`, `tuning_seconds`, `num_documents`, `index_bytes`, `reused`.
+        What it is and how well it searches.
 
     Raises:
         IndexQualityError: The recall is below the floor; on the other ranks a `CoordinationError` quotes it.
@@ -79,9 +100,8 @@ def build_index(
     k = min(recall_k, store.num_documents)
     reused = coordinator.only_rank_zero(f"{name}: look for it", lambda: _keep_or_clear(folder, store, plan, seed))
     if not reused:
-        estimate = IndexEstimate(
-            **coordinator.only_rank_zero(f"{name}: plan", lambda: asdict(_announce(name, store, plan)))
-        )
+        announced = coordinator.only_rank_zero(f"{name}: plan", lambda: asdict(_announce(name, store, plan)))
+        estimate = parse_record(announced, IndexEstimate, f"the estimate of {name}")
         queries_QD = np.array(coordinator.broadcast(f"{name}: queries", audit_queries_QD.tolist()), dtype=np.float32)
         files: list[IndexFile] = []
         truth = None
@@ -102,10 +122,10 @@ def build_index(
             _tune_and_save(folder, store, draft, queries_QD, truth, recall_floor)
 
         coordinator.only_rank_zero(f"{name}: tune", publish, _patience(coordinator, estimate.add_minutes))
-    result: dict[str, Any] = coordinator.only_rank_zero(
-        f"{name}: report", lambda: _report(folder, recall_floor) | {"reused": reused}
+    described = coordinator.only_rank_zero(
+        f"{name}: report", lambda: asdict(_describe(folder, recall_floor, reused=reused))
     )
-    return result
+    return parse_record(described, BuiltIndex, f"the description of {name}")
 
 
 def require_recall(recall: float, k: int, floor: float, tried: str) -> None:
@@ -172,16 +192,18 @@ def _fill_and_merge(
         for number in coordinator.hand_out(f"{name}: fill", numbers, seconds):
             fill_part(folder, trained, store, number, parts[number])
 
-    def merge() -> list[dict[str, Any]]:
+    def merge() -> list[Any]:
         if plan.placement == "parts":
             markers = check_parts(folder, parts, trained, store.stamp)
             size = (folder / TRAINED).stat().st_size
-            return [asdict(IndexFile(TRAINED, size, trained)), *(asdict(marker.file) for marker in markers)]
-        return [asdict(merge_parts(folder, plan.factory, parts, trained, store.stamp))]
+            files = [IndexFile(TRAINED, size, trained), *(marker.file for marker in markers)]
+        else:
+            files = [merge_parts(folder, plan.factory, parts, trained, store.stamp)]
+        return [asdict(file) for file in files]
 
     minutes = estimate.merge_minutes
     merged = coordinator.only_rank_zero(f"{name}: merge", merge, _patience(coordinator, minutes))
-    return [IndexFile(**file) for file in merged]
+    return parse_record(merged, list[IndexFile], f"the files of {name}")
 
 
 def _tune_and_save(
@@ -193,20 +215,20 @@ def _tune_and_save(
     recall_floor: float,
 ) -> None:
     """Tune the search, measure it, write the manifest and take away what is not searched."""
-    values = asdict(draft) | {"plan": draft.plan, "stamp": draft.stamp, "files": draft.files}
+    manifest = draft
     if truth is not None:
         start = time.perf_counter()
         probed = open_files(folder, draft.files, draft.plan, verify=False)
         best, trials = tune(probed, store.dimension, draft.plan, queries_QD, truth, draft.recall_k)
-        values |= {"nprobe": best.nprobe, "refine_factor": best.refine_factor}
         tuned = time.perf_counter()
-        hits = DenseIndex(IndexManifest(**values), store, probed).search(queries_QD, draft.recall_k)
-        values["milliseconds_per_query"] = 1000 * (time.perf_counter() - tuned) / len(queries_QD)
-        values["tuning_seconds"] = tuned - start
-        values["recall"] = recall_of(hits.scores_QK, truth, draft.recall_k)
-        require_recall(values["recall"], draft.recall_k, recall_floor, _told(draft.plan, trials))
-        _log_choice(draft.plan, best, values)
-    IndexManifest(**values).save(folder)
+        manifest = replace(draft, nprobe=best.nprobe, refine_factor=best.refine_factor, tuning_seconds=tuned - start)
+        hits = DenseIndex(manifest, store, probed).search(queries_QD, draft.recall_k)
+        milliseconds = 1000 * (time.perf_counter() - tuned) / len(queries_QD)
+        recall = recall_of(hits.scores_QK, truth, draft.recall_k)
+        manifest = replace(manifest, recall=recall, milliseconds_per_query=milliseconds)
+        require_recall(recall, draft.recall_k, recall_floor, _describe_trials(draft.plan, trials))
+        _log_choice(manifest, best)
+    manifest.save(folder)
     kept = {file.name for file in draft.files}
     leftovers = [*folder.glob("part-*.lists"), *folder.glob("part-*.json"), *folder.glob("index.*")]
     for path in [*leftovers, *folder.glob(".*.tmp-*")]:
@@ -214,12 +236,13 @@ def _tune_and_save(
             path.unlink()
 
 
-def _log_choice(plan: IndexPlan, best: Trial, values: dict[str, Any]) -> None:
+def _log_choice(manifest: IndexManifest, best: Trial) -> None:
+    plan = manifest.plan
     log.info(
         "the search visits %d of %d lists and re-scores %d * top_k candidates: recall@%d %.3f, %.2f ms a query, "
         "tuned in %.1f s",
-        *(best.nprobe, plan.num_lists, best.refine_factor, values["recall_k"], values["recall"]),
-        *(values["milliseconds_per_query"], values["tuning_seconds"]),
+        *(best.nprobe, plan.num_lists, best.refine_factor, manifest.recall_k, manifest.recall),
+        *(manifest.milliseconds_per_query, manifest.tuning_seconds),
     )
     if best.safe_recall < plan.recall_target:
         log.warning(
@@ -228,20 +251,30 @@ def _log_choice(plan: IndexPlan, best: Trial, values: dict[str, Any]) -> None:
         )
 
 
-def _told(plan: IndexPlan, trials: list[Trial]) -> str:
+def _describe_trials(plan: IndexPlan, trials: list[Trial]) -> str:
     best = {trial.nprobe: trial for trial in sorted(trials, key=lambda trial: trial.recall)}
     ways = [f"{n} lists and {best[n].refine_factor} * k candidates: {best[n].recall:.3f}" for n in sorted(best)]
     return f"{plan.factory} with {plan.num_lists} lists, visiting " + "; ".join(ways)
 
 
-def _report(folder: Path, recall_floor: float) -> dict[str, Any]:
+def _describe(folder: Path, recall_floor: float, *, reused: bool) -> BuiltIndex:
     built = IndexManifest.load(folder)
     tried = f"{built.nprobe} of {built.plan.num_lists} lists of {built.plan.factory}, {built.refine_factor} * k scored"
     require_recall(built.recall, built.recall_k, recall_floor, tried)
-    facts = {name: getattr(built.plan, name) for name in ("factory", "placement", "num_lists")}
-    names = ("nprobe", "refine_factor", "recall", "recall_k", "milliseconds_per_query", "tuning_seconds")
-    facts |= {name: getattr(built, name) for name in (*names, "num_documents")}
-    return facts | {"index_bytes": sum(file.num_bytes for file in built.files)}
+    return BuiltIndex(
+        factory=built.plan.factory,
+        placement=built.plan.placement,
+        num_lists=built.plan.num_lists,
+        nprobe=built.nprobe,
+        refine_factor=built.refine_factor,
+        recall=built.recall,
+        recall_k=built.recall_k,
+        milliseconds_per_query=built.milliseconds_per_query,
+        tuning_seconds=built.tuning_seconds,
+        num_documents=built.num_documents,
+        index_bytes=sum(file.num_bytes for file in built.files),
+        reused=reused,
+    )
 
 
 def _keep_or_clear(folder: Path, store: EmbeddingStore, plan: IndexPlan, seed: int) -> bool:

@@ -27,7 +27,7 @@ from engine.index.plan import IndexPlan, cut_parts
 from engine.index.probe import ProbedIndex
 from engine.search import Hits
 from shards.embeddings import EmbeddingStore, Stamp
-from shards.files import read_json, write_json
+from shards.files import read_record, write_json
 from shards.manifest import CorpusManifest
 
 __all__ = ["DenseIndex", "IndexManifest", "document_parts"]
@@ -74,17 +74,13 @@ class IndexManifest:
             ArtifactError: It is missing, damaged, or of another version.
         """
         path = folder / MANIFEST
-        values = read_json(path, "the index manifest")
-        try:
-            if values["version"] != _VERSION:
-                raise ValueError(f"version {values['version']}, expected {_VERSION}")
-            values["plan"], values["stamp"] = IndexPlan.from_dict(values["plan"]), Stamp(**values["stamp"])
-            values["files"] = tuple(IndexFile(**file) for file in values["files"])
-            return cls(**values)
-        except (KeyError, TypeError, ValueError) as error:
+        manifest = read_record(path, cls, "the index manifest")
+        if manifest.version != _VERSION:
             raise ArtifactError(
-                f"the index manifest {path} cannot be read ({error})", remedy=f"delete {path} and build the index again"
-            ) from error
+                f"the index manifest {path} has version {manifest.version}, expected {_VERSION}",
+                remedy=f"delete {path} and build the index again",
+            )
+        return manifest
 
 
 class DenseIndex:
@@ -154,12 +150,12 @@ class DenseIndex:
         if self._probed is None:
             return exact_search(self.store, queries_QD, top_k, device=self.device)
         pieces = [
-            self.finish(queries_QD[block], [self.candidates(queries_QD[block], top_k)], top_k)
+            self.finish(queries_QD[block], [self.search_parts(queries_QD[block], top_k)], top_k)
             for block in blocks(len(queries_QD), max(1, _CANDIDATES_AT_A_TIME // self._depth(top_k)))
         ]
         return _stacked(pieces, top_k)
 
-    def candidates(self, queries_QD: Floats, top_k: int, parts: Sequence[int] | None = None) -> Hits:
+    def search_parts(self, queries_QD: Floats, top_k: int, parts: Sequence[int] | None = None) -> Hits:
         """Search some parts, the first half of what `search` does.
 
         Args:
@@ -184,12 +180,12 @@ class DenseIndex:
         return merge_hits([nothing, *found], top_k)
 
     def finish(self, queries_QD: Floats, found: Sequence[Hits], top_k: int) -> Hits:
-        """Merge what `candidates` found in all parts, and score it exactly.
+        """Merge what `search_parts` found in all parts, and score it exactly.
 
         Args:
             queries_QD: The queries, float32 [Q, D].
-            found: What `candidates` returned; together of each part once.
-            top_k: As given to `candidates`.
+            found: What `search_parts` returned; together of each part once.
+            top_k: As given to `search_parts`.
 
         Returns:
             Hits [Q, top_k], the same as `search` returns, however the parts were dealt.

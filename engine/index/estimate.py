@@ -1,4 +1,4 @@
-"""What an index will take: memory, disk, minutes, estimated and told before anything is built."""
+"""What an index will take: memory, disk, minutes, estimated and logged before anything is built."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ class IndexEstimate:
 
     def lines(self, plan: IndexPlan) -> list[str]:
         """Say what was planned, why, and what it takes, in aligned lines."""
-        told = [("plan", f"{plan.factory}, placement {plan.placement}")]
-        told += [("because" if not place else "", reason) for place, reason in enumerate(plan.reasons)]
+        lines = [("plan", f"{plan.factory}, placement {plan.placement}")]
+        lines += [("because" if not place else "", reason) for place, reason in enumerate(plan.reasons)]
         disk = f"embeddings {_gib(self.embeddings_bytes)}"
         if not plan.exact:
-            told += [
+            lines += [
                 (
                     "index",
                     f"{_gib(self.index_bytes)}: codes {_gib(self.codes_bytes)}, ids {_gib(self.ids_bytes)}, lists and "
@@ -72,7 +72,7 @@ class IndexEstimate:
                 ),
             ]
             disk += f", parts {_gib(self.parts_bytes)}, merged {_gib(self.merged_bytes)}"
-        return [f"{name:<8} {text}" for name, text in [*told, ("disk", disk)]]
+        return [f"{name:<8} {text}" for name, text in [*lines, ("disk", disk)]]
 
 
 def estimate_index(

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from engine.errors import ArtifactError
 from engine.log import get_logger
 from shards.embeddings import Stamp
-from shards.files import read_json, sha256_file, write_atomically, write_json
+from shards.files import read_record, sha256_file, write_atomically, write_json
 
 log = get_logger(__name__)
 TRAINED, INDEX = "trained.faiss", "index.faiss"
@@ -267,12 +267,7 @@ def read_part(folder: Path, number: int, documents: range, trained_sha256: str, 
     path = part_path(folder, number)
     marker_path = path.with_suffix(".json")
     remedy = f"start again, which makes it again; if that does not help, delete {marker_path}"
-    values = read_json(marker_path, f"the marker of index part {number}")
-    try:
-        values["stamp"], values["file"] = Stamp(**values["stamp"]), IndexFile(**values["file"])
-        marker = PartMarker(**values)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{marker_path} cannot be read ({error!r})", remedy=remedy) from error
+    marker = read_record(marker_path, PartMarker, f"the marker of index part {number}")
     found = (marker.trained_sha256, marker.stamp, marker.first_document, marker.num_documents, marker.file.name)
     wanted = (trained_sha256, stamp, documents.start, len(documents), path.name)
     if found != wanted:

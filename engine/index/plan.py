@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import faiss
 
+from engine.config.sections import IndexConfig
 from engine.errors import ConfigError
 
 GIB = 2**30
@@ -71,15 +72,6 @@ class IndexPlan:
         """Whether there is no index."""
         return self.factory == FLAT
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> IndexPlan:
-        """Read what JSON kept of a plan.
-
-        Raises:
-            TypeError: A field is missing or unknown.
-        """
-        return cls(**{**values, "reasons": tuple(values.get("reasons", ()))})
-
 
 @dataclass(frozen=True, slots=True)
 class FactorySizes:
@@ -113,57 +105,39 @@ class FactorySizes:
         return self.num_lists * self.code_bytes * _CODES_PER_BLOCK // 2 if self.fast_scan else 0
 
 
-def plan_index(
-    factory: str,
-    *,
-    num_documents: int,
-    dimension: int,
-    memory_gib: float = 8.0,
-    placement: Placement | Literal["auto"] = "auto",
-    nprobe: int | None = None,
-    refine_factor: int | None = None,
-    train_size: int | None = None,
-    num_iterations: int = 10,
-    recall_target: float = 0.95,
-    recall_floor: float = 0.0,
-) -> IndexPlan:
+def plan_index(settings: IndexConfig, *, num_documents: int, dimension: int) -> IndexPlan:
     """Choose what is left open, by the size of the corpus and the memory, and check what is given.
 
+    Called early too, so that an index that cannot be built stops a run before any work.
+
     Args:
-        factory: `auto`, `Flat`, or a FAISS factory string with an `IVF`.
+        settings: What is asked for. `nprobe` is cut to the number of lists, `train_documents` to N.
         num_documents: N, at least 1.
         dimension: D.
-        memory_gib: What the searchable index may take of one rank's memory, in GiB.
-        placement: Where it is searched; `auto` takes `memory` where it fits and `parts` where it does not.
-        nprobe: Lists visited for a query, cut to their number; tuned if None.
-        refine_factor: Candidates re-scored for each document asked for; tuned if None.
-        train_size: Embeddings that train it, cut to N; chosen if None.
-        num_iterations: Iterations of k-means.
-        recall_target: Recall that tuning aims at, 0 to 1.
-        recall_floor: Recall below which the index will not be published.
 
     Returns:
         The plan.
 
     Raises:
-        ConfigError: FAISS refuses the factory string, it has no inverted lists, the corpus (or `train_size`) is smaller
-            than the number of lists or of a codebook's entries, the index does not fit into the memory that is allowed
-            where it must, or the floor lies above the target.
+        ConfigError: FAISS refuses the factory string, it has no inverted lists, the corpus (or `train_documents`) is
+            smaller than the number of lists or of a codebook's entries, the index does not fit into the memory that is
+            allowed where it must, or the floor lies above the target.
 
     Source:
         FAISS wiki, "Guidelines to choose an index", for the number of lists and of training points.
     """
-    _check_goals(recall_target, recall_floor, nprobe, refine_factor)
+    _check_goals(settings)
+    factory, placement, memory_gib = settings.factory, settings.placement, settings.memory_gib
     reasons: list[str] = []
     if factory == "auto":
-        factory, reasons = _choose_factory(num_documents, dimension, memory_gib, placement, recall_target)
+        factory, reasons = _choose_factory(num_documents, dimension, memory_gib, placement, settings.recall_target)
     if factory == FLAT:
-        _refuse_for_flat(nprobe=nprobe, refine_factor=refine_factor, train_documents=train_size, placement=placement)
+        _refuse_for_flat(settings)
         reasons = reasons or ["exact search, as asked for"]
-        return IndexPlan(FLAT, 1, 4 * dimension, 0, 0, "disk", None, None, recall_target, tuple(reasons))
+        return IndexPlan(FLAT, 1, 4 * dimension, 0, 0, "disk", None, None, settings.recall_target, tuple(reasons))
     sizes = factory_sizes(factory, dimension)
     points = 64 if num_documents < 1_000_000 else POINTS_PER_LIST + 1
-    available = min(num_documents, train_size or points * max(sizes.num_lists, sizes.num_codes))
+    available = min(num_documents, settings.train_documents or points * max(sizes.num_lists, sizes.num_codes))
     _check_training(factory, sizes, available, num_documents)
     chosen, reason = _place(placement, factory, sizes, num_documents, dimension, memory_gib)
     return IndexPlan(
@@ -171,11 +145,11 @@ def plan_index(
         sizes.num_lists,
         sizes.code_bytes,
         available,
-        num_iterations,
+        settings.kmeans_iterations,
         chosen,
-        min(nprobe, sizes.num_lists) if nprobe else None,
-        refine_factor,
-        recall_target,
+        min(settings.nprobe, sizes.num_lists) if settings.nprobe else None,
+        settings.refine_factor,
+        settings.recall_target,
         (*(reasons or [f"{factory}, as asked for"]), reason),
     )
 
@@ -308,30 +282,31 @@ def _place(
     memory_gib: float,
 ) -> tuple[Placement, str]:
     needed = sizes.index_bytes(num_documents) / GIB
-    told = f"the index takes {needed:.3g} GiB of the {memory_gib:g} allowed (index.memory_gib)"
+    size = f"the index takes {needed:.3g} GiB of the {memory_gib:g} allowed (index.memory_gib)"
     fits = needed <= memory_gib
     if placement == "memory" and not fits:
         raise ConfigError(
-            f"index.placement is memory, but {told}",
+            f"index.placement is memory, but {size}",
             expected="an index that fits",
             remedy="set index.placement=auto, raise index.memory_gib, or name an index.factory with shorter codes",
         )
     if sizes.fast_scan and (placement in ("disk", "parts") or not fits):
-        why = f"index.placement is {placement}" if fits else told
+        why = f"index.placement is {placement}" if fits else size
         raise ConfigError(
             f"{why}, but the 4-bit codes of {factory} are searched in memory only",
             expected="an index in memory, or codes that can be mapped from disk",
             remedy="leave index.factory out, or write x4 instead of x4fs in it",
         )
     if placement != "auto":
-        return placement, f"placement {placement}, as asked for; {told}"
-    return ("memory", f"in memory: {told}") if fits else ("parts", f"parts mapped from disk: {told}")
+        return placement, f"placement {placement}, as asked for; {size}"
+    return ("memory", f"in memory: {size}") if fits else ("parts", f"parts mapped from disk: {size}")
 
 
-def _check_goals(target: float, floor: float, nprobe: int | None, refine_factor: int | None) -> None:
-    if floor > target and None in (nprobe, refine_factor):
+def _check_goals(settings: IndexConfig) -> None:
+    if settings.recall_floor > settings.recall_target and None in (settings.nprobe, settings.refine_factor):
         raise ConfigError(
-            f"index.recall_floor {floor} is above index.recall_target {target}, at which tuning stops",
+            f"index.recall_floor {settings.recall_floor} is above index.recall_target {settings.recall_target}, at "
+            "which tuning stops",
             expected="a floor that is at most the target",
             remedy="raise index.recall_target, or lower index.recall_floor",
         )
@@ -349,13 +324,14 @@ def _check_training(factory: str, sizes: FactorySizes, available: int, num_docum
             )
 
 
-def _refuse_for_flat(**settings: int | str | None) -> None:
-    given = [name for name, value in settings.items() if value not in (None, "auto")]
-    if given:
-        raise ConfigError(
-            f"index.{given[0]} is {settings[given[0]]!r} for exact search, which has no FAISS index",
-            remedy=f"leave index.{given[0]} out, or name another index.factory",
-        )
+def _refuse_for_flat(settings: IndexConfig) -> None:
+    for name in ("nprobe", "refine_factor", "train_documents", "placement"):
+        value = getattr(settings, name)
+        if value not in (None, "auto"):
+            raise ConfigError(
+                f"index.{name} is {value!r} for exact search, which has no FAISS index",
+                remedy=f"leave index.{name} out, or name another index.factory",
+            )
 
 
 def _largest_divisor(dimension: int, at_most: int) -> int:

@@ -10,7 +10,7 @@ Inner product throughout, the score of AR2 Eq. 4. Shapes: N documents, D embeddi
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,8 +22,8 @@ from engine.errors import ArtifactError
 from engine.index.exact import Floats, stream
 from engine.index.files import TRAINED, faiss_threads, on_gpu, parse_index, read_index, write_index, write_part
 from engine.index.plan import IndexPlan, empty_index
-from shards.embeddings import EmbeddingStore, read_rows
-from shards.files import read_json, write_json
+from shards.embeddings import EmbeddingStore, Stamp, read_rows
+from shards.files import read_record, write_json
 
 _ADD_BYTES = 64 * 2**20
 """Embeddings read at a time when a part is filled."""
@@ -31,6 +31,18 @@ _ROTATIONS_AN_ITERATION = 2
 """Steps of OPQ for each iteration of k-means; each trains its codebooks anew."""
 _WORK_FOR_ALL_CORES = 10**9
 _RECORD = "trained.json"
+
+
+@dataclass(frozen=True, slots=True)
+class _Trained:
+    """What a trained index was made from, and its hash."""
+
+    factory: str
+    train_size: int
+    num_iterations: int
+    seed: int
+    stamp: Stamp
+    sha256: str = ""
 
 
 def train_once(folder: Path, store: EmbeddingStore, plan: IndexPlan, seed: int) -> str:
@@ -49,18 +61,17 @@ def train_once(folder: Path, store: EmbeddingStore, plan: IndexPlan, seed: int) 
         ArtifactError: An embedding of the sample is not finite.
         DiskFullError: There is no space for the trained index.
     """
-    training = {"factory": plan.factory, "train_size": plan.train_size, "num_iterations": plan.num_iterations}
-    origin = training | {"seed": seed, "stamp": asdict(store.stamp)}
+    wanted = _Trained(plan.factory, plan.train_size, plan.num_iterations, seed, store.stamp)
     try:
-        record = read_json(folder / _RECORD, "the record of the trained index")
-        if {key: record[key] for key in origin} == origin:
-            read_index(folder / TRAINED, record["sha256"])
-            return str(record["sha256"])
-    except (ArtifactError, KeyError, TypeError):
+        record = read_record(folder / _RECORD, _Trained, "the record of the trained index")
+        if replace(record, sha256="") == wanted:
+            read_index(folder / TRAINED, record.sha256)
+            return record.sha256
+    except ArtifactError:
         pass  # there is none to go on with
     (folder / _RECORD).unlink(missing_ok=True)
     sha256 = write_index(train_index(store, plan, seed), folder / TRAINED).sha256
-    write_json(folder / _RECORD, origin | {"sha256": sha256})
+    write_json(folder / _RECORD, asdict(replace(wanted, sha256=sha256)))
     return sha256
 
 

@@ -14,11 +14,10 @@ import hashlib
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,10 +25,10 @@ from engine.data.answers import AnswerMatcher
 from engine.data.candidates import Candidates, is_saved, join
 from engine.data.corpus import FALSE_NEGATIVES, POSITIVES, Data
 from engine.data.negatives import ANSWERS, remove_known
+from engine.data.reuse import take_over_same_weights
 from engine.errors import DataError
 from engine.log import get_logger
-from engine.refresh.part_search import search_parts
-from engine.refresh.reuse import adopt_twin
+from engine.refresh.part_search import search_over_ranks
 from engine.reliability.progress import progress_bar
 from engine.run import Stage
 from engine.search import PartedSearcher, Searcher
@@ -38,9 +37,18 @@ from shards.files import canonical_json
 from shards.records import Query
 
 log = get_logger(__name__)
-_REASONS = (POSITIVES, FALSE_NEGATIVES, ANSWERS)
 _BLOCKS_A_GROUP = 16
 """Blocks whose queries go through the parts of an unmerged index together; what is found takes disk meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class MinedQueries:
+    """Result of a stage `candidates/NAME`: how many queries were searched, how many documents taken out by reason."""
+
+    queries: int
+    removed_positives: int
+    removed_false_negatives: int
+    removed_answers: int
 
 
 def mine(
@@ -53,7 +61,7 @@ def mine(
     top_k: int,
     needed: int,
     name: str,
-) -> dict[str, Any]:
+) -> MinedQueries:
     """Search training queries with all ranks, and publish what is left as candidates.
 
     Args:
@@ -80,7 +88,7 @@ def mine(
     plan = _Plan(data, stamp, top_k, needed, *_first_depth(stage, data, rows, top_k))
 
     def look() -> list[int]:
-        adopt_twin(folder, stamp)
+        take_over_same_weights(folder, stamp)
         for other in folder.parent.glob(f".{name}.parts-*"):
             if other != parts:
                 shutil.rmtree(other)  # of another search, which nobody will go on with
@@ -97,7 +105,7 @@ def mine(
                     found.save(_part_of(parts, number), search=search)
             shutil.rmtree(_found_of(parts, group), ignore_errors=True)
 
-    def publish() -> dict[str, Any]:
+    def publish() -> list[int]:
         if not is_saved(folder, stamp, search):
             join(
                 [Candidates.load(_part_of(parts, number), stamp) for number in range(len(blocks))],
@@ -106,11 +114,12 @@ def mine(
             )
         shutil.rmtree(parts, ignore_errors=True)
         whole = Candidates.load(folder, stamp)
-        return {"queries": len(whole)} | {f"removed_{reason}": whole.removed[reason] for reason in _REASONS}
+        return [len(whole), *(whole.removed[reason] for reason in (POSITIVES, FALSE_NEGATIVES, ANSWERS))]
 
-    counts: dict[str, Any] = coordinator.only_rank_zero(f"{stage.name}: publish", publish)
+    counts = MinedQueries(*coordinator.only_rank_zero(f"{stage.name}: publish", publish))
     iteration = int(name) if name.isdigit() else 0
-    stage.run.metrics.write(stage.name, iteration, {f"candidates/{key}": float(n) for key, n in counts.items()})
+    values = {f"candidates/{key}": float(number) for key, number in asdict(counts).items()}
+    stage.run.metrics.write(stage.name, iteration, values)
     return counts
 
 
@@ -154,7 +163,7 @@ def _search_group(
         return searcher
     queries = [plan.data.train.queries[row] for row in rows]
     folder, name = _found_of(parts, group), f"{stage.name} group {group}"
-    return search_parts(stage.run.coordinator, searcher, queries, plan.depth, folder, name=name)
+    return search_over_ranks(stage.run.coordinator, searcher, queries, plan.depth, folder, name=name)
 
 
 def _describe_search(stage: Stage, rows: np.ndarray, top_k: int, needed: int) -> str:

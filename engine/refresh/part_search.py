@@ -33,7 +33,7 @@ class FoundInParts:
         searcher: What was asked.
         queries: The group.
         top_k: The depth to which its parts were searched.
-        folder: Where `search_parts` has put what was found.
+        folder: Where `search_over_ranks` has put what was found.
     """
 
     def __init__(self, searcher: PartedSearcher, queries: Sequence[Query], top_k: int, folder: Path) -> None:
@@ -54,7 +54,7 @@ class FoundInParts:
         return self._searcher.finish(_read_queries(self._folder, len(self._row_of))[rows_Q], found, top_k)
 
 
-def search_parts(
+def search_over_ranks(
     coordinator: Coordinator,
     searcher: PartedSearcher,
     queries: Sequence[Query],
@@ -95,7 +95,7 @@ def search_parts(
     with coordinator.agreement(f"{name}: search parts"):
         queries_QD = _read_queries(folder, len(queries))
         for part in coordinator.hand_out(f"{name}: search parts", parts):
-            found = searcher.candidates(queries_QD, top_k, [part])
+            found = searcher.search_parts(queries_QD, top_k, [part])
             path = _documents_path(folder, part)
             _write(path, found.documents_QK)
             _write(_scores_of(path), found.scores_QK)

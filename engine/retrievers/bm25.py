@@ -16,6 +16,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,32 @@ from numpy.typing import NDArray
 
 from engine.errors import ArtifactError, DataError
 from engine.search import Hits, top_of_row
-from shards.files import fsync, read_json, sha256_file, write_json
+from shards.files import fsync, read_record, sha256_file, write_json
 from shards.records import Query
 
 _MANIFEST = "bm25.json"
 _VERSION = 1
 _WORD = re.compile(r"\w\w+")
 _STOP_WORDS = frozenset(STOPWORDS_EN)
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Manifest:
+    """What an index is; written last."""
+
+    version: int
+    num_documents: int
+    num_words: int
+    k1: float
+    b: float
+    metadata: dict[str, Any]
+    files: dict[str, _File]
 
 
 def build_bm25(
@@ -76,18 +96,10 @@ def build_bm25(
         files = sorted(temporary.iterdir())
         for path in files:
             fsync(path)
-        write_json(
-            temporary / _MANIFEST,
-            {
-                "version": _VERSION,
-                "num_documents": len(ids_of_documents),
-                "num_words": len(analyzer.vocabulary),
-                "k1": k1,
-                "b": b,
-                "metadata": dict(metadata or {}),
-                "files": {path.name: {"num_bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in files},
-            },
-        )
+        described = {path.name: _File(path.stat().st_size, sha256_file(path)) for path in files}
+        num_documents, num_words = len(ids_of_documents), len(analyzer.vocabulary)
+        manifest = _Manifest(_VERSION, num_documents, num_words, k1, b, dict(metadata or {}), described)
+        write_json(temporary / _MANIFEST, asdict(manifest))
         _replace_folder(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -127,31 +139,24 @@ class BM25Searcher:
             ArtifactError: The index is missing, damaged, or made of something else.
         """
         remedy = f"delete {folder} and build the index again"
-        manifest = read_json(folder / _MANIFEST, "BM25 manifest")
-        try:
-            if manifest["version"] != _VERSION:
-                raise ArtifactError(f"{folder / _MANIFEST} has version {manifest['version']}", remedy=remedy)
-            found, num_documents = dict(manifest["metadata"]), int(manifest["num_documents"])
-            files = {
-                str(name): (int(file["num_bytes"]), str(file["sha256"])) for name, file in manifest["files"].items()
-            }
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ArtifactError(f"{folder / _MANIFEST} is not a BM25 manifest: {error!r}", remedy=remedy) from error
-        if metadata is not None and found != dict(metadata):
+        manifest = read_record(folder / _MANIFEST, _Manifest, "the BM25 manifest")
+        if manifest.version != _VERSION:
+            raise ArtifactError(f"{folder / _MANIFEST} has version {manifest.version}", remedy=remedy)
+        if metadata is not None and manifest.metadata != dict(metadata):
             raise ArtifactError(
-                f"The BM25 index in {folder} was made of {json.dumps(found)}",
+                f"The BM25 index in {folder} was made of {json.dumps(manifest.metadata)}",
                 expected=json.dumps(dict(metadata)),
                 remedy=remedy,
             )
-        for name, (num_bytes, sha256) in files.items():
+        for name, file in manifest.files.items():
             path = folder / name
             size = path.stat().st_size if path.is_file() else None
-            if size != num_bytes:
+            if size != file.num_bytes:
                 state = "is missing" if size is None else f"has {size} bytes"
-                raise ArtifactError(f"{path} {state}", expected=f"{num_bytes} bytes", remedy=remedy)
-            if verify and sha256_file(path) != sha256:
-                raise ArtifactError(f"{path} is not the file that was written", expected=sha256, remedy=remedy)
-        return cls(bm25s.BM25.load(folder, mmap=True, load_corpus=False, show_progress=False), num_documents)
+                raise ArtifactError(f"{path} {state}", expected=f"{file.num_bytes} bytes", remedy=remedy)
+            if verify and sha256_file(path) != file.sha256:
+                raise ArtifactError(f"{path} is not the file that was written", expected=file.sha256, remedy=remedy)
+        return cls(bm25s.BM25.load(folder, mmap=True, load_corpus=False, show_progress=False), manifest.num_documents)
 
     def search(self, queries: Sequence[Query], top_k: int) -> Hits:
         """Find the documents that share the rarest and most words with each query.

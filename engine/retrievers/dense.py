@@ -1,18 +1,53 @@
-"""Dense retrieval: a frozen retriever's query tower over a document index (AR2 Eq. 1, section 3.3)."""
+"""Dense retrieval: a frozen retriever's query tower over a document index (AR2 Eq. 1, section 3.3).
+
+What it searches is made in two stages with an artifact each, so that a run that stopped between them goes on with what
+is there: the embeddings of the corpus, and the index over them, both stamped with the iteration and the hash of the
+weights that made them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass
+from itertools import accumulate
+from typing import Any
 
+import numpy as np
 import torch
 
-from engine.data.corpus import ModelText
+from engine.config.models import RetrieverConfig
+from engine.data.corpus import Data, ModelText
+from engine.data.reuse import take_over_same_weights
+from engine.errors import ConfigError
+from engine.index.build import BuiltIndex, build_index
 from engine.index.dense import DenseIndex
 from engine.index.exact import Floats
-from engine.models.encode import encode_queries
+from engine.index.plan import plan_index
+from engine.log import get_logger
+from engine.models.encode import encode_documents, encode_queries
 from engine.models.retriever import Retriever
+from engine.models.weights import frozen_retriever, weights_sha256
+from engine.reliability.pace import Pace, slow_ranks, slowest_share
+from engine.reliability.progress import progress_bar
+from engine.run import Run, RunFolder, Stage
 from engine.search import Hits
+from shards.embeddings import EmbeddingStore, Stamp, part_is_complete
 from shards.records import Query
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedCorpus:
+    """Result of a stage `encode/ITERATION`."""
+
+    documents: int
+    encoded: int
+    """Documents that were not encoded already."""
+    documents_per_second: float | None = None
+    """Of all ranks together; None where there was nothing to do."""
+    tokens_per_second: float | None = None
 
 
 class DenseSearcher:
@@ -63,10 +98,161 @@ class DenseSearcher:
             device=self._device,
         )
 
-    def candidates(self, queries_QD: Floats, top_k: int, parts: Sequence[int]) -> Hits:
-        """Search some parts of the index; see `DenseIndex.candidates`."""
-        return self._index.candidates(queries_QD, top_k, parts)
+    def search_parts(self, queries_QD: Floats, top_k: int, parts: Sequence[int]) -> Hits:
+        """Search some parts of the index; see `DenseIndex.search_parts`."""
+        return self._index.search_parts(queries_QD, top_k, parts)
 
     def finish(self, queries_QD: Floats, found: Sequence[Hits], top_k: int) -> Hits:
         """Merge what was found in all parts; see `DenseIndex.finish`."""
         return self._index.finish(queries_QD, found, top_k)
+
+
+def build_dense(run: Run, data: Data, folder: RunFolder, state: str, prefix: str) -> None:
+    """Encode and index a corpus with the run's retriever weights of an iteration; see `RetrieverKind.build`."""
+    run.once(f"{prefix}encode/{state}", encode_corpus, data, folder, state)
+    run.once(f"{prefix}index/{state}", index_corpus, data, folder, state)
+
+
+def open_dense(run: Run, data: Data, folder: RunFolder, state: str) -> DenseSearcher:
+    """Open the dense searcher of an iteration: the run's retriever over the index in `folder`.
+
+    Raises:
+        ArtifactError: Index or embeddings are missing, damaged, or of other weights.
+    """
+    config = run.config
+    store = EmbeddingStore.open(folder.index(state) / "embeddings", data.shards.manifest, dense_stamp(run, data, state))
+    return DenseSearcher(
+        frozen_encoder(run, state),
+        data.texts[run.timetable.encoder],
+        DenseIndex.open(folder.index(state), store, device=run.device),
+        max_length=config.query_max_length,
+        tokens_per_batch=config.evaluation.tokens_per_batch,
+        device=run.device,
+    )
+
+
+def dense_stamp(run: Run, data: Data, state: str) -> Stamp:
+    """Return what embeddings, index and candidates of an iteration must carry."""
+    return Stamp(state, weights_sha256(run.folder.weights(run.timetable.encoder, state)), data.shards.manifest.sha256)
+
+
+def encode_corpus(stage: Stage, data: Data, folder: RunFolder, name: str) -> EncodedCorpus:
+    """Encode the corpus with all ranks; shards that are encoded already, or by the same weights before, are not again.
+
+    Args:
+        stage: Where this runs.
+        data: The corpus.
+        folder: Takes the embeddings.
+        name: Iteration's name; its published weights encode.
+    """
+    run, config = stage.run, stage.run.config
+    text = data.texts[run.timetable.encoder]
+    stream = text.stream
+    stamp, store = dense_stamp(run, data, name), folder.index(name) / "embeddings"
+
+    def plan() -> list[int]:
+        take_over_same_weights(folder.index(name), stamp)
+        missing = [entry for entry in data.shards.manifest.shards if not part_is_complete(store, entry, stamp)]
+        # The longest first, so that no rank is left with a long one at the end.
+        return [entry.number for entry in sorted(missing, key=lambda entry: (-entry.num_tokens[stream], entry.number))]
+
+    missing: list[int] = run.coordinator.only_rank_zero(f"{stage.name}: plan", plan)
+    num_missing = sum(data.shards.manifest.shards[number].num_documents for number in missing)
+    start, own = time.monotonic(), Pace()
+    with (
+        run.coordinator.agreement(f"{stage.name}: encode"),
+        progress_bar(stage.name, num_missing, "doc", shown=run.is_main) as bar,
+    ):
+        if missing:
+            encode_documents(
+                frozen_encoder(run, name).document_encoder(),
+                data.texts[run.timetable.encoder].template,
+                data.shards,
+                stream,
+                own.timed(_with_progress(run.coordinator.hand_out(stage.name, missing), missing, data, bar)),
+                store,
+                stamp,
+                max_length=config.models[run.timetable.encoder].max_length,
+                tokens_per_batch=config.evaluation.tokens_per_batch,
+                dtype=config.index.embedding_dtype,
+                device=run.device,
+                progress=own.count,
+            )
+    paces = [Pace(*one) for one in run.coordinator.gather(f"{stage.name}: pace", astuple(own))]
+    seconds = max(time.monotonic() - start, 1e-9)
+    tokens = sum(pace.tokens for pace in paces)
+    if not missing:
+        return EncodedCorpus(data.shards.num_documents, 0)
+    speed = {"documents_per_second": num_missing / seconds, "tokens_per_second": tokens / seconds}
+    share = slowest_share(paces)
+    measured = speed if share is None else speed | {"slowest_rank": share}
+    run.metrics.write(stage.name, _step_of(name), {f"encode/{key}": value for key, value in measured.items()})
+    if run.is_main and (slow := slow_ranks(paces, run.coordinator.hosts)):
+        log.warning("%s: %s", stage.name, slow)
+    return EncodedCorpus(data.shards.num_documents, num_missing, **speed)
+
+
+def _with_progress(handed_out: Iterator[int], order: Sequence[int], data: Data, bar: Any) -> Iterator[int]:
+    """Yield what is handed out; all that stands before it in the order has been taken, by whichever rank."""
+    sizes = [data.shards.manifest.shards[number].num_documents for number in order]
+    taken_before = dict(zip(order, accumulate(sizes, initial=0), strict=False))
+    for number in handed_out:
+        bar.update(taken_before[number] - bar.n)
+        yield number
+
+
+def index_corpus(stage: Stage, data: Data, folder: RunFolder, name: str) -> BuiltIndex:
+    """Train, fill and merge the index over all ranks, and tune its search by recall against exact search."""
+    run, settings = stage.run, stage.run.config.index
+    store = EmbeddingStore.open(folder.index(name) / "embeddings", data.shards.manifest, dense_stamp(run, data, name))
+    plan = plan_index(settings, num_documents=store.num_documents, dimension=store.dimension)
+    audit = _audit_queries(stage, data, name)
+    built = build_index(
+        run.coordinator,
+        store,
+        plan,
+        folder.index(name),
+        seed=stage.seed,
+        audit_queries_QD=audit,
+        recall_k=settings.recall_k,
+        recall_floor=settings.recall_floor,
+        device=run.device,
+    )
+    measured = {key: getattr(built, key) for key in ("recall", "nprobe", "refine_factor", "milliseconds_per_query")}
+    run.metrics.write(
+        stage.name, _step_of(name), {f"index/{key}": float(value) for key, value in measured.items() if value}
+    )
+    return built
+
+
+def frozen_encoder(run: Run, state: str) -> Retriever:
+    """Load the published weights of the model that searches the corpus.
+
+    Raises:
+        ConfigError: It is no retriever.
+        ArtifactError: The weights are missing or damaged.
+    """
+    name = run.timetable.encoder
+    section = run.config.models[name]
+    if not isinstance(section, RetrieverConfig):
+        raise ConfigError(f"the model {name} is a {section.kind} and cannot encode a corpus", expected="a retriever")
+    return frozen_retriever(section, run.folder.weights(name, state), run.device)
+
+
+def _audit_queries(stage: Stage, data: Data, name: str) -> np.ndarray:
+    """Encode a sample of real queries, the same on every rank: [A, D]."""
+    run, count = stage.run, stage.run.config.index.audit_queries
+    queries = data.train.queries or list(data.dataset.queries.values())
+    chosen = np.random.default_rng(stage.seed).permutation(len(queries))[:count]
+    return encode_queries(
+        frozen_encoder(run, name).query_encoder(),
+        data.texts[run.timetable.encoder].template,
+        data.texts[run.timetable.encoder].tokenize_queries([queries[row] for row in chosen.tolist()]),
+        max_length=run.config.query_max_length,
+        tokens_per_batch=run.config.evaluation.tokens_per_batch,
+        device=run.device,
+    )
+
+
+def _step_of(name: str) -> int:
+    return int(name) if name.isdigit() else 0

@@ -15,6 +15,7 @@ from typing import Any
 from engine.errors import ConfigError
 from engine.log import get_logger
 from engine.reliability.starts import read_starts
+from engine.results import Measured
 from engine.run import Run
 from engine.training.checkpoint import Checkpoints, Retention
 from shards.files import canonical_json
@@ -59,20 +60,23 @@ def reopen_lost_stages(run: Run, model: str, checkpoint: int) -> None:
 
 def _best_stage(run: Run, model: str) -> str | None:
     """Return the stage that ended in the model's best iteration on dev so far; None where nothing is measured."""
-    metric, letter = run.config.run.keep_best, "G" if model == "retriever" else "D"
+    metric = run.config.run.keep_best
+    trained_in = {visit.iteration: visit.stage for phase in run.timetable.phases_of(model) for visit in phase.visits}
     measured: dict[str, float] = {}
     for iteration in range(run.timetable.iterations + 1):
-        result = run.result_of(f"evaluate/{iteration}", dict[str, float])
-        if metric is None or not result:
+        result = run.result_of(f"evaluate/{iteration}", Measured)
+        if metric is None or result is None:
             continue
-        column = f"{letter}{'0' if iteration == 0 else ''} {metric}"
-        if column not in result:
+        if not result.scores:
+            continue
+        value = result.value_of(model, metric)
+        if value is None:
             raise ConfigError(
-                f"run.keep_best is {metric}, but evaluate/{iteration} measured {', '.join(result)}",
+                f"run.keep_best is {metric}, but evaluate/{iteration} measured {', '.join(result.shown())}",
                 expected="a metric that the dev split allows",
                 remedy="name one of these, or leave run.keep_best out",
             )
-        measured[f"{model}/{iteration}" if iteration else f"warmup_{model}"] = result[column]
+        measured[trained_in[iteration]] = value
     return max(measured, key=lambda stage: measured[stage]) if measured else None
 
 

@@ -15,7 +15,9 @@ from pathlib import Path
 from engine.config.recipe import Config
 from engine.data.corpus import write_shards
 from engine.errors import DataError
-from engine.evaluation.evaluate import evaluate_systems, summary_table
+from engine.evaluation.evaluate import evaluate_systems
+from engine.evaluation.summary import summary_table
+from engine.evaluation.systems import every_system
 from engine.log import get_logger
 from engine.reliability.run_lock import hold
 from engine.run import Run, RunFolder, Stage
@@ -75,7 +77,8 @@ def evaluate_run(path: Path, data_path: Path, *, split: str, max_queries: int | 
             run.keep_ledger_in(folder)
             run.once(f"{folder.path.name}/shards", write_shards, dataset, texts_of(run, iteration), folder)
             data = data_of(run, iteration, dataset, folder)
-        evaluate_systems(Stage(run, f"evaluate {split}"), data, folder, split, last=iteration)
+        systems = every_system(run.config, last=iteration)
+        evaluate_systems(Stage(run, f"evaluate {split}"), data, folder, split, systems)
     if run.is_main:
         log.info("results (%s)\n\n%s\n", folder.summary, summary_table(folder))
 

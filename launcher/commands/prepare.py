@@ -10,14 +10,13 @@ from engine.config.file import load_config
 from engine.coordination.coordinator import Coordinator, LocalTransport
 from engine.data.corpus import model_texts
 from engine.data.tokenization import BM25_FOLDER, find_corpus, plan_corpus, write_corpus
-from engine.errors import ArtifactError, ConfigError
+from engine.errors import ConfigError
 from engine.log import get_logger
-from engine.retrievers.bm25 import BM25Searcher, build_bm25
-from engine.run import one_line
+from engine.results import one_line
+from engine.retrievers.bm25_index import index_documents, is_indexed
 from shards.files import canonical_json
 from shards.formats import open_dataset
 from shards.manifest import CorpusManifest
-from shards.writer import render
 
 log = get_logger(__name__)
 
@@ -58,12 +57,10 @@ def prepare_shards(data_path: Path, config_path: Path, words: list[str]) -> Path
     counts = write_corpus(coordinator, plan, dataset, own, name="shards")
     folder = find_corpus(plan, dataset, own) or own
     log.info("shards %s: %s", folder, one_line(counts))
-    made_of = {"corpus_sha256": CorpusManifest.load(folder).sha256}
-    try:
-        BM25Searcher.open(folder / BM25_FOLDER, metadata=made_of)
-        log.info("BM25 index %s: there already", folder / BM25_FOLDER)
-    except ArtifactError:
-        texts = (render(plan.template, document) for document in dataset.documents())
-        build_bm25(texts, folder / BM25_FOLDER, metadata=made_of)
-        log.info("BM25 index %s: written", folder / BM25_FOLDER)
+    index, corpus_sha256 = folder / BM25_FOLDER, CorpusManifest.load(folder).sha256
+    if is_indexed(index, corpus_sha256):
+        log.info("BM25 index %s: there already", index)
+    else:
+        index_documents(index, corpus_sha256, plan.template, dataset.documents())
+        log.info("BM25 index %s: written", index)
     return folder

@@ -12,9 +12,8 @@ import textwrap
 from pathlib import Path
 
 from engine.config.timetable import iteration_name
-from engine.evaluation.evaluate import score_pairs
-from engine.models.weights import frozen_ranker
-from engine.refresh.refresh import open_searcher
+from engine.evaluation.pairs import PairScorer
+from engine.retrievers.kinds import dense, open_searcher
 from launcher.commands.finished import data_of, last_iteration, open_run
 from shards.records import Query
 
@@ -36,10 +35,8 @@ class SearchEngine:
         self.iteration = last_iteration(self._run)
         name = iteration_name(self.iteration)
         self._data = data_of(self._run, self.iteration)
-        self._searcher = open_searcher(self._run, self._data, self._run.folder, name)
-        self._ranker = frozen_ranker(
-            self._run.config.ranker, self._run.folder.weights("ranker", name), self._run.device
-        )
+        self._searcher = open_searcher(self._run, self._data, self._run.folder, dense(name))
+        self._scorer = PairScorer.open(self._run, self._data, "ranker", name)
 
     def search(self, question: str, top_k: int) -> list[tuple[float, float, str, str, str]]:
         """Answer a question.
@@ -59,7 +56,7 @@ class SearchEngine:
         hits = self._searcher.search([query], depth)
         reranked = hits.documents_QK[0, : max(top_k, settings.rerank_depth)]
         documents = [int(document) for document in reranked if document >= 0]
-        scores = score_pairs(self._run, self._data, self._ranker, query, documents)
+        scores = self._scorer.score(query, documents)
         order = sorted(range(len(documents)), key=lambda place: -scores[place])[:top_k]
         found = []
         for place in order:

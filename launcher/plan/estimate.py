@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from engine.config.recipe import Config
 from engine.errors import ConfigError
 from engine.index.estimate import IndexEstimate
-from engine.index.plan import IndexPlan
-from engine.refresh.refresh import index_plan
+from engine.index.plan import IndexPlan, plan_index
 from launcher.plan.corpus import Corpus
 from launcher.plan.durations import PhaseHours, Rates, phase_hours
 from launcher.plan.hardware import Gpu
@@ -103,7 +102,7 @@ def make_plan(
     works = training_work(config, shapes, world_size)
     stages = {model: section.zero_stage for model, section in config.models.items()}
     dimension = shapes[encoder_of(config)].hidden
-    plan = index_plan(config, corpus.documents, dimension)
+    plan = plan_index(config.index, num_documents=corpus.documents, dimension=dimension)
     needs = index_needs(config, corpus, plan, dimension, rates.gigaflops)
     disk = disk_use(config, corpus, shapes, needs)
     rows = [

@@ -220,14 +220,14 @@ def needed_bytes(phase: PhaseMemory, world_size: int, gpu: Gpu) -> int:
 
 
 def _inference(config: Config, shapes: Mapping[str, ModelShape], model: str, gpu: Gpu) -> dict[str, int]:
-    """Return the parts of a pass without gradients; a retriever encodes packed rows, a ranker scores pairs."""
+    """Return the parts of a pass without gradients: packed rows, of one query's pairs where a ranker scores."""
     numerics, section = numerics_of(config, model, gpu.is_cpu), config.models[model]
     settings = config.evaluation
+    tokens = min(settings.tokens_per_batch, 1024) if gpu.is_cpu else settings.tokens_per_batch
+    rows = max(1, tokens // section.max_length)
     if isinstance(section, RankerConfig):
-        inputs = Inputs(min(settings.pairs_per_batch, settings.rerank_depth), section.max_length)
-    else:
-        tokens = min(settings.tokens_per_batch, 1024) if gpu.is_cpu else settings.tokens_per_batch
-        inputs = Inputs(max(1, tokens // section.max_length), section.max_length)
+        rows = min(rows, settings.rerank_depth)
+    inputs = Inputs(rows, section.max_length)
     copies = shapes[model].parameters * numerics.element
     return {f"frozen {model}": copies, "a batch's activations": inference_bytes(shapes[model], inputs, numerics)}
 

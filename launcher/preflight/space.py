@@ -12,7 +12,7 @@ from pathlib import Path
 
 from engine.config.recipe import Config
 from engine.errors import ConfigError, SparringError
-from engine.refresh.refresh import index_plan
+from engine.index.plan import plan_index
 from launcher.plan.corpus import Corpus, corpus_of
 from launcher.plan.models import ModelShape, encoder_of, shape_of
 from launcher.plan.storage import disk_use, index_needs
@@ -69,7 +69,7 @@ def estimate_space(config: Config) -> Space:
         return Space({}, tuple(unknown))
     dimension = shapes[encoder_of(config)].hidden
     try:
-        plan = index_plan(config, corpus.documents, dimension)
+        plan = plan_index(config.index, num_documents=corpus.documents, dimension=dimension)
     except ConfigError:  # the recipe itself tells it, by the exact number of documents
         return Space({}, ("the index",))
     needs = index_needs(config, corpus, plan, dimension, _GIGAFLOPS)

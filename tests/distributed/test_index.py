@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import signal
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def build_on_every_rank() -> None:
     import torch
 
     torch.set_num_threads(1)
+    from engine.config.recipe import IndexConfig
     from engine.coordination.coordinator import Coordinator, LocalTransport, StoreTransport
     from engine.errors import SparringError
     from engine.index.build import build_index
@@ -50,7 +52,9 @@ def build_on_every_rank() -> None:
     opened = open_store(root, SIZES)
     for job in jobs:
         plan = plan_index(
-            job["factory"], num_documents=num, dimension=D, num_iterations=3, placement=job.get("placement", "auto")
+            IndexConfig(factory=job["factory"], kmeans_iterations=3, placement=job.get("placement", "auto")),
+            num_documents=num,
+            dimension=D,
         )
         folder = root / job["folder"]
         if rank == job.get("killed_rank", -1):
@@ -65,7 +69,7 @@ def build_on_every_rank() -> None:
                 recall_floor=job.get("recall_floor", 0.8),
             )
             hits = DenseIndex.open(folder, opened).search(queries_QD, K)
-            told |= {"built": built, "found": hits.documents_QK.tolist()}
+            told |= {"built": asdict(built), "found": hits.documents_QK.tolist()}
         except SparringError as error:
             told["error"] = f"{type(error).__name__}: {error}"
         print(json.dumps(told), flush=True)

@@ -45,7 +45,8 @@ def passes_on_every_rank() -> None:
     from engine.config.file import load_config
     from engine.data.corpus import model_texts, open_data, random_model_folder, write_shards
     from engine.models.retriever import Retriever
-    from engine.refresh.refresh import bm25_candidates, encode_corpus
+    from engine.refresh.refresh import bm25_candidates
+    from engine.retrievers.dense import encode_corpus
     from engine.run import Run
     from engine.training.publishing import publish_weights
     from shards.formats import open_dataset

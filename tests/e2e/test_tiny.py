@@ -149,7 +149,7 @@ def test_the_summary_has_every_system_with_values_from_0_to_1(tiny: Finished) ->
         ]
     )
     for row in rows:
-        assert set(row) == {"system", "retriever", "iteration", "split", "metrics"}
+        assert set(row) == {"system", "retriever", "iteration", "split", "metrics", "kind", "over"}
         assert (row["iteration"] is None) == (row["system"] in {"BM25", "zero-shot"})
         metrics = row["metrics"]
         assert set(METRICS) <= set(metrics)
@@ -218,9 +218,8 @@ def texts(tiny: Finished) -> tuple[list[str], list[str], list[str]]:
 
 def our_scores(tiny: Finished, queries: list[str], docids: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Both models' scores [queries, documents], by the code that serves a search."""
-    from engine.evaluation.evaluate import score_pairs
-    from engine.models.weights import frozen_ranker
-    from engine.refresh.refresh import open_searcher
+    from engine.evaluation.pairs import PairScorer
+    from engine.retrievers.kinds import dense, open_searcher
     from launcher.commands.finished import data_of, open_run
     from shards.records import Query
 
@@ -228,7 +227,7 @@ def our_scores(tiny: Finished, queries: list[str], docids: list[str]) -> tuple[n
     data = data_of(run, 2)
     documents = [data.shards.index_of(docid) for docid in docids]
     asked = [Query(f"{number}", text) for number, text in enumerate(queries)]
-    searcher = open_searcher(run, data, run.folder, "002")
+    searcher = open_searcher(run, data, run.folder, dense("002"))
     hits = searcher.search(asked, data.shards.num_documents)
     retrieved = np.array(
         [
@@ -236,8 +235,8 @@ def our_scores(tiny: Finished, queries: list[str], docids: list[str]) -> tuple[n
             for row in range(len(asked))
         ]
     )
-    ranker = frozen_ranker(run.config.ranker, run.folder.weights("ranker", "002"), run.device)
-    ranked = np.array([score_pairs(run, data, ranker, query, documents) for query in asked])
+    scorer = PairScorer.open(run, data, "ranker", "002")
+    ranked = np.array([scorer.score(query, documents) for query in asked])
     return retrieved, ranked
 
 

@@ -166,4 +166,4 @@ def test_data_without_dev_and_test_trains_all_the_same(runs: Runs, small_data: P
     folder = runs.make("unjudged", data=data)
     assert sorted(weights_of(folder)) == ["ranker/000", "ranker/001", "retriever/000", "retriever/001"]
     assert (folder / "export" / "retriever" / "model.safetensors").exists()
-    assert json.loads((folder / "ledger.json").read_text())["stages"]["evaluate/1"]["result"] == {}
+    assert json.loads((folder / "ledger.json").read_text())["stages"]["evaluate/1"]["result"] == {"scores": []}

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,59 @@ def test_a_result_is_what_json_gives_back_in_every_start(open_run: Open) -> None
     """Symptom guarded against: the first start gets a tuple, the second a list, and only one of them works."""
     assert open_run().once("counts", Work({"pair": (1, 2)})) == {"pair": [1, 2]}
     assert open_run().once("counts", Work()) == {"pair": [1, 2]}
+
+
+@dataclass(frozen=True)
+class Inner:
+    number: int
+
+
+@dataclass(frozen=True)
+class Counts:
+    """A stage's result, with what JSON has no word for."""
+
+    documents: int
+    inner: tuple[Inner, ...] = ()
+    sha256: str = field(default="", metadata={"shown": False})
+
+
+@dataclass(frozen=True)
+class Told:
+    value: float
+
+    def shown(self) -> dict[str, float]:
+        return {"in other words": self.value}
+
+
+def counted(stage: Stage, documents: int) -> Counts:
+    return Counts(documents, (Inner(1), Inner(2)), "abc")
+
+
+def told(stage: Stage) -> Told:
+    return Told(0.5)
+
+
+def test_a_typed_result_comes_back_typed_in_every_start(open_run: Open, log: pytest.LogCaptureFixture) -> None:
+    expected = Counts(3, (Inner(1), Inner(2)), "abc")
+    run = open_run()
+    assert run.once("counts", counted, 3) == expected
+    assert run.once("counts", counted, 4) == expected, "skipped"
+    assert open_run().once("counts", counted, 4) == expected
+    assert ledger(run)["counts"]["result"] == {"documents": 3, "inner": [{"number": 1}, {"number": 2}], "sha256": "abc"}
+    (line,) = [record.getMessage() for record in log.records if "documents" in record.getMessage()]
+    assert line.endswith("documents 3"), "neither what is not for people nor what has no one value"
+
+
+def test_a_typed_result_may_say_what_is_shown_of_it(open_run: Open, log: pytest.LogCaptureFixture) -> None:
+    assert open_run().once("told", told) == Told(0.5)
+    assert "in other words 0.5" in log.text
+
+
+def test_a_recorded_result_of_another_form_is_refused(open_run: Open) -> None:
+    """Symptom guarded against: a number that other code recorded as a text is used as if it were one."""
+    open_run().once("counts", Work({"documents": "three"}))
+    with pytest.raises(ArtifactError, match="the result of counts in the ledger is damaged: documents"):
+        open_run().once("counts", counted, 4)
 
 
 def test_a_damaged_ledger_is_an_error_and_not_a_new_beginning(open_run: Open) -> None:

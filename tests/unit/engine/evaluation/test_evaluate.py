@@ -5,27 +5,32 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from engine.config.file import load_config
+from engine.data.trec import read_trec
 from engine.evaluation import evaluate
 from engine.evaluation.evaluate import (
     _mean_entropy,
     _record,
-    evaluate_ranker,
+    evaluate_iteration,
+    evaluate_system,
     rerank,
     retrieve,
+    retriever_of,
     split_queries,
-    summary_table,
 )
-from engine.evaluation.measures import read_trec
+from engine.evaluation.systems import System, WeightsOf, trained_systems, yardsticks
+from engine.retrievers.kinds import Choice
 from engine.run import Run, Stage
 from engine.search import Hits
-from shards.files import write_json
 from shards.records import Document, Query
+from tests.unit.engine.conftest import TINY
 
 Open = Callable[..., Run]
 DOCIDS = [f"d{number}" for number in range(12)]
@@ -49,13 +54,13 @@ def data_of(num_queries: int = 3, answers: tuple[str, ...] = ()) -> Any:
     )
 
 
-def scores_by(preference: dict[str, float]) -> Callable[..., list[float]]:
+def scores_by(preference: dict[str, float]) -> Any:
     """Stands for the ranker: a fixed score for each document."""
 
-    def score_pairs(run: Run, data: Any, ranker: Any, query: Query, documents: Sequence[int]) -> list[float]:
+    def score(query: Query, documents: Sequence[int]) -> list[float]:
         return [preference[DOCIDS[document]] for document in documents]
 
-    return score_pairs
+    return SimpleNamespace(open=lambda run, data, model, state: SimpleNamespace(score=score))
 
 
 def order_of(ranking: dict[str, float]) -> list[str]:
@@ -71,29 +76,29 @@ def test_the_top_is_reordered_and_what_lies_deeper_keeps_its_order_below(
 ) -> None:
     """Symptom guarded against: with raw logits below the retriever's scores, unscored documents come out on top."""
     preference = {docid: lowest + place for place, docid in enumerate(DOCIDS)}
-    monkeypatch.setattr(evaluate, "score_pairs", scores_by(preference))
+    monkeypatch.setattr(evaluate, "PairScorer", scores_by(preference))
     run = open_run("evaluation.rerank_depth=3", "evaluation.depth=6")
     found = {"q0": {docid: 9.0 - place for place, docid in enumerate(DOCIDS[:6])}}
     data = data_of(1)
-    ranking = rerank(Stage(run, "evaluate/1"), data, None, list(data.dataset.queries.values()), found, "D")
+    ranking = rerank(Stage(run, "evaluate/1"), data, D, list(data.dataset.queries.values()), found)
     assert order_of(ranking["q0"]) == ["d2", "d1", "d0", "d3", "d4", "d5"]
     assert [ranking["q0"][docid] for docid in ("d2", "d1", "d0")] == [lowest + 2, lowest + 1, lowest]
 
 
 def test_equal_scores_keep_the_retrievers_order(open_run: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "score_pairs", scores_by(dict.fromkeys(DOCIDS, 0.5)))
+    monkeypatch.setattr(evaluate, "PairScorer", scores_by(dict.fromkeys(DOCIDS, 0.5)))
     run = open_run("evaluation.rerank_depth=4")
     found = {"q0": {"d3": 4.0, "d1": 3.0, "d7": 2.0, "d2": 1.0}}
     data = data_of(1)
-    ranking = rerank(Stage(run, "evaluate/1"), data, None, list(data.dataset.queries.values()), found, "D")
+    ranking = rerank(Stage(run, "evaluate/1"), data, D, list(data.dataset.queries.values()), found)
     assert order_of(ranking["q0"]) == ["d3", "d1", "d7", "d2"]
 
 
 def test_a_ranking_shorter_than_the_depth_is_reranked_whole(open_run: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "score_pairs", scores_by({"d0": 1.0, "d1": 2.0}))
+    monkeypatch.setattr(evaluate, "PairScorer", scores_by({"d0": 1.0, "d1": 2.0}))
     data = data_of(2)
     found = {"q0": {"d0": 0.2, "d1": 0.1}, "q1": {}}
-    ranking = rerank(Stage(open_run(), "evaluate/1"), data, None, list(data.dataset.queries.values()), found, "D")
+    ranking = rerank(Stage(open_run(), "evaluate/1"), data, D, list(data.dataset.queries.values()), found)
     assert order_of(ranking["q0"]) == ["d1", "d0"]
     assert ranking["q1"] == {}
 
@@ -133,21 +138,26 @@ def test_each_split_has_its_own_limit(open_run: Open) -> None:
 # --- recording -------------------------------------------------------------------------------------------------------
 
 
-def record(run: Run, data: Any, ranking: dict[str, dict[str, float]], system: str = "G", iteration: int = 1) -> Any:
-    return _record(Stage(run, "evaluate/1"), data, run.folder, ranking, system, "G", iteration, "dev")
+CONFIG = load_config(TINY)
+G0, D0, G, D = trained_systems(CONFIG, [0, 1])
+BM25, ZERO_SHOT = yardsticks(CONFIG)
+
+
+def record(run: Run, data: Any, ranking: dict[str, dict[str, float]], system: System = G) -> Any:
+    return _record(Stage(run, "evaluate/1"), data, run.folder, ranking, system, "dev")
 
 
 def test_a_record_is_a_row_a_trec_file_and_points_of_a_curve(open_run: Open) -> None:
     run, data = open_run(), data_of(2)
     shown = record(run, data, {"q0": {"d0": 2.0, "d1": 1.0}, "q1": {"d5": 3.0, "d1": 1.0}})
     (row,) = json.loads(run.folder.summary.read_text())
-    assert {key: row[key] for key in ("system", "retriever", "iteration", "split")} == {
-        **{"system": "G", "retriever": "G"},
+    assert {key: value for key, value in row.items() if key != "metrics"} == {
+        **{"system": "G", "kind": "retriever", "retriever": "G", "over": None},
         **{"iteration": 1, "split": "dev"},
     }
     assert row["metrics"]["R@1"] == 0.5
     assert row["metrics"]["MRR@10"] == 0.75
-    assert shown["G MRR@10"] == 0.75
+    assert (shown.kind, shown.metrics["MRR@10"]) == ("retriever", 0.75)
     assert read_trec(run.folder.results / "dev-G-001.trec")["q1"] == {"d5": 3.0, "d1": 1.0}
     line = json.loads((run.folder.path / "metrics.jsonl").read_text().splitlines()[-1])
     assert (line["step"], line["dev/retriever/MRR@10"]) == (1, 0.75)
@@ -157,7 +167,7 @@ def test_a_record_is_a_row_a_trec_file_and_points_of_a_curve(open_run: Open) -> 
 def test_a_row_that_is_measured_again_is_replaced(open_run: Open) -> None:
     run, data = open_run(), data_of(1)
     record(run, data, {"q0": {"d5": 1.0}})
-    record(run, data, {"q0": {"d5": 1.0}}, system="D")
+    record(run, data, {"q0": {"d5": 1.0}}, system=D)
     record(run, data, {"q0": {"d0": 1.0}})
     rows = json.loads(run.folder.summary.read_text())
     assert [(row["system"], row["metrics"]["R@1"]) for row in rows] == [("D", 0.0), ("G", 1.0)]
@@ -171,13 +181,13 @@ def test_answers_are_looked_for_in_the_documents(open_run: Open) -> None:
 
 
 def test_a_split_without_queries_is_not_measured(open_run: Open) -> None:
-    data = SimpleNamespace(queries_of=lambda split, limit, seed: [])
+    data: Any = SimpleNamespace(queries_of=lambda split, limit, seed: [])
     run = open_run()
-    assert evaluate_ranker(Stage(run, "evaluate/1"), data, run.folder, "D", "G", 1, "dev") == {}  # type: ignore[arg-type]
+    assert evaluate_iteration(Stage(run, "evaluate/1"), data, [G, D]).scores == ()
     assert not run.folder.summary.exists()
 
 
-# --- entropy and the table -------------------------------------------------------------------------------------------
+# --- entropy -----------------------------------------------------------------------------------------------------
 
 
 def test_entropy_is_that_of_the_top_fifteen() -> None:
@@ -192,27 +202,43 @@ def test_entropy_is_that_of_the_top_fifteen() -> None:
     assert _mean_entropy(tilted, 2.0) == pytest.approx(-p * math.log(p) - (1 - p) * math.log(1 - p))
 
 
-def test_the_table_shows_the_rows_in_the_order_of_the_run(open_run: Open) -> None:
-    run = open_run()
-    run.folder.results.mkdir()
-    rows = [
-        {"system": system, "retriever": retriever, "iteration": iteration, "split": split, "metrics": {"MRR@10": value}}
-        for system, retriever, iteration, split, value in [
-            ("D", "G", 1, "test", 0.9),
-            ("G", "G", 1, "dev", 0.5),
-            ("D0", "G0", 0, "dev", 0.4),
-            ("G0", "G0", 0, "dev", 0.3),
-            ("D", "G", 1, "dev", 0.6),
-            ("zero-shot", "zero-shot", None, "dev", 0.2),
-            ("BM25", "BM25", None, "dev", 0.12345),
-        ]
-    ]
-    write_json(run.folder.summary, rows)
-    lines = summary_table(run.folder).splitlines()[2:]
-    assert [line.split()[-1] for line in lines] == ["0.123", "0.200", "0.300", "0.400", "0.500", "0.600", "0.900"]
-    assert "G0 top" in lines[3]
-    assert "top" not in lines[2]
+# --- which curve, which file, which retriever ------------------------------------------------------------------------
 
 
-def test_without_results_the_table_is_empty(open_run: Open) -> None:
-    assert "BM25" not in summary_table(open_run().folder)
+@pytest.mark.parametrize(
+    ("system", "curve", "file", "kind", "state"),
+    [
+        (BM25, "BM25", "dev-BM25.trec", "bm25", ""),
+        (ZERO_SHOT, "zero-shot", "dev-zero-shot.trec", "dense", "zero-shot"),
+        (G0, "retriever", "dev-G0-000.trec", "dense", "000"),
+        (G, "retriever", "dev-G-001.trec", "dense", "001"),
+        (System("D", "retriever", WeightsOf("retriever", 12)), "retriever", "dev-D-012.trec", "dense", "012"),
+        (System("G", "sparse", WeightsOf("retriever", 2)), "sparse", "dev-G-002.trec", "sparse", "002"),
+    ],
+)
+def test_a_systems_fields_say_its_curve_its_file_and_its_retriever(
+    system: System, curve: str, file: str, kind: str, state: str
+) -> None:
+    assert (system.curve, system.run_file_name("dev")) == (curve, file)
+    assert retriever_of(system) == Choice(kind, state)
+
+
+def test_rankers_of_all_iterations_are_one_curve() -> None:
+    assert [system.curve for system in (D0, D)] == ["ranker", "ranker"]
+    assert [system.run_file_name("test") for system in (D0, D)] == ["test-D0-000.trec", "test-D-001.trec"]
+    assert (D.over, D0.first_stage) == (G, G0)
+
+
+def test_a_ranking_in_a_file_is_measured_like_any_system(open_run: Open, tmp_path: Path) -> None:
+    path = tmp_path / "given.trec"
+    path.write_text("q0 Q0 d0 1 2.0 other\nq0 Q0 d5 2 1.0 other\nq1 Q0 d4 1 1.0 other\n")
+    run, data = open_run(), data_of(2)
+
+    class Docids(list[str]):
+        index_of = list.index
+
+    data.shards.docids = Docids(DOCIDS)
+    system, stage = System("someone's", "run_file", None), Stage(run, "evaluate/given")
+    (score,) = evaluate_system(stage, data, run.folder, system, "dev", Choice("run_file", str(path)))
+    assert (score.system, score.metrics) == ("someone's", {"MRR@10": 0.5, "R@1": 0.5})
+    assert read_trec(run.folder.results / "dev-someone's.trec")["q0"] == {"d0": 2.0, "d5": 1.0}

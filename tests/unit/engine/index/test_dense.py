@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine.config.recipe import IndexConfig
 from engine.coordination.coordinator import Coordinator, LocalTransport
 from engine.errors import ArtifactError, IndexQualityError
-from engine.index.build import build_index, require_recall
+from engine.index.build import BuiltIndex, build_index, require_recall
 from engine.index.dense import DenseIndex, IndexManifest
 from engine.index.exact import exact_search
 from engine.index.plan import IndexPlan, plan_index
@@ -27,7 +28,8 @@ FILES = {"trained.faiss", "trained.json", "index.faiss", "manifest.json"}
 
 
 def plan_of(factory: str = "IVF20,PQ8x4", **settings: Any) -> IndexPlan:
-    return plan_index(factory, num_documents=N, dimension=D, **({"num_iterations": 3} | settings))
+    asked = IndexConfig(factory=factory, **({"kmeans_iterations": 3} | settings))
+    return plan_index(asked, num_documents=N, dimension=D)
 
 
 PLAN = plan_of("IVF20,PQ8x4fs")
@@ -38,7 +40,7 @@ def store(tmp_path: Path) -> EmbeddingStore:
     return make_store(tmp_path, EMBEDDINGS_ND, SIZES)
 
 
-def build(store: EmbeddingStore, **changes: Any) -> dict[str, Any]:
+def build(store: EmbeddingStore, **changes: Any) -> BuiltIndex:
     settings: dict[str, Any] = {
         "plan": PLAN,
         "folder": store.folder.parent,
@@ -48,7 +50,7 @@ def build(store: EmbeddingStore, **changes: Any) -> dict[str, Any]:
         "recall_floor": 0.9,
     } | changes
     built = build_index(Coordinator(LocalTransport()), store, settings.pop("plan"), settings.pop("folder"), **settings)
-    return {key: value for key, value in built.items() if key not in ("milliseconds_per_query", "tuning_seconds")}
+    return replace(built, milliseconds_per_query=None, tuning_seconds=0.0)
 
 
 def names(folder: Path) -> set[str]:
@@ -64,10 +66,10 @@ def test_a_build_leaves_what_is_searched_and_says_what_it_is(
         built = build(store)
     assert names(tmp_path) == FILES
     manifest = IndexManifest.load(tmp_path)
-    assert (manifest.plan, manifest.stamp, manifest.recall) == (PLAN, store.stamp, built["recall"])
+    assert (manifest.plan, manifest.stamp, manifest.recall) == (PLAN, store.stamp, built.recall)
     assert manifest.plan.reasons == PLAN.reasons
-    assert built["recall"] >= 0.95
-    assert (built["nprobe"], built["refine_factor"]) == (manifest.nprobe, manifest.refine_factor)
+    assert built.recall >= 0.95
+    assert (built.nprobe, built.refine_factor) == (manifest.nprobe, manifest.refine_factor)
     assert manifest.milliseconds_per_query is not None
     for part in ("index@3: 1050 documents of 16 dimensions", "in memory: the index takes", "recall@10"):
         assert part in caplog.text
@@ -98,7 +100,7 @@ def test_parts_that_are_dealt_give_what_one_search_gives(
     for deals in ([[0]], [[7, 0, 3], [], [1, 2], [4, 6, 5]]):
         if placement == "disk" or len(deals) > 1:
             given = [[0]] if placement == "disk" else deals
-            found = [index.candidates(QUERIES_QD, K, parts) for parts in given]
+            found = [index.search_parts(QUERIES_QD, K, parts) for parts in given]
             together = index.finish(QUERIES_QD, found, K)
             np.testing.assert_array_equal(together.documents_QK, whole.documents_QK)
             np.testing.assert_array_equal(together.scores_QK, whole.scores_QK)
@@ -132,25 +134,25 @@ def test_low_recall_publishes_nothing_and_says_what_was_tried(store: EmbeddingSt
 def test_a_target_out_of_reach_is_told(store: EmbeddingStore, caplog: pytest.LogCaptureFixture) -> None:
     plan = plan_of("IVF40,PQ2x4", refine_factor=1, recall_target=0.99)
     built = build(store, plan=plan, recall_floor=0.1)
-    assert 0.1 <= built["recall"] < 0.99
+    assert 0.1 <= built.recall < 0.99
     assert "reaches index.recall_target 0.99" in caplog.text
 
 
 def test_a_finished_index_is_kept_and_another_is_not(store: EmbeddingStore, tmp_path: Path) -> None:
     built = build(store)
     written = (tmp_path / "index.faiss").stat().st_mtime_ns
-    assert build(store) == built | {"reused": True}
+    assert build(store) == replace(built, reused=True)
     assert (tmp_path / "index.faiss").stat().st_mtime_ns == written
-    assert not build(store, seed=1)["reused"]
+    assert not build(store, seed=1).reused
     other = plan_of("IVF20,PQ8x4fs", nprobe=1, refine_factor=1)
-    assert not build(store, plan=other, recall_floor=0.0)["reused"]
+    assert not build(store, plan=other, recall_floor=0.0).reused
     with pytest.raises(IndexQualityError):
         build(store, plan=other, recall_floor=1.01)
     (tmp_path / "index.faiss").write_bytes(b"damaged")
-    assert not build(store, plan=other, recall_floor=0.0)["reused"]
+    assert not build(store, plan=other, recall_floor=0.0).reused
     unmerged = plan_of(placement="parts")
-    assert not build(store, plan=unmerged)["reused"]
-    assert build(store, plan=unmerged)["reused"]
+    assert not build(store, plan=unmerged).reused
+    assert build(store, plan=unmerged).reused
     assert "index.faiss" not in names(tmp_path)
     assert len(names(tmp_path)) == 3 + 2 * 8
 
@@ -192,7 +194,7 @@ def test_embeddings_of_other_weights_are_refused(store: EmbeddingStore, tmp_path
     newer = make_store(tmp_path, EMBEDDINGS_ND, SIZES, weights="c" * 64)
     with pytest.raises(ArtifactError, match="was made from embeddings"):
         DenseIndex.open(tmp_path, newer)
-    assert not build(newer, plan=plan_of(placement="parts"))["reused"]
+    assert not build(newer, plan=plan_of(placement="parts")).reused
     assert IndexManifest.load(tmp_path).stamp.weights_sha256 == "c" * 64
 
 
@@ -234,19 +236,19 @@ def test_a_manifest_of_another_version_is_refused(store: EmbeddingStore, tmp_pat
 
 def test_flat_is_exact_and_needs_no_files(store: EmbeddingStore, tmp_path: Path) -> None:
     built = build(store, plan=plan_of("Flat"), recall_floor=1.0)
-    assert built["recall"] == 1.0
+    assert built.recall == 1.0
     assert names(tmp_path) == {"manifest.json"}
     hits, exact = DenseIndex.open(tmp_path, store).search(QUERIES_QD, K), exact_search(store, QUERIES_QD, K)
     np.testing.assert_array_equal(hits.documents_QK, exact.documents_QK)
     np.testing.assert_array_equal(hits.scores_QK, exact.scores_QK)
-    assert build(store, plan=plan_of("Flat"))["reused"]
+    assert build(store, plan=plan_of("Flat")).reused
 
 
 def test_codes_alone_rank_badly_and_rescoring_mends_it(store: EmbeddingStore) -> None:
     recalls = []
     for refine_factor in (1, 12):
         plan = plan_of("IVF4,PQ2x4", nprobe=4, refine_factor=refine_factor)
-        recalls.append(build(store, plan=plan, recall_floor=0.0)["recall"])
+        recalls.append(build(store, plan=plan, recall_floor=0.0).recall)
     assert recalls[0] < 0.6
     assert recalls[1] > recalls[0] + 0.2
 

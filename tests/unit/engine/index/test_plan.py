@@ -6,9 +6,15 @@ from typing import Any
 
 import pytest
 
+from engine.config.recipe import IndexConfig
 from engine.errors import ConfigError
 from engine.index.estimate import estimate_index, measured_gigaflops
 from engine.index.plan import GIB, IndexPlan, cut_parts, factory_sizes, plan_index
+from shards.files import parse_record
+
+
+def planned(factory: str, *, num_documents: int, dimension: int, **settings: Any) -> IndexPlan:
+    return plan_index(IndexConfig(factory=factory, **settings), num_documents=num_documents, dimension=dimension)
 
 
 @pytest.mark.parametrize(
@@ -24,7 +30,7 @@ from engine.index.plan import GIB, IndexPlan, cut_parts, factory_sizes, plan_ind
     ],
 )
 def test_auto_follows_the_size(num_documents: int, dimension: int, factory: str, placement: str) -> None:
-    plan = plan_index("auto", num_documents=num_documents, dimension=dimension)
+    plan = planned("auto", num_documents=num_documents, dimension=dimension)
     assert (plan.factory, plan.placement) == (factory, placement)
     assert plan.num_lists <= max(plan.train_size, 1) <= num_documents
     assert plan.nprobe is plan.refine_factor is None
@@ -34,7 +40,7 @@ def test_auto_follows_the_size(num_documents: int, dimension: int, factory: str,
 def test_a_high_recall_target_takes_finer_codes_where_they_fit() -> None:
     """Symptom: a target of 0.99 gets the codes of 0.9, and the search re-scores ten times as many candidates."""
     factories = [
-        plan_index("auto", num_documents=21_015_324, dimension=768, recall_target=target, memory_gib=gib).factory
+        planned("auto", num_documents=21_015_324, dimension=768, recall_target=target, memory_gib=gib).factory
         for target, gib in ((0.9, 8.0), (0.99, 8.0), (0.99, 3.0))
     ]
     assert [factory.rpartition(",")[2] for factory in factories] == ["PQ96", "PQ192", "PQ96"]
@@ -42,46 +48,47 @@ def test_a_high_recall_target_takes_finer_codes_where_they_fit() -> None:
 
 def test_auto_stays_within_the_memory() -> None:
     for memory_gib in (3.0, 1.5, 1.0):
-        plan = plan_index("auto", num_documents=8_841_823, dimension=768, memory_gib=memory_gib)
+        plan = planned("auto", num_documents=8_841_823, dimension=768, memory_gib=memory_gib)
         needed = factory_sizes(plan.factory, 768).index_bytes(8_841_823)
         assert plan.placement == "memory"
         assert needed <= memory_gib * GIB
         assert plan.factory.endswith("x4fs") == (memory_gib == 3.0)  # shorter codes where the long ones do not fit
-    small = plan_index("auto", num_documents=8_841_823, dimension=768, memory_gib=0.5)
+    small = planned("auto", num_documents=8_841_823, dimension=768, memory_gib=0.5)
     assert (small.placement, small.code_bytes) == ("parts", 64)
-    asked = plan_index("auto", num_documents=100_000, dimension=64, placement="disk")
+    asked = planned("auto", num_documents=100_000, dimension=64, placement="disk")
     assert (asked.placement, asked.factory) == ("disk", "OPQ8,IVF781,PQ8")
 
 
 def test_every_small_corpus_can_train_its_lists() -> None:
     for num_documents in (1, 15, 999, 1000, 1500, 5000, 60_000):
-        plan = plan_index("auto", num_documents=num_documents, dimension=24)
+        plan = planned("auto", num_documents=num_documents, dimension=24)
         assert plan.exact == (num_documents < 1000)
         assert 1 <= plan.num_lists <= max(1, plan.train_size)
 
 
 def test_what_is_given_is_kept() -> None:
-    plan = plan_index(
+    plan = planned(
         "OPQ4,IVF20,PQ4x6",
         num_documents=5000,
         dimension=16,
         nprobe=3,
         refine_factor=9,
-        train_size=700,
-        num_iterations=2,
+        train_documents=700,
+        kmeans_iterations=2,
         recall_target=0.5,
+        recall_floor=0.5,
     )
     assert plan == IndexPlan("OPQ4,IVF20,PQ4x6", 20, 3, 700, 2, "memory", 3, 9, 0.5)
-    assert plan_index("IVF20,SQ8", num_documents=5000, dimension=16, nprobe=99).nprobe == 20
-    assert plan_index("Flat", num_documents=3, dimension=16).exact
+    assert planned("IVF20,SQ8", num_documents=5000, dimension=16, nprobe=99).nprobe == 20
+    assert planned("Flat", num_documents=3, dimension=16).exact
 
 
 def test_a_plan_survives_json() -> None:
     import json
     from dataclasses import asdict
 
-    plan = plan_index("auto", num_documents=5000, dimension=16)
-    again = IndexPlan.from_dict(json.loads(json.dumps(asdict(plan))))
+    plan = planned("auto", num_documents=5000, dimension=16)
+    again = parse_record(json.loads(json.dumps(asdict(plan))), IndexPlan, "the plan")
     assert (again, again.reasons) == (plan, plan.reasons)
 
 
@@ -90,7 +97,7 @@ def test_a_plan_survives_json() -> None:
     [
         ("IVF301,PQ4x4", {}, "301 inverted lists, but 300 embeddings"),
         ("IVF8,PQ4", {"num_documents": 200}, "256 entries in a codebook, but 200 embeddings"),
-        ("IVF30,PQ4x4", {"train_size": 29}, "30 inverted lists, but 29 embeddings"),
+        ("IVF30,PQ4x4", {"train_documents": 29}, "30 inverted lists, but 29 embeddings"),
         ("IVF8,PQ5x4", {}, "cannot make 'IVF8,PQ5x4' for embeddings of 16 dimensions"),
         ("IVF8,Nonsense", {}, "cannot make"),
         ("HNSW32", {}, "cannot make 'HNSW32'"),
@@ -107,7 +114,7 @@ def test_a_plan_survives_json() -> None:
 def test_what_cannot_work_is_refused(factory: str, more: dict[str, Any], message: str) -> None:
     settings: dict[str, Any] = {"num_documents": 300, "dimension": 16} | more
     with pytest.raises(ConfigError, match=message):
-        plan_index(factory, **settings)
+        planned(factory, **settings)
 
 
 def test_parts_are_contiguous_complete_and_neither_few_nor_many() -> None:
@@ -121,7 +128,7 @@ def test_parts_are_contiguous_complete_and_neither_few_nor_many() -> None:
 
 
 def test_an_estimate_counts_what_the_index_holds() -> None:
-    plan = plan_index("auto", num_documents=21_015_324, dimension=768)
+    plan = planned("auto", num_documents=21_015_324, dimension=768)
     told = estimate_index(plan, num_documents=21_015_324, dimension=768, num_parts=64, gigaflops=100)
     assert told.codes_bytes == 96 * 21_015_324
     assert told.ids_bytes == 8 * 21_015_324
@@ -135,8 +142,8 @@ def test_an_estimate_counts_what_the_index_holds() -> None:
     lines = told.lines(plan)
     for part in ("OPQ96,IVF18336_HNSW32,PQ96", "GiB of the 8 allowed", "train ", "GFLOP/s", "embeddings 60.1 GiB"):
         assert any(part in line for line in lines), part
-    unmerged = plan_index("auto", num_documents=138_000_000, dimension=768)
+    unmerged = planned("auto", num_documents=138_000_000, dimension=768)
     assert estimate_index(unmerged, num_documents=138_000_000, dimension=768, num_parts=64).merged_bytes == 0
-    flat = plan_index("Flat", num_documents=1000, dimension=768)
+    flat = planned("Flat", num_documents=1000, dimension=768)
     assert estimate_index(flat, num_documents=1000, dimension=768, num_parts=8).index_bytes == 0
     assert measured_gigaflops() > 0.1

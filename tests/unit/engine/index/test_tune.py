@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine.config.recipe import IndexConfig
 from engine.coordination.coordinator import Coordinator, LocalTransport
 from engine.index import tune as index_tune
 from engine.index.dense import document_parts
@@ -32,7 +33,8 @@ def store(tmp_path: Path) -> EmbeddingStore:
 
 
 def plan_of(factory: str = "IVF40,PQ4x4", **settings: Any) -> IndexPlan:
-    return plan_index(factory, num_documents=N, dimension=D, num_iterations=3, **settings)
+    asked = IndexConfig(factory=factory, kmeans_iterations=3, recall_floor=0.0, **settings)
+    return plan_index(asked, num_documents=N, dimension=D)
 
 
 def probed(store: EmbeddingStore, plan: IndexPlan) -> ProbedIndex:

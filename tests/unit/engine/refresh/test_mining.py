@@ -315,7 +315,7 @@ class PartedSearcher(FakeSearcher):
         self.encoded += [query.id for query in queries]
         return np.array([[float(query.id[1:])] for query in queries], dtype=np.float32)
 
-    def candidates(self, queries_QD: np.ndarray, top_k: int, parts: Sequence[int]) -> Hits:
+    def search_parts(self, queries_QD: np.ndarray, top_k: int, parts: Sequence[int]) -> Hits:
         if self.dies_after is not None and len(self.searched) >= self.dies_after:
             raise KeyboardInterrupt
         self.searched += [(part, len(queries_QD)) for part in parts]

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from engine.errors import ConfigError
-from engine.refresh.refresh import _drop_old_indexes, index_plan
+from engine.index.plan import plan_index
+from engine.refresh.refresh import _drop_old_indexes
 from engine.run import Run
 
 Open = Callable[..., Run]
@@ -34,11 +35,11 @@ def test_nothing_goes_before_there_are_too_many(open_run: Open) -> None:
 
 
 def test_the_plan_follows_the_configuration(open_run: Open) -> None:
-    plan = index_plan(open_run().config, 300, 32)
+    plan = plan_index(open_run().config.index, num_documents=300, dimension=32)
     assert (plan.factory, plan.num_lists, plan.nprobe, plan.refine_factor) == ("IVF8,PQ8x4", 8, 8, 8)
     assert plan.num_iterations == 5
 
 
 def test_a_corpus_smaller_than_the_lists_is_refused(open_run: Open) -> None:
     with pytest.raises(ConfigError, match=r"8 inverted lists, but 7 embeddings.*index\.factory=Flat"):
-        index_plan(open_run().config, 7, 32)
+        plan_index(open_run().config.index, num_documents=7, dimension=32)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
 from engine.errors import ConfigError
 from engine.phases import Trained
+from engine.results import Measured, Score
 from engine.run import Run
 from engine.training.resume import checkpoints_of, reopen_lost_stages
 
@@ -64,20 +66,31 @@ def test_without_any_checkpoint_all_its_stages_run_again(open_run: Open) -> None
     assert not ran_again(run, "warmup_ranker")
 
 
+def measured(iteration: int, retriever: float, ranker: float) -> dict[str, Any]:
+    """What the ledger holds of an evaluation; names mean nothing."""
+    scores = (
+        Score("any name", "dense", "retriever", iteration, {"MRR@10": retriever}),
+        Score("other name", "some", "ranker", iteration, {"MRR@10": ranker}),
+    )
+    return asdict(Measured(scores))
+
+
 @pytest.mark.parametrize(("model", "stage"), [("retriever", "retriever/1"), ("ranker", "warmup_ranker")])
 def test_each_model_has_its_own_best_iteration(open_run: Open, model: str, stage: str) -> None:
     run = open_run("run.keep_best=MRR@10")
     retention = checkpoints_of(run, [model])[model]._retention
     assert retention.best_stage() is None, "nothing is measured yet"
-    finish(run, evaluate__0={"G0 MRR@10": 0.1, "D0 MRR@10": 0.9}, evaluate__1={"G MRR@10": 0.5, "D MRR@10": 0.8})
-    finish(run, evaluate__2={"G MRR@10": 0.4, "D MRR@10": 0.7})
+    finish(run, evaluate__0=measured(0, 0.1, 0.9), evaluate__1=measured(1, 0.5, 0.8))
+    finish(run, evaluate__2=measured(2, 0.4, 0.7))
     assert retention.best_stage() == stage
 
 
 def test_a_metric_that_is_not_measured_is_an_error(open_run: Open) -> None:
     run = open_run("run.keep_best=A@1")
-    finish(run, evaluate__0={"G0 MRR@10": 0.1})
-    with pytest.raises(ConfigError, match=r"keep_best is A@1, but evaluate/0 measured G0 MRR@10"):
+    finish(run, evaluate__0=measured(0, 0.1, 0.2))
+    with pytest.raises(
+        ConfigError, match=r"keep_best is A@1, but evaluate/0 measured any name MRR@10, other name MRR@10"
+    ):
         checkpoints_of(run, ["retriever"])["retriever"]._retention.best_stage()
 
 

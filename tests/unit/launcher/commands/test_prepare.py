@@ -14,7 +14,8 @@ from engine.data.corpus import model_texts, open_data, write_shards
 from engine.data.tokenization import WrittenCorpus
 from engine.errors import ConfigError
 from engine.models.random import make_random_model
-from engine.refresh.refresh import build_bm25_index, open_bm25
+from engine.retrievers.bm25_index import index_text
+from engine.retrievers.kinds import BM25, open_searcher
 from engine.run import Run, Stage
 from launcher.commands.prepare import prepare_shards
 from shards.convert.conversion import convert
@@ -58,9 +59,9 @@ def test_a_run_reads_the_prepared_shards_and_index_in_place(
     assert counts.reused_shards == counts.shards == 6
     assert found.shards.folder == folder  # type: ignore[attr-defined]
     assert not run.folder.shards.exists()
-    assert build_bm25_index(Stage(run, "bm25"), found, run.folder)["reused"] is True  # type: ignore[arg-type]
+    assert index_text(Stage(run, "bm25"), found, run.folder).reused  # type: ignore[arg-type]
     assert not run.folder.bm25.exists()
-    searcher = open_bm25(found, run.folder)  # type: ignore[arg-type]
+    searcher = open_searcher(run, found, run.folder, BM25)  # type: ignore[arg-type]
     document = found.shards.document(3)  # type: ignore[attr-defined]
     assert searcher.search([Query("q", document.text)], 1).documents_QK.tolist() == [[3]]
 

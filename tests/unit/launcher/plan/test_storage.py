@@ -11,7 +11,7 @@ from engine.config.recipe import Config
 from engine.data import tokenization
 from engine.data.candidates import Candidates
 from engine.errors import ConfigError
-from engine.refresh.refresh import index_plan
+from engine.index.plan import plan_index
 from engine.training import state as training_state
 from launcher.plan.corpus import Corpus, corpus_of
 from launcher.plan.models import shape_of, shapes_of
@@ -51,7 +51,7 @@ def corpus(**sizes: float) -> Corpus:
 def use(config: Config, **sizes: float) -> DiskUse:
     shapes, found = shapes_of(config), corpus(**sizes)
     dimension = shapes["retriever"].hidden
-    plan = index_plan(config, found.documents, dimension)
+    plan = plan_index(config.index, num_documents=found.documents, dimension=dimension)
     return disk_use(config, found, shapes, index_needs(config, found, plan, dimension, 50.0))
 
 
@@ -131,7 +131,7 @@ def test_a_host_holds_the_index_once_a_rank_and_both_engines() -> None:
     """A node of eight GPUs ran out of memory: every rank had loaded the index."""
     config = tiny()
     shapes = shapes_of(config)
-    plan = index_plan(config, 20_000, shapes["retriever"].hidden)
+    plan = plan_index(config.index, num_documents=20_000, dimension=shapes["retriever"].hidden)
     needs = index_needs(config, corpus(), plan, shapes["retriever"].hidden, 50.0)
 
     def parts(ranks: int, training: int | None = None) -> dict[str, tuple[int, str]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from engine.refresh.pace import Pace, slow_ranks, slowest_share
+from engine.reliability.pace import Pace, slow_ranks, slowest_share
 
 HOSTS = ["a", "a", "b", "b"]
 

@@ -21,7 +21,7 @@ from shards.files import read_json, write_json
 log = get_logger(__name__)
 
 
-def adopt_twin(target: Path, stamp: Stamp) -> bool:
+def take_over_same_weights(target: Path, stamp: Stamp) -> bool:
     """Give an artifact's folder the content of a sibling that the same weights made of the same corpus.
 
     What the sibling holds may be incomplete: each file still vouches for itself, and the rest is computed.
@@ -36,8 +36,8 @@ def adopt_twin(target: Path, stamp: Stamp) -> bool:
     if target.exists() or not target.parent.is_dir():
         return False
     for sibling in sorted(target.parent.iterdir()):
-        if sibling.is_dir() and not sibling.name.startswith(".") and _is_twin(sibling, stamp):
-            temporary = target.with_name(f".{target.name}.tmp-twin")
+        if sibling.is_dir() and not sibling.name.startswith(".") and _is_of_same_weights(sibling, stamp):
+            temporary = target.with_name(f".{target.name}.tmp-linked")
             shutil.rmtree(temporary, ignore_errors=True)
             _link(sibling, temporary, stamp)
             temporary.rename(target)
@@ -46,7 +46,7 @@ def adopt_twin(target: Path, stamp: Stamp) -> bool:
     return False
 
 
-def _is_twin(folder: Path, stamp: Stamp) -> bool:
+def _is_of_same_weights(folder: Path, stamp: Stamp) -> bool:
     """Tell whether all stamps in a folder, at least one, name these weights and this corpus."""
     stamps = [found for path in sorted(folder.rglob("*.json")) if (found := _stamp_of(path)) is not None]
     wanted = (stamp.weights_sha256, stamp.corpus_sha256)
@@ -57,7 +57,7 @@ def _stamp_of(path: Path) -> dict[str, Any] | None:
     try:
         content = read_json(path, "the description of an artifact")
     except ArtifactError:
-        return {}  # damaged: its folder is nobody's twin
+        return {}  # damaged: its folder is of nobody's weights
     stamp = content.get("stamp") if isinstance(content, dict) else None
     return stamp if isinstance(stamp, dict) else None
 

@@ -1,0 +1,69 @@
+"""Scores of query-document pairs by a published ranker, for whoever re-orders what a retriever found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from engine.config.models import RankerConfig
+from engine.data.corpus import Data
+from engine.errors import ConfigError
+from engine.models.ranker import Ranker
+from engine.models.score import score_inputs
+from engine.models.weights import frozen_ranker
+from engine.run import Run
+from shards.records import Query
+
+
+class PairScorer:
+    """A ranker with its texts, ready to score.
+
+    A query's pairs are scored by themselves, so that their scores do not depend on which rank has which other queries.
+
+    Args:
+        run: For lengths and device.
+        data: The corpus.
+        model: The ranker's name in the recipe.
+        ranker: Frozen weights on the run's device.
+    """
+
+    def __init__(self, run: Run, data: Data, model: str, ranker: Ranker) -> None:
+        self._data, self._text, self._max_length = data, data.texts[model], run.config.models[model].max_length
+        self._scorer, self._collate = ranker.scorer(), ranker.collator(self._text.template)
+        self._tokens_per_batch, self._device = run.config.evaluation.tokens_per_batch, run.device
+
+    @classmethod
+    def open(cls, run: Run, data: Data, model: str, state: str) -> PairScorer:
+        """Load the published weights of an iteration.
+
+        Args:
+            run: Whose weights.
+            data: The corpus.
+            model: The ranker's name in the recipe.
+            state: Name of the iteration.
+
+        Raises:
+            ConfigError: The recipe has no such ranker.
+            ArtifactError: There are no such weights, or they are damaged.
+        """
+        section = run.config.models.get(model)
+        if not isinstance(section, RankerConfig):
+            raise ConfigError(f"the recipe has no ranker {model!r}", expected=f"one of {', '.join(run.config.models)}")
+        return cls(run, data, model, frozen_ranker(section, run.folder.weights(model, state), run.device))
+
+    def score(self, query: Query, documents: Sequence[int]) -> list[float]:
+        """Score documents for a query.
+
+        Args:
+            query: Any query.
+            documents: Corpus indices [K].
+
+        Returns:
+            Raw logits [K].
+        """
+        (query_tokens,) = self._text.tokenize_queries([query])
+        tokens, stream, pair = self._data.shards.tokens, self._text.stream, self._text.template.pair
+        inputs = [pair(query_tokens, tokens(document, stream), self._max_length) for document in documents]
+        scores_K = score_inputs(
+            self._scorer, self._collate, inputs, tokens_per_batch=self._tokens_per_batch, device=self._device
+        )
+        return [float(score) for score in scores_K]

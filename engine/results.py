@@ -1,0 +1,106 @@
+"""What a finished stage returned: as the ledger keeps it, as its caller gets it, as the log tells it.
+
+A stage's function returns a frozen dataclass. Fields with the metadata `NOT_SHOWN` are left out of the log's line; a
+class with a method `shown` says itself what stands there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from types import SimpleNamespace
+from typing import Any, TypeVar, get_type_hints
+
+from shards.files import parse_record
+
+R = TypeVar("R")
+NOT_SHOWN = {"shown": False}
+"""Metadata of a result's field that the log's line of a finished stage leaves out."""
+_HEADLINES = ("MRR@10", "R@1", "A@1")
+
+
+def plain_of(result: object) -> Any:
+    """Return a result as JSON holds it."""
+    return asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
+
+
+def in_form(function: Callable[..., R], plain: Any, name: str) -> R:
+    """Return a stage's result as its function's annotation has it: what JSON holds, or a dataclass.
+
+    Args:
+        function: The stage's.
+        plain: What the ledger or another rank has.
+        name: The stage's, for the error.
+
+    Raises:
+        ArtifactError: The annotation names a dataclass, and this is none of that form.
+    """
+    annotation: Any = getattr(function, "__annotations__", {}).get("return")
+    if annotation is not None:
+        # Alone: the annotations of arguments may name what is imported for type checks only.
+        own = SimpleNamespace(__annotations__={"return": annotation})
+        annotation = get_type_hints(own, getattr(function, "__globals__", {}))["return"]
+    if not (isinstance(annotation, type) and is_dataclass(annotation)):
+        return plain  # type: ignore[no-any-return]
+    remedy = "choose another run.path: other code recorded it"
+    typed: Any = parse_record(plain, annotation, f"the result of {name} in the ledger", remedy=remedy)
+    return typed  # type: ignore[no-any-return]
+
+
+def one_line(result: object) -> str:
+    """Return what the log tells of a stage's result: its numbers and texts, or what its `shown` returns."""
+    if is_dataclass(result):
+        if hasattr(result, "shown"):
+            values: Mapping[str, Any] = result.shown()
+        else:
+            values = {one.name: getattr(result, one.name) for one in fields(result) if one.metadata.get("shown", True)}
+    else:
+        values = result if isinstance(result, dict) else {}
+    shown: dict[str, int | float | str] = {}
+    for name, value in values.items():
+        parts = {f"{key}_{name}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
+        shown |= {key: part for key, part in parts.items() if isinstance(part, int | float | str)}
+    return "  ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in shown.items()
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How good one system is."""
+
+    system: str
+    """Its name in the table."""
+    kind: str
+    """Which sort of system it is, as in `engine.evaluation.systems.System`."""
+    model: str | None
+    """Whose weights it has; None for a system without."""
+    iteration: int | None
+    """Which of its weights; None for the state before training, and for a system without weights."""
+    metrics: dict[str, float]
+
+    @classmethod
+    def of(cls, system: str, kind: str, model: str | None, iteration: int | None, metrics: dict[str, float]) -> Score:
+        """Keep the few metrics that a line of the log has room for; the summary has all."""
+        kept = {name: metrics[name] for name in _HEADLINES if name in metrics}
+        return cls(system, kind, model, iteration, kept)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Result of a stage that evaluates; without scores where the split has no queries."""
+
+    scores: tuple[Score, ...] = ()
+
+    def shown(self) -> dict[str, float]:
+        """Return what the log tells: each metric by the system's name and its own."""
+        return {f"{score.system} {name}": value for score in self.scores for name, value in score.metrics.items()}
+
+    def value_of(self, model: str, metric: str) -> float | None:
+        """Return a metric of the first system with a model's weights; None where it was not measured.
+
+        Args:
+            model: Its name in the recipe.
+            metric: Such as `MRR@10`.
+        """
+        return next((score.metrics.get(metric) for score in self.scores if score.model == model), None)

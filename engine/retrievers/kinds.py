@@ -1,0 +1,120 @@
+"""The kinds of retrievers: how each is built, opened and stamped.
+
+Whoever needs a retriever (a refresh, mining, evaluation, the search command) names one by a `Choice`, and gets a
+`Searcher` and a `Stamp`. A new kind is a module with three functions and an entry in `KINDS`.
+
+    build(run, data, run.folder, dense("001"))
+    hits = open_searcher(run, data, run.folder, dense("001")).search(queries, top_k=100)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from engine.data.corpus import Data
+from engine.errors import ConfigError
+from engine.retrievers.bm25_index import bm25_stamp, build_bm25_index, open_bm25
+from engine.retrievers.dense import build_dense, dense_stamp, open_dense
+from engine.retrievers.run_file import build_run_file, open_run_file, run_file_stamp
+from engine.run import Run, RunFolder
+from engine.search import Searcher
+from shards.embeddings import Stamp
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Names one retriever."""
+
+    kind: str
+    """A name in `KINDS`."""
+    state: str = ""
+    """Which one of its kind: the name of the iteration whose weights a trained one has, the path of a run file; empty
+    where there is one only."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetrieverKind:
+    """What a kind of retriever can do; `state` is that of a `Choice`, and all ranks call each function alike."""
+
+    name: str
+    build: Callable[[Run, Data, RunFolder, str, str], None]
+    """(run, data, folder, state, prefix): make what a search needs as stages of the run, unless it is there.
+    `prefix` goes before their names, which are unique in a ledger."""
+    open: Callable[[Run, Data, RunFolder, str], Searcher]
+    """(run, data, folder, state): open what was built; an ArtifactError if it is missing, damaged, or made of something
+    else."""
+    stamp: Callable[[Run, Data, str], Stamp]
+    """(run, data, state): what its index and its candidates must carry."""
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        RetrieverKind("bm25", build_bm25_index, open_bm25, bm25_stamp),
+        RetrieverKind("dense", build_dense, open_dense, dense_stamp),
+        RetrieverKind("run_file", build_run_file, open_run_file, run_file_stamp),
+    )
+}
+BM25 = Choice("bm25")
+
+
+def dense(state: str) -> Choice:
+    """Name the dense retriever with the weights of an iteration, by the iteration's name."""
+    return Choice("dense", state)
+
+
+def build(run: Run, data: Data, folder: RunFolder, choice: Choice) -> None:
+    """Make what a retriever searches with, as stages of the run, unless it is there.
+
+    Args:
+        run: Whose weights are used, and whose ledger records the stages.
+        data: The corpus.
+        folder: Takes the index: the run's own folder, or one below it for another corpus.
+        choice: Which retriever.
+
+    Raises:
+        ConfigError: There is no such kind.
+        IndexQualityError: An index finds too little of what exact search finds.
+    """
+    prefix = "" if folder == run.folder else f"{folder.path.name}/"
+    _kind(choice).build(run, data, folder, choice.state, prefix)
+
+
+def open_searcher(run: Run, data: Data, folder: RunFolder, choice: Choice) -> Searcher:
+    """Open a retriever that `build` has made.
+
+    Args:
+        run: Whose weights are used.
+        data: The corpus.
+        folder: As for `build`.
+        choice: Which retriever.
+
+    Raises:
+        ConfigError: There is no such kind.
+        ArtifactError: What it searches with is missing, damaged, or of other weights or another corpus.
+        DataError: A run file is no ranking of this corpus.
+    """
+    return _kind(choice).open(run, data, folder, choice.state)
+
+
+def stamp_of(run: Run, data: Data, choice: Choice) -> Stamp:
+    """Return what a retriever's index and candidates must carry: what it is, and the hash of what made it.
+
+    Args:
+        run: Whose weights are used.
+        data: The corpus.
+        choice: Which retriever.
+
+    Raises:
+        ConfigError: There is no such kind.
+        ArtifactError: There are no such weights.
+        DataError: There is no such run file.
+    """
+    return _kind(choice).stamp(run, data, choice.state)
+
+
+def _kind(choice: Choice) -> RetrieverKind:
+    if choice.kind not in KINDS:
+        raise ConfigError(f"there is no retriever {choice.kind!r}", expected=f"one of {', '.join(KINDS)}")
+    return KINDS[choice.kind]

@@ -1,0 +1,96 @@
+"""The table of results: rows in the order of the run, whoever recorded them and whatever a system is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+
+from engine.config.file import load_config
+from engine.errors import ArtifactError
+from engine.evaluation.summary import Row, add_row, read_rows, summary_table
+from engine.evaluation.systems import RANKER, System, WeightsOf, trained_systems, yardsticks
+from engine.run import Run
+from shards.files import write_json
+from tests.unit.engine.conftest import TINY
+
+Open = Callable[..., Run]
+CONFIG = load_config(TINY)
+BM25, ZERO_SHOT = yardsticks(CONFIG)
+G0, D0, G, D = trained_systems(CONFIG, [0, 1])
+
+
+def recorded(run: Run, rows: Sequence[tuple[System, str, float]]) -> list[str]:
+    """Record rows and return the lines of the table."""
+    for system, split, value in rows:
+        add_row(run.folder.summary, Row.of(system, split, {"MRR@10": value}))
+    return summary_table(run.folder).splitlines()[2:]
+
+
+def test_the_table_shows_the_rows_in_the_order_of_the_run(open_run: Open) -> None:
+    lines = recorded(
+        open_run(),
+        [
+            *((D, "test", 0.9), (G, "dev", 0.5), (D0, "dev", 0.4), (G0, "dev", 0.3), (D, "dev", 0.6)),
+            *((ZERO_SHOT, "dev", 0.2), (BM25, "dev", 0.12345)),
+        ],
+    )
+    assert [line.split()[-1] for line in lines] == ["0.123", "0.200", "0.300", "0.400", "0.500", "0.600", "0.900"]
+    assert "G0 top" in lines[3]
+    assert "top" not in lines[2]
+
+
+def test_systems_of_any_name_and_kind_have_their_place(open_run: Open) -> None:
+    """Symptom: a system that is called Doc2Query was shown as a ranker, one that is called RRF ended the command."""
+    other, last = System("Doc2Query", "expansion", None), System("AAA", "fusion", None)
+    ranker = System("monoBERT", RANKER, WeightsOf("ranker", 1), over=BM25)
+    lines = recorded(open_run(), [(other, "dev", 0.1), (last, "dev", 0.2), (ranker, "dev", 0.3), (BM25, "dev", 0.4)])
+    assert [line.split()[-1] for line in lines] == ["0.400", "0.100", "0.200", "0.300"], (
+        "unknown kinds as they appeared"
+    )
+    assert ["top" in line for line in lines] == [False, False, False, True]
+    assert "BM25 top" in lines[3]
+
+
+def test_a_row_takes_the_place_of_its_like_alone(open_run: Open) -> None:
+    run = open_run()
+    over_bm25 = replace(D, over=BM25)
+    recorded(run, [(D, "dev", 0.1), (over_bm25, "dev", 0.2), (D, "test", 0.3), (D, "dev", 0.4)])
+    assert [(row.split, row.over, row.metrics["MRR@10"]) for row in read_rows(run.folder.summary)] == [
+        ("dev", "BM25", 0.2),
+        ("test", "G", 0.3),
+        ("dev", "G", 0.4),
+    ]
+
+
+def test_a_summary_without_kinds_is_still_read(open_run: Open) -> None:
+    """Summaries were written without `kind` and `over` once."""
+    run = open_run()
+    old = [
+        {"system": system, "retriever": retriever, "iteration": iteration, "split": "dev", "metrics": {"R@1": 0.5}}
+        for system, retriever, iteration in [
+            *[("D", "G", 1), ("G", "G", 1), ("D0", "G0", 0), ("zero-shot", "zero-shot", None)],
+            *[("G0", "G0", 0), ("BM25", "BM25", None)],
+        ]
+    ]
+    run.folder.results.mkdir()
+    write_json(run.folder.summary, old)
+    lines = summary_table(run.folder).splitlines()[2:]
+    order = [
+        next(name for name in ("BM25", "zero-shot", "G0 top", "G0", "G top", "G") if name in line) for line in lines
+    ]
+    assert order == ["BM25", "zero-shot", "G0", "G0 top", "G", "G top"]
+    add_row(run.folder.summary, Row.of(G, "dev", {"R@1": 0.75}))
+    assert [row.metrics["R@1"] for row in read_rows(run.folder.summary) if row.system == "G"] == [0.75]
+
+
+def test_a_damaged_summary_is_refused(open_run: Open) -> None:
+    run = open_run()
+    write_json(run.folder.summary, [{"system": "G"}])
+    with pytest.raises(ArtifactError, match="the summary of results"):
+        read_rows(run.folder.summary)
+
+
+def test_without_results_the_table_is_empty(open_run: Open) -> None:
+    assert "BM25" not in summary_table(open_run().folder)

@@ -1,0 +1,64 @@
+"""Retrievers are built, opened and stamped by their kind, wherever they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from engine.errors import ArtifactError, ConfigError
+from engine.retrievers.bm25_index import BuiltBM25
+from engine.retrievers.kinds import BM25, KINDS, Choice, build, dense, open_searcher, stamp_of
+from engine.run import Run, RunFolder
+from shards.files import write_json
+from shards.records import Document, Query
+
+Open = Callable[..., Run]
+TEXTS = ("the owl hoots", "a fox barks", "dogs bark at the fox")
+
+
+def data_in(folder: Path, corpus_sha256: str = "c" * 64) -> Any:
+    manifest = SimpleNamespace(template="{text}", sha256=corpus_sha256)
+    shards = SimpleNamespace(manifest=manifest, folder=folder, num_documents=len(TEXTS))
+    documents = [Document(f"d{number}", "", text) for number, text in enumerate(TEXTS)]
+    return SimpleNamespace(shards=shards, dataset=SimpleNamespace(documents=lambda: iter(documents)))
+
+
+def test_bm25_is_built_once_and_opened_where_it_lies(open_run: Open, tmp_path: Path) -> None:
+    run, data = open_run(), data_in(tmp_path / "shards")
+    with pytest.raises(ArtifactError):
+        open_searcher(run, data, run.folder, BM25)
+    build(run, data, run.folder, BM25)
+    assert run.result_of("bm25", BuiltBM25) == BuiltBM25(3, False)
+    searcher = open_searcher(run, data, run.folder, BM25)
+    assert searcher.search([Query("q", "owl")], 1).documents_QK.tolist() == [[0]]
+    assert stamp_of(run, data, BM25).iteration == searcher.source == "bm25"
+    with pytest.raises(ArtifactError, match="was made of"):
+        open_searcher(run, data_in(tmp_path / "shards", "d" * 64), run.folder, BM25)
+
+
+def test_the_stages_of_another_corpus_have_names_of_their_own(open_run: Open, tmp_path: Path) -> None:
+    """Symptom guarded against: the ledger has `bm25` as finished, and the other corpus is searched without an index."""
+    run, folder = open_run(), RunFolder(tmp_path / "run" / "evaluations" / "other")
+    build(run, data_in(tmp_path / "shards"), run.folder, BM25)
+    build(run, data_in(tmp_path / "others", "d" * 64), folder, BM25)
+    assert run.is_finished("other/bm25")
+    assert folder.bm25.is_dir()
+
+
+def test_a_dense_retriever_is_stamped_by_the_runs_weights(open_run: Open, tmp_path: Path) -> None:
+    run, data = open_run(), data_in(tmp_path / "shards")
+    with pytest.raises(ArtifactError, match="no published weights"):
+        stamp_of(run, data, dense("003"))
+    write_json(run.folder.weights("retriever", "003") / "weights.json", {"sha256": "a" * 64, "files": {}})
+    stamp = stamp_of(run, data, dense("003"))
+    assert (stamp.iteration, stamp.weights_sha256, stamp.corpus_sha256) == ("003", "a" * 64, "c" * 64)
+
+
+def test_an_unknown_kind_is_refused_with_the_known_ones(open_run: Open, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no retriever 'bm52'.*one of bm25, dense, run_file"):
+        stamp_of(open_run(), data_in(tmp_path), Choice("bm52"))
+    assert all(name == kind.name for name, kind in KINDS.items())
