@@ -50,6 +50,7 @@ def packed_forward(model: Any, batch: PackedBatch) -> Any:
     Raises:
         ModelError: The model does not attend through transformers' attention interface.
     """
+    register_packed_attention()
     layout = Layout(batch)
     row = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, KEYWORD: layout}
     if batch.token_type_ids is not None:
@@ -308,7 +309,6 @@ def _shared_copy(model: Any) -> Any:
 
 
 def _set_attention(model: Any) -> None:
-    register_packed_attention()
     with quiet_transformers():
         try:
             model.set_attn_implementation("sdpa")

@@ -37,9 +37,9 @@ from engine.models.packed import (
     require_packing,
     tower_can_be_packed,
 )
+from engine.models.packed import Pooling as Pooling
 from engine.models.template import Batch, Collator, InputTemplate
 
-Pooling = Literal["cls", "mean"]
 Similarity = Literal["dot", "cosine"]
 PaddedEncoder = Callable[[dict[str, Tensor]], Tensor]
 """Maps a padded batch (`input_ids` [N, L], ...) to embeddings [N, D]."""
