@@ -4,7 +4,9 @@ Same weights, texts, lengths, batch and negatives on all sides, dropout as the m
 anything is timed, all sides compute one batch without dropout: their losses, and the norms of the gradients that they
 give their optimizers, must agree, or nothing is timed. A machine has other work too, so the sides take turns of a step
 or a few, the same steps for all, each round beginning with another side. Large matrices are multiplied before each
-turn; ratios and shares are medians over the rounds. The sides:
+turn; ratios and shares are medians over the rounds. On a busy CPU the seconds on the wall say little: beside them stand
+the seconds of the processor, which include those of the thread that makes batches, and in which the product of the
+matrices is timed as well. The sides:
 
 * Sparring: the loop, the objectives and the DeepSpeed engine (ZeRO 1, one rank) of a run, batches made ahead in their
   thread. A turn begins with none made, so its first step waits for one. Checkpoints and log files are left out.
@@ -39,7 +41,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +70,11 @@ class Turn:
 
     work: Any
     seconds: float
+    cpu_seconds: float
+    """Of this process on all cores. Other work hardly moves them, as it does the clock on the wall."""
     peak: float
-    collating: float | None
+    """Of a product of matrices, FLOP a second; on a CPU, a second of the processor."""
+    collating: float | None = None
 
 
 class Bench:
@@ -107,7 +112,7 @@ class Bench:
             for side in sides[visit.number % len(sides) :] + sides[: visit.number % len(sides)]:
                 turn = self._turn(work, lambda side=side, visit=visit: side.take(visit))  # type: ignore[misc]
                 collating = None if side is sides[0] else side.collating
-                turns[side.name].append(Turn(work, turn.seconds, turn.peak, collating))
+                turns[side.name].append(replace(turn, collating=collating))
         title = f"{name}, n = {visits[0].phase.num_negatives}"
         print(f"\n## {title}: {lengths_of(self.recipe, visits[:rounds])}\n")
         self._print(title, turns, visits[0].phase.steps)
@@ -157,38 +162,37 @@ class Bench:
     def close(self) -> None:
         """Print what holds for all tables, and write the rows."""
         middle, least, most = statistics.median(self.peaks) / 1e9, min(self.peaks) / 1e9, max(self.peaks) / 1e9
-        print(f"\nMatrix product: median of {middle:.0f} GFLOP/s ({least:.0f} to {most:.0f}).")
         print(
-            "Ratio: how many times as long as the first side. Other work on the machine moves seconds more than ratios."
+            f"\nMatrix product: median of {middle:.0f} GFLOP/s ({least:.0f} to {most:.0f}); on a CPU, in CPU seconds."
         )
+        print("Ratio: how many times as long as the first side. On a busy machine, compare CPU seconds.")
         if self.arguments.json:
             written = {name: str(value) for name, value in vars(self.arguments).items()}
             found = {"machine": machine_line(), "arguments": written, "rows": self.rows, "profiles": self.profiles}
             self.arguments.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
 
     def _turn(self, work: Any, function: Callable[[], object]) -> Turn:
-        half = self.device.type == "cuda" and self.arguments.precision == "bf16"
-        size = 512 if self.arguments.smoke else None
-        peak = matrix_peak(self.device, torch.bfloat16 if half else torch.float32, size)
+        on_gpu = self.device.type == "cuda"
+        half = on_gpu and self.arguments.precision == "bf16"
+        size, clock = 512 if self.arguments.smoke else None, time.perf_counter if on_gpu else time.process_time
+        peak = matrix_peak(self.device, torch.bfloat16 if half else torch.float32, size, clock)
         self.peaks.append(peak)
         wait(self.device)
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         function()
         wait(self.device)
-        return Turn(work, time.perf_counter() - start, peak, None)
+        return Turn(work, time.perf_counter() - start, time.process_time() - cpu_start, peak)
 
     def _print(self, title: str, turns: dict[str, list[Turn]], steps: int) -> None:
-        first = next(iter(turns.values()))
-        rows = [_row(title, name, own, first, steps, self.arguments.peak_tflops) for name, own in turns.items()]
-        limits = [turn.work.flop / turn.peak for turn in first]
-        limit = {
-            "side": "limit: a matrix product of the FLOP",
-            "s a step": statistics.median(limits) / steps,
-            "ratio": statistics.median(one / turn.seconds for one, turn in zip(limits, first, strict=True)),
-        }
-        rows.append({"phase": title} | {key: limit.get(key) for key in rows[0] if key != "phase"})
-        self.rows += rows
-        print(table([{key: value for key, value in row.items() if key not in ("phase", "rounds")} for row in rows]))
+        first, on_gpu = next(iter(turns.values())), self.device.type == "cuda"
+        rows = [
+            _row(name, own, first, steps, on_gpu=on_gpu, peak_tflops=self.arguments.peak_tflops)
+            for name, own in turns.items()
+        ]
+        limit = _limit(first, steps, on_gpu=on_gpu)
+        rows.append({key: limit.get(key) for key in rows[0]})
+        self.rows += [{"phase": title, **row} for row in rows]
+        print(table([{key: value for key, value in row.items() if key != "rounds"} for row in rows]))
         sys.stdout.flush()
 
     def _profile(self, title: str, side: Any, visit: Any) -> None:
@@ -198,7 +202,7 @@ class Bench:
         found = operations(side, visit, self.device)
         self.profiles.append({"phase": title, "parts": parts, "operations": found})
         print(f"\nWhere a step of Sparring's goes, {title}:\n")
-        print(table([{"part": name, "ms": ms, "share": ms / parts["step"]} for name, ms in parts.items()]))
+        print(table(parts))
         print()
         print(table(found), flush=True)
 
@@ -214,33 +218,46 @@ class Bench:
 
 
 def _row(
-    title: str, name: str, own: Sequence[Turn], first: Sequence[Turn], steps: int, peak_tflops: float | None
+    name: str, own: Sequence[Turn], first: Sequence[Turn], steps: int, *, on_gpu: bool, peak_tflops: float | None
 ) -> dict[str, Any]:
     """Return a line of the table."""
 
     def middle(values: Sequence[float]) -> float:
         return statistics.median(values)
 
-    seconds, work = [turn.seconds for turn in own], own[0].work
     collating = [turn.collating / steps for turn in own if turn.collating is not None]
+    pairs = list(zip(own, first, strict=True))
     row: dict[str, Any] = {
-        "phase": title,
         "side": name,
-        "s a step": middle(seconds) / steps,
-        "ratio": middle([turn.seconds / base.seconds for turn, base in zip(own, first, strict=True)]),
+        "s a step": middle([turn.seconds for turn in own]) / steps,
+        "ratio": middle([turn.seconds / base.seconds for turn, base in pairs]),
+    }
+    if not on_gpu:
+        row["CPU s a step"] = middle([turn.cpu_seconds for turn in own]) / steps
+        row["ratio, CPU s"] = middle([turn.cpu_seconds / base.cpu_seconds for turn, base in pairs])
+    row |= {
         "queries/s": middle([turn.work.queries / turn.seconds for turn in own]),
-        f"{work.item}/s": middle([turn.work.items / turn.seconds for turn in own]),
+        f"{own[0].work.item}/s": middle([turn.work.items / turn.seconds for turn in own]),
         "GFLOP/s": middle([turn.work.flop / turn.seconds / 1e9 for turn in own]),
-        "share of peak": middle([turn.work.flop / turn.seconds / turn.peak for turn in own]),
+        "share of peak": middle([turn.work.flop / turn.peak / _clocked(turn, on_gpu) for turn in own]),
         "collation in the step, ms": 1e3 * middle(collating) if collating else None,
-        "rounds": [
-            {"seconds": turn.seconds, "peak": turn.peak, "ratio": turn.seconds / base.seconds}
-            for turn, base in zip(own, first, strict=True)
-        ],
+        "rounds": [asdict(turn) for turn in own],
     }
     if peak_tflops:
         row["MFU"] = row["GFLOP/s"] / 1e3 / peak_tflops
     return row
+
+
+def _limit(turns: Sequence[Turn], steps: int, *, on_gpu: bool) -> dict[str, Any]:
+    """Return the line of the limit, in the seconds in which the product was timed."""
+    seconds = statistics.median([turn.work.flop / turn.peak for turn in turns]) / steps
+    share = statistics.median([turn.work.flop / turn.peak / _clocked(turn, on_gpu) for turn in turns])
+    name, of = ("s a step", "ratio") if on_gpu else ("CPU s a step", "ratio, CPU s")
+    return {"side": "limit: a matrix product of the FLOP", name: seconds, of: share}
+
+
+def _clocked(turn: Turn, on_gpu: bool) -> float:
+    return turn.seconds if on_gpu else turn.cpu_seconds
 
 
 def parse() -> argparse.Namespace:

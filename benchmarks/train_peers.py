@@ -168,7 +168,7 @@ class PeerRetriever(_Loop):
             features = [batch_to_device(model.preprocess(list(column)), self._device) for column in columns]
         with self._autocast():
             loss = self._loss(features, None)
-        loss.backward()
+            loss.backward()  # the texts are embedded once more in it, in the same type
         return float(loss.detach())
 
 

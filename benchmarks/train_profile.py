@@ -18,27 +18,38 @@ from engine.config.timetable import Visit
 from engine.data.prefetch import prefetched
 
 AHEAD, WAITING, CACHE, TEACHER = "collation, in its thread", "waiting for a batch", "forward, cached", "forward, ranker"
-FORWARD, BACKWARD, OPTIMIZER, REST = "forward", "backward", "optimizer", "rest"
+FORWARD, BACKWARD, OPTIMIZER, WHOLE = "forward", "backward", "optimizer", "step"
 MOST_OPERATIONS = 14
 
 
 class Stopwatch:
-    """Seconds by name. On a GPU every reading waits for the device, so the sum is more than an unwatched step takes."""
+    """Seconds by name: on the wall, and of the processor.
+
+    On a GPU every reading waits for the device, so the sum is more than an unwatched step takes.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
+        self.cpu_seconds: dict[str, float] = defaultdict(float)
         self._device = device
 
     @contextmanager
-    def on(self, name: str, *, waits: bool = True) -> Iterator[None]:
-        """Count the body under a name."""
-        if waits:
+    def on(self, name: str, *, in_thread: bool = False) -> Iterator[None]:
+        """Count the body under a name.
+
+        Args:
+            name: Of the part.
+            in_thread: Count the processor's seconds of this thread alone, and leave the device alone.
+        """
+        clock = time.thread_time if in_thread else time.process_time
+        if not in_thread:
             wait(self._device)
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), clock()
         yield
-        if waits:
+        if not in_thread:
             wait(self._device)
         self.seconds[name] += time.perf_counter() - start
+        self.cpu_seconds[name] += clock() - cpu_start
 
 
 class _Watched:
@@ -63,8 +74,8 @@ class _Watched:
             return self._model.step(lr)
 
 
-def division(side: Sparring, visit: Visit, device: torch.device) -> dict[str, float]:
-    """Take a turn with a watch, and return the milliseconds of a step by what they went to."""
+def division(side: Sparring, visit: Visit, device: torch.device) -> list[dict[str, Any]]:
+    """Take a turn with a watch, and return the milliseconds of a step by what they went to, of both clocks."""
     watch = Stopwatch(device)
 
     @contextmanager
@@ -72,14 +83,14 @@ def division(side: Sparring, visit: Visit, device: torch.device) -> dict[str, fl
         prepare: Callable[[int], Any], steps: Sequence[int], where: torch.device
     ) -> Iterator[Iterator[Any]]:
         def timed(step: int) -> Any:
-            with watch.on(AHEAD, waits=False):
+            with watch.on(AHEAD, in_thread=True):
                 return prepare(step)
 
         with prefetched(timed, steps, where) as batches:
 
             def taken() -> Iterator[Any]:
                 for _ in steps:
-                    with watch.on(WAITING, waits=False):
+                    with watch.on(WAITING, in_thread=True):
                         batch = next(batches)
                     yield batch
 
@@ -89,15 +100,21 @@ def division(side: Sparring, visit: Visit, device: torch.device) -> dict[str, fl
         patch.object(side, "model", _Watched(side.model, watch)),
         patch.object(side, "batches", watched_batches),
         _watched_opponent(side, watch),
+        watch.on(WHOLE),
     ):
-        start = time.perf_counter()
         side.take(visit)
-        wait(device)
-        whole = time.perf_counter() - start
-    beside = watch.seconds.pop(AHEAD)
-    parts = {name: watch.seconds.get(name, 0.0) for name in (WAITING, TEACHER, CACHE, FORWARD, BACKWARD, OPTIMIZER)}
-    parts |= {REST: whole - sum(parts.values()), "step": whole, AHEAD: beside}
-    return {name: 1e3 * seconds / visit.phase.steps for name, seconds in parts.items()}
+    for seconds in (watch.seconds, watch.cpu_seconds):
+        seconds["rest"] = seconds[WHOLE] - sum(one for name, one in seconds.items() if name not in (WHOLE, AHEAD))
+    return [
+        {
+            "part": name,
+            "ms": 1e3 * seconds / visit.phase.steps,
+            "share": seconds / watch.seconds[WHOLE],
+            "CPU ms": 1e3 * watch.cpu_seconds[name] / visit.phase.steps,
+            "share of CPU": watch.cpu_seconds[name] / watch.cpu_seconds[WHOLE],
+        }
+        for name, seconds in watch.seconds.items()
+    ]
 
 
 @contextmanager
