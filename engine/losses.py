@@ -23,7 +23,7 @@ from engine.errors import TrainingError
 AdversarialForm = Literal["paper", "with_positive", "released"]
 """How Eq. 9 is read: see `adversarial`."""
 
-Reduction = Literal["mean", "sum"]
+OverQueries = Literal["mean", "sum"]
 """How the queries of a batch are combined."""
 
 _RELEASED_EPSILON = 1e-7
@@ -112,7 +112,7 @@ def adversarial(
     ranker_scores_BN: Tensor,
     *,
     form: AdversarialForm,
-    reduction: Reduction = "mean",
+    reduction: OverQueries = "mean",
     retriever_score_scale: float = 1.0,
     ranker_score_scale: float = 1.0,
 ) -> Tensor:

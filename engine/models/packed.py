@@ -324,9 +324,9 @@ def _no_interface(model: Any) -> ModelError:
 
 
 def _say_padded(model: Any, reason: ModelError) -> None:
-    _say_once(f"batches of {type(model).__name__} are padded: {reason}")
+    _log_once(f"batches of {type(model).__name__} are padded: {reason}")
 
 
 @functools.cache
-def _say_once(message: str) -> None:
+def _log_once(message: str) -> None:
     logger.info(message)

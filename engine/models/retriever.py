@@ -213,21 +213,6 @@ class Retriever(nn.Module):
         """
         return self._packed(DOCUMENT) or self.encode_documents
 
-    @staticmethod
-    def score(query_BD: Tensor, documents_BND: Tensor) -> Tensor:
-        """Score each query's own documents.
-
-        Args:
-            query_BD: Query embeddings [B, D].
-            documents_BND: Embeddings of each query's documents [B, N, D].
-
-        Returns:
-            Inner products [B, N].
-
-        Source: AR2 Eq. 4, G(q, d) = E(q) . E(d).
-        """
-        return torch.einsum("bd,bnd->bn", query_BD, documents_BND)
-
     def save(
         self,
         folder: Path,
