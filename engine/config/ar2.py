@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from engine.config.sections import Section
-from engine.config.timetable import Mining, Phase, Timetable, iteration_name
+from engine.config.timetable import Mining, Phase, Pool, Timetable, iteration_name
 from engine.config.training import OptimConfig, PhaseConfig
 
 BM25, DENSE = "bm25", "dense"
@@ -97,33 +97,40 @@ def ar2_timetable(game: Ar2Config, warm_retriever: WarmupRetrieverConfig, warm_r
     names = [iteration_name(iteration) for iteration in range(game.iterations + 1)]
     fresh = names[1:] if game.order == "paper" else names[:-1]
     phases = (
-        Phase(
-            name="warmup_retriever",
-            section="warmup_retriever",
-            model="retriever",
-            steps=warm_retriever.steps,
-            batch_size=warm_retriever.batch_size,
-            micro_batch_size=warm_retriever.micro_batch_size,
-            micro_batch_tokens=warm_retriever.micro_batch_tokens,
+        _phase(
+            "warmup_retriever",
+            "retriever",
+            warm_retriever,
             num_negatives=warm_retriever.hard_negatives,
-            optim=warm_retriever.optim,
             candidates=(BM25,),
             pool="world" if warm_retriever.gather_negatives else "rank",
         ),
-        Phase(
-            name="warmup_ranker",
-            section="warmup_ranker",
-            model="ranker",
-            steps=warm_ranker.steps,
-            batch_size=warm_ranker.batch_size,
-            micro_batch_size=warm_ranker.micro_batch_size,
-            micro_batch_tokens=warm_ranker.micro_batch_tokens,
+        _phase(
+            "warmup_ranker",
+            "ranker",
+            warm_ranker,
             num_negatives=warm_ranker.num_negatives,
-            optim=warm_ranker.optim,
             candidates=(names[0],),
         ),
-        _phase_of_the_game("retriever", game.retriever, game.num_negatives, names[:-1], opponent="ranker"),
-        _phase_of_the_game("ranker", game.ranker, game.num_negatives, fresh),
+        _phase(
+            "retriever",
+            "retriever",
+            game.retriever,
+            num_negatives=game.num_negatives,
+            candidates=tuple(names[:-1]),
+            section="ar2.retriever",
+            first_iteration=1,
+            opponent="ranker",
+        ),
+        _phase(
+            "ranker",
+            "ranker",
+            game.ranker,
+            num_negatives=game.num_negatives,
+            candidates=tuple(fresh),
+            section="ar2.ranker",
+            first_iteration=1,
+        ),
     )
     return Timetable(
         phases=phases,
@@ -139,20 +146,31 @@ def ar2_timetable(game: Ar2Config, warm_retriever: WarmupRetrieverConfig, warm_r
     )
 
 
-def _phase_of_the_game(
-    name: str, settings: PhaseConfig, num_negatives: int, candidates: list[str], opponent: str | None = None
+def _phase(
+    name: str,
+    model: str,
+    settings: WarmupRetrieverConfig | WarmupRankerConfig | PhaseConfig,
+    *,
+    num_negatives: int,
+    candidates: tuple[str, ...],
+    section: str = "",
+    first_iteration: int = 0,
+    opponent: str | None = None,
+    pool: Pool = "none",
 ) -> Phase:
+    """Make a row of a section's numbers."""
     return Phase(
         name=name,
-        section=f"ar2.{name}",
-        model=name,
+        section=section or name,
+        model=model,
         steps=settings.steps,
         batch_size=settings.batch_size,
         micro_batch_size=settings.micro_batch_size,
         micro_batch_tokens=settings.micro_batch_tokens,
         num_negatives=num_negatives,
         optim=settings.optim,
-        candidates=tuple(candidates),
-        first_iteration=1,
+        candidates=candidates,
+        first_iteration=first_iteration,
         opponent=opponent,
+        pool=pool,
     )

@@ -23,6 +23,8 @@ from engine.config.training import OptimConfig
 
 ZERO_SHOT = "zero-shot"
 """The name of the state before any training, where others are named by their iteration."""
+Pool = Literal["none", "rank", "world"]
+"""Whose documents are negatives of a query besides its own: nobody's, those of its rank, those of all ranks."""
 
 
 def iteration_name(iteration: int) -> str:
@@ -84,7 +86,7 @@ class Phase:
     first_iteration: int = 0
     micro_batch_tokens: int | None = None
     opponent: str | None = None
-    pool: Literal["none", "rank", "world"] = "none"
+    pool: Pool = "none"
 
     @property
     def is_warmup(self) -> bool:
