@@ -1,6 +1,7 @@
 # make quickstart   set up, train on the docstrings of the installed packages, search in them
 # make test         set up, check style and types, run the tests
 # make test-cluster the tests on two hosts with sshd and SLURM, made of namespaces on this machine (root; Debian, Ubuntu)
+# make test-gpu     the tests of what only a GPU has (skipped where there is none)
 # make lint         style and types only          make format   apply the style
 # make clean        remove the environment and caches; runs/ stays
 #
@@ -24,7 +25,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-cluster lint format clean
+.PHONY: help quickstart test test-cluster test-gpu lint format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -51,6 +52,10 @@ test: lint
 test-cluster: .venv/.test
 	tests/cluster/install.sh
 	$(BIN)/python -m pytest -q -rs tests/cluster
+
+# The paths that only a GPU has: NCCL with one rank, half precision, attention over packed inputs, copies beside the steps.
+test-gpu: .venv/.test
+	$(BIN)/python -m pytest -q -rs tests/gpu
 
 lint: .venv/.test
 	$(BIN)/ruff check

@@ -27,7 +27,7 @@ def matrix_on_every_rank() -> None:
 
     from launcher.world.opening import open_world
 
-    world = open_world(device="cpu")
+    world = open_world(device=os.environ.get("TEST_DEVICE", "cpu"))  # type: ignore[arg-type]
     torch.set_num_threads(1)
     results = {
         f"{name}/{stage}/{precision}/{form}": train(name, stage, precision, form)
@@ -46,7 +46,9 @@ def train(name: str, stage: int, precision: Any, form: str) -> dict[str, Any]:
     import torch
     import torch.distributed as dist
 
-    from engine.config.recipe import OptimConfig, RankerConfig, RetrieverConfig
+    from engine.config.models import RankerConfig, RetrieverConfig
+    from engine.config.training import OptimConfig
+    from engine.data.prefetch import map_tensors
     from engine.models.ranker import Ranker
     from engine.models.retriever import Retriever
     from engine.training.backend import TrainedModel
@@ -63,15 +65,18 @@ def train(name: str, stage: int, precision: Any, form: str) -> dict[str, Any]:
     engine.begin_stage(optim)
     engine.train()
     losses, norms = [], []
+
+    def batch(count: int, seed: int) -> Any:
+        return map_tensors(make_batch(form, seed, count), lambda tensor: tensor.to(engine.device))
+
+    places_B = torch.arange(4, device=engine.device)
     for step in range(STEPS):
         seed = 100 * step + dist.get_rank()
         if name == "retriever":
-            queries_BD, documents_ND = engine(queries=batch(form, seed, 4), documents=batch(form, seed + 50, 8))
-            loss = torch.nn.functional.cross_entropy(10 * queries_BD @ documents_ND.T, 2 * torch.arange(4))
+            queries_BD, documents_ND = engine(queries=batch(4, seed), documents=batch(8, seed + 50))
+            loss = torch.nn.functional.cross_entropy(10 * queries_BD @ documents_ND.T, 2 * places_B)
         else:
-            loss = torch.nn.functional.cross_entropy(
-                engine(pairs=batch(form, seed, 8)).view(4, 2), torch.zeros(4).long()
-            )
+            loss = torch.nn.functional.cross_entropy(engine(pairs=batch(8, seed)).view(4, 2), 0 * places_B)
         engine.backward(loss, last=True)
         norms.append(engine.step(LR).grad_norm)
         dist.all_reduce(mean := loss.detach().clone())
@@ -86,7 +91,7 @@ def train(name: str, stage: int, precision: Any, form: str) -> dict[str, Any]:
     }
 
 
-def batch(form: str, seed: int, count: int) -> Any:
+def make_batch(form: str, seed: int, count: int) -> Any:
     """Make inputs of different lengths, the same in either form."""
     import numpy as np
 
