@@ -15,7 +15,8 @@ on its border counts fully on both sides. Under ZeRO-3, DeepSpeed's default of 1
 gathered from its forward pass to the end of the backward pass.
 
 Three moments can be the peak: the start of the backward pass (activations), its end (gradients and buckets), and the
-optimizer's step (float32 gradients; the fused AdamW needs nothing besides).
+optimizer's step (float32 gradients, and under ZeRO in bf16 and fp16 the flattened ones that they are cast from; the fused
+AdamW needs nothing besides).
 """
 
 from __future__ import annotations
@@ -218,4 +219,5 @@ def _step_bytes(shape: ModelShape, numerics: Numerics, stage: int, world_size: i
     if stage == 0:
         return total * e + (_MASTER * total if numerics.precision != "fp32" else 0)
     part = -(-max(sum(sizes) for sizes in shape.groups) // world_size)
-    return _MASTER * part + (partition if stage < 3 else 0)
+    flattened = e * part if numerics.precision != "fp32" else 0  # before they are cast
+    return _MASTER * part + flattened + (partition if stage < 3 else 0)
