@@ -15,8 +15,8 @@ on its border counts fully on both sides. Under ZeRO-3, DeepSpeed's default of 1
 gathered from its forward pass to the end of the backward pass.
 
 Three moments can be the peak: the start of the backward pass (activations), its end (gradients and buckets), and the
-optimizer's step (float32 gradients, and under ZeRO in bf16 and fp16 the flattened ones that they are cast from; the fused
-AdamW needs nothing besides).
+optimizer's step (float32 gradients, and under ZeRO in bf16 and fp16 the flattened ones that they are cast from; the
+fused AdamW needs nothing besides).
 """
 
 from __future__ import annotations
