@@ -257,7 +257,7 @@ UNREADABLE = {
     "wrong type": (["ar2.iterations=many"], ["ar2.iterations", "'many'"]),
     "out of range": (["ar2.num_negatives=0"], ["ar2.num_negatives", "greater than or equal to 1"]),
     "no assignment": (["quickly"], ["'quickly'", "section.key=value"]),
-    "n above the candidates": (["ar2.num_negatives=21"], ["21 negatives", "top 20"]),
+    "n above the candidates": (["ar2.num_negatives=21", "ar2.iterations=1"], ["21 negatives", "top 20"]),
     "several at once": (["ar2.iterations=many", "run.sed=3"], ["2 problems", "ar2.iterations", "run.seed"]),
 }
 
