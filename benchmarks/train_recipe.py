@@ -41,7 +41,7 @@ from shards.files import write_json
 from shards.formats import open_dataset
 from shards.formats.beir import write_folder
 from shards.made.docstring_text import is_useful, split_docstring
-from shards.made.python_sources import read_package
+from shards.made.docstrings import read_package
 from shards.records import Document, Query
 
 SPECIAL_TOKENS = 2
@@ -238,10 +238,9 @@ def _questions(path: Path) -> Iterator[tuple[str, str]]:
 
 def _docstrings() -> Iterator[tuple[str, str]]:
     """Yield the summaries of numpy's docstrings with the rest of their text."""
-    for found in read_package(Path(np.__file__).parent):
-        parts = split_docstring(found.docstring)
-        if parts is not None and is_useful(*parts, found.name):
-            summary, body = parts
+    for name, _, docstring in read_package(Path(np.__file__).parents[1], "numpy"):
+        summary, body = split_docstring(docstring)
+        if is_useful(summary, body, name):
             yield summary, " ".join(body.split())
 
 
