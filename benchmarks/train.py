@@ -138,7 +138,7 @@ class Bench:
         pairs = [(query.text, recipe.documents[one]) for query, found in chosen for one in found]
 
         def ours() -> list[float]:
-            return [score for query, found in chosen for score in scorer.score(query, found)]
+            return [score for own in scorer.score(*zip(*chosen, strict=True)) for score in own]
 
         def theirs(size: int) -> list[float]:
             return [float(score) for score in peer.predict(pairs, batch_size=size, show_progress_bar=False)]

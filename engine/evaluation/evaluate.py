@@ -34,6 +34,8 @@ _SEARCHED_BY = {RETRIEVER: "dense"}
 """Kinds of systems whose retriever has another name in `engine.retrievers.kinds`."""
 ENTROPY_DEPTH = 15
 """Documents over which the entropy of the retriever's distribution is taken (Table 6)."""
+RERANKED_TOGETHER = 8
+"""Queries whose pairs are scored in one call."""
 
 
 def evaluate_iteration(stage: Stage, data: Data, systems: Sequence[System]) -> Measured:
@@ -154,21 +156,23 @@ def rerank(stage: Stage, data: Data, system: System, queries: Sequence[Query], f
         raise ValueError(f"{system.name} re-orders a ranking without the weights of a ranker")
     coordinator, config = stage.run.coordinator, stage.run.config
     scorer = PairScorer.open(stage.run, data, system.weights.model, system.weights.state)
-    share = split_range(len(queries), coordinator.rank, coordinator.world_size)
-    own, ranking = [queries[place] for place in share], {}
+    blocks = [queries[start : start + RERANKED_TOGETHER] for start in range(0, len(queries), RERANKED_TOGETHER)]
+    own = [blocks[place] for place in split_range(len(blocks), coordinator.rank, coordinator.world_size)]
+    ranking: Ranking = {}
     with (
         coordinator.agreement(f"{stage.name}: rerank {system.name}"),
-        progress_bar(f"{stage.name} {system.name}", len(own), "query", shown=stage.run.is_main) as bar,
+        progress_bar(f"{stage.name} {system.name}", sum(map(len, own)), "query", shown=stage.run.is_main) as bar,
     ):
-        for query in own:
-            docids = sorted(found[query.id], key=lambda docid: -found[query.id][docid])
-            top, rest = docids[: config.evaluation.rerank_depth], docids[config.evaluation.rerank_depth :]
-            scores = scorer.score(query, [data.shards.index_of(docid) for docid in top])
-            below = min(scores, default=0.0)
-            ranking[query.id] = dict(zip(top, scores, strict=True)) | {
-                docid: below - place for place, docid in enumerate(rest, start=1)
-            }
-            bar.update()
+        for block in own:
+            docids = [sorted(found[query.id], key=lambda docid: -found[query.id][docid]) for query in block]
+            tops = [one[: config.evaluation.rerank_depth] for one in docids]
+            scores = scorer.score(block, [[data.shards.index_of(docid) for docid in top] for top in tops])
+            for query, whole, top, own_scores in zip(block, docids, tops, scores, strict=True):
+                below = min(own_scores, default=0.0)
+                ranking[query.id] = dict(zip(top, own_scores, strict=True)) | {
+                    docid: below - place for place, docid in enumerate(whole[len(top) :], start=1)
+                }
+            bar.update(len(block))
     return _together(stage, f"ranking {system.name}", ranking)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 from engine.config.models import RankerConfig
 from engine.data.corpus import Data
@@ -17,7 +18,8 @@ from shards.records import Query
 class PairScorer:
     """A ranker with its texts, ready to score.
 
-    A query's pairs are scored by themselves, so that their scores do not depend on which rank has which other queries.
+    Pairs that are given together are computed together, by length. Whoever shares queries out over ranks gives them in
+    blocks that do not depend on the number of ranks, since sums in another order round otherwise.
 
     Args:
         run: For lengths and device.
@@ -50,20 +52,24 @@ class PairScorer:
             raise ConfigError(f"the recipe has no ranker {model!r}", expected=f"one of {', '.join(run.config.models)}")
         return cls(run, data, model, frozen_ranker(section, run.folder.weights(model, state), run.device))
 
-    def score(self, query: Query, documents: Sequence[int]) -> list[float]:
-        """Score documents for a query.
+    def score(self, queries: Sequence[Query], documents: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Score documents for queries.
 
         Args:
-            query: Any query.
-            documents: Corpus indices [K].
+            queries: Any queries.
+            documents: Corpus indices for each of them.
 
         Returns:
-            Raw logits [K].
+            Raw logits for each query, in the order of its documents.
         """
-        (query_tokens,) = self._text.tokenize_queries([query])
         tokens, stream, pair = self._data.shards.tokens, self._text.stream, self._text.template.pair
-        inputs = [pair(query_tokens, tokens(document, stream), self._max_length) for document in documents]
-        scores_K = score_inputs(
+        inputs = [
+            pair(query_tokens, tokens(document, stream), self._max_length)
+            for query_tokens, own in zip(self._text.tokenize_queries(queries), documents, strict=True)
+            for document in own
+        ]
+        scores = score_inputs(
             self._scorer, self._collate, inputs, tokens_per_batch=self._tokens_per_batch, device=self._device
-        )
-        return [float(score) for score in scores_K]
+        ).tolist()
+        ends = list(accumulate(map(len, documents)))
+        return [scores[end - len(own) : end] for own, end in zip(documents, ends, strict=True)]

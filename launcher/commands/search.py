@@ -56,7 +56,7 @@ class SearchEngine:
         hits = self._searcher.search([query], depth)
         reranked = hits.documents_QK[0, : max(top_k, settings.rerank_depth)]
         documents = [int(document) for document in reranked if document >= 0]
-        scores = self._scorer.score(query, documents)
+        scores = self._scorer.score([query], [documents])[0]
         order = sorted(range(len(documents)), key=lambda place: -scores[place])[:top_k]
         found = []
         for place in order:

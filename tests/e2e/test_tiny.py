@@ -236,7 +236,7 @@ def our_scores(tiny: Finished, queries: list[str], docids: list[str]) -> tuple[n
         ]
     )
     scorer = PairScorer.open(run, data, "ranker", "002")
-    ranked = np.array([scorer.score(query, documents) for query in asked])
+    ranked = np.array(scorer.score(asked, [documents] * len(asked)))
     return retrieved, ranked
 
 

@@ -57,8 +57,8 @@ def data_of(num_queries: int = 3, answers: tuple[str, ...] = ()) -> Any:
 def scores_by(preference: dict[str, float]) -> Any:
     """Stands for the ranker: a fixed score for each document."""
 
-    def score(query: Query, documents: Sequence[int]) -> list[float]:
-        return [preference[DOCIDS[document]] for document in documents]
+    def score(queries: Sequence[Query], documents: Sequence[Sequence[int]]) -> list[list[float]]:
+        return [[preference[DOCIDS[document]] for document in own] for own in documents]
 
     return SimpleNamespace(open=lambda run, data, model, state: SimpleNamespace(score=score))
 
