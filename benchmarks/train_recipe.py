@@ -137,6 +137,7 @@ def _config(folder: Path, folders: dict[str, Path], score_scale: float, argument
     optim = {"optim": {"lr": 1e-6, "schedule": "constant"}}
     model = {"precision": arguments.precision, "zero_stage": 1}
     model |= {} if arguments.dropout is None else {"dropout": arguments.dropout}
+    model |= {"compile_layers": True} if arguments.compile else {}
     lengths = {"query_max_length": arguments.query_length, "max_length": arguments.document_length}
     retriever = {"name": str(folders["retriever"]), "pooling": "mean", "similarity": "dot", "score_scale": score_scale}
     ranker = {"name": str(folders["ranker"]), "max_length": arguments.pair_length}

@@ -8,7 +8,7 @@ from pathlib import Path
 from engine.config.timetable import iteration_name
 from engine.errors import ConfigError
 from engine.log import get_logger
-from engine.models.export import export_ranker, export_retriever
+from engine.models.export import export_model
 from launcher.commands.finished import last_iteration, open_run
 
 log = get_logger(__name__)
@@ -41,12 +41,12 @@ def export_run(path: Path, *, iteration: int | None, out: Path | None) -> None:
     newest = last_iteration(run)
     iteration = newest if iteration is None else iteration
     name = iteration_name(iteration)
-    sources = {model: run.folder.weights(model, name) for model in ("retriever", "ranker")}
+    sources = {model: run.folder.weights(model, name) for model in run.config.models}
     if not all(source.exists() for source in sources.values()):
         raise ConfigError(
             f"iteration {iteration} of {path} is not finished", expected=f"an iteration from 0 to {newest}"
         )
     target = out or run.folder.path / "export"
-    export_retriever(sources["retriever"], target / "retriever")
-    export_ranker(sources["ranker"], target / "ranker")
+    for model, source in sources.items():
+        export_model(source, target / model)
     log.info("iteration %d exported to %s", iteration, target)

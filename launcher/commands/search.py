@@ -11,6 +11,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+from engine.config.models import RankerConfig
 from engine.config.timetable import iteration_name
 from engine.evaluation.pairs import PairScorer
 from engine.retrievers.kinds import dense, open_searcher
@@ -36,7 +37,8 @@ class SearchEngine:
         name = iteration_name(self.iteration)
         self._data = data_of(self._run, self.iteration)
         self._searcher = open_searcher(self._run, self._data, self._run.folder, dense(name))
-        self._scorer = PairScorer.open(self._run, self._data, "ranker", name)
+        ranker = next(model for model, one in self._run.config.models.items() if isinstance(one, RankerConfig))
+        self._scorer = PairScorer.open(self._run, self._data, ranker, name)
 
     def search(self, question: str, top_k: int) -> list[tuple[float, float, str, str, str]]:
         """Answer a question.

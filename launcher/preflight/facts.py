@@ -60,7 +60,7 @@ class Needs:
         return cls(
             run_path=str(config.run.path.absolute()),
             data_path=str(config.data.path.absolute()) if config.data.path else None,
-            models=tuple(dict.fromkeys((config.retriever.name, config.ranker.name))),
+            models=tuple(dict.fromkeys(section.name for section in config.models.values())),
             cache_path=str(cache.absolute()) if cache else None,
             network=config.run.network,
         )

@@ -136,10 +136,9 @@ def _job_name(asked: str | None, folder: Path) -> str:
 def _reads(configs: Sequence[Config]) -> tuple[Path, ...]:
     """Return the folders outside of the run that a recipe reads, for a container."""
     named = [config.data.path for config in configs]
-    named += [Path(name) for config in configs for name in (config.retriever.name, config.ranker.name)]
-    named += [
-        path.parent for config in configs for path in (config.retriever.deepspeed, config.ranker.deepspeed) if path
-    ]
+    sections = [section for config in configs for section in config.models.values()]
+    named += [Path(section.name) for section in sections]
+    named += [section.deepspeed.parent for section in sections if section.deepspeed]
     return tuple(dict.fromkeys(path.absolute() for path in named if path is not None and path.is_dir()))
 
 
