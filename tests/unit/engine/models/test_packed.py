@@ -176,7 +176,7 @@ def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
     root = logging.getLogger("sparring")
     before = root.propagate, root.level
     root.propagate = True
-    packed._say_once.cache_clear()
+    packed._log_once.cache_clear()
     with caplog.at_level(logging.INFO, logger="sparring"):
         yield caplog
     root.propagate, root.level = before
