@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from engine.config.models import RankerConfig
 from engine.errors import ModelError
 from engine.models.compiled import compile_layers
+from engine.models.kinds import load_untrained
 from engine.models.ranker import Ranker
 
 
@@ -35,6 +37,16 @@ def test_compiled_layers_give_the_same_scores_and_gradients(random_model: Path) 
         torch.testing.assert_close(scores_N.detach(), expected_N, atol=1e-5, rtol=1e-4)
         for one, other in zip(*gradients, strict=True):
             torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling takes a C++ compiler")
+def test_compiled_layers_take_padded_batches(random_model: Path) -> None:
+    """Symptom: each packed batch has another layout, and each was compiled for minutes."""
+    packs = [
+        load_untrained(RankerConfig(name="x", compile_layers=chosen), str(random_model), seed=1).packs
+        for chosen in (False, True)
+    ]
+    assert packs == [True, False]
 
 
 def test_a_model_without_layers_is_refused() -> None:
