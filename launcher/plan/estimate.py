@@ -14,7 +14,7 @@ from launcher.plan.durations import PhaseHours, Rates, phase_hours
 from launcher.plan.hardware import Gpu
 from launcher.plan.memory import STAGES, StepMemory
 from launcher.plan.models import ModelShape, encoder_of
-from launcher.plan.phases import PhaseMemory, Work, memory_of, needed_bytes, phases, training_work
+from launcher.plan.phases import NO_INDEX, PhaseMemory, Work, memory_of, needed_bytes, phases, training_work
 from launcher.plan.recomputation import decide_recomputation
 from launcher.plan.storage import DiskUse, disk_use, host_memory, index_needs
 from launcher.plan.traffic import Traffic, gradient_bytes, iteration_traffic
@@ -164,7 +164,7 @@ def _stage_row(
     own = [work for work in works if work.model == model]
     if not own:
         return None
-    listed = phases(config, shapes, works, asked, world_size, _NO_INDEX, gpu)
+    listed = phases(config, shapes, works, asked, world_size, NO_INDEX, gpu)
     by_name = {phase.name: needed_bytes(phase, world_size, gpu) for phase in listed}
     worst = max(own, key=lambda work: by_name[work.name])
     sent = sum(
@@ -192,6 +192,3 @@ def _check_lengths(config: Config, shapes: Mapping[str, ModelShape]) -> None:
                 expected=f"at most {longest}",
                 remedy=f"set {model}.max_length={longest}, or name a model for longer inputs",
             )
-
-
-_NO_INDEX = IndexPlan("", 1, 0, 0, 0, "disk", None, None, 1.0)

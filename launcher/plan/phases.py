@@ -30,6 +30,8 @@ FRAGMENTATION = 0.06
 _EXACT_SEARCH_BYTES = int(0.25 * GIB)
 """A block of documents, and the scores of a block of queries with it, in `engine.index.exact`."""
 _POOL_COPIES, _SCORE_COPIES = 3, 4
+NO_INDEX = IndexPlan("", 1, 0, 0, 0, "disk", None, None, 1.0)
+"""Stands for the index's plan where only training is asked about."""
 
 
 @dataclass(frozen=True, slots=True)

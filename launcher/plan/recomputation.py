@@ -12,14 +12,12 @@ import psutil
 import torch
 
 from engine.config.recipe import Config
-from engine.index.plan import IndexPlan
 from launcher.plan.hardware import Gpu, find_gpu
 from launcher.plan.models import ModelShape
-from launcher.plan.phases import needed_bytes, phases, training_work
+from launcher.plan.phases import NO_INDEX, needed_bytes, phases, training_work
 
 USED = 0.9
 """Of a device's memory, what the estimate may reach."""
-_NO_INDEX = IndexPlan("", 1, 0, 0, 0, "disk", None, None, 1.0)
 
 
 def device_here(device: torch.device, ranks_on_host: int) -> Gpu:
@@ -59,7 +57,7 @@ def decide_recomputation(config: Config, shapes: Mapping[str, ModelShape], gpu: 
     stages = {name: section.zero_stage for name, section in plain.models.items()}
     needed = {
         phase.name: needed_bytes(phase, world_size, gpu)
-        for phase in phases(plain, shapes, works, stages, world_size, _NO_INDEX, gpu)
+        for phase in phases(plain, shapes, works, stages, world_size, NO_INDEX, gpu)
     }
     full = {work.model for work in works if needed[work.name] > USED * gpu.memory_bytes}
     return _with(config, {name: name in full for name in undecided})
