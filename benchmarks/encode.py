@@ -8,7 +8,7 @@ sentence-transformers spends on tokens is measured and taken off ("model only").
 and of attention over real tokens: padding counts as waste. Two sets of texts, since padding depends on their lengths:
 passages as they are, and the same passages cut to a log-normal mix.
 
-On a GPU there is a second table: BERT-base in bfloat16, padded and packed, as a share of --peak-tflops.
+`benchmarks/encode_gpu.py` is for a GPU.
 
     python benchmarks/encode.py [--quick] [--data FOLDER_WITH_CORPUS_JSONL]
 """
@@ -28,7 +28,6 @@ from typing import Any
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
-from transformers import BertConfig, BertModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -248,36 +247,6 @@ def row_of(side: Side, base: Side) -> dict[str, Any]:
     }
 
 
-def compare_on_gpu(arguments: argparse.Namespace) -> None:
-    """Print how BERT-base in bfloat16 uses a GPU."""
-    device, rng = torch.device("cuda"), np.random.default_rng(0)
-    template = InputTemplate.from_tokenizer(load_tokenizer(arguments.model))
-    backbone = BertModel(BertConfig(), add_pooling_layer=False).to(device, torch.bfloat16).eval()
-    retriever = Retriever({"shared": backbone}, pooling="mean", similarity="dot").eval()
-    count, rows = 20 * arguments.passages, []
-    mixes = {
-        "all 128": np.full(count, 126),
-        "log-normal": rng.lognormal(np.log(75), 0.5, count).clip(4, 126).astype(int),
-    }
-    for mix, contents in mixes.items():
-        ids = [rng.integers(1000, 30000, length).tolist() for length in contents.tolist()]
-        work = flop(backbone.config, (contents + 2).tolist())
-        for name, encoder in (("padded", retriever.encode_documents), ("packed", retriever.document_encoder())):
-            seconds = []
-            for _ in range(arguments.rounds + 1):
-                start = time.perf_counter()
-                encode_queries(
-                    encoder, template, ids, max_length=128, tokens_per_batch=4 * TOKENS_PER_BATCH, device=device
-                )
-                seconds.append(time.perf_counter() - start)
-            middle = statistics.median(seconds[1:])
-            share = work / middle / (arguments.peak_tflops * 1e12) if arguments.peak_tflops else None
-            row = {"side": name, "lengths": mix, "passages/s": count / middle, "TFLOP/s": work / middle / 1e12}
-            rows.append(row | {"share of --peak-tflops": share})
-    print(f"\n## BERT-base, bfloat16, {torch.cuda.get_device_name()}\n")
-    print(table(rows))
-
-
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -287,7 +256,6 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side on each slice")
     parser.add_argument("--quick", action="store_true", help="256 passages, two rounds")
-    parser.add_argument("--peak-tflops", type=float, help="of the GPU in dense bfloat16")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.passages, arguments.rounds = min(arguments.passages, 256), 2
@@ -295,8 +263,6 @@ def main() -> None:
     texts = passages(arguments)
     compare_on_cpu(texts, "As they are", arguments)
     compare_on_cpu(cut_to_a_mix(texts), "Cut to a log-normal mix", arguments)
-    if torch.cuda.is_available():
-        compare_on_gpu(arguments)
 
 
 if __name__ == "__main__":

@@ -162,12 +162,13 @@ def _config(folder: Path, folders: dict[str, Path], score_scale: float, argument
 
 def _untrained(folder: Path, arguments: argparse.Namespace) -> str:
     """Return where the untrained weights are; those of a shape are made, with the tokenizer of the model."""
-    if arguments.model == "random":
+    source = arguments.model
+    if source == "random":
         words = itertools.chain.from_iterable(itertools.islice(_docstrings(), 200))
-        return str(make_random_model(folder, words, vocab_size=1000))
+        source = str(make_random_model(folder.with_name("tiny"), words, vocab_size=1000))
     if arguments.shape is None:
-        return str(resolve_model(arguments.model))
-    tokenizer = load_tokenizer(arguments.model)
+        return str(resolve_model(source))
+    tokenizer = load_tokenizer(source)
     settings = named_settings(arguments.shape)
     settings.vocab_size = max(settings.vocab_size, len(tokenizer))
     torch.manual_seed(0)

@@ -75,6 +75,7 @@ class InBatchContrast:
 
     def __init__(self, samples: Samples, builder: InputBuilder, *, score_scale: float) -> None:
         self.samples, self._builder, self._score_scale = samples, builder, score_scale
+        self.token_counts = (builder.tokens_of_texts,)
 
     def prepare(self, step: int) -> PooledBatch:
         """Make a rank's inputs, and mark what of the pool is no negative."""
@@ -88,7 +89,7 @@ class InBatchContrast:
             inputs_of(
                 micro, queries=self._builder.queries(micro.groups), documents=self._builder.documents(micro.groups)
             )
-            for micro in self.samples.micro_batches(groups, step, [self._builder.tokens_of_texts])
+            for micro in self.samples.micro_batches(groups, step, self.token_counts)
         ]
         return PooledBatch(chunks, targets_B, excluded_BP.scatter(1, targets_B[:, None], False))
 
@@ -128,13 +129,14 @@ class ListwiseRanking:
 
     def __init__(self, samples: Samples, builder: InputBuilder, *, score_scale: float) -> None:
         self.samples, self._builder, self._score_scale = samples, builder, score_scale
+        self.token_counts = (builder.tokens_of_pairs,)
 
     def prepare(self, step: int) -> list[Inputs]:
         """Make the pairs of each micro-batch."""
         groups = self.samples.groups(step)
         return [
             inputs_of(micro, pairs=self._builder.pairs(micro.groups))
-            for micro in self.samples.micro_batches(groups, step, [self._builder.tokens_of_pairs])
+            for micro in self.samples.micro_batches(groups, step, self.token_counts)
         ]
 
     def backward(self, model: TrainedModel, batch: Sequence[Inputs]) -> dict[str, Metric]:
@@ -175,11 +177,11 @@ class AdversarialGame:
         self.samples, self._ranker, self._game = samples, ranker, game
         self._retriever_builder, self._ranker_builder = retriever_builder, ranker_builder
         self._score_scales = score_scales
+        self.token_counts = retriever_builder.tokens_of_texts, ranker_builder.tokens_of_pairs
 
     def prepare(self, step: int) -> list[Inputs]:
         """Make both models' inputs of each micro-batch."""
         groups = self.samples.groups(step)
-        counts = self._retriever_builder.tokens_of_texts, self._ranker_builder.tokens_of_pairs
         return [
             inputs_of(
                 micro,
@@ -187,7 +189,7 @@ class AdversarialGame:
                 documents=self._retriever_builder.documents(micro.groups),
                 pairs=self._ranker_builder.pairs(micro.groups),
             )
-            for micro in self.samples.micro_batches(groups, step, counts)
+            for micro in self.samples.micro_batches(groups, step, self.token_counts)
         ]
 
     def backward(self, model: TrainedModel, batch: Sequence[Inputs]) -> dict[str, Metric]:

@@ -20,6 +20,7 @@ from engine.objectives import AdversarialGame, InBatchContrast, ListwiseRanking
 from engine.results import NOT_SHOWN
 from engine.run import Stage
 from engine.training.loop import Objective, train
+from engine.training.micro_batches import fit_micro_batches
 from engine.training.models import Models
 from engine.training.publishing import publish_weights
 
@@ -140,6 +141,8 @@ def train_visit(
     run, name = stage.run, visit.phase.model
     samples = Samples(visit, stage.seed, data, candidates, run.coordinator.rank, run.coordinator.world_size)
     with models.training(name) as model:
-        progress = train(stage, visit, model, models.checkpoints[name], objective_of(samples))
+        objective = objective_of(samples)
+        fit_micro_batches(stage, model, models.checkpoints[name], objective)
+        progress = train(stage, visit, model, models.checkpoints[name], objective)
         digest = publish_weights(run, model, data.texts[name], iteration_name(visit.iteration))
     return Trained(progress.steps, progress.loss, progress.checkpoint, digest)

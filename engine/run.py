@@ -79,6 +79,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def micro_batches(self) -> Path:
+        """The largest micro-batches that fit, by phase, where trials found them."""
+        return self.path / "micro_batches.json"
+
+    @property
     def results(self) -> Path:
         """TREC runs and the summary."""
         return self.path / "results"

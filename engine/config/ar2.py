@@ -11,7 +11,7 @@ from pydantic import Field
 
 from engine.config.sections import Section
 from engine.config.timetable import Mining, Phase, Pool, Timetable, iteration_name
-from engine.config.training import OptimConfig, PhaseConfig
+from engine.config.training import OptimConfig, PhaseConfig, Tokens
 
 BM25, DENSE = "bm25", "dense"
 """The kinds of retriever that the game draws its negatives from."""
@@ -26,8 +26,9 @@ class WarmupRetrieverConfig(Section):
     """Queries of a step over all ranks; their positives and hard negatives are shared in one pool."""
     micro_batch_size: int = Field(128, ge=1)
     """Queries a rank holds in memory at once; more are taken by gradient caching, which changes no number."""
-    micro_batch_tokens: int | None = Field(None, ge=1)
-    """Tokens of one forward on one rank, in place of `micro_batch_size`: as many queries as fit, at least one."""
+    micro_batch_tokens: Tokens | None = None
+    """Tokens of one forward on one rank, in place of `micro_batch_size`: as many queries as fit, at least one. `auto`:
+    the most that a GPU's memory allows, found by trial before the phase's first step and recorded in the run folder."""
     hard_negatives: int = Field(1, ge=0)
     """BM25 negatives of each query, added to the shared pool."""
     bm25_depth: int = Field(100, ge=1)
@@ -47,8 +48,9 @@ class WarmupRankerConfig(Section):
     """Queries of a step over all ranks."""
     micro_batch_size: int = Field(8, ge=1)
     """Queries of one forward on one rank; DeepSpeed accumulates the rest."""
-    micro_batch_tokens: int | None = Field(None, ge=1)
-    """Tokens of one forward on one rank, in place of `micro_batch_size`: as many queries as fit, at least one."""
+    micro_batch_tokens: Tokens | None = None
+    """Tokens of one forward on one rank, in place of `micro_batch_size`: as many queries as fit, at least one. `auto`:
+    the most that a GPU's memory allows, found by trial before the phase's first step and recorded in the run folder."""
     num_negatives: int = Field(15, ge=1)
     """Negatives of a query (n)."""
     optim: OptimConfig = OptimConfig(lr=1e-5)

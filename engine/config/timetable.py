@@ -23,6 +23,8 @@ from engine.config.training import OptimConfig
 
 ZERO_SHOT = "zero-shot"
 """The name of the state before any training, where others are named by their iteration."""
+AUTO: Literal["auto"] = "auto"
+"""A number that is found where the recipe runs."""
 Pool = Literal["none", "rank", "world"]
 """Whose documents are negatives of a query besides its own: nobody's, those of its rank, those of all ranks."""
 
@@ -65,7 +67,8 @@ class Phase:
         steps: Optimizer steps of one visit.
         batch_size: Queries of a step over all ranks.
         micro_batch_size: Queries that a rank computes at once.
-        micro_batch_tokens: Tokens that it computes at once, in place of that; None where queries are counted.
+        micro_batch_tokens: Tokens that it computes at once, in place of that; None where queries are counted, `auto`
+            where trials find out how many fit.
         num_negatives: Negatives of a query (n).
         optim: Its optimizer.
         candidates: From which each visit draws its negatives, one name a visit.
@@ -84,7 +87,7 @@ class Phase:
     optim: OptimConfig
     candidates: tuple[str, ...]
     first_iteration: int = 0
-    micro_batch_tokens: int | None = None
+    micro_batch_tokens: int | Literal["auto"] | None = None
     opponent: str | None = None
     pool: Pool = "none"
 

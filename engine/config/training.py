@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from engine.config.sections import Section
+
+Tokens = Annotated[int, Field(ge=1)] | Literal["auto"]
+"""A number of tokens, or `auto` for one that is found where the recipe runs."""
 
 
 class OptimConfig(Section):
@@ -37,7 +40,8 @@ class PhaseConfig(Section):
     """Queries of a step over all ranks."""
     micro_batch_size: int = Field(8, ge=1)
     """Queries of one forward on one rank; DeepSpeed accumulates the rest."""
-    micro_batch_tokens: int | None = Field(None, ge=1)
-    """Tokens of one forward on one rank, in place of `micro_batch_size`: as many queries as fit, at least one."""
+    micro_batch_tokens: Tokens | None = None
+    """Tokens of one forward on one rank, in place of `micro_batch_size`: as many queries as fit, at least one. `auto`:
+    the most that a GPU's memory allows, found by trial before the phase's first step and recorded in the run folder."""
     optim: OptimConfig = OptimConfig(lr=1e-5)
     """Optimizer; its moments and its schedule go on from iteration to iteration."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.config.timetable import Phase, Visit
+from engine.config.timetable import AUTO, Phase, Visit
 from engine.data.candidates import Candidates
 from engine.data.corpus import Data
 from engine.data.negatives import sample_negatives, step_rng
@@ -139,6 +139,7 @@ class Samples:
     def _pieces(self, groups: Sequence[Group], inputs: Sequence[GroupTokens]) -> list[range]:
         """Cut this rank's places into runs, on every rank equally many: under ZeRO-3 a forward is a collective."""
         phase, share = self.visit.phase, len(groups) // self.world_size
+        assert phase.micro_batch_tokens != AUTO, "found before the first step"
         if phase.micro_batch_tokens is None:
             size = phase.micro_batch_size
             return [range(start, min(start + size, share)) for start in range(0, share, size)]

@@ -153,6 +153,13 @@ class TrainedModel:
         self._require_finite(norm)
         return StepReport(norm, applied=True)
 
+    def rehearse_step(self) -> None:
+        """Go through the optimizer's step for the memory it takes: no weight changes, its moments are forgotten."""
+        scale = self.loss_scale_state
+        self.step(0.0)
+        self.restore_loss_scale(scale)
+        self.reset_optimizer()
+
     def _require_finite(self, norm: float | None) -> None:
         if norm is not None and not math.isfinite(norm):
             raise TrainingError(

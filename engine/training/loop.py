@@ -8,7 +8,7 @@ timetable.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 
 from engine.config.timetable import Visit
-from engine.data.batches import Samples, dropout_seed
+from engine.data.batches import GroupTokens, Samples, dropout_seed
 from engine.data.prefetch import prefetched
 from engine.metrics import Metric, MetricWindow
 from engine.reliability.preemption import PREEMPTION
@@ -47,6 +47,11 @@ class Objective(Protocol):
 
     samples: Samples
     """What its steps are made of."""
+
+    @property
+    def token_counts(self) -> Sequence[GroupTokens]:
+        """What a query with its documents takes of each model, in tokens."""
+        ...
 
     def prepare(self, step: int) -> Any:
         """Make the batch of a step on the CPU; steps are counted over all visits of the phase."""

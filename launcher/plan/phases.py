@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from engine.config.models import RankerConfig
 from engine.config.recipe import Config
-from engine.config.timetable import Phase
+from engine.config.timetable import AUTO, Phase
 from engine.errors import ConfigError
 from engine.index.plan import IndexPlan
 from launcher.plan.activations import ELEMENT_BYTES, Inputs, Numerics, inference_bytes
@@ -128,8 +128,8 @@ def _work(config: Config, shapes: Mapping[str, ModelShape], phase: Phase, world_
 
 def _most_queries(config: Config, phase: Phase, width: int) -> int:
     """Return the queries of a micro-batch; where it is cut by tokens, those that fit with inputs of full length."""
-    if phase.micro_batch_tokens is None:
-        return phase.micro_batch_size
+    if phase.micro_batch_tokens is None or phase.micro_batch_tokens == AUTO:
+        return phase.micro_batch_size  # what is found by trial is not known here
     tokens = sum(inputs.rows * inputs.length for inputs in _inputs(config, phase.model, 1, width))
     return max(1, phase.micro_batch_tokens // tokens)
 

@@ -20,6 +20,7 @@ from tests.e2e.starts import TINY, deepspeed_command, start
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 GPU = torch.device("cuda")
+SECTIONS = ("warmup_retriever", "warmup_ranker", "ar2.retriever", "ar2.ranker")
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 
 
@@ -97,7 +98,8 @@ def test_engines_train_as_on_the_cpu(
     trained: dict[str, dict[str, Any]], name: str, stage: int, precision: str, form: str
 ) -> None:
     expected, found = trained["cpu"][f"{name}/0/fp32/padded"], trained["cuda"][f"{name}/{stage}/{precision}/{form}"]
-    assert found["losses"] == pytest.approx(expected["losses"], abs=1e-4 if precision == "fp32" else 0.02)
+    # After a step at this rate bfloat16's rounding is in the weights, too: a loss of 2.2 was off by .037 without ZeRO.
+    assert found["losses"] == pytest.approx(expected["losses"], abs=1e-4 if precision == "fp32" else 0.05)
     assert found["norms"] == pytest.approx(expected["norms"], rel=5e-3 if precision == "fp32" else 0.1)
 
 
@@ -108,3 +110,13 @@ def test_a_whole_recipe_runs_on_the_gpu(tmp_path: Path, precision: str) -> None:
     ended = start([*deepspeed_command(1), "--config", str(TINY), *words])
     assert ended.code == 0, ended.err
     assert (tmp_path / "run" / "results" / "summary.json").exists()
+
+
+def test_the_largest_micro_batches_are_found_and_kept(tmp_path: Path) -> None:
+    words = [f"run.path={tmp_path / 'run'}", "run.device=cuda", "ar2.iterations=1"]
+    words += [f"{section}.micro_batch_tokens=auto" for section in SECTIONS]
+    ended = start([*deepspeed_command(1), "--config", str(TINY), *words])
+    assert ended.code == 0, ended.err
+    found = json.loads((tmp_path / "run" / "micro_batches.json").read_text())["phases"]
+    assert set(found) == {"warmup_retriever", "warmup_ranker", "retriever", "ranker"}
+    assert all(0 < one["bytes"] <= one["limit_bytes"] for one in found.values())
