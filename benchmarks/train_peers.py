@@ -195,7 +195,7 @@ class PeerRanker(_Loop):
         for start in range(0, len(groups), size):
             chunk = groups[start : start + size]
             texts = [self._recipe.texts(group) for group in chunk]
-            labels = [torch.tensor([CERTAIN, *[0.0] * (len(one) - 1)]) for one in texts]
+            labels = [torch.tensor([CERTAIN, *[0.0] * (len(one) - 1)], device=self._device) for one in texts]
             with self._autocast():
                 loss = self._loss([[self._recipe.query(group) for group in chunk], texts], labels)
             loss = loss * (len(chunk) / len(groups))
