@@ -54,21 +54,27 @@ def compare(shape: str, folder: Path, arguments: argparse.Namespace) -> list[dic
     tokenizer.save_pretrained(folder / shape)
     retriever = Retriever.load(str(folder / shape), pooling="mean", similarity="dot", tied=True)
     retriever = retriever.to(device=device, dtype=torch.bfloat16).eval()
+    encoders = {"packed": retriever.document_encoder()}
+    if device.type == "cuda":
+        retriever.compiles = True
+        encoders["packed, compiled"] = retriever.document_encoder()
     template = InputTemplate.from_tokenizer(tokenizer)
     peer, rows = _Peer(folder / shape, device), []
     for mix, lengths in _mixes(arguments.passages).items():
         rng = np.random.default_rng(1)
         texts = [" ".join(rng.choice(WORDS, length - SPECIAL_TOKENS)) for length in lengths.tolist()]
-        ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        listed = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = [np.asarray(row, dtype=np.uint32) for row in listed]  # as shards give them
         work = flop(settings, [len(row) + SPECIAL_TOKENS for row in ids])
 
         def ours(encoder: Encoder, tokens: int, ids: Any = ids) -> Callable[[], float]:
             options: dict[str, Any] = {"max_length": MAX_LENGTH, "tokens_per_batch": tokens, "device": device}
             return lambda: _seconds(device, lambda: encode_queries(encoder, template, ids, **options))
 
-        packed = retriever.document_encoder()
         sides: dict[str, Callable[[], float]] = {
-            f"packed, {tokens} tokens": ours(packed, tokens) for tokens in arguments.tokens
+            f"{name}, {tokens} tokens": ours(encoder, tokens)
+            for name, encoder in encoders.items()
+            for tokens in arguments.tokens
         }
         sides[f"padded, {arguments.tokens[0]} tokens"] = ours(retriever.encode_documents, arguments.tokens[0])
         trials = {size: peer.encode(texts, size) for size in arguments.batch_sizes}

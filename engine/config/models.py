@@ -33,8 +33,8 @@ class ModelConfig(Section):
     where the plan's estimate says that the model's training would not fit into its device otherwise."""
     compile_layers: bool = False
     """Compile the layers with torch.compile; takes a C++ compiler, and some time at the first step. Not under ZeRO-3,
-    which gathers weights module by module. Training batches are padded then, since each packed one has a form of its
-    own; measure whether it pays."""
+    which gathers weights module by module. On a GPU encoding and scoring compile theirs, too; measure whether it pays
+    (docs/performance.md)."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Numeric type of weights and activations in training and inference; fp16 scales its loss dynamically."""
     zero_stage: Literal[0, 1, 2, 3] = 1

@@ -66,6 +66,7 @@ def _either(padded: Callable[..., Any]) -> Callable[..., Any]:
     return attend
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # or layers were compiled anew for each number of inputs
 def _packed(
     module: nn.Module,
     query_1ATE: Tensor,
@@ -91,9 +92,10 @@ def _packed(
             expected="full attention within each input, as an encoder has",
         )
     layout.calls += 1
-    query_TAE, key_TAE, value_TAE = (one[0].transpose(0, 1) for one in (query_1ATE, key_1ATE, value_1ATE))
+    # Squeezed, not indexed: the gradient of an index is copied into a tensor of zeros.
+    query_TAE, key_TAE, value_TAE = (one.squeeze(0).transpose(0, 1) for one in (query_1ATE, key_1ATE, value_1ATE))
     kernel = _kernel(query_TAE.device.type, query_TAE.dtype, query_TAE.shape[-1])
-    return kernel(query_TAE, key_TAE, value_TAE, layout.batch, scaling, dropout)[None], None
+    return kernel(query_TAE, key_TAE, value_TAE, layout.batch, scaling, dropout).unsqueeze(0), None
 
 
 def _attend_by_runs(
@@ -131,7 +133,9 @@ def _attend_by_varlen(
     groups = query_TAE.shape[1] // key_TAE.shape[1]
     if groups > 1:
         key_TAE, value_TAE = (one.repeat_interleave(groups, dim=1) for one in (key_TAE, value_TAE))
-    states = query_TAE.contiguous(), key_TAE.contiguous(), value_TAE.contiguous()
+    # The kernel takes any strides but those within a head.
+    query_TAE, key_TAE, value_TAE = map(_with_whole_heads, (query_TAE, key_TAE, value_TAE))
+    states = query_TAE, key_TAE, value_TAE
     bounds = batch.bounds_N, batch.bounds_N
     lengths = batch.longest, batch.longest
     if dropout:
@@ -141,6 +145,10 @@ def _attend_by_varlen(
         attended_TAE = varlen_attn(*states, *bounds, *lengths)
     assert isinstance(attended_TAE, Tensor)  # a pair only where more is asked for
     return attended_TAE
+
+
+def _with_whole_heads(states_TAE: Tensor) -> Tensor:
+    return states_TAE if states_TAE.stride(-1) == 1 else states_TAE.contiguous()
 
 
 _Kernel = Callable[[Tensor, Tensor, Tensor, PackedBatch, float | None, float], Tensor]

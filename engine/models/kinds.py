@@ -24,7 +24,6 @@ def load_untrained(section: ModelConfig, source: str, *, seed: int) -> Retriever
     model = _load(section, source, seed)
     if section.compile_layers:
         compile_layers(model)
-        model.packs = False  # each packed batch has another layout, for which the layers would be compiled anew
     return model
 
 

@@ -26,6 +26,7 @@ from engine.errors import ModelError
 from engine.log import get_logger
 from engine.models.attention import KEYWORD, PACKED_ATTENTIONS, Layout, register_packed_attention
 from engine.models.batch import PackedBatch, pack
+from engine.models.compiled import compile_layers
 from engine.models.fused import fuse_linear_layers
 from engine.models.loading import first_position, quiet_transformers
 from engine.models.template import Batch, Input
@@ -85,19 +86,20 @@ def pool_packed(states_TH: Tensor, batch: PackedBatch, pooling: Pooling) -> Tens
 class PackedEncoder:
     """Embeds inputs of any lengths without padding; what `Retriever.document_encoder` returns where it can.
 
-    Threads may call one encoder at the same time.
+    Threads may call one encoder at the same time on a CPU.
 
     Args:
         backbone: Frozen and in evaluation mode; it is not changed.
         pooling: What of the last layer is the embedding: the first token, or the mean over the tokens.
         normalize: Make embeddings unit vectors.
+        compiles: Compile the layers.
 
     Raises:
         ModelError: The backbone cannot be packed: it has no attention interface, takes no positions, or gives other
             results when packed.
     """
 
-    def __init__(self, backbone: Any, *, pooling: Pooling, normalize: bool) -> None:
+    def __init__(self, backbone: Any, *, pooling: Pooling, normalize: bool, compiles: bool = False) -> None:
         if backbone.training:
             raise ModelError(f"{type(backbone).__name__} is in training mode", expected="evaluation mode")
         self._takes_type_ids = "token_type_ids" in inspect.signature(backbone.forward).parameters
@@ -106,6 +108,8 @@ class PackedEncoder:
         self._pooling, self._normalize = pooling, normalize
         self._backbone = _frozen_copy(backbone)
         _compare(self._backbone, backbone, _states, least_scale=_STATES)
+        if compiles:
+            compile_layers(self._backbone)
 
     def __call__(self, inputs: Sequence[Input]) -> Tensor:
         """Embed inputs.
@@ -126,19 +130,20 @@ class PackedEncoder:
         return nn.functional.normalize(embeddings_NH, dim=-1) if self._normalize else embeddings_NH
 
 
-def packed_encoder(backbone: Any, *, pooling: Pooling, normalize: bool) -> PackedEncoder | None:
+def packed_encoder(backbone: Any, *, pooling: Pooling, normalize: bool, compiles: bool = False) -> PackedEncoder | None:
     """Build a packed encoder if the backbone allows it.
 
     Args:
         backbone: As in `PackedEncoder`.
         pooling: As in `PackedEncoder`.
         normalize: As in `PackedEncoder`.
+        compiles: As in `PackedEncoder`.
 
     Returns:
         The encoder; None, and a line in the log, for a backbone that must be given padded batches.
     """
     try:
-        return PackedEncoder(backbone, pooling=pooling, normalize=normalize)
+        return PackedEncoder(backbone, pooling=pooling, normalize=normalize, compiles=compiles)
     except ModelError as error:
         _say_padded(backbone, error)
         return None
@@ -147,20 +152,23 @@ def packed_encoder(backbone: Any, *, pooling: Pooling, normalize: bool) -> Packe
 class Scorer:
     """Scores pairs with the weights of this moment, for inference only; what `Ranker.scorer` returns.
 
-    Threads may call one scorer at the same time.
+    Threads may call one scorer at the same time on a CPU.
 
     Args:
         classifier: A ranker's, frozen and in evaluation mode; it is not changed.
         packs: Whether its batches are packed.
+        compiles: Compile the layers.
     """
 
-    def __init__(self, classifier: Any, *, packs: bool) -> None:
+    def __init__(self, classifier: Any, *, packs: bool, compiles: bool = False) -> None:
         if classifier.training:
             raise ModelError(f"{type(classifier).__name__} is in training mode", expected="evaluation mode")
         self.packs = packs
         """Whether batches may be `PackedBatch`; `Ranker.collator` makes the right ones."""
         self._classifier = _shared_copy(classifier)
         fuse_linear_layers(self._classifier)
+        if compiles:
+            compile_layers(self._classifier)
 
     @torch.inference_mode()
     def __call__(self, pairs: Batch) -> Tensor:

@@ -52,6 +52,8 @@ class Ranker(nn.Module):
         show_first_tokens(classifier)
         self.packs = classifier_can_be_packed(classifier)
         """Whether `forward` takes packed batches."""
+        self.compiles = False
+        """Whether its scorers compile their layers."""
 
     @classmethod
     def load(
@@ -142,7 +144,7 @@ class Ranker(nn.Module):
         Raises:
             ModelError: The ranker is in training mode.
         """
-        return Scorer(self.classifier, packs=self.packs)
+        return Scorer(self.classifier, packs=self.packs, compiles=self.compiles)
 
     def save(
         self,

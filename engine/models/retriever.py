@@ -66,6 +66,8 @@ class Retriever(nn.Module):
         self.similarity: Similarity = similarity
         self.packs = all(tower_can_be_packed(tower) for tower in self.towers.values())
         """Whether `forward` takes packed batches."""
+        self.compiles = False
+        """Whether its encoders compile their layers."""
 
     @classmethod
     def load(
@@ -244,7 +246,9 @@ class Retriever(nn.Module):
         return self.towers[SHARED if self.tied else side]
 
     def _packed(self, side: str) -> PackedEncoder | None:
-        return packed_encoder(self._tower(side), pooling=self.pooling, normalize=self.similarity == "cosine")
+        return packed_encoder(
+            self._tower(side), pooling=self.pooling, normalize=self.similarity == "cosine", compiles=self.compiles
+        )
 
     def _encode(self, side: str, inputs: Batch) -> Tensor:
         tower = self._tower(side)

@@ -97,15 +97,22 @@ def train(name: str, stage: int, precision: Any, form: str) -> dict[str, Any]:
 
 def make_batch(form: str, seed: int, count: int) -> Any:
     """Make inputs of different lengths, the same in either form."""
-    import numpy as np
-
-    from engine.models.template import Collator, Input, InputTemplate, _Special
+    from engine.models.template import Collator, InputTemplate, _Special
 
     nothing = _Special((), ())
     template = InputTemplate(0, True, (nothing, nothing), (nothing, nothing, nothing), 0, (0, 1))
+    return Collator(template, form == "packed", 0)(make_inputs(seed, count))
+
+
+def make_inputs(seed: int, count: int) -> list[Any]:
+    """Make inputs in no batch yet."""
+    import numpy as np
+
+    from engine.models.template import Input
+
     rng = np.random.default_rng(seed)
     rows = [rng.integers(5, 20, length) for length in rng.integers(1, 12, count)]
-    return Collator(template, form == "packed", 0)([Input(row, row % 2) for row in rows])
+    return [Input(row, row % 2) for row in rows]
 
 
 # --- the tests -------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import torch
 
 from engine.data.prefetch import map_tensors, prefetched
 from engine.models.batch import PackedBatch
+from engine.models.packed import PackedEncoder
 from engine.models.random import make_random_model
 from engine.models.ranker import Ranker
 from engine.models.retriever import Retriever
@@ -35,10 +36,20 @@ def load(name: str, folder: Path, dropout: float = 0.0) -> Any:
     return Retriever.load(str(folder), pooling="mean", similarity="cosine", tied=True, dropout=dropout)
 
 
-def results(model: Any, form: str, device: torch.device) -> torch.Tensor:
-    inputs = map_tensors(test_packed.make_batch(form, 7, 9), lambda tensor: tensor.to(device))
+def results(model: Any, form: str, device: torch.device, seed: int = 7, count: int = 9) -> torch.Tensor:
+    inputs = map_tensors(test_packed.make_batch(form, seed, count), lambda tensor: tensor.to(device))
     found: torch.Tensor = model(pairs=inputs) if isinstance(model, Ranker) else model.encode_documents(inputs)
     return found
+
+
+def fused_results(model: Any, seed: int, count: int) -> torch.Tensor:
+    """Compute what inference computes, with layers laid out anew."""
+    if isinstance(model, Ranker):
+        batch = map_tensors(test_packed.make_batch("packed", seed, count), lambda tensor: tensor.to(GPU))
+        return model.scorer()(batch)
+    encoder = model.document_encoder()
+    assert isinstance(encoder, PackedEncoder)
+    return encoder(test_packed.make_inputs(seed, count))
 
 
 def test_batches_made_ahead_arrive_whole() -> None:
@@ -57,6 +68,20 @@ def test_the_gpu_gives_what_the_cpu_gives(folder: Path, name: str, form: str, dt
         found = results(load(name, folder).to(device=GPU, dtype=dtype), form, GPU)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.cpu(), expected, atol=TOLERANCES[dtype], rtol=TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("compiles", [False, True])
+@pytest.mark.parametrize("name", ["retriever", "ranker"])
+def test_fused_inference_gives_what_the_cpu_gives(folder: Path, name: str, compiles: bool, dtype: torch.dtype) -> None:
+    plain = load(name, folder).eval()
+    model = load(name, folder).to(device=GPU, dtype=dtype).eval().requires_grad_(False)
+    model.compiles = compiles
+    with torch.inference_mode():
+        for seed, count in ((1, 9), (2, 4)):
+            expected = results(plain, "padded", torch.device("cpu"), seed, count)
+            found = fused_results(model, seed, count)
+            torch.testing.assert_close(found.cpu(), expected, atol=TOLERANCES[dtype], rtol=TOLERANCES[dtype])
 
 
 def test_a_batch_is_packed_on_the_gpu(folder: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import nn
 
-from engine.models.fused import FusedLinear, fuse_linear_layers
+from engine.models.fused import EpilogueGelu, FusedLinear, JoinedLinear, fuse_linear_layers
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 40, "vocab_size": 50}
 
@@ -59,3 +59,31 @@ def test_a_subclass_may_compute_something_else() -> None:
             return 2 * super().forward(inputs)
 
     assert fuse_linear_layers(nn.Sequential(Doubled(2, 3), nn.Linear(3, 2))) == 1
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_joined_layers_equal_each_alone(bias: bool) -> None:
+    layers = [nn.Linear(6, 4, bias=bias) for _ in range(3)]
+    parts = JoinedLinear(layers).parts
+    first_TI, second_TI = torch.randn(1, 5, 6), torch.randn(1, 2, 6)
+    calls = [(0, first_TI), (1, first_TI), (2, first_TI), (0, first_TI)]
+    with torch.no_grad():
+        # Keys and values of other inputs than the queries', as in attention across sequences.
+        for number, inputs in [*calls, (1, second_TI), (2, first_TI)]:
+            torch.testing.assert_close(parts[number](inputs), layers[number](inputs))
+
+
+def test_a_joined_layer_keeps_no_inputs() -> None:
+    joined = JoinedLinear([nn.Linear(6, 4) for _ in range(3)])
+    inputs_TI = torch.randn(5, 6)
+    for part in joined.parts:
+        part(inputs_TI)
+    assert joined._inputs is None
+    assert not joined._waiting
+
+
+def test_gelu_in_the_product_differs_by_less_than_bfloat16_rounds() -> None:
+    linear, inputs_TI = nn.Linear(6, 4), torch.randn(1, 5, 6)
+    with torch.no_grad():
+        expected_TO = nn.functional.gelu(linear(inputs_TI))
+        torch.testing.assert_close(EpilogueGelu(linear)(inputs_TI), expected_TO, atol=1e-3, rtol=1e-3)
