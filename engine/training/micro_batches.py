@@ -55,6 +55,37 @@ class Found:
     bytes_per_token: float
 
 
+class DeviceMemory:
+    """A GPU's memory, as this process sees it.
+
+    Args:
+        device: The GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def reachable(self) -> int:
+        """Return the bytes that this process has or can have, beside what other processes hold."""
+        free, _ = torch.cuda.mem_get_info(self._device)
+        return int(free + torch.cuda.memory_reserved(self._device))
+
+    def forget(self) -> None:
+        """Give back what is not in use, and begin to watch for the most."""
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self._device)
+
+    def measure(self) -> tuple[int, int]:
+        """Return the most bytes since `forget`, and what is in use now."""
+        torch.cuda.synchronize(self._device)
+        return torch.cuda.max_memory_reserved(self._device), torch.cuda.memory_allocated(self._device)
+
+
+def memory_of(device: torch.device) -> DeviceMemory | None:
+    """Return a device's memory; None for a CPU, where taking too much is no error that could be told from a crash."""
+    return DeviceMemory(device) if device.type == "cuda" else None
+
+
 @dataclass(frozen=True, slots=True)
 class _Record:
     """The file: what was found, by phase."""
@@ -80,17 +111,18 @@ def fit_micro_batches(stage: Stage, model: TrainedModel, checkpoints: Checkpoint
     phase = visit.phase
     if phase.micro_batch_tokens != AUTO or not phase.steps:
         return
-    if model.device.type == "cpu":
+    memory = memory_of(model.device)
+    if memory is None:
         logger.info("%s: on a CPU, micro-batches have micro_batch_size=%d queries", phase.name, phase.micro_batch_size)
         objective.samples = _cut_by(objective.samples, None)
         return
     path = stage.run.folder.micro_batches
     known = stage.run.coordinator.only_rank_zero(f"{phase.name}: known micro-batches", lambda: _read(path, phase.name))
     if known is not None:
-        found = _adapted(Found(**known), _limit_of_all(stage, model.device), phase)
+        found = _adapted(Found(**known), _limit_of_all(stage, memory), phase)
     else:
         _require_unbegun(phase, visit.number, checkpoints, stage.name)
-        found = _try_out(stage, model, objective)
+        found = _try_out(stage, model, objective, memory)
         stage.run.coordinator.only_rank_zero(f"{phase.name}: micro-batches", lambda: _write(path, phase.name, found))
         logger.info(
             "%s: micro-batches of %d tokens take %.1f GiB of the %.1f GiB that they may",
@@ -130,7 +162,7 @@ def bytes_per_token(tried: Mapping[int, int], at_rest_bytes: int) -> float:
     return (tried[largest] - tried[others[-1]]) / (largest - others[-1])
 
 
-def _try_out(stage: Stage, model: TrainedModel, objective: Objective) -> Found:
+def _try_out(stage: Stage, model: TrainedModel, objective: Objective, memory: DeviceMemory) -> Found:
     """Take trial steps of growing micro-batches, and bring the model back to where it was."""
     samples, coordinator = objective.samples, stage.run.coordinator
     phase = samples.visit.phase
@@ -138,10 +170,10 @@ def _try_out(stage: Stage, model: TrainedModel, objective: Objective) -> Found:
     model.train()
     whole = max(coordinator.gather(f"{phase.name}: tokens of a step", _tokens_of_share(objective)))
     tried: dict[int, int] = {}
-    limit, at_rest, tokens = _limit_of_all(stage, model.device), 0, min(FIRST_TOKENS, whole)
+    limit, at_rest, tokens = _limit_of_all(stage, memory), 0, min(FIRST_TOKENS, whole)
     while tokens is not None:
         objective.samples = _cut_by(samples, tokens)
-        own = _take_trial_step(model, objective)
+        own = _take_trial_step(model, objective, memory)
         measured = coordinator.gather(f"{phase.name}: memory of {tokens} tokens", own)
         tried[tokens], at_rest = max(peak for peak, _ in measured), max(rest for _, rest in measured)
         tokens = next_tokens(tried, limit, at_rest, whole)
@@ -150,24 +182,20 @@ def _try_out(stage: Stage, model: TrainedModel, objective: Objective) -> Found:
     return Found(best, tried[best], limit, bytes_per_token(tried, at_rest) if len(tried) > 1 else 0.0)
 
 
-def _take_trial_step(model: TrainedModel, objective: Objective) -> tuple[int, int]:
+def _take_trial_step(model: TrainedModel, objective: Objective, memory: DeviceMemory) -> tuple[int, int]:
     """Take the phase's first step at learning rate 0, and return the most memory it took, and what stays."""
     device = model.device
     batch = map_tensors(objective.prepare(objective.samples.visit.first_step), lambda tensor: tensor.to(device))
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
-    with torch.random.fork_rng(devices=[device]):
+    memory.forget()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         objective.backward(model, batch)
         model.rehearse_step()
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_reserved(device), torch.cuda.memory_allocated(device)
+    return memory.measure()
 
 
-def _limit_of_all(stage: Stage, device: torch.device) -> int:
-    """Return what a trial may take on the device with the least memory, beside what other processes hold."""
-    free, _ = torch.cuda.mem_get_info(device)
-    own = int(USED * (free + torch.cuda.memory_reserved(device)))
-    return int(min(stage.run.coordinator.gather("memory of the devices", own)))
+def _limit_of_all(stage: Stage, memory: DeviceMemory) -> int:
+    """Return what a trial may take on the device with the least memory."""
+    return int(min(stage.run.coordinator.gather("memory of the devices", int(USED * memory.reachable()))))
 
 
 def _adapted(known: Found, limit_bytes: int, phase: Phase) -> Found:
