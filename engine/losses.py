@@ -120,6 +120,8 @@ def adversarial(
 
     - `paper`: the equation as printed, sum_i p_theta(d_i | q, D-) log p_phi(d | q, d, d_i), where p_theta is a
       softmax over the negatives alone. The value is <= 0, and the positive's score gets no gradient at all.
+      With a single negative p_theta is 1 whatever the scores are, so there is no gradient either: what AR2 reports for
+      n = 1 (Table 4) cannot come from this form. Nor does it teach the positive anything without Eq. 12 beside it.
     - `with_positive`: the same sum over the negatives, with p_theta normalised over the positive and the negatives.
       Raising the positive takes mass from the negatives, whose terms are all <= 0; so minimising it also pushes the
       positive down, the more so the better the negatives fool the ranker.

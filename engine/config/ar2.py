@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from engine.config.sections import Section
 from engine.config.timetable import Mining, Phase, Pool, Timetable, iteration_name
@@ -86,6 +86,22 @@ class Ar2Config(Section):
     """The retriever's phase (lines 7-10)."""
     ranker: PhaseConfig = PhaseConfig(steps=500, optim=OptimConfig(lr=1e-6))
     """The ranker's phase (lines 12-15)."""
+
+    @model_validator(mode="after")
+    def _teaches(self) -> Ar2Config:
+        if not self.iterations or not self.retriever.steps:
+            return self
+        if not self.distillation_weight and not self.adversarial_weight:
+            raise ValueError(
+                "adversarial_weight and distillation_weight are 0, so the retriever would learn nothing: raise one, or "
+                "set retriever.steps to 0"
+            )
+        if not self.distillation_weight and self.num_negatives == 1 and self.adversarial == "paper":
+            raise ValueError(
+                "with num_negatives 1 and distillation_weight 0 the gradient of Eq. 9 as printed is 0, so the retriever "
+                "would learn nothing: raise one of them, or set adversarial to with_positive or released"
+            )
+        return self
 
 
 def ar2_timetable(game: Ar2Config, warm_retriever: WarmupRetrieverConfig, warm_ranker: WarmupRankerConfig) -> Timetable:
