@@ -98,7 +98,7 @@ class Ar2Config(Section):
             )
         if not self.distillation_weight and self.num_negatives == 1 and self.adversarial == "paper":
             raise ValueError(
-                "with num_negatives 1 and distillation_weight 0 the gradient of Eq. 9 as printed is 0, so the retriever "
+                "with num_negatives 1 and distillation_weight 0 the gradient of Eq. 9 as printed is 0: the retriever "
                 "would learn nothing: raise one of them, or set adversarial to with_positive or released"
             )
         return self
