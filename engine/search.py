@@ -1,12 +1,14 @@
 """What every first-stage retriever offers: queries in, the best documents of the whole corpus out.
 
 BM25, dense and learned-sparse retrievers answer in the same form, so that mining negatives, evaluation and the search
-command ask any of them in the same words. Shapes: Q queries, K = `top_k` ranks.
+command ask any of them in the same words. What is a hit is settled here, for all of them: a document that shares no
+word with the query is none to a lexical retriever (`top_matches`), and neither is the document that is the query itself
+(`search_others`). So a query may have fewer hits than were asked for, or none. Shapes: Q queries, K = `top_k` ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,7 +17,15 @@ from numpy.typing import NDArray
 
 from shards.records import Query
 
-__all__ = ["Hits", "PartedSearcher", "Searcher", "top_of_row"]
+__all__ = [
+    "Hits",
+    "PartedSearcher",
+    "Searcher",
+    "finds_too_little",
+    "search_others",
+    "top_matches",
+    "top_of_row",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +33,7 @@ class Hits:
     """The best documents of each query, by score descending, then by document index ascending.
 
     Attributes:
-        documents_QK: Global document indices, int64 [Q, K]; -1 where the corpus has fewer than K documents.
+        documents_QK: Global document indices, int64 [Q, K]; -1 behind the last hit of a query that has fewer than K.
         scores_QK: Their scores, float32 [Q, K]; -inf where the document is -1.
     """
 
@@ -38,6 +48,29 @@ class Hits:
 
     def __len__(self) -> int:
         return int(self.documents_QK.shape[0])
+
+    @property
+    def num_found_Q(self) -> NDArray[np.int64]:
+        """How many hits each query has, int64 [Q]."""
+        found_Q: NDArray[np.int64] = (self.documents_QK >= 0).sum(1)
+        return found_Q
+
+    def without(self, documents_Q: NDArray[np.int64], top_k: int) -> Hits:
+        """Take one document out of each query's hits; those below it move up.
+
+        Args:
+            documents_Q: Global document index for each query, int64 [Q]; -1 for none.
+            top_k: Hits to keep of each query, at most K.
+
+        Returns:
+            Hits [Q, top_k].
+        """
+        kept_QK = self.documents_QK != documents_Q[:, None]
+        order_QK = np.argsort(~kept_QK, axis=1, kind="stable")[:, :top_k]
+        return Hits(
+            np.take_along_axis(np.where(kept_QK, self.documents_QK, -1), order_QK, 1),
+            np.take_along_axis(np.where(kept_QK, self.scores_QK, np.float32(-np.inf)), order_QK, 1),
+        )
 
 
 @runtime_checkable
@@ -60,7 +93,7 @@ class Searcher(Protocol):
             top_k: Documents per query, at least 1.
 
         Returns:
-            Hits [Q, top_k].
+            Hits [Q, top_k]. Fewer than `top_k` of a query mean that there are no more: a deeper search finds none.
         """
         ...
 
@@ -117,3 +150,66 @@ def top_of_row(scores_N: NDArray[Any], top_k: int) -> tuple[NDArray[np.int64], N
     documents_K[:num_kept] = chosen
     best_K[:num_kept] = scores_N[chosen]
     return documents_K, best_K
+
+
+def top_matches(scores_N: NDArray[Any], top_k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Select the best of the documents that share a word with a query, by a lexical retriever's scores.
+
+    Those that share none score 0 and are no hits: in the order of the corpus behind the others, they would be found, be
+    measured, and be trained on as if they had been ranked.
+
+    Args:
+        scores_N: One score for each document [N], above 0 exactly where it shares a word with the query.
+        top_k: How many to return, at least 1.
+
+    Returns:
+        As `top_of_row`, padded where fewer than `top_k` documents score above 0.
+    """
+    # Most documents share no word with a query; selecting among the others is much cheaper in a large corpus.
+    sharing = np.flatnonzero(scores_N > 0)
+    places_K, best_K = top_of_row(scores_N[sharing], top_k)
+    documents_K = np.full(top_k, -1, dtype=np.int64)
+    documents_K[places_K >= 0] = sharing[places_K[places_K >= 0]]
+    return documents_K, best_K
+
+
+def search_others(
+    searcher: Searcher, queries: Sequence[Query], top_k: int, own_documents: Mapping[str, int], *, num_documents: int
+) -> Hits:
+    """Search, and leave the document out that is the query itself; the search is one deeper, so that none is missing.
+
+    Args:
+        searcher: Any retriever.
+        queries: Q queries.
+        top_k: Documents per query, at least 1.
+        own_documents: Query id -> global index of the document that is the query (`Data.own_documents`).
+        num_documents: Of the corpus; a search goes no deeper.
+
+    Returns:
+        Hits [Q, top_k], or [Q, num_documents] where the corpus is smaller.
+    """
+    depth = min(top_k, num_documents)
+    if not own_documents:
+        return searcher.search(queries, depth)
+    # As deep for queries without such a document, so that what a rank finds does not depend on whom it searches with.
+    own_Q = np.array([own_documents.get(query.id, -1) for query in queries], dtype=np.int64)
+    return searcher.search(queries, min(top_k + 1, num_documents)).without(own_Q, depth)
+
+
+def finds_too_little(who: str, num_without: int, num_queries: int) -> str | None:
+    """Say so where most queries have no hit at all, which no retriever does that reads their language.
+
+    Args:
+        who: The retriever, for the message.
+        num_without: Queries without a hit.
+        num_queries: All queries.
+
+    Returns:
+        A warning, or None.
+    """
+    if 2 * num_without <= num_queries:
+        return None
+    return (
+        f"{who} finds nothing for {num_without} of {num_queries} queries: no document shares a word with them. Are "
+        f"queries and documents in one language, and are its words found (bm25.language, bm25.tokens)?"
+    )

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import model_validator
 
 from engine.config.ar2 import Ar2Config, WarmupRankerConfig, WarmupRetrieverConfig, ar2_timetable
+from engine.config.bm25 import Bm25Config
 from engine.config.models import ModelConfig, RankerConfig, RetrieverConfig
 from engine.config.sections import (
     DataConfig,
@@ -37,6 +38,8 @@ class Config(Section):
     """D."""
     random_model: RandomModelConfig = RandomModelConfig()
     """Shape of models named `random`."""
+    bm25: Bm25Config = Bm25Config()
+    """BM25's words and formula."""
     index: IndexConfig = IndexConfig()
     """The document index."""
     warmup_retriever: WarmupRetrieverConfig = WarmupRetrieverConfig()

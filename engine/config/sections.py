@@ -70,7 +70,12 @@ class DataConfig(Section):
     format: Literal["auto", "beir", "dpr", "msmarco"] = "auto"
     """Layout of the folder; `auto` looks at the file names."""
     template: str = "{title} {text}"
-    """How a document becomes one string. AR2's released code joins title and text by [SEP]: `{title} [SEP] {text}`."""
+    """How a document becomes one string for the models; BM25 sees title and text. AR2's released code joins them by
+    [SEP]: `{title} [SEP] {text}`."""
+    ignore_identical_ids: Literal["auto"] | bool = "auto"
+    """Whether a document whose id is the query's is left out of the query's hits, negatives and metrics, as BEIR does:
+    it is the query itself (ArguAna, Quora). `true` and `false` say it; `auto` is `true` unless these documents are the
+    only positives of most of these queries, which means that queries and documents were numbered alike."""
     documents_per_shard: int | None = Field(None, ge=1)
     """Documents in one tar shard, the unit of encoding work and of its recovery; left out, chosen by the corpus."""
     generated_documents: int = Field(300, ge=20)

@@ -24,7 +24,7 @@ from shards.embeddings import Stamp
 from shards.files import read_record, save_array, sha256_file, write_atomically, write_json
 
 _MANIFEST, _DOCUMENTS, _SCORES = "candidates.json", "documents.npy", "scores.npy"
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class _Manifest:
     search: str
     """What was asked of the retriever."""
     shape: tuple[int, int]
-    removed: dict[str, int]
+    counts: dict[str, int]
     sha256: dict[str, str]
     """Of the arrays, by file name."""
     qids_sha256: str
@@ -53,8 +53,8 @@ class Candidates:
         stamp: Iteration, weights and corpus that the candidates come from.
         qids: Q query ids, each once.
         documents_QK: Global document indices, best first, int64 [Q, K]; -1 where a query has fewer than K.
-        scores_QK: The retriever's scores, float32 [Q, K]; -inf where the document is -1.
-        removed: Documents taken out on the way by reason, all queries together.
+        scores_QK: The retriever's scores, float32 [Q, K]; -inf where the document is -1, or was not found but drawn.
+        counts: What was counted on the way, all queries together: documents taken out by reason, and others.
     """
 
     source: str
@@ -62,7 +62,7 @@ class Candidates:
     qids: list[str]
     documents_QK: NDArray[np.int64]
     scores_QK: NDArray[np.float32]
-    removed: Counter[str]
+    counts: Counter[str]
     _row_of: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -140,16 +140,20 @@ class Candidates:
             _load_array(folder / name, manifest.sha256.get(name), manifest.shape, remedy)
             for name in (_DOCUMENTS, _SCORES)
         )
-        return cls(manifest.source, found, qids, documents_QK, scores_QK, Counter(manifest.removed))
+        return cls(manifest.source, found, qids, documents_QK, scores_QK, Counter(manifest.counts))
 
 
 def is_saved(folder: Path, stamp: Stamp, search: str) -> bool:
     """Tell whether a folder holds the candidates of a stamp and a search, so that they need not be searched again."""
+    return is_of(folder, stamp) and _read_manifest(folder, "").search == search
+
+
+def is_of(folder: Path, stamp: Stamp) -> bool:
+    """Tell whether a folder holds the candidates of a stamp."""
     try:
-        manifest = _read_manifest(folder, "")
+        return _read_manifest(folder, "").stamp == stamp
     except ArtifactError:
         return False
-    return (manifest.stamp, manifest.search) == (stamp, search)
 
 
 def join(parts: Sequence[Candidates], folder: Path, *, search: str = "") -> None:
@@ -197,7 +201,7 @@ def join(parts: Sequence[Candidates], folder: Path, *, search: str = "") -> None
         stamp=first.stamp,
         search=search,
         shape=(len(qids), first.documents_QK.shape[1]),
-        removed=dict(sum((part.removed for part in parts), Counter())),
+        counts=dict(sum((part.counts for part in parts), Counter())),
         sha256={name: sha256_file(folder / name) for name in (_DOCUMENTS, _SCORES)},
         qids_sha256=_digest(qids),
         qids=tuple(qids),

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from engine.config.recipe import Config
+from engine.data.identical import find_own_documents
 from engine.data.tokenization import ModelText, WrittenCorpus, find_corpus, plan_corpus, write_corpus
 from engine.errors import ArtifactError, DataError
 from engine.log import get_logger
@@ -29,7 +30,8 @@ from shards.reader import CorpusShards
 from shards.records import Dataset, Query
 
 log = get_logger(__name__)
-POSITIVES, FALSE_NEGATIVES = "positives", "false_negatives"
+POSITIVES, FALSE_NEGATIVES, IDENTICAL_IDS = "positives", "false_negatives", "identical_ids"
+"""Why a document is no negative of a query: judged so, known so, or the query itself."""
 
 __all__ = ["Data", "ModelText", "TrainingQueries"]
 
@@ -44,17 +46,21 @@ class TrainingQueries:
         tokens: Token stream to the token ids of each.
         false_negatives: For each, the corpus indices of documents that are known to be no negatives, int64; left out,
             none of any.
+        own_documents: As of `Data`.
     """
 
     queries: list[Query]
     positives: list[np.ndarray]
     tokens: Mapping[str, list[list[int]]]
     false_negatives: list[np.ndarray] | None = None
+    own_documents: Mapping[str, int] = field(default_factory=dict)
 
     def known(self, row: int) -> dict[int, str]:
         """Return the documents that are no negatives of a query: corpus index -> why."""
         missed = [] if self.false_negatives is None else self.false_negatives[row].tolist()
-        return dict.fromkeys(missed, FALSE_NEGATIVES) | dict.fromkeys(self.positives[row].tolist(), POSITIVES)
+        own = self.own_documents.get(self.queries[row].id)
+        known = {} if own is None else {own: IDENTICAL_IDS}
+        return known | dict.fromkeys(missed, FALSE_NEGATIVES) | dict.fromkeys(self.positives[row].tolist(), POSITIVES)
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -69,12 +75,15 @@ class Data:
         shards: The tokenised corpus.
         texts: How each model reads text, by the model's name.
         train: The training queries.
+        own_documents: Query id -> corpus index of the document that is the query itself, for the queries of all splits;
+            it is no hit of the query and no negative. Empty where there is none, or none is left out.
     """
 
     dataset: Dataset
     shards: CorpusShards
     texts: Mapping[str, ModelText]
     train: TrainingQueries
+    own_documents: Mapping[str, int] = field(default_factory=dict)
 
     def queries_of(self, split: str, limit: int | None, seed: int) -> list[Query]:
         """Return a split's queries, all or a sample drawn by the seed, in the split's order.
@@ -144,7 +153,8 @@ def open_data(config: Config, dataset: Dataset, texts: Mapping[str, ModelText], 
         np.array([shards.index_of(docid) for docid in exclusions.get(query.id, ())], dtype=np.int64) for query in train
     ]
     tokens = {stream: text.tokenize_queries(train) for stream, text in by_stream.items()}
-    return Data(dataset, shards, texts, TrainingQueries(train, positives, tokens, false_negatives))
+    own = find_own_documents(dataset, shards.docids.index_of, config.data.ignore_identical_ids)
+    return Data(dataset, shards, texts, TrainingQueries(train, positives, tokens, false_negatives, own), own)
 
 
 def copy_shards(data: Data, run: Run) -> Data:

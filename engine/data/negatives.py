@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ from engine.errors import ConfigError
 
 ANSWERS = "answers"
 """Why a document that contains an answer is taken out."""
+_MOST_DRAWN = 1000
+"""Documents looked at for a query whose negatives are drawn from the corpus, besides those of a small corpus."""
 
 
 def remove_known(
@@ -71,6 +73,38 @@ def remove_known(
                 kept_scores_QK[row, num_kept] = scores_QK[row, rank]
                 num_kept += 1
     return kept_documents_QK, kept_scores_QK, removed
+
+
+def draw_from_corpus(
+    num_documents: int,
+    n: int,
+    rng: np.random.Generator,
+    *,
+    taken: Container[int],
+    contains_answer: Callable[[int], bool] | None,
+) -> list[int]:
+    """Draw documents that a retriever has not found, for a query of which it found too few.
+
+    Args:
+        num_documents: Of the corpus.
+        n: How many to draw.
+        rng: From `step_rng`.
+        taken: Documents that are no negatives of the query, or are among them already.
+        contains_answer: Tells whether a document contains an answer of the query, and so is no negative; None where
+            that is not asked.
+
+    Returns:
+        At most n global document indices, none twice: fewer where the corpus has no more, or where of a thousand hardly
+        any is without an answer.
+    """
+    drawn: list[int] = []
+    num_tried = min(num_documents, max(_MOST_DRAWN, 10 * n))
+    for document in rng.choice(num_documents, size=num_tried, replace=False).tolist():
+        if len(drawn) == n:
+            break
+        if document not in taken and not (contains_answer is not None and contains_answer(document)):
+            drawn.append(document)
+    return drawn
 
 
 def sample_negatives(candidates_K: NDArray[np.int64], n: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -26,8 +26,6 @@ from shards.manifest import CorpusManifest, TokenStream
 from shards.records import Dataset, Document, Query
 from shards.writer import Tokenization, begin_corpus, publish_manifest, write_shard
 
-BM25_FOLDER = "bm25"
-"""Inside a folder of prepared shards: the BM25 index of the same documents."""
 _MOST_SHARDS, _FEWEST_DOCUMENTS, _MOST_DOCUMENTS = 500, 250, 20_000
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from engine.data.answers import AnswerMatcher
 from engine.data.corpus import Data
-from engine.data.trec import read_trec, write_trec
+from engine.data.trec import best_first, read_trec, write_trec
 from engine.evaluation.measures import answer_measures, score_run
 from engine.evaluation.pairs import PairScorer
 from engine.evaluation.summary import Row, add_row
@@ -23,7 +23,7 @@ from engine.reliability.progress import progress_bar
 from engine.results import Measured, Score
 from engine.retrievers.kinds import Choice, build, open_searcher
 from engine.run import Run, RunFolder, Stage
-from engine.search import Searcher
+from engine.search import Searcher, finds_too_little, search_others
 from shards.partition import split_range
 from shards.records import Query
 
@@ -121,14 +121,18 @@ def retrieve(stage: Stage, data: Data, searcher: Searcher, queries: Sequence[Que
     """Search queries on all ranks.
 
     Returns:
-        The ranking of every query, on every rank.
+        The ranking of every query, on every rank; empty for a query without hits.
     """
     coordinator, depth = stage.run.coordinator, stage.run.config.evaluation.depth
     share = split_range(len(queries), coordinator.rank, coordinator.world_size)
     own = [queries[place] for place in share]
     ranking: Ranking = {}
     with coordinator.agreement(f"{stage.name}: search {label}"):
-        hits = searcher.search(own, min(depth, data.shards.num_documents)) if own else None
+        hits = (
+            search_others(searcher, own, depth, data.own_documents, num_documents=data.shards.num_documents)
+            if own
+            else None
+        )
         for place, query in enumerate(own):
             documents, scores = hits.documents_QK[place], hits.scores_QK[place]  # type: ignore[union-attr]
             ranking[query.id] = {
@@ -136,7 +140,11 @@ def retrieve(stage: Stage, data: Data, searcher: Searcher, queries: Sequence[Que
                 for document, score in zip(documents.tolist(), scores.tolist(), strict=True)
                 if document >= 0
             }
-    return _together(stage, f"ranking {label}", ranking)
+    whole = _together(stage, f"ranking {label}", ranking)
+    num_without = sum(not found for found in whole.values())
+    if stage.run.is_main and (warning := finds_too_little(label, num_without, len(whole))):
+        log.warning("%s", warning)
+    return whole
 
 
 def rerank(stage: Stage, data: Data, system: System, queries: Sequence[Query], found: Ranking) -> Ranking:
@@ -147,7 +155,7 @@ def rerank(stage: Stage, data: Data, system: System, queries: Sequence[Query], f
         data: Corpus and queries.
         system: The ranker.
         queries: Whose ranking.
-        found: The ranking that it re-orders.
+        found: The ranking that it re-orders; a file has no line of a query without hits.
 
     Returns:
         The new ranking of every query, on every rank.
@@ -164,7 +172,7 @@ def rerank(stage: Stage, data: Data, system: System, queries: Sequence[Query], f
         progress_bar(f"{stage.name} {system.name}", sum(map(len, own)), "query", shown=stage.run.is_main) as bar,
     ):
         for block in own:
-            docids = [sorted(found[query.id], key=lambda docid: -found[query.id][docid]) for query in block]
+            docids = [best_first(query.id, found.get(query.id, {})) for query in block]
             tops = [one[: config.evaluation.rerank_depth] for one in docids]
             scores = scorer.score(block, [[data.shards.index_of(docid) for docid in top] for top in tops])
             for query, whole, top, own_scores in zip(block, docids, tops, scores, strict=True):
@@ -221,7 +229,7 @@ def _together(stage: Stage, what: str, own: dict[str, Any]) -> dict[str, Any]:
 
 def _mean_entropy(ranking: Ranking, score_scale: float) -> float:
     entropies = []
-    for scores in ranking.values():
+    for scores in filter(None, ranking.values()):
         top = np.sort(np.array(list(scores.values())))[::-1][:ENTROPY_DEPTH] * score_scale
         p = np.exp(top - top.max())
         p /= p.sum()
@@ -245,7 +253,7 @@ def show_examples(stage: Stage, data: Data, retriever: System, ranker: System) -
     by_ranker = read_trec(run.folder.results / ranker.run_file_name("dev"))
     for number, query in enumerate(split_queries(run, data, "dev")[: run.config.evaluation.examples]):
         positives = set(data.dataset.positives("dev", query.id))
-        docids = sorted(by_retriever[query.id], key=lambda docid: -by_retriever[query.id][docid])
+        docids = best_first(query.id, by_retriever.get(query.id, {}))
         shown = [docid for docid in docids if docid in positives][:1]
         shown += [docid for docid in docids if docid not in positives][:5]
         lines = [f"**{query.text}**", "", f"| | {retriever.name} | {ranker.name} | document |", "|---|---|---|---|"]

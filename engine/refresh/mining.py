@@ -1,8 +1,10 @@
 """Mining: search the training queries and keep what may serve as negatives.
 
 Source: AR2 section 3.1 (negatives are drawn from the top of what the retriever finds) and, for answers, the filter of
-its released code. Positives, known false negatives and documents that contain an answer are taken out, and the search
-goes deeper for queries that keep too little.
+its released code. Positives, known false negatives, documents that contain an answer and the document that is the
+query itself are taken out, and the search goes deeper for queries that keep too little. Where a retriever finds no more
+(no other document shares a word with the query), what is missing is drawn from the corpus at random: easy negatives,
+which the counts tell of.
 
 The queries are searched in blocks, each a finished part on disk: blocks are handed out to the ranks, and what an
 interrupted search finished is not searched again.
@@ -15,7 +17,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
 
@@ -23,32 +25,47 @@ import numpy as np
 
 from engine.data.answers import AnswerMatcher
 from engine.data.candidates import Candidates, is_saved, join
-from engine.data.corpus import FALSE_NEGATIVES, POSITIVES, Data
-from engine.data.negatives import ANSWERS, remove_known
+from engine.data.corpus import FALSE_NEGATIVES, IDENTICAL_IDS, POSITIVES, Data
+from engine.data.negatives import ANSWERS, draw_from_corpus, remove_known, step_rng
 from engine.data.reuse import take_over_same_weights
 from engine.errors import DataError
 from engine.log import get_logger
 from engine.refresh.part_search import search_over_ranks
 from engine.reliability.progress import progress_bar
 from engine.run import Stage
-from engine.search import PartedSearcher, Searcher
+from engine.search import PartedSearcher, Searcher, finds_too_little
 from shards.embeddings import Stamp
 from shards.files import canonical_json
 from shards.records import Query
 
 log = get_logger(__name__)
+_DRAWN, _WITHOUT_HITS = "drawn", "without_hits"
+_COUNTED = (POSITIVES, FALSE_NEGATIVES, ANSWERS, IDENTICAL_IDS, _DRAWN, _WITHOUT_HITS)
 _BLOCKS_A_GROUP = 16
 """Blocks whose queries go through the parts of an unmerged index together; what is found takes disk meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
 class MinedQueries:
-    """Result of a stage `candidates/NAME`: how many queries were searched, how many documents taken out by reason."""
+    """Result of a stage `candidates/NAME`: how many queries were searched, how many documents taken out by reason.
+
+    Attributes:
+        queries: Searched.
+        removed_positives: Documents that are judged relevant.
+        removed_false_negatives: Documents that are known to be.
+        removed_answers: Documents that contain an answer.
+        removed_identical_ids: Documents that are the query itself.
+        drawn_at_random: Documents that took the place of hits which queries lacked.
+        queries_without_hits: Queries for which nothing was found.
+    """
 
     queries: int
     removed_positives: int
     removed_false_negatives: int
     removed_answers: int
+    removed_identical_ids: int = 0
+    drawn_at_random: int = 0
+    queries_without_hits: int = 0
 
 
 def mine(
@@ -78,14 +95,14 @@ def mine(
         Counts of queries, and of documents taken out by reason.
 
     Raises:
-        DataError: A query keeps fewer than `needed` of the whole corpus.
+        DataError: The whole corpus has fewer than `needed` negatives of a query.
     """
     coordinator, folder = stage.run.coordinator, stage.run.folder.candidates(name)
     search = _describe_search(stage, rows, top_k, needed)
     parts = folder.with_name(f".{name}.parts-{search[:12]}")
     blocks = [rows[start : start + searcher.block_size] for start in range(0, len(rows), searcher.block_size)]
     blocks = blocks or [rows]  # without a query, there are still candidates, of nothing
-    plan = _Plan(data, stamp, top_k, needed, *_first_depth(stage, data, rows, top_k))
+    plan = _Plan(data, stamp, stage.seed, top_k, needed, *_first_depth(stage, data, rows, top_k))
 
     def look() -> list[int]:
         take_over_same_weights(folder, stamp)
@@ -114,7 +131,9 @@ def mine(
             )
         shutil.rmtree(parts, ignore_errors=True)
         whole = Candidates.load(folder, stamp)
-        return [len(whole), *(whole.removed[reason] for reason in (POSITIVES, FALSE_NEGATIVES, ANSWERS))]
+        if warning := finds_too_little(searcher.source, whole.counts[_WITHOUT_HITS], len(whole)):
+            log.warning("%s", warning)
+        return [len(whole), *(whole.counts[what] for what in _COUNTED)]
 
     counts = MinedQueries(*coordinator.only_rank_zero(f"{stage.name}: publish", publish))
     iteration = int(name) if name.isdigit() else 0
@@ -129,6 +148,7 @@ class _Plan:
 
     data: Data
     stamp: Stamp
+    seed: int
     top_k: int
     needed: int
     depth: int
@@ -170,6 +190,7 @@ def _describe_search(stage: Stage, rows: np.ndarray, top_k: int, needed: int) ->
     """Name a search by all that its result depends on besides the stamp, so that a part of another one is not taken."""
     asked = {"rows": hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest(), "top_k": top_k, "needed": needed}
     asked["remove_answers"] = stage.run.timetable.remove_answers
+    asked["ignore_identical_ids"] = stage.run.config.data.ignore_identical_ids
     return hashlib.sha256(canonical_json(asked).encode()).hexdigest()
 
 
@@ -197,44 +218,100 @@ def answer_predicate(data: Data, rows: np.ndarray) -> Callable[[int, int], bool]
 
 
 def _mine_block(plan: _Plan, searcher: Searcher, rows: np.ndarray) -> Candidates:
-    """Search, filter, and fetch deeper for the queries that keep fewer than `needed` documents.
+    """Search, filter, fetch deeper for the queries that keep fewer than `needed` documents, and draw what is missing.
 
     An answer such as "a" stands in every document, and then its filter says nothing about relevance: a query that
-    keeps too little of the whole corpus is taken once more with only its positives removed, and counted.
+    keeps too little of the whole corpus is taken once more with its answers left in, and counted.
     """
-    data, top_k = plan.data, plan.top_k
-    queries = [data.train.queries[row] for row in rows.tolist()]
-    known = [data.train.known(row) for row in rows.tolist()]
-    has_answer = answer_predicate(data, rows) if plan.with_answers else None
-    documents_QK = np.full((len(rows), top_k), -1, dtype=np.int64)
-    scores_QK = np.full((len(rows), top_k), -np.inf, dtype=np.float32)
-    removed: dict[int, Counter[str]] = {}  # by query: counted anew where one is searched again
-    num_documents, depths = data.shards.num_documents, [plan.depth]
-    while depths[-1] < num_documents:
-        depths.append(min(num_documents, depths[-1] * 4))
-    passes = [(depth, has_answer) for depth in depths] + ([(num_documents, None)] if plan.with_answers else [])
+    block = _Block(plan, searcher, rows)
     pending = np.arange(len(rows))
-    for depth, predicate in passes:
-        if not len(pending):
-            break
-        hits = searcher.search([queries[place] for place in pending], depth)
-        place_of = pending.tolist()
-        found, scores, counts = remove_known(
+    if plan.with_answers:
+        pending = block.search(pending, answer_predicate(plan.data, rows))
+        if len(pending):
+            log.warning("%d queries have an answer that almost every document contains: not filtered", len(pending))
+    pending = block.search(pending, None)
+    if len(pending):
+        kept = int((block.documents_QK[pending[0]] >= 0).sum())
+        _refuse_short(block.queries[pending[0]], kept, plan.needed, plan.data.shards.num_documents)
+    qids = [query.id for query in block.queries]
+    counts = sum(block.counts.values(), Counter[str]())
+    return Candidates(searcher.source, plan.stamp, qids, block.documents_QK, block.scores_QK, counts)
+
+
+class _Block:
+    """Queries that are searched together, and what is kept for them.
+
+    Args:
+        plan: What is searched for.
+        searcher: Any retriever.
+        rows: Training rows, int64 [Q].
+    """
+
+    def __init__(self, plan: _Plan, searcher: Searcher, rows: np.ndarray) -> None:
+        self.queries = [plan.data.train.queries[row] for row in rows.tolist()]
+        self.documents_QK = np.full((len(rows), plan.top_k), -1, dtype=np.int64)
+        self.scores_QK = np.full((len(rows), plan.top_k), -np.inf, dtype=np.float32)
+        self.counts: dict[int, Counter[str]] = {}  # by query: anew where one is searched again
+        self._plan, self._searcher = plan, searcher
+        self._num_found_Q = np.zeros(len(rows), dtype=np.int64)
+        self._known = [plan.data.train.known(row) for row in rows.tolist()]
+
+    def search(self, pending: np.ndarray, contains_answer: Callable[[int, int], bool] | None) -> np.ndarray:
+        """Search queries, deeper and deeper while they keep too little.
+
+        Args:
+            pending: Places of the queries in the block.
+            contains_answer: Of (place, document); None where answers are left in.
+
+        Returns:
+            Places of those for which the whole corpus has too little.
+        """
+        num_documents, depth = self._plan.data.shards.num_documents, self._plan.depth
+        short = [pending[:0]]
+        while len(pending):
+            num_found_Q = self._search_to(depth, pending, contains_answer)
+            too_few_Q = (self.documents_QK[pending] >= 0).sum(1) < self._plan.needed
+            no_more_Q = (num_found_Q < depth) | (depth == num_documents)
+            short.append(pending[too_few_Q & no_more_Q])
+            pending, depth = pending[too_few_Q & ~no_more_Q], min(num_documents, depth * 4)
+        ended = np.sort(np.concatenate(short))
+        missing = [self._draw(place, contains_answer) for place in ended.tolist()]
+        return ended[np.array(missing, dtype=np.int64) > 0]
+
+    def _search_to(
+        self, depth: int, pending: np.ndarray, contains_answer: Callable[[int, int], bool] | None
+    ) -> np.ndarray:
+        """Search queries to a depth and keep what may be a negative; return how many documents were found of each."""
+        places = pending.tolist()
+        hits = self._searcher.search([self.queries[place] for place in places], depth)
+        self.documents_QK[pending], self.scores_QK[pending], counts = remove_known(
             hits.documents_QK,
             hits.scores_QK,
-            [known[place] for place in place_of],
-            _at_places(predicate, place_of) if predicate else None,
-            top_k,
+            [self._known[place] for place in places],
+            _at_places(contains_answer, places) if contains_answer else None,
+            self._plan.top_k,
         )
-        documents_QK[pending], scores_QK[pending] = found, scores
-        removed |= dict(zip(place_of, counts, strict=True))
-        pending = pending[(found >= 0).sum(1) < plan.needed]
-        if len(pending) and depth == num_documents and predicate is not None:
-            log.warning("%d queries have an answer that almost every document contains: not filtered", len(pending))
-    if len(pending):
-        _refuse_short(queries[pending[0]], int((documents_QK[pending[0]] >= 0).sum()), plan.needed, num_documents)
-    qids = [query.id for query in queries]
-    return Candidates(searcher.source, plan.stamp, qids, documents_QK, scores_QK, sum(removed.values(), Counter()))
+        num_found_Q = self._num_found_Q[pending] = hits.num_found_Q
+        for place, counted, num_found in zip(places, counts, num_found_Q.tolist(), strict=True):
+            self.counts[place] = counted + Counter({_WITHOUT_HITS: int(num_found == 0)})
+        return num_found_Q
+
+    def _draw(self, place: int, contains_answer: Callable[[int, int], bool] | None) -> int:
+        """Draw what a query lacks of the needed documents from the corpus; return how many it still lacks."""
+        row_K, num_documents = self.documents_QK[place], self._plan.data.shards.num_documents
+        num_kept = int((row_K >= 0).sum())
+        if self._num_found_Q[place] == num_documents:
+            return self._plan.needed - num_kept  # all others are known or contain an answer
+        drawn = draw_from_corpus(
+            num_documents,
+            self._plan.needed - num_kept,
+            step_rng(self._plan.seed, "negatives from the corpus", 0, self.queries[place].id),
+            taken=self._known[place].keys() | set(row_K[:num_kept].tolist()),
+            contains_answer=partial(contains_answer, place) if contains_answer else None,
+        )
+        row_K[num_kept : num_kept + len(drawn)] = drawn
+        self.counts[place][_DRAWN] = len(drawn)
+        return self._plan.needed - num_kept - len(drawn)
 
 
 def _at_places(predicate: Callable[[int, int], bool], places: list[int]) -> Callable[[int, int], bool]:

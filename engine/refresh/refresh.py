@@ -13,7 +13,7 @@ import numpy as np
 
 from engine.config.timetable import ZERO_SHOT, iteration_name
 from engine.data.batches import rows_drawn
-from engine.data.candidates import Candidates
+from engine.data.candidates import Candidates, is_of
 from engine.data.corpus import Data
 from engine.refresh.mining import MinedQueries, mine
 from engine.retrievers.kinds import BM25, Choice, build, dense, open_searcher, stamp_of
@@ -53,8 +53,11 @@ def retrieve_candidates(stage: Stage, data: Data, *, iteration: int) -> MinedQue
 def bm25_candidates(run: Run, data: Data) -> Candidates:
     """Return BM25's candidates for the training queries that the retriever's warm-up draws."""
     build(run, data, run.folder, BM25)
-    run.once("candidates/bm25", _retrieve_bm25_candidates, data)
-    return Candidates.load(run.folder.candidates("bm25"), stamp_of(run, data, BM25))
+    name, folder, stamp = "candidates/bm25", run.folder.candidates("bm25"), stamp_of(run, data, BM25)
+    if run.is_finished(name) and not run.coordinator.only_rank_zero(f"{name}: look", lambda: is_of(folder, stamp)):
+        run.forget([name])  # they were found by other settings
+    run.once(name, _retrieve_bm25_candidates, data)
+    return Candidates.load(folder, stamp)
 
 
 def _retrieve_bm25_candidates(stage: Stage, data: Data) -> MinedQueries:

@@ -1,10 +1,9 @@
 """BM25: the yardstick every dense retriever is measured against, and the negatives that G0 is warmed up with.
 
-Words are lower-cased runs of two or more letters, digits or underscores, without English stop words, stemmed by
-Snowball's English stemmer; scores are Lucene's variant. They are computed by bm25s when the index is built, so that a
-search only adds up columns. Every rank opens the same files, mapped into memory rather than read.
+What a word is, `engine.retrievers.words` says; scores are Lucene's variant. They are computed by bm25s when the index
+is built, so that a search only adds up columns. Every rank opens the same files, mapped into memory rather than read.
 
-    build_bm25((render(template, document) for document in dataset.documents()), folder, metadata={...})
+    build_bm25(texts, folder, words=Words.of(config.bm25), metadata={...})
     hits = BM25Searcher.open(folder).search(queries, top_k=100)
 """
 
@@ -12,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,19 +20,17 @@ from typing import Any
 
 import bm25s  # type: ignore[import-untyped]
 import numpy as np
-import Stemmer  # type: ignore[import-not-found]
-from bm25s.stopwords import STOPWORDS_EN  # type: ignore[import-untyped]
-from numpy.typing import NDArray
 
+from engine.config.bm25 import Bm25Config
 from engine.errors import ArtifactError, DataError
-from engine.search import Hits, top_of_row
+from engine.retrievers.words import Analyzer, Words
+from engine.search import Hits, top_matches
 from shards.files import fsync, read_record, sha256_file, write_json
 from shards.records import Query
 
 _MANIFEST = "bm25.json"
-_VERSION = 1
-_WORD = re.compile(r"\w\w+")
-_STOP_WORDS = frozenset(STOPWORDS_EN)
+_VERSION = 2
+_DEFAULTS = Bm25Config()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +46,7 @@ class _Manifest:
     version: int
     num_documents: int
     num_words: int
+    words: Words
     k1: float
     b: float
     metadata: dict[str, Any]
@@ -60,8 +57,9 @@ def build_bm25(
     texts: Iterable[str],
     folder: Path,
     *,
-    k1: float = 0.9,
-    b: float = 0.4,
+    words: Words = Words.of(_DEFAULTS),  # noqa: B008 - frozen
+    k1: float = _DEFAULTS.k1,
+    b: float = _DEFAULTS.b,
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
     """Index the texts of a corpus and publish the index as a folder, whole or not at all.
@@ -70,7 +68,8 @@ def build_bm25(
         texts: One text for each document, in the order of the global document index; streamed, their word ids are kept
             in memory until the index is written.
         folder: Where the index goes; an older one is replaced.
-        k1: How soon further occurrences of a word stop counting, > 0. The defaults of `k1` and `b` are Anserini's.
+        words: How texts become words; recorded, so that queries are read alike.
+        k1: How soon further occurrences of a word stop counting, > 0.
         b: How much long documents are marked down, 0..1.
         metadata: What the index was made of, such as `{"corpus_sha256": ...}`; `BM25Searcher.open` compares it.
 
@@ -79,13 +78,13 @@ def build_bm25(
 
     Source: Robertson and Zaragoza (2009); the variant is Lucene's (Kamphuis et al., 2020).
     """
-    analyzer = _Analyzer()
+    analyzer = Analyzer(words)
     ids_of_documents = [analyzer.learn(text) for text in texts]
     if not analyzer.vocabulary:
         raise DataError(
             f"None of {len(ids_of_documents)} documents has a word to index",
             expected="words of two or more letters or digits that are not all stop words",
-            remedy="check the corpus file's text field",
+            remedy="check the corpus file's text field, and bm25.stopwords",
         )
     index = bm25s.BM25(k1=k1, b=b, method="lucene", backend="numpy")
     index.index((ids_of_documents, analyzer.vocabulary), create_empty_token=False, show_progress=False)
@@ -98,7 +97,7 @@ def build_bm25(
             fsync(path)
         described = {path.name: _File(path.stat().st_size, sha256_file(path)) for path in files}
         num_documents, num_words = len(ids_of_documents), len(analyzer.vocabulary)
-        manifest = _Manifest(_VERSION, num_documents, num_words, k1, b, dict(metadata or {}), described)
+        manifest = _Manifest(_VERSION, num_documents, num_words, words, k1, b, dict(metadata or {}), described)
         write_json(temporary / _MANIFEST, asdict(manifest))
         _replace_folder(temporary, folder)
     except BaseException:
@@ -118,10 +117,10 @@ class BM25Searcher:
     source: str
     block_size = 512
 
-    def __init__(self, index: bm25s.BM25, num_documents: int) -> None:
+    def __init__(self, index: bm25s.BM25, num_documents: int, words: Words) -> None:
         self.source, self.num_documents = "bm25", num_documents
         self._index = index
-        self._analyzer = _Analyzer(index.vocab_dict)
+        self._analyzer = Analyzer(words, index.vocab_dict)
 
     @classmethod
     def open(cls, folder: Path, *, metadata: Mapping[str, Any] | None = None, verify: bool = False) -> BM25Searcher:
@@ -156,13 +155,11 @@ class BM25Searcher:
                 raise ArtifactError(f"{path} {state}", expected=f"{file.num_bytes} bytes", remedy=remedy)
             if verify and sha256_file(path) != file.sha256:
                 raise ArtifactError(f"{path} is not the file that was written", expected=file.sha256, remedy=remedy)
-        return cls(bm25s.BM25.load(folder, mmap=True, load_corpus=False, show_progress=False), manifest.num_documents)
+        index = bm25s.BM25.load(folder, mmap=True, load_corpus=False, show_progress=False)
+        return cls(index, manifest.num_documents, manifest.words)
 
     def search(self, queries: Sequence[Query], top_k: int) -> Hits:
-        """Find the documents that share the rarest and most words with each query.
-
-        Documents that share none score 0 and fill the row up, in the order of their index; a caller that must not take
-        them for retrieved ones cuts at a score of 0.
+        """Find the documents that share the rarest and most words with each query; others are no hits.
 
         Args:
             queries: Q queries.
@@ -174,51 +171,9 @@ class BM25Searcher:
         documents_QK = np.empty((len(queries), top_k), dtype=np.int64)
         scores_QK = np.empty((len(queries), top_k), dtype=np.float32)
         for row, query in enumerate(queries):
-            scores_N = self._scores(query.text)
-            # Most documents share no word with a query; selecting among the others is much cheaper in a large corpus.
-            sharing = np.flatnonzero(scores_N)
-            if len(sharing) >= top_k:
-                places_K, scores_QK[row] = top_of_row(scores_N[sharing], top_k)
-                documents_QK[row] = sharing[places_K]
-            else:
-                documents_QK[row], scores_QK[row] = top_of_row(scores_N, top_k)
+            scores_N = self._index.get_scores_from_ids(self._analyzer.look_up(query.text))
+            documents_QK[row], scores_QK[row] = top_matches(scores_N, top_k)
         return Hits(documents_QK, scores_QK)
-
-    def _scores(self, text: str) -> NDArray[np.float32]:
-        scores_N: NDArray[np.float32] = self._index.get_scores_from_ids(self._analyzer.look_up(text))
-        return scores_N
-
-
-class _Analyzer:
-    """Text to word ids, the same for documents and queries.
-
-    bm25s has a tokenizer of its own; it numbers words in the order of a set of strings, which differs between
-    processes, so that the same corpus would give other bytes every time.
-    """
-
-    def __init__(self, vocabulary: Mapping[str, int] | None = None) -> None:
-        self.vocabulary = dict(vocabulary or {})
-        self._stemmer = Stemmer.Stemmer("english")
-        self._stem_of: dict[str, str] = {}
-
-    def learn(self, text: str) -> list[int]:
-        """Return the ids of a document's words; a new word gets the next id."""
-        return [self.vocabulary.setdefault(stem, len(self.vocabulary)) for stem in self._stems(text)]
-
-    def look_up(self, text: str) -> list[int]:
-        """Return the ids of the words of a query that occur in the corpus."""
-        return [self.vocabulary[stem] for stem in self._stems(text) if stem in self.vocabulary]
-
-    def _stems(self, text: str) -> list[str]:
-        stems = []
-        for word in _WORD.findall(text.lower()):
-            if word in _STOP_WORDS:
-                continue
-            stem = self._stem_of.get(word)
-            if stem is None:
-                stem = self._stem_of[word] = self._stemmer.stemWord(word)
-            stems.append(stem)
-        return stems
 
 
 def _replace_folder(new: Path, target: Path) -> None:

@@ -1,21 +1,28 @@
-"""The BM25 index of a corpus in its place: beside prepared shards, or in the run folder."""
+"""The BM25 index of a corpus in its place: beside prepared shards, or in the run folder.
+
+It is stamped with the corpus and with all settings that it depends on, so that changed ones make a new index. BM25 sees
+title and text, not the template by which models read a document: a `[SEP]` would be a word of every document.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from engine.config.bm25 import Bm25Config
 from engine.data.corpus import Data
-from engine.data.tokenization import BM25_FOLDER
 from engine.errors import ArtifactError
 from engine.retrievers.bm25 import BM25Searcher, build_bm25
+from engine.retrievers.words import Words
 from engine.run import Run, RunFolder, Stage
 from shards.embeddings import Stamp
+from shards.files import canonical_json
 from shards.records import Document
 from shards.writer import render
 
-_NO_WEIGHTS = "0" * 64
+_TEXT = "{title} {text}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,75 +36,119 @@ class BuiltBM25:
 
 def build_bm25_index(run: Run, data: Data, folder: RunFolder, state: str, prefix: str) -> None:
     """Index the corpus's text in the stage `bm25`; see `RetrieverKind.build`."""
-    run.once(f"{prefix}bm25", index_text, data, folder)
+    name = f"{prefix}bm25"
+    if run.is_finished(name) and not run.coordinator.only_rank_zero(
+        f"{name}: look", lambda: _find(data, folder, run.config.bm25) is not None
+    ):
+        run.forget([name])  # it was made by other settings, or is gone
+    run.once(name, index_text, data, folder)
 
 
 def open_bm25(run: Run, data: Data, folder: RunFolder, state: str = "") -> BM25Searcher:
     """Open the BM25 index of a corpus: the one that was prepared beside its shards, else the folder's.
 
     Raises:
-        ArtifactError: There is none, or it is damaged or of another corpus.
+        ArtifactError: There is none, or it is damaged, of another corpus or of other settings.
     """
-    return open_bm25_of(_place(data, folder), data.shards.manifest.sha256)
+    place = _find(data, folder, run.config.bm25) or folder.bm25
+    return open_bm25_of(place, data.shards.manifest.sha256, run.config.bm25)
 
 
 def bm25_stamp(run: Run, data: Data, state: str = "") -> Stamp:
-    """Return a stamp without weights, since BM25 has none."""
-    return Stamp("bm25", _NO_WEIGHTS, data.shards.manifest.sha256)
+    """Return a stamp with the hash of the settings in the place of weights, since BM25 has none."""
+    return Stamp("bm25", _digest(run.config.bm25), data.shards.manifest.sha256)
 
 
 def index_text(stage: Stage, data: Data, folder: RunFolder) -> BuiltBM25:
     """Index the corpus's text for BM25, unless an index of it is there, in the folder or beside prepared shards."""
+    settings = stage.run.config.bm25
 
     def build() -> bool:
-        manifest, documents = data.shards.manifest, data.dataset.documents()
-        if is_indexed(_place(data, folder), manifest.sha256):
+        if _find(data, folder, settings) is not None:
             return True
-        index_documents(folder.bm25, manifest.sha256, manifest.template, documents)
+        index_documents(folder.bm25, data.shards.manifest.sha256, settings, data.dataset.documents())
         return False
 
     reused = stage.run.coordinator.only_rank_zero(f"{stage.name}: build", build)
     return BuiltBM25(data.shards.num_documents, reused)
 
 
-def open_bm25_of(folder: Path, corpus_sha256: str) -> BM25Searcher:
+def open_bm25_of(folder: Path, corpus_sha256: str, settings: Bm25Config) -> BM25Searcher:
     """Open the index of a corpus.
 
     Args:
         folder: What `index_documents` made.
         corpus_sha256: `CorpusManifest.sha256`.
+        settings: Words and formula.
 
     Raises:
-        ArtifactError: There is none, or it is damaged or of another corpus.
+        ArtifactError: There is none, or it is damaged, of another corpus or of other settings.
     """
-    return BM25Searcher.open(folder, metadata={"corpus_sha256": corpus_sha256})
+    return BM25Searcher.open(folder, metadata=_made_of(corpus_sha256, settings))
 
 
-def is_indexed(folder: Path, corpus_sha256: str) -> bool:
+def is_indexed(folder: Path, corpus_sha256: str, settings: Bm25Config) -> bool:
     """Tell whether a folder holds a whole index of a corpus; arguments as of `open_bm25_of`."""
     try:
-        open_bm25_of(folder, corpus_sha256)
+        open_bm25_of(folder, corpus_sha256, settings)
     except ArtifactError:
         return False
     return True
 
 
-def index_documents(folder: Path, corpus_sha256: str, template: str, documents: Iterable[Document]) -> None:
-    """Index documents for BM25.
+def index_documents(folder: Path, corpus_sha256: str, settings: Bm25Config, documents: Iterable[Document]) -> None:
+    """Index the titles and texts of documents for BM25.
 
     Args:
         folder: Takes the index; an older one is replaced.
         corpus_sha256: `CorpusManifest.sha256`.
-        template: Makes a text of a document, as for the shards.
+        settings: Words and formula.
         documents: The corpus, in its order.
 
     Raises:
         DataError: No document has a word to index.
     """
-    texts = (render(template, document) for document in documents)
-    build_bm25(texts, folder, metadata={"corpus_sha256": corpus_sha256})
+    build_bm25(
+        (render(_TEXT, document) for document in documents),
+        folder,
+        words=Words.of(settings),
+        k1=settings.k1,
+        b=settings.b,
+        metadata=_made_of(corpus_sha256, settings),
+    )
 
 
-def _place(data: Data, folder: RunFolder) -> Path:
-    prepared = data.shards.folder / BM25_FOLDER
-    return prepared if prepared.is_dir() else folder.bm25
+def prepared_place(shards: Path, settings: Bm25Config) -> Path:
+    """Return where the index of prepared shards lies, in a folder of its own for all settings.
+
+    Args:
+        shards: The folder of the shards.
+        settings: Words and formula.
+    """
+    return shards / f"bm25-{_digest(settings)[:8]}"
+
+
+def _find(data: Data, folder: RunFolder, settings: Bm25Config) -> Path | None:
+    """Return where a whole index of the corpus by these settings lies."""
+    places = (prepared_place(data.shards.folder, settings), folder.bm25)
+    return next((place for place in places if is_indexed(place, data.shards.manifest.sha256, settings)), None)
+
+
+def _made_of(corpus_sha256: str, settings: Bm25Config) -> dict[str, str | float | None]:
+    """Return what an index is stamped with: the corpus, the settings for people to read, and their hash."""
+    words = Words.of(settings)
+    return {
+        "corpus_sha256": corpus_sha256,
+        "stemmer": words.stemmer,
+        "stop_words": len(words.stop_words),
+        "tokens": words.tokens,
+        "k1": settings.k1,
+        "b": settings.b,
+        "settings_sha256": _digest(settings),
+    }
+
+
+def _digest(settings: Bm25Config) -> str:
+    """Hash what an index depends on: not how its words were asked for, but which they are."""
+    made_by = {"words": asdict(Words.of(settings)), "k1": settings.k1, "b": settings.b, "text": _TEXT}
+    return hashlib.sha256(canonical_json(made_by).encode()).hexdigest()

@@ -98,7 +98,8 @@ class RunFileSearcher:
             raise DataError(
                 f"{self._path} lacks {len(missing)} of {len(queries)} queries: {listed(missing, _NAMED)}",
                 expected="a ranking of every query that is searched",
-                remedy="search these queries too and write the file again",
+                remedy="search these queries too and write the file again; where nothing is found for one, give it a "
+                "line with any document and a score below all others",
             )
         documents_QK = np.full((len(queries), top_k), -1, dtype=np.int64)
         scores_QK = np.full((len(queries), top_k), -np.inf, dtype=np.float32)

@@ -9,11 +9,11 @@ from pathlib import Path
 from engine.config.file import load_config
 from engine.coordination.coordinator import Coordinator, LocalTransport
 from engine.data.corpus import model_texts
-from engine.data.tokenization import BM25_FOLDER, find_corpus, plan_corpus, write_corpus
+from engine.data.tokenization import find_corpus, plan_corpus, write_corpus
 from engine.errors import ConfigError
 from engine.log import get_logger
 from engine.results import one_line
-from engine.retrievers.bm25_index import index_documents, is_indexed
+from engine.retrievers.bm25_index import index_documents, is_indexed, prepared_place
 from shards.files import canonical_json
 from shards.formats import open_dataset
 from shards.manifest import CorpusManifest
@@ -57,10 +57,10 @@ def prepare_shards(data_path: Path, config_path: Path, words: list[str]) -> Path
     counts = write_corpus(coordinator, plan, dataset, own, name="shards")
     folder = find_corpus(plan, dataset, own) or own
     log.info("shards %s: %s", folder, one_line(counts))
-    index, corpus_sha256 = folder / BM25_FOLDER, CorpusManifest.load(folder).sha256
-    if is_indexed(index, corpus_sha256):
+    index, corpus_sha256 = prepared_place(folder, config.bm25), CorpusManifest.load(folder).sha256
+    if is_indexed(index, corpus_sha256, config.bm25):
         log.info("BM25 index %s: there already", index)
     else:
-        index_documents(index, corpus_sha256, plan.template, dataset.documents())
+        index_documents(index, corpus_sha256, config.bm25, dataset.documents())
         log.info("BM25 index %s: written", index)
     return folder

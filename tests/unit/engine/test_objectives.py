@@ -107,6 +107,14 @@ def test_a_passage_that_two_queries_share_is_no_negative_of_either() -> None:
     ]
 
 
+def test_the_document_that_is_the_query_is_no_negative_in_the_batch_either() -> None:
+    """Symptom: where two questions ask the same, each is the other's positive, and was pushed away from itself."""
+    data = data_of([[1], [0]])
+    data.train = replace(data.train, own_documents={"q0": 0, "q1": 1})
+    pool = [group(0, 1, 5), group(1, 0, 6)]
+    assert no_negatives(data, pool, pool).tolist() == [[True, False, True, False]] * 2
+
+
 def test_a_known_false_negative_is_no_negative_in_the_batch_either() -> None:
     data = data_of([[5], [7]])
     data.train = replace(data.train, false_negatives=[np.array([7]), np.array([], dtype=np.int64)])

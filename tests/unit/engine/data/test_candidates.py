@@ -30,7 +30,7 @@ def test_saved_candidates_come_back_equal(tmp_path: Path) -> None:
     saved.save(tmp_path / "candidates")
     loaded = Candidates.load(tmp_path / "candidates", STAMP)
     assert (loaded.source, loaded.stamp, loaded.qids) == ("dense", STAMP, ["q 1", "ü"])
-    assert (loaded.removed["positives"], loaded.removed["answers"]) == (2, 5)
+    assert (loaded.counts["positives"], loaded.counts["answers"]) == (2, 5)
     np.testing.assert_array_equal(loaded.documents_QK, saved.documents_QK)
     np.testing.assert_array_equal(loaded.scores_QK, saved.scores_QK)
     assert (loaded.documents_QK.dtype, loaded.scores_QK.dtype) == (np.int64, np.float32)
@@ -132,7 +132,7 @@ def test_joining_keeps_the_order_and_adds_up(tmp_path: Path) -> None:
     assert whole.qids == ["c", "a", "b"]
     assert whole.row("b").tolist() == [100, 101]
     assert whole.row("a").tolist() == [4, 5]
-    assert (whole.removed["positives"], whole.removed["answers"]) == (4, 10)
+    assert (whole.counts["positives"], whole.counts["answers"]) == (4, 10)
 
 
 def test_parts_of_different_searches_are_not_joined(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.data.negatives import remove_known, sample_negatives, step_rng
+from engine.data.negatives import draw_from_corpus, remove_known, sample_negatives, step_rng
 from engine.errors import ConfigError
 
 PINNED = 352463098085879063
@@ -112,3 +112,27 @@ def test_step_rng_is_the_same_in_another_process() -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[4]), "PYTHONHASHSEED": "7"}
     printed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert int(printed.stdout) == int(step_rng(1, "retriever/2", 3, "q").integers(2**63)) == PINNED
+
+
+# ---- what a retriever did not find -------------------------------------------------------------------------------
+
+
+def test_documents_are_drawn_from_the_whole_corpus_and_none_that_is_taken() -> None:
+    rngs = [step_rng(1, "x", 0, f"q{query}") for query in range(300)]
+    drawn = [draw_from_corpus(10, 3, rng, taken={4, 7}, contains_answer=None) for rng in rngs]
+    assert all(len(set(documents)) == 3 for documents in drawn)
+    assert {document for documents in drawn for document in documents} == set(range(10)) - {4, 7}
+    assert sorted(draw_from_corpus(10, 9, rngs[0], taken={4, 7}, contains_answer=None)) == [0, 1, 2, 3, 5, 6, 8, 9]
+    assert draw_from_corpus(10, 0, rngs[0], taken=(), contains_answer=None) == []
+
+
+def test_a_corpus_full_of_answers_is_not_gone_through() -> None:
+    """Symptom guarded against: an answer that stands everywhere has all texts of a large corpus read for one query."""
+    asked: list[int] = []
+
+    def contains_answer(document: int) -> bool:
+        asked.append(document)
+        return True
+
+    assert draw_from_corpus(10**9, 5, step_rng(1, "x", 0, "q"), taken=(), contains_answer=contains_answer) == []
+    assert len(asked) == 1000

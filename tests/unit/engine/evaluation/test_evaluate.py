@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -50,7 +51,10 @@ def data_of(num_queries: int = 3, answers: tuple[str, ...] = ()) -> Any:
         queries=queries, qrels={"dev": qrels, "test": qrels}, positives=lambda split, qid: list(qrels[qid])
     )
     return SimpleNamespace(
-        dataset=dataset, shards=shards, queries_of=lambda split, limit, seed: list(queries.values())[:limit]
+        dataset=dataset,
+        shards=shards,
+        queries_of=lambda split, limit, seed: list(queries.values())[:limit],
+        own_documents={},
     )
 
 
@@ -128,6 +132,51 @@ def test_retrieving_names_documents_and_leaves_out_empty_places(open_run: Open) 
     ranking = retrieve(Stage(open_run("evaluation.depth=100"), "evaluate/1"), data, finder, queries, "G")
     assert ranking == {qid: {"d11": 11.0, "d10": 10.0, "d9": 9.0, "d8": 8.0} for qid in ("q0", "q1")}
     assert finder.depths == [len(DOCIDS)], "no deeper than the corpus"
+
+
+def test_the_document_that_is_the_query_is_left_out_and_none_is_missing(open_run: Open) -> None:
+    """Symptom: on data whose queries are documents, each query found itself first, and that was measured as a miss."""
+    data, finder = data_of(2), Finder()
+    data.own_documents = {"q0": 10}
+    queries = list(data.dataset.queries.values())
+    ranking = retrieve(
+        Stage(open_run("evaluation.depth=3", "evaluation.rerank_depth=3"), "evaluate/1"), data, finder, queries, "G"
+    )
+    assert {qid: list(found) for qid, found in ranking.items()} == {
+        "q0": ["d11", "d9", "d8"],
+        "q1": ["d11", "d10", "d9"],
+    }
+    assert finder.depths == [4], "one deeper, for all queries alike"
+
+
+class Empty:
+    """Finds something for the first query alone."""
+
+    source = "bm25"
+
+    def search(self, queries: Sequence[Query], top_k: int) -> Hits:
+        documents_QK = np.full((len(queries), top_k), -1, dtype=np.int64)
+        documents_QK[0, 0] = 7
+        return Hits(documents_QK, np.where(documents_QK >= 0, 1.0, -np.inf).astype(np.float32))
+
+
+def test_queries_without_hits_go_through_and_are_told_of(
+    open_run: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Symptom guarded against: a TREC file has no line for a query without hits, and re-ranking it stops the run."""
+    monkeypatch.setattr(logging.getLogger("sparring"), "propagate", True)
+    monkeypatch.setattr(evaluate, "open_searcher", lambda *_: Empty())
+    monkeypatch.setattr(evaluate, "PairScorer", scores_by(dict.fromkeys(DOCIDS, 0.5)))
+    run, data = open_run(), data_of(3)
+    data.dataset.qrels["dev"]["q0"] = {"d7": 1}
+    stage = Stage(run, "evaluate/1")
+    for system in (G, D):
+        (score,) = evaluate_system(stage, data, run.folder, system, "dev")
+        assert score.metrics["R@1"] == pytest.approx(1 / 3), "a query without hits counts as 0"
+        assert read_trec(run.folder.results / system.run_file_name("dev")).keys() == {"q0"}
+    evaluate.show_examples(stage, data, G, D)
+    assert "G finds nothing for 2 of 3 queries" in caplog.text
+    assert "bm25.language" in caplog.text
 
 
 def test_each_split_has_its_own_limit(open_run: Open) -> None:

@@ -85,7 +85,7 @@ def test_positives_are_taken_out_and_the_next_ones_move_up(open_run: Open) -> No
     found = mined(open_run(), data_of([[0], [2, 3], []]), searcher)
     assert found.documents_QK.tolist() == [[1, 2, 3, 4, 5], [0, 1, 4, 5, 6], [0, 1, 2, 3, 4]]
     assert (found.source, found.stamp, found.qids) == ("dense", STAMP, ["q0", "q1", "q2"])
-    assert (found.removed["positives"], found.removed["answers"]) == (3, 0)
+    assert (found.counts["positives"], found.counts["answers"]) == (3, 0)
     assert searcher.asked == [(["q0", "q1", "q2"], 7)], "as many more as the largest set of positives"
 
 
@@ -96,7 +96,7 @@ def test_documents_with_an_answer_are_taken_out(open_run: Open) -> None:
     found = mined(open_run(), data_of([[0], [0]], [("Paris",), ()], texts), FakeSearcher())
     assert found.row("q0").tolist() == [2, 3, 5, 6], "enough, so nothing deeper is fetched"
     assert found.row("q1").tolist() == [1, 2, 3, 4, 5]
-    assert (found.removed["positives"], found.removed["answers"]) == (2, 2)
+    assert (found.counts["positives"], found.counts["answers"]) == (2, 2)
 
 
 def test_known_false_negatives_are_taken_out_and_counted_by_themselves(open_run: Open) -> None:
@@ -105,14 +105,91 @@ def test_known_false_negatives_are_taken_out_and_counted_by_themselves(open_run:
     train = replace(data.train, false_negatives=[np.array([2, 0]), np.array([], dtype=np.int64)])
     found = mined(open_run(), replace(data, train=train), FakeSearcher())
     assert found.documents_QK.tolist() == [[1, 3, 4, 5, 6], [0, 2, 3, 4, 5]]
-    assert found.removed == {"positives": 2, "false_negatives": 1}, "a positive is counted as a positive"
+    assert found.counts == {"positives": 2, "false_negatives": 1}, "a positive is counted as a positive"
+
+
+def test_the_document_that_is_the_query_is_no_negative(open_run: Open) -> None:
+    """Symptom: where queries are documents, the first hard negative of a query was its own text."""
+    data = data_of([[3], [1]])
+    data = replace(data, train=replace(data.train, own_documents={"q0": 0, "q1": 1}))
+    run = open_run()
+    found = mined(run, data, FakeSearcher())
+    assert found.documents_QK.tolist() == [[1, 2, 4, 5, 6], [0, 2, 3, 4, 5]]
+    assert found.counts == {"positives": 2, "identical_ids": 1}, "a positive is counted as a positive"
+    line = json.loads((run.folder.path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert line["candidates/removed_identical_ids"] == 1.0
+
+
+@dataclass
+class LexicalSearcher(FakeSearcher):
+    """Finds the first documents, as many as a query's number says."""
+
+    def search(self, queries: Sequence[Query], top_k: int) -> Hits:
+        hits = super().search(queries, top_k)
+        found_Q = np.array([int(query.id[1:]) for query in queries])
+        found_QK = np.arange(top_k) < found_Q[:, None]
+        documents_QK = np.where(found_QK, hits.documents_QK, -1)
+        return Hits(documents_QK, np.where(found_QK, hits.scores_QK, np.float32(-np.inf)))
+
+
+def test_what_a_retriever_does_not_find_is_drawn_from_the_corpus(open_run: Open) -> None:
+    """Symptom guarded against: a query that shares no word with three documents stops the run at its warm-up."""
+    run, data = open_run(), data_of([[20], [20], [20], [20], [20], [1, 20, 21]])
+    searcher = LexicalSearcher()
+    found = mined(run, data, searcher, needed=4)
+    assert [depth for _, depth in searcher.asked] == [8], "there is nothing to be found deeper"
+    rows = found.documents_QK
+    assert found.row("q5").tolist() == [0, 2, 3, 4], "enough was found; no more is drawn than is needed"
+    for row, num_found in enumerate([0, 1, 2, 3]):
+        assert rows[row, :num_found].tolist() == list(range(num_found))
+        drawn = rows[row, num_found:4].tolist()
+        assert len({*drawn, *range(num_found), 20}) == 4 + 1, "different ones, and no positive"
+        assert rows[row, 4] == -1
+        assert np.isneginf(found.scores_QK[row, num_found:]).all()
+    assert (found.counts["drawn"], found.counts["without_hits"]) == (4 + 3 + 2 + 1, 1)
+    assert len({tuple(row) for row in rows[:, 2:4].tolist()}) > 3, "every query has its own"
+    shutil.rmtree(run.folder.candidates("001"))
+    again = mined(run, data, LexicalSearcher(block_size=1), needed=4)
+    np.testing.assert_array_equal(again.documents_QK, rows)
+
+
+def test_what_is_drawn_has_no_answer_either(open_run: Open) -> None:
+    texts = ["the answer is Paris"] * (N - 4) + [f"text number {index}" for index in range(4)]
+    found = mined(open_run(), data_of([[20], [N - 1]], [("Paris",), ("Paris",)], texts), LexicalSearcher())
+    assert sorted(found.row("q1").tolist()) == [N - 4, N - 3, N - 2]
+    assert found.counts["answers"] == 1, "the hit of q1"
+
+
+def test_where_nothing_is_left_without_an_answer_it_is_drawn_with_one(open_run: Open) -> None:
+    found = mined(open_run(), data_of([[20], [20]], [("the",), ("the",)], ["the text"] * N), LexicalSearcher())
+    assert found.row("q1")[0] == 0
+    assert (len(found.row("q0")), len(found.row("q1"))) == (3, 3)
+    assert (found.counts["drawn"], found.counts["answers"]) == (3 + 2, 0)
+
+
+def test_a_retriever_that_finds_nothing_for_most_queries_is_told_of(
+    open_run: Open, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Symptom: BM25 in another language than the texts' gave a table of zeros and no word about it."""
+    monkeypatch.setattr(logging.getLogger("sparring"), "propagate", True)
+    mined(open_run(), data_of([[20]] * 3), LexicalSearcher())
+    assert "finds nothing" not in caplog.text
+    data = data_of([[20]] * 3)
+    none = [replace(query, id=f"q0{row}") for row, query in enumerate(data.train.queries)]
+
+    class Deaf(LexicalSearcher):
+        def search(self, queries: Sequence[Query], top_k: int) -> Hits:
+            return super().search([Query("q0", "") for _ in queries], top_k)
+
+    mined(open_run(), replace(data, train=replace(data.train, queries=none)), Deaf(source="bm25"), top_k=6)
+    assert "bm25 finds nothing for 3 of 3 queries" in caplog.text
 
 
 def test_answers_stay_in_where_the_recipe_says_so(open_run: Open) -> None:
     texts = ["paris"] * N
     found = mined(open_run("ar2.remove_answers=false"), data_of([[0]], [("Paris",)], texts), FakeSearcher())
     assert found.row("q0").tolist() == [1, 2, 3, 4, 5]
-    assert found.removed["answers"] == 0
+    assert found.counts["answers"] == 0
 
 
 def test_the_search_goes_deeper_only_for_queries_that_keep_too_few(open_run: Open) -> None:
@@ -124,8 +201,8 @@ def test_the_search_goes_deeper_only_for_queries_that_keep_too_few(open_run: Ope
     assert depths[0] < depths[1] <= N
     assert found.row("q0").tolist() == [12, 13, 14, 15, 16]
     assert found.row("q1").tolist() == [0, 1, 2, 3, 4]
-    assert found.removed["answers"] == 12, "what was taken out in both passes counts once"
-    assert found.removed["positives"] == 0, "the positive lies deeper than what was kept"
+    assert found.counts["answers"] == 12, "what was taken out in both passes counts once"
+    assert found.counts["positives"] == 0, "the positive lies deeper than what was kept"
 
 
 def test_an_answer_that_is_everywhere_takes_nothing_out(
@@ -137,7 +214,7 @@ def test_an_answer_that_is_everywhere_takes_nothing_out(
     searcher = FakeSearcher()
     found = mined(open_run(), data_of([[0]], [("the",)], texts), searcher)
     assert found.row("q0").tolist() == [1, 2, 3, 4, 5]
-    assert (found.removed["positives"], found.removed["answers"]) == (1, 0)
+    assert (found.counts["positives"], found.counts["answers"]) == (1, 0)
     assert "1 queries have an answer that almost every document contains" in caplog.text
 
 
@@ -259,7 +336,7 @@ def test_an_interrupted_search_goes_on_with_the_blocks_that_are_missing(
     assert found.qids == whole.qids
     np.testing.assert_array_equal(found.documents_QK, whole.documents_QK)
     np.testing.assert_array_equal(found.scores_QK, whole.scores_QK)
-    assert found.removed["positives"] == whole.removed["positives"]
+    assert found.counts["positives"] == whole.counts["positives"]
 
 
 def test_blocks_of_another_search_are_not_joined(open_run: Open) -> None:
@@ -350,7 +427,7 @@ def test_parts_are_searched_once_for_a_group_and_give_the_same(open_run: Open) -
     found = mined(run, data, searcher)
     np.testing.assert_array_equal(found.documents_QK, whole.documents_QK)
     np.testing.assert_array_equal(found.scores_QK, whole.scores_QK)
-    assert (found.qids, found.removed["positives"]) == (whole.qids, whole.removed["positives"])
+    assert (found.qids, found.counts["positives"]) == (whole.qids, whole.counts["positives"])
     assert searcher.searched == [(0, 4), (1, 4), (2, 4), (0, 3), (1, 3), (2, 3)]
     assert searcher.encoded == [f"q{row}" for row in range(7)], "each query once"
     assert searcher.asked == [], "nothing is left to be searched by one rank"

@@ -8,13 +8,17 @@ import math
 import os
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
+import bm25s
 import numpy as np
 import pytest
 
+from engine.config.bm25 import Bm25Config
 from engine.errors import ArtifactError, DataError
 from engine.retrievers.bm25 import BM25Searcher, build_bm25
+from engine.retrievers.words import Words
 from engine.search import Hits, Searcher, top_of_row
 from shards.records import Query
 
@@ -62,17 +66,19 @@ def search(searcher: Searcher, text: str, top_k: int) -> tuple[list[int], list[f
 @pytest.mark.parametrize(("k1", "b"), [(0.9, 0.4), (1.2, 0.75)])
 def test_scores_are_the_formula(tmp_path: Path, k1: float, b: float) -> None:
     build_bm25(TEXTS, tmp_path / "bm25", k1=k1, b=b)
-    documents, scores = search(BM25Searcher.open(tmp_path / "bm25"), "Is a FOXES' dog red, red?", 5)
+    documents, scores = search(BM25Searcher.open(tmp_path / "bm25"), "Is a FOXES' dog red, red?", 4)
     expected = by_hand(["fox", "dog", "red", "red"], k1, b)
-    assert documents == sorted(range(5), key=lambda document: (-expected[document], document))
+    assert expected[3] == 0, "the document without a word is no hit"
+    assert documents == sorted({0, 1, 2, 4}, key=lambda document: (-expected[document], document))
     assert scores == pytest.approx([expected[document] for document in documents], rel=1e-5)
 
 
-def test_documents_without_a_shared_word_come_last_by_index(searcher: BM25Searcher) -> None:
+def test_documents_without_a_shared_word_are_no_hits(searcher: BM25Searcher) -> None:
+    """Symptom: the first documents of the corpus were hits of every query, with a score of 0, and its negatives."""
     documents, scores = search(searcher, "sleeping", 4)
-    assert documents == [2, 0, 1, 3]
+    assert documents == [2, -1, -1, -1]
     assert scores[0] > 0
-    assert scores[1:] == [0, 0, 0]
+    assert scores[1:] == [-math.inf] * 3
 
 
 def test_fewer_asked_for_than_share_a_word_gives_the_head_of_the_same_order(searcher: BM25Searcher) -> None:
@@ -84,14 +90,37 @@ def test_fewer_asked_for_than_share_a_word_gives_the_head_of_the_same_order(sear
 @pytest.mark.parametrize("text", ["", "the of a", "zebra", "?!"])
 def test_a_query_without_a_known_word_is_answered(searcher: BM25Searcher, text: str) -> None:
     """Symptom: one odd query stops the search of all."""
-    assert search(searcher, text, 2) == ([0, 1], [0, 0])
+    assert search(searcher, text, 2) == ([-1, -1], [-math.inf, -math.inf])
 
 
 def test_padding_where_the_corpus_is_smaller(searcher: BM25Searcher) -> None:
-    documents, scores = search(searcher, "fox", 7)
-    assert sorted(documents[:5]) == [0, 1, 2, 3, 4]
-    assert documents[5:] == [-1, -1]
-    assert scores[5:] == [-math.inf, -math.inf]
+    documents, scores = search(searcher, "red dogs sleep with a fox", 7)
+    assert sorted(documents[:4]) == [0, 1, 2, 4]
+    assert documents[4:] == [-1, -1, -1]
+    assert scores[4:] == [-math.inf] * 3
+
+
+def test_a_text_without_spaces_gets_the_scores_of_bm25s_for_its_pairs_of_characters(tmp_path: Path) -> None:
+    """Symptom: a Chinese or Japanese sentence was one word, and no query shared one with any document."""
+    texts = ["東京大学の図書館", "京都大学で数学を学ぶ", "東京の天気は雨", "ＴＯＫＹＯ 東京"]
+    pairs = [[text[place : place + 2] for place in range(len(text) - 1)] for text in texts[:3]] + [["tokyo", "東京"]]
+    vocabulary = {word: number for number, word in enumerate(dict.fromkeys(chain(*pairs)))}
+    theirs = bm25s.BM25(k1=0.9, b=0.4, method="lucene", backend="numpy")
+    ids = [[vocabulary[word] for word in words] for words in pairs]
+    theirs.index((ids, vocabulary), create_empty_token=False, show_progress=False)
+    expected = theirs.get_scores_from_ids([vocabulary[word] for word in ("tokyo", "東京", "京大", "大学")])
+    build_bm25(texts, tmp_path / "bm25")
+    documents, scores = search(BM25Searcher.open(tmp_path / "bm25"), "Tokyo 東京大学", 4)
+    assert documents == np.argsort(-expected, kind="stable").tolist()
+    assert scores == pytest.approx(np.sort(expected)[::-1].tolist())
+
+
+def test_queries_are_read_as_the_documents_were(tmp_path: Path) -> None:
+    words = Words.of(Bm25Config(language="german"))
+    build_bm25(["Die Häuser der Stadt", "der Hund"], tmp_path / "bm25", words=words)
+    searcher = BM25Searcher.open(tmp_path / "bm25")
+    assert search(searcher, "haus", 2)[0] == [0, -1]
+    assert search(searcher, "der", 2)[0] == [-1, -1], "a German stop word"
 
 
 def test_it_is_a_searcher_and_answers_in_the_order_asked(searcher: BM25Searcher) -> None:

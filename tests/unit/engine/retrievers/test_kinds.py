@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from engine.config.bm25 import Bm25Config
 from engine.errors import ArtifactError, ConfigError
-from engine.retrievers.bm25_index import BuiltBM25
+from engine.retrievers.bm25_index import BuiltBM25, is_indexed, prepared_place
 from engine.retrievers.kinds import BM25, KINDS, Choice, build, dense, open_searcher, stamp_of
 from engine.run import Run, RunFolder
 from shards.files import write_json
@@ -38,6 +39,45 @@ def test_bm25_is_built_once_and_opened_where_it_lies(open_run: Open, tmp_path: P
     assert stamp_of(run, data, BM25).iteration == searcher.source == "bm25"
     with pytest.raises(ArtifactError, match="was made of"):
         open_searcher(run, data_in(tmp_path / "shards", "d" * 64), run.folder, BM25)
+
+
+def test_a_changed_setting_makes_a_new_bm25_index(open_run: Open, tmp_path: Path) -> None:
+    """Symptom guarded against: an index of English stems answers for a recipe that names another language."""
+    data = data_in(tmp_path / "shards")
+    run = open_run()
+    build(run, data, run.folder, BM25)
+    stamp = stamp_of(run, data, BM25)
+    run.config = run.config.model_copy(update={"bm25": Bm25Config(language="none", b=0.5)})
+    with pytest.raises(ArtifactError, match=r'"stemmer": "english".*"stemmer": null'):
+        open_searcher(run, data, run.folder, BM25)
+    build(run, data, run.folder, BM25)
+    assert run.result_of("bm25", BuiltBM25) == BuiltBM25(3, False)
+    searcher = open_searcher(run, data, run.folder, BM25)
+    found = searcher.search([Query("q", "barks"), Query("q", "barking"), Query("q", "the")], 2).documents_QK
+    assert found.tolist() == [[1, -1], [-1, -1], [0, 2]], "neither stems nor stop words"
+    assert stamp_of(run, data, BM25) != stamp, "the old candidates are stale"
+    build(run, data, run.folder, BM25)
+    assert is_indexed(run.folder.bm25, "c" * 64, run.config.bm25)
+
+
+def test_one_way_to_ask_for_the_same_words_is_as_good_as_another(open_run: Open, tmp_path: Path) -> None:
+    run, data = open_run(), data_in(tmp_path / "shards")
+    build(run, data, run.folder, BM25)
+    same = Bm25Config(language="de", stemmer="en", stopwords="english")
+    assert is_indexed(run.folder.bm25, "c" * 64, same)
+    assert prepared_place(tmp_path, same) == prepared_place(tmp_path, Bm25Config())
+    assert prepared_place(tmp_path, same) != prepared_place(tmp_path, Bm25Config(stopwords=("owl",)))
+
+
+def test_bm25_sees_title_and_text_and_not_the_models_template(open_run: Open, tmp_path: Path) -> None:
+    """Symptom: with `{title} [SEP] {text}` the word "sep" stood in every document, and counted for nothing."""
+    run, data = open_run(), data_in(tmp_path / "shards")
+    documents = [Document("a", "Sep", "the ninth month"), Document("b", "Oct", "the tenth"), Document("c", "", "x")]
+    data.dataset = SimpleNamespace(documents=lambda: iter(documents))
+    data.shards.manifest.template = "{title} [SEP] {text}"
+    build(run, data, run.folder, BM25)
+    hits = open_searcher(run, data, run.folder, BM25).search([Query("q", "sep"), Query("q", "oct tenth")], 3)
+    assert hits.documents_QK.tolist() == [[0, -1, -1], [1, -1, -1]]
 
 
 def test_the_stages_of_another_corpus_have_names_of_their_own(open_run: Open, tmp_path: Path) -> None:

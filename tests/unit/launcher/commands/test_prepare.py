@@ -77,6 +77,17 @@ def test_preparing_again_writes_nothing(
     assert "there already" in caplog.text
 
 
+def test_an_index_by_other_settings_of_bm25_is_the_runs_own(
+    tmp_path: Path, prepared: tuple[Path, Path, list[str]]
+) -> None:
+    """Symptom guarded against: the index beside the data serves a recipe for another language, or stops it."""
+    data, _, words = prepared
+    run, _, found = opened(tmp_path, data, [*words, "bm25.language=none"])
+    assert not index_text(Stage(run, "bm25"), found, run.folder).reused  # type: ignore[arg-type]
+    assert run.folder.bm25.exists()
+    assert open_searcher(run, found, run.folder, BM25).source == "bm25"  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("word", ["retriever.max_length=500", "data.template='{text}'"])
 def test_a_recipe_that_they_do_not_fit_writes_its_own(
     tmp_path: Path, prepared: tuple[Path, Path, list[str]], word: str

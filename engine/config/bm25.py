@@ -1,0 +1,96 @@
+"""BM25's section: how texts become words in any language, and the two numbers of the formula.
+
+What languages there are is the libraries' knowledge: stemmers are Snowball's (PyStemmer), stop words those of bm25s.
+"""
+
+from __future__ import annotations
+
+import difflib
+from functools import cache
+from typing import Literal
+
+import bm25s.stopwords as bm25s_stopwords  # type: ignore[import-untyped]
+import Stemmer  # type: ignore[import-not-found]
+from pydantic import Field, field_validator
+
+from engine.config.sections import Section
+
+AUTO, NONE = "auto", "none"
+_UNSPACED = frozenset({"burmese", "chinese", "japanese", "khmer", "korean", "lao", "thai"})
+"""Languages whose words are cut by their script; there is no stemmer for them."""
+_CODES = {
+    **{"ar": "arabic", "ca": "catalan", "cs": "czech", "da": "danish", "de": "german", "el": "greek", "en": "english"},
+    **{"eo": "esperanto", "es": "spanish", "et": "estonian", "eu": "basque", "fa": "persian", "fi": "finnish"},
+    **{"fr": "french", "ga": "irish", "hi": "hindi", "hu": "hungarian", "hy": "armenian", "id": "indonesian"},
+    **{"it": "italian", "ja": "japanese", "km": "khmer", "ko": "korean", "lo": "lao", "lt": "lithuanian"},
+    **{"my": "burmese", "ne": "nepali", "nl": "dutch", "no": "norwegian", "pl": "polish", "pt": "portuguese"},
+    **{"ro": "romanian", "ru": "russian", "sr": "serbian", "st": "sesotho", "sv": "swedish", "ta": "tamil"},
+    **{"th": "thai", "tr": "turkish", "yi": "yiddish", "zh": "chinese"},
+}
+"""ISO 639-1; what has neither stemmer nor stop words here needs no code."""
+_NO_LANGUAGE = frozenset({"porter", "dutch_porter", "english_plus"})
+"""Stemmers and lists that are a second one of their language."""
+
+
+class Bm25Config(Section):
+    """BM25, the yardstick and the source of G0's negatives: its words and its formula."""
+
+    language: str = "english"
+    """Whose stemmer and stop words are taken, by name (`german`) or ISO 639-1 code (`de`); `none` for a language that
+    has neither. Scripts without spaces between words are read in every language (`tokens`)."""
+    stemmer: str = AUTO
+    """A Snowball stemmer such as `russian` or `porter`, `none`, or `auto`: the language's, if it has one."""
+    stopwords: str | tuple[str, ...] = AUTO
+    """Words that do not count: a list of them, the name of a language's list in bm25s (`english_plus` is its longer
+    English one), `none`, or `auto`: the language's, if it has one."""
+    tokens: Literal["auto", "words", "bigrams"] = "auto"
+    """`auto`: runs of two or more letters and digits, and pairs of neighbouring characters where the script has no
+    spaces between words. `words`: runs in every script, for texts that were cut into words before. `bigrams`: pairs of
+    neighbouring characters of every word, without stemming."""
+    k1: float = Field(0.9, gt=0)
+    """How soon further occurrences of a word stop counting (Anserini's default)."""
+    b: float = Field(0.4, ge=0, le=1)
+    """How much long documents are marked down (Anserini's default)."""
+
+    @field_validator("language")
+    @classmethod
+    def _known_language(cls, name: str) -> str:
+        known = ({*stemmers(), *stop_word_lists()} | _UNSPACED) - _NO_LANGUAGE
+        return _known(name, "language", known, "; a language that is not here, such as Swahili, is `none`")
+
+    @field_validator("stemmer")
+    @classmethod
+    def _known_stemmer(cls, name: str) -> str:
+        return _known(name, "stemmer", {AUTO, *stemmers()})
+
+    @field_validator("stopwords")
+    @classmethod
+    def _known_stop_words(cls, words: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not isinstance(words, str):
+            return words
+        return _known(words, "list of stop words", {AUTO, *stop_word_lists()}, "; or a list of words")
+
+
+def _known(name: str, what: str, known: set[str], more: str = "") -> str:
+    """Return a name as it is known; or say which ones are near."""
+    lowered = name.strip().lower()
+    lowered = _CODES.get(lowered, lowered)
+    if lowered == NONE or lowered in known:
+        return lowered
+    near = difflib.get_close_matches(lowered, sorted(known | {NONE}), n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    raise ValueError(f"there is no {what} of this name, {hint}known are {', '.join(sorted(known))}, {NONE}{more}")
+
+
+@cache
+def stemmers() -> tuple[str, ...]:
+    """Return the names of Snowball's stemmers."""
+    return tuple(Stemmer.algorithms())
+
+
+@cache
+def stop_word_lists() -> dict[str, tuple[str, ...]]:
+    """Return bm25s's lists of stop words by their language."""
+    prefix, english = "STOPWORDS_", {"en": "english", "en_plus": "english_plus"}
+    named = {name.removeprefix(prefix).lower(): name for name in dir(bm25s_stopwords) if name.startswith(prefix)}
+    return {english.get(name, name): tuple(getattr(bm25s_stopwords, constant)) for name, constant in named.items()}
