@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from engine.config.bm25 import Bm25Config
+from engine.data.corpus import Data, TrainingQueries
 from engine.errors import ConfigError
 from engine.index.plan import plan_index
-from engine.refresh.refresh import _drop_old_indexes
+from engine.refresh.refresh import _drop_old_indexes, bm25_candidates
 from engine.run import Run
+from shards.records import Document, Query
 
 Open = Callable[..., Run]
 
@@ -32,6 +38,25 @@ def test_more_are_kept_where_asked_for(open_run: Open) -> None:
 
 def test_nothing_goes_before_there_are_too_many(open_run: Open) -> None:
     assert indexes_after(open_run(), 1) == ["000", "001", "zero-shot"]
+
+
+def test_candidates_by_other_settings_of_bm25_are_mined_anew(open_run: Open, tmp_path: Path) -> None:
+    """Symptom guarded against: G0 warms up on the hits of another language, or is stopped by them at every start."""
+    texts = ["die Häuser", "ein Haus", "ein Hund", "the cat"]
+    shards = SimpleNamespace(
+        manifest=SimpleNamespace(sha256="c" * 64), folder=tmp_path / "shards", num_documents=len(texts)
+    )
+    dataset = SimpleNamespace(documents=lambda: (Document(f"d{row}", "", text) for row, text in enumerate(texts)))
+    train = TrainingQueries([Query("q", "Häuser")], [np.array([0])], {"retriever": [[1]]})
+    data = Data(dataset, shards, {}, train)  # type: ignore[arg-type]
+    run = open_run()
+    drawn = bm25_candidates(run, data)
+    assert drawn.counts["drawn"] == 1, "no stem of the query is in another document"
+    run.config = run.config.model_copy(update={"bm25": Bm25Config(language="de")})
+    assert bm25_candidates(run, data).row("q").tolist() == [1]
+    before = (run.folder.candidates("bm25") / "candidates.json").stat().st_mtime_ns
+    assert bm25_candidates(run, data).row("q").tolist() == [1]
+    assert (run.folder.candidates("bm25") / "candidates.json").stat().st_mtime_ns == before
 
 
 def test_the_plan_follows_the_configuration(open_run: Open) -> None:
