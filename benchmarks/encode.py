@@ -34,8 +34,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.report import machine_line, table
 from benchmarks.work import flop, matrix_peak
 from engine.models.encode import Encoder, batches_by_length, encode_queries
-from engine.models.loading import load_tokenizer, resolve_model
+from engine.models.loading import load_tokenizer
 from engine.models.retriever import Retriever
+from engine.models.source import resolve_model
 from engine.models.template import InputTemplate
 
 TOKENS_PER_BATCH = 16384

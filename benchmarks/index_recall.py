@@ -52,7 +52,7 @@ def encode(name: str, texts: list[str]) -> np.ndarray:
     """Embed texts with a sentence encoder: float32 [N, D]."""
     from sentence_transformers import SentenceTransformer
 
-    from engine.models.loading import resolve_model
+    from engine.models.source import resolve_model
 
     model = SentenceTransformer(str(resolve_model(name)), device="cpu")
     rows_ND: np.ndarray = model.encode(texts, batch_size=64, convert_to_numpy=True, show_progress_bar=False)

@@ -29,10 +29,11 @@ from engine.data.batches import Group, Samples
 from engine.data.candidates import Candidates
 from engine.data.corpus import Data, model_texts, open_data, write_shards
 from engine.metrics import MetricsWriter
-from engine.models.loading import load_tokenizer, resolve_model
+from engine.models.loading import load_tokenizer
 from engine.models.random import make_random_model
 from engine.models.ranker import Ranker
 from engine.models.retriever import Retriever
+from engine.models.source import resolve_model
 from engine.models.weights import MARKER, digest_of, weight_files
 from engine.run import Run, Stage
 from launcher.plan.models import named_settings

@@ -10,11 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from engine.config.recipe import Config
 from engine.config.timetable import iteration_name
 from engine.data.batches import require_equal_shares
 from engine.data.corpus import (
     Data,
+    ModelText,
     copy_shards,
     model_texts,
     open_data,
@@ -25,7 +28,6 @@ from engine.data.corpus import (
     write_shards,
 )
 from engine.data.tokenization import WrittenCorpus
-from engine.errors import ConfigError
 from engine.evaluation.evaluate import evaluate_systems
 from engine.evaluation.summary import summary_table
 from engine.evaluation.systems import every_system
@@ -35,8 +37,9 @@ from engine.models.export import export_model
 from engine.models.kinds import load_untrained
 from engine.models.ranker import Ranker
 from engine.models.retriever import Retriever
+from engine.models.trial import Proof, require_forward
 from engine.run import Run, Stage
-from engine.training.backend import deepspeed_config
+from engine.training.backend import deepspeed_config, require_precision
 from engine.training.models import Models
 from launcher.plan.models import shapes_of
 from launcher.plan.recomputation import decide_recomputation, device_here
@@ -70,9 +73,11 @@ def play(config: Config, world: World) -> None:
     names = _model_names(run, dataset)
     with run.coordinator.agreement("check models and sizes"):
         check_settings(run, dataset)
+        texts = model_texts(config, names)
         modules = load_models(_decided(run), names)
         check_sizes(config, dataset, modules)
-    data = _data(run, dataset, names)
+        try_models(config, modules, texts, run.device)
+    data = _data(run, dataset, texts)
     models = Models.open(run, modules)
     algorithm = importlib.import_module(f"engine.{config.recipe}")
     algorithm.train(models, data, run)
@@ -109,41 +114,52 @@ def load_models(config: Config, sources: Mapping[str, str]) -> dict[str, Retriev
     Raises:
         ModelError: A model cannot be found or loaded.
     """
-    return {name: load_untrained(config.models[name], source, seed=config.run.seed) for name, source in sources.items()}
+    seed = config.run.seed
+    return {name: load_untrained(config.models[name], source, seed=seed, name=name) for name, source in sources.items()}
 
 
 def check_settings(run: Run, dataset: Dataset) -> None:
     """Refuse what needs no model to be refused, before any work is done.
 
     Raises:
-        ConfigError: A batch cannot be shared by the ranks, or a DeepSpeed file is not usable.
+        ConfigError: A batch cannot be shared by the ranks, a DeepSpeed file is not usable, or this machine does not
+            train in a model's numeric type.
         DataError: There is no training query.
     """
     require_training_queries(dataset)
+    for name, section in run.config.models.items():
+        require_precision(section, name)
     for phase in run.timetable.phases:
         deepspeed_config(run.config.models[phase.model], phase.optim)
         require_equal_shares(phase, run.coordinator.world_size)
 
 
 def check_sizes(config: Config, dataset: Dataset, modules: Mapping[str, Retriever | Ranker]) -> None:
-    """Refuse lengths that a model cannot take, and a corpus that is too small, before any work is done.
+    """Refuse a corpus that is too small, before any work is done.
 
     Raises:
-        ConfigError: An input is longer than a model's positions, or the corpus is too small for the index.
+        ConfigError: The corpus is too small for the index.
         DataError: The corpus is too small for the negatives.
     """
-    for name, module in modules.items():
-        max_length, longest = config.models[name].max_length, module.longest_input
-        if longest is not None and max_length > longest:
-            raise ConfigError(
-                f"{name}.max_length is {max_length}, but the model takes {longest} tokens",
-                expected=f"at most {longest}",
-                remedy=f"set {name}.max_length={longest}, or name a model for longer inputs",
-            )
     require_enough_documents(config, dataset)
     for module in modules.values():
         if isinstance(module, Retriever):
             plan_index(config.index, num_documents=dataset.num_documents, dimension=module.dimension)
+
+
+def try_models(
+    config: Config, modules: Mapping[str, Retriever | Ranker], texts: Mapping[str, ModelText], device: torch.device
+) -> None:
+    """Compute one batch with each model, of the longest inputs of the recipe and in its settings.
+
+    Raises:
+        ConfigError: An input is longer than a model's positions.
+        ModelError: A model cannot compute it, or does not fit its tokenizer.
+    """
+    for name, module in modules.items():
+        text = texts[name]
+        proof = Proof(name, config.models[name], config.query_max_length, text.tokenizer, text.template, device)
+        require_forward(module, proof)
 
 
 def export_models(stage: Stage, *, iteration: int) -> Exported:
@@ -211,9 +227,7 @@ def _model_names(run: Run, dataset: Dataset) -> dict[str, str]:
     return names
 
 
-def _data(run: Run, dataset: Dataset, names: Mapping[str, str]) -> Data:
-    with run.coordinator.agreement("load tokenizers"):
-        texts = model_texts(run.config, names)
+def _data(run: Run, dataset: Dataset, texts: Mapping[str, ModelText]) -> Data:
     run.once("shards", write_shards, dataset, texts, run.folder)
     with run.coordinator.agreement("open shards"):
         data = open_data(run.config, dataset, texts, run.folder)

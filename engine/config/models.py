@@ -21,13 +21,14 @@ class ModelConfig(Section):
     """Which class of `engine.models` it is."""
 
     name: str
-    """Hub id, local folder, `package:NAME` (an installed package that carries weights), or `random`."""
+    """Hub id, local folder, `package:NAME` (an installed package that carries weights), or `random`. docs/models.md says
+    which architectures can be used."""
     num_layers: int | None = Field(None, ge=1)
     """Keep only the first layers of the backbone; left out, all."""
     dropout: float | None = Field(None, ge=0, lt=1)
-    """Dropout of hidden states and attention; left out, the model's own."""
+    """Every dropout of the model: of embeddings, hidden states, attention and heads; left out, the model's own."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention kernel."""
+    """Attention kernel. Some architectures have `eager` alone (MPNet, DeBERTa), which pads batches."""
     gradient_checkpointing: bool | Literal["auto"] = False
     """Recompute activations in the backward pass (non-reentrant: the reentrant form breaks siamese encoders). `auto`:
     where the plan's estimate says that the model's training would not fit into its device otherwise."""

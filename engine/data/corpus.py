@@ -117,7 +117,7 @@ def model_texts(config: Config, sources: Mapping[str, str | Path]) -> dict[str, 
     texts: dict[str, ModelText] = {}
     longest: int | None = None
     for name, source in sources.items():
-        tokenizer = load_tokenizer(str(source))
+        tokenizer = load_tokenizer(str(source), section=name)
         template = InputTemplate.from_tokenizer(tokenizer)
         if longest is None:  # one length for all, so that models with one tokenizer read the same queries
             longest = config.query_max_length - len(template.single([], config.query_max_length)[0])

@@ -91,7 +91,7 @@ def pack(ids: Sequence[TokenIds], type_ids: Sequence[TokenIds] | None, first_pos
     Args:
         ids: Token ids of each input, special tokens included; at least one input, each of at least one token.
         type_ids: Segment of each token, as long as `ids`; None for a model that takes none.
-        first_position: Position of an input's first token (`engine.models.loading.first_position`).
+        first_position: Position of an input's first token (`engine.models.architecture.InputForm`).
 
     Returns:
         The batch on the CPU.

@@ -23,9 +23,11 @@ import transformers
 from torch import Tensor
 
 from engine.errors import ArtifactError
-from engine.models.loading import METADATA_FILE, load_tokenizer, quiet_transformers, read_metadata, saved_metadata
+from engine.models.failures import quiet_transformers
+from engine.models.loading import load_tokenizer
 from engine.models.ranker import Ranker
 from engine.models.retriever import DOCUMENT, QUERY, Pooling, Retriever, pool
+from engine.models.source import METADATA_FILE, read_metadata, saved_metadata
 from engine.models.template import InputTemplate
 from shards.files import fsync, read_json, write_json
 

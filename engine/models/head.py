@@ -61,6 +61,21 @@ def compute_head_in_float32(classifier: Any) -> None:
             module.__class__ = _IN_FLOAT32[type(module)]
 
 
+def head_parameters(model: Any) -> set[str]:
+    """Return the names of the parameters above a model's layers: those of a classifier's head, and of a pooler.
+
+    Args:
+        model: A transformers classifier, or a backbone, whose pooler alone lies above its layers.
+    """
+    head = set(_head_modules(model))
+    return {
+        f"{place}.{name}" if place else name
+        for place, module in model.named_modules()
+        if module in head
+        for name, _ in module.named_parameters(recurse=False)
+    }
+
+
 def show_first_tokens(classifier: Any) -> None:
     """Give the head of a classifier the first tokens of packed inputs; padded batches are not touched.
 

@@ -9,25 +9,26 @@ from engine.models.ranker import Ranker
 from engine.models.retriever import Retriever
 
 
-def load_untrained(section: ModelConfig, source: str, *, seed: int) -> Retriever | Ranker:
+def load_untrained(section: ModelConfig, source: str, *, seed: int, name: str = "") -> Retriever | Ranker:
     """Load a model as it is before any training, on the CPU.
 
     Args:
         section: Its kind and settings.
         source: Its weights: a hub id, a folder, or `package:NAME`.
         seed: Initialises what the weights lack and may lack, equally on every rank.
+        name: Of the section, for remedies; left out, its kind's.
 
     Raises:
         ModelError: It cannot be found or loaded.
         ConfigError: There is no such kind.
     """
-    model = _load(section, source, seed)
+    model = _load(section, source, seed, name or section.kind)
     if section.compile_layers:
         compile_layers(model)
     return model
 
 
-def _load(section: ModelConfig, source: str, seed: int) -> Retriever | Ranker:
+def _load(section: ModelConfig, source: str, seed: int, name: str) -> Retriever | Ranker:
     if isinstance(section, RetrieverConfig):
         return Retriever.load(
             source,
@@ -38,6 +39,7 @@ def _load(section: ModelConfig, source: str, seed: int) -> Retriever | Ranker:
             dropout=section.dropout,
             attention=section.attention,
             gradient_checkpointing=section.gradient_checkpointing is True,
+            section=name,
         )
     if isinstance(section, RankerConfig):
         return Ranker.load(
@@ -47,5 +49,6 @@ def _load(section: ModelConfig, source: str, seed: int) -> Retriever | Ranker:
             attention=section.attention,
             gradient_checkpointing=section.gradient_checkpointing is True,
             seed=seed,
+            section=name,
         )
     raise ConfigError(f"no model of the kind {section.kind!r} can be loaded", expected="a retriever or a ranker")

@@ -24,11 +24,12 @@ from transformers import PreTrainedModel
 
 from engine.errors import ModelError
 from engine.log import get_logger
+from engine.models.architecture import input_form
 from engine.models.attention import KEYWORD, PACKED_ATTENTIONS, Layout, register_packed_attention
 from engine.models.batch import PackedBatch, pack
 from engine.models.compiled import compile_layers
+from engine.models.failures import FORWARD_ERRORS, quiet_transformers
 from engine.models.fused import fuse_linear_layers
-from engine.models.loading import first_position, quiet_transformers
 from engine.models.template import Batch, Input
 
 logger = get_logger(__name__)
@@ -102,8 +103,7 @@ class PackedEncoder:
     def __init__(self, backbone: Any, *, pooling: Pooling, normalize: bool, compiles: bool = False) -> None:
         if backbone.training:
             raise ModelError(f"{type(backbone).__name__} is in training mode", expected="evaluation mode")
-        self._takes_type_ids = "token_type_ids" in inspect.signature(backbone.forward).parameters
-        self._first_position = first_position(backbone.config)
+        self._form = input_form(backbone)
         self._device: torch.device = backbone.device
         self._pooling, self._normalize = pooling, normalize
         self._backbone = _frozen_copy(backbone)
@@ -120,8 +120,8 @@ class PackedEncoder:
         Returns:
             float32 [N, D] on the backbone's device, in the order of the inputs.
         """
-        types = [one.type_ids for one in inputs] if self._takes_type_ids else None
-        batch = pack([one.ids for one in inputs], types, self._first_position)
+        types = [one.type_ids for one in inputs] if self._form.takes_types else None
+        batch = pack([one.ids for one in inputs], types, self._form.first_position)
         if self._device.type == "cuda":
             batch = batch.pin_memory()  # from which the copy does not wait for the kernels that are queued
         batch = batch.to(self._device, non_blocking=True)
@@ -144,7 +144,7 @@ def packed_encoder(backbone: Any, *, pooling: Pooling, normalize: bool, compiles
     """
     try:
         return PackedEncoder(backbone, pooling=pooling, normalize=normalize, compiles=compiles)
-    except ModelError as error:
+    except (ModelError, *FORWARD_ERRORS) as error:
         _say_padded(backbone, error)
         return None
 
@@ -165,6 +165,7 @@ class Scorer:
             raise ModelError(f"{type(classifier).__name__} is in training mode", expected="evaluation mode")
         self.packs = packs
         """Whether batches may be `PackedBatch`; `Ranker.collator` makes the right ones."""
+        self._form = input_form(classifier)
         self._classifier = _shared_copy(classifier)
         fuse_linear_layers(self._classifier)
         if compiles:
@@ -173,7 +174,7 @@ class Scorer:
     @torch.inference_mode()
     def __call__(self, pairs: Batch) -> Tensor:
         """Score pairs: raw logits [N] in float32, in the order of the pairs; the batch is on the ranker's device."""
-        return score_batch(self._classifier, pairs, packs=self.packs)
+        return score_batch(self._classifier, self._form.accepted(pairs), packs=self.packs)
 
 
 def score_batch(classifier: Any, pairs: Batch, *, packs: bool) -> Tensor:
@@ -245,7 +246,7 @@ def _can_be_packed(model: Any, outcome: Callable[[Any], Tensor], *, least_scale:
         trial = _copy_for_trial(model)
         _compare(trial, trial, outcome, least_scale=least_scale)
         _require_kernel(model)
-    except ModelError as error:
+    except (ModelError, *FORWARD_ERRORS) as error:
         _say_padded(model, error)
         return False
     return True
@@ -269,7 +270,7 @@ def _compare(model: Any, plain: Any, outcome: Callable[[Any], Tensor], *, least_
     if not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
         raise _no_interface(model)
     rows = _probe(model.config)
-    batch = pack(rows, None, first_position(model.config)).to(model.device)
+    batch = pack(rows, None, input_form(model).first_position).to(model.device)
     packed = outcome(packed_forward(model, batch)).double()
     alone = torch.cat(
         [
@@ -331,7 +332,7 @@ def _no_interface(model: Any) -> ModelError:
     )
 
 
-def _say_padded(model: Any, reason: ModelError) -> None:
+def _say_padded(model: Any, reason: Exception) -> None:
     _log_once(f"batches of {type(model).__name__} are padded: {reason}")
 
 

@@ -13,24 +13,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
-from engine.models.head import compute_head_in_float32, show_first_tokens
-from engine.models.loading import (
-    Attention,
-    first_position,
-    load_backbone,
-    longest_input,
-    own_weights,
-    read_metadata,
-    resolve_model,
-    save_backbone,
-    saved_metadata,
-    write_metadata,
-)
+from engine.models.architecture import Attention, input_form, recorded_attention
+from engine.models.head import compute_head_in_float32, head_parameters, show_first_tokens
+from engine.models.loading import load_backbone, own_weights, save_backbone
 from engine.models.packed import Scorer, classifier_can_be_packed, score_batch
+from engine.models.source import read_metadata, resolve_model, saved_metadata, write_metadata
 from engine.models.template import Batch, Collator, InputTemplate
-
-_HEADS = ("classifier", "score", "pooler", "pre_classifier", "head", "sequence_summary", "logits_proj")
-"""How sequence classifiers name the layers above their backbone; a base checkpoint lacks them."""
 
 
 class Ranker(nn.Module):
@@ -50,6 +38,8 @@ class Ranker(nn.Module):
         self.classifier = classifier
         compute_head_in_float32(classifier)
         show_first_tokens(classifier)
+        self.form = input_form(classifier)
+        """Which inputs the classifier takes."""
         self.packs = classifier_can_be_packed(classifier)
         """Whether `forward` takes packed batches."""
         self.compiles = False
@@ -62,20 +52,22 @@ class Ranker(nn.Module):
         *,
         num_layers: int | None = None,
         dropout: float | None = None,
-        attention: Attention = "sdpa",
+        attention: Attention | None = "sdpa",
         gradient_checkpointing: bool = False,
         seed: int = 0,
+        section: str = "ranker",
     ) -> Ranker:
         """Load a ranker from pre-trained weights, with or without a head, or one that `save` wrote.
 
         Args:
             name: Hub id, local folder or `package:NAME`.
             num_layers: Keep only the first layers; None keeps all.
-            dropout: Dropout of hidden states and attention, in [0, 1); None keeps the model's own.
-            attention: Attention kernel.
+            dropout: Every dropout, in [0, 1); None keeps the model's own.
+            attention: Attention kernel; None for the model's own choice.
             gradient_checkpointing: Recompute activations in the backward pass.
             seed: Initialises a head that the checkpoint lacks, equally on every rank. The global random state is left
                 as it was.
+            section: The recipe's section, for remedies.
 
         Returns:
             The ranker in float32, in evaluation mode.
@@ -94,25 +86,26 @@ class Ranker(nn.Module):
                 attention=attention,
                 gradient_checkpointing=gradient_checkpointing,
                 settings={"num_labels": 1},
-                may_be_fresh=() if has_head else _HEADS,
+                may_be_fresh=(lambda _model: ()) if has_head else head_parameters,
+                section=section,
             )
         return cls(classifier).eval()
 
     @classmethod
-    def open(cls, folder: Path, *, attention: Attention = "sdpa") -> Ranker:
-        """Load what `save` wrote.
+    def open(cls, folder: Path) -> Ranker:
+        """Load what `save` wrote, with the attention it was saved with.
 
         Raises:
             ArtifactError: The folder has no description, or a damaged one.
             ModelError: The folder holds no ranker.
         """
         read_metadata(folder, "ranker")
-        return cls.load(str(folder), attention=attention)
+        return cls.load(str(folder), attention=recorded_attention(folder))
 
     @property
     def longest_input(self) -> int | None:
         """Tokens that the model's positions allow; None where its configuration does not say."""
-        return longest_input(self.classifier.config)
+        return self.form.longest
 
     def collator(self, template: InputTemplate) -> Collator:
         """Return what makes batches of pairs in the form that this model computes fastest.
@@ -120,7 +113,7 @@ class Ranker(nn.Module):
         Args:
             template: Of the model's tokenizer.
         """
-        return Collator(template, self.packs, first_position(self.classifier.config))
+        return Collator(template, self.packs, self.form.first_position)
 
     def forward(self, pairs: Batch) -> Tensor:
         """Score pairs.
@@ -136,7 +129,7 @@ class Ranker(nn.Module):
 
         Source: AR2 Eq. 4, D(q, d) = w . E([q, d]).
         """
-        return score_batch(self.classifier, pairs, packs=self.packs)
+        return score_batch(self.classifier, self.form.accepted(pairs), packs=self.packs)
 
     def scorer(self) -> Scorer:
         """Return what scores pairs fastest with the present weights, for inference only.

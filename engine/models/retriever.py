@@ -6,6 +6,7 @@ Shapes: B queries, N documents of a query or in all, L tokens, D embedding dimen
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -15,20 +16,10 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from engine.errors import ModelError
+from engine.models.architecture import ENCODERS, Attention, input_form, recorded_attention
 from engine.models.batch import PackedBatch
-from engine.models.loading import (
-    Attention,
-    first_position,
-    load_backbone,
-    longest_input,
-    own_weights,
-    read_metadata,
-    resolve_model,
-    save_backbone,
-    saved_metadata,
-    under_prefix,
-    write_metadata,
-)
+from engine.models.head import head_parameters
+from engine.models.loading import load_backbone, own_weights, save_backbone, under_prefix
 from engine.models.packed import (
     PackedEncoder,
     packed_encoder,
@@ -38,6 +29,7 @@ from engine.models.packed import (
     tower_can_be_packed,
 )
 from engine.models.packed import Pooling as Pooling
+from engine.models.source import read_metadata, resolve_model, saved_metadata, write_metadata
 from engine.models.template import Batch, Collator, InputTemplate
 
 Similarity = Literal["dot", "cosine"]
@@ -64,6 +56,8 @@ class Retriever(nn.Module):
         self.towers = nn.ModuleDict(dict(towers))
         self.pooling: Pooling = pooling
         self.similarity: Similarity = similarity
+        self.form = input_form(self._tower(DOCUMENT))
+        """Which inputs the towers take."""
         self.packs = all(tower_can_be_packed(tower) for tower in self.towers.values())
         """Whether `forward` takes packed batches."""
         self.compiles = False
@@ -79,8 +73,9 @@ class Retriever(nn.Module):
         tied: bool,
         num_layers: int | None = None,
         dropout: float | None = None,
-        attention: Attention = "sdpa",
+        attention: Attention | None = "sdpa",
         gradient_checkpointing: bool = False,
+        section: str = "retriever",
     ) -> Retriever:
         """Load a retriever from pre-trained weights, or one that `save` wrote.
 
@@ -90,9 +85,10 @@ class Retriever(nn.Module):
             similarity: `dot` (AR2) or `cosine`.
             tied: One tower for both sides; False copies a single backbone into two.
             num_layers: Keep only the first layers; None keeps all.
-            dropout: Dropout of hidden states and attention, in [0, 1); None keeps the model's own.
-            attention: Attention kernel.
+            dropout: Every dropout, in [0, 1); None keeps the model's own.
+            attention: Attention kernel; None for the model's own choice.
             gradient_checkpointing: Recompute activations in the backward pass.
+            section: The recipe's section, for remedies.
 
         Returns:
             The retriever in float32, in evaluation mode.
@@ -103,7 +99,7 @@ class Retriever(nn.Module):
         two_towers = saved_metadata(resolve_model(name)).get("tied") is False
         if two_towers and tied:
             raise ModelError(
-                f"{name} holds a retriever with two towers", expected="one tower", remedy="set retriever.tied to false"
+                f"{name} holds a retriever with two towers", expected="one tower", remedy=f"set {section}.tied to false"
             )
 
         def backbone(folder: str) -> Any:
@@ -115,7 +111,8 @@ class Retriever(nn.Module):
                 dropout=dropout,
                 attention=attention,
                 gradient_checkpointing=gradient_checkpointing,
-                may_be_fresh=("pooler",),
+                may_be_fresh=head_parameters,  # the pooler, which is not used
+                section=section,
             )
             return _without_pooler(model)
 
@@ -129,8 +126,8 @@ class Retriever(nn.Module):
         return cls(towers, pooling=pooling, similarity=similarity).eval()
 
     @classmethod
-    def open(cls, folder: Path, *, attention: Attention = "sdpa") -> Retriever:
-        """Load what `save` wrote, with the pooling, similarity and towers it was saved with.
+    def open(cls, folder: Path) -> Retriever:
+        """Load what `save` wrote, with the pooling, similarity, towers and attention it was saved with.
 
         Raises:
             ArtifactError: The folder has no description, or a damaged one.
@@ -142,7 +139,7 @@ class Retriever(nn.Module):
             pooling=saved["pooling"],
             similarity=saved["similarity"],
             tied=saved["tied"],
-            attention=attention,
+            attention=recorded_attention(folder),
         )
 
     @property
@@ -158,7 +155,7 @@ class Retriever(nn.Module):
     @property
     def longest_input(self) -> int | None:
         """Tokens that the model's positions allow; None where its configuration does not say."""
-        return longest_input(self._tower(DOCUMENT).config)
+        return self.form.longest
 
     def collator(self, template: InputTemplate) -> Collator:
         """Return what makes batches of queries or documents in the form that this model computes fastest.
@@ -166,7 +163,7 @@ class Retriever(nn.Module):
         Args:
             template: Of the model's tokenizer.
         """
-        return Collator(template, self.packs, first_position(self._tower(DOCUMENT).config))
+        return Collator(template, self.packs, self.form.first_position)
 
     def forward(
         self, queries: Batch | None = None, documents: Batch | None = None
@@ -251,13 +248,13 @@ class Retriever(nn.Module):
         )
 
     def _encode(self, side: str, inputs: Batch) -> Tensor:
-        tower = self._tower(side)
+        tower, inputs = self._tower(side), self.form.accepted(inputs)
         if isinstance(inputs, PackedBatch):
             require_packing(self.packs, tower)
-            states_TH = packed_forward(tower, inputs).last_hidden_state[0]
+            states_TH = _states(packed_forward(tower, inputs), tower)[0]
             embeddings_ND = pool_packed(states_TH, inputs, self.pooling)
         else:
-            embeddings_ND = pool(tower(**inputs).last_hidden_state, inputs["attention_mask"], self.pooling)
+            embeddings_ND = pool(_states(tower(**inputs), tower), inputs["attention_mask"], self.pooling)
         return nn.functional.normalize(embeddings_ND, dim=-1) if self.similarity == "cosine" else embeddings_ND
 
 
@@ -280,8 +277,23 @@ def pool(hidden_NLH: Tensor, mask_NL: Tensor, pooling: Pooling) -> Tensor:
     return sums_NH / tokens_NL1.sum(1).clamp(min=1)
 
 
+def _states(output: Any, tower: Any) -> Tensor:
+    states_NLH: Tensor | None = getattr(output, "last_hidden_state", None)
+    if states_NLH is None:
+        raise ModelError(
+            f"{type(tower).__name__} gives no last_hidden_state",
+            expected=f"{ENCODERS}, whose token states are an embedding's",
+            remedy="name such a model",
+        )
+    return states_NLH
+
+
 def _without_pooler(model: Any) -> Any:
     # Its output is not used: an unused parameter gets no gradient, which sharded optimizers handle badly.
-    if getattr(model, "pooler", None) is not None:
+    if getattr(model, "pooler", None) is None:
+        return model
+    if "add_pooling_layer" in inspect.signature(type(model).__init__).parameters:
         model.pooler = None
+    else:  # the class calls it whether it is there or not
+        model.pooler.requires_grad_(False)
     return model

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import deepspeed  # type: ignore[import-untyped]
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator  # type: ignore[import-untyped]
 from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
@@ -332,6 +334,28 @@ def deepspeed_config(config: ModelConfig, optim: OptimConfig) -> dict[str, Any]:
     elif config.precision == "fp16":
         settings["fp16"] = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16}
     return dict(settings)
+
+
+def require_precision(config: ModelConfig, name: str) -> None:
+    """Refuse a numeric type in which DeepSpeed does not train on this machine.
+
+    Args:
+        config: Of the model.
+        name: Of its section.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    here = get_accelerator()
+    supported = {"fp32": True, "bf16": bool(here.is_bf16_supported()), "fp16": bool(here.is_fp16_supported())}
+    if not supported[config.precision]:
+        others = [precision for precision, found in reversed(supported.items()) if found]
+        raise ConfigError(
+            f"{name}.precision is {config.precision}, in which DeepSpeed does not train on the {here.device_name()} of "
+            f"{socket.gethostname()}",
+            expected=" or ".join(others),
+            remedy=f"set {name}.precision={others[0]}, or run on a device that computes in {config.precision}",
+        )
 
 
 def _parameter_groups(module: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:

@@ -48,6 +48,7 @@ def describe_model(config: Config, name: str) -> dict[str, Any]:
     return {
         "model": section.kind,
         "base": section.name,
+        "attention": section.attention,
         "max_length": section.max_length,
         "score_scale": section.score_scale,
         "template": config.data.template,

@@ -12,8 +12,10 @@ from engine.data.corpus import model_texts
 from engine.data.tokenization import find_corpus, plan_corpus, write_corpus
 from engine.errors import ConfigError
 from engine.log import get_logger
+from engine.models.trial import require_embeddings
 from engine.results import one_line
 from engine.retrievers.bm25_index import index_documents, is_indexed, prepared_place
+from launcher.plan.models import settings_of
 from shards.files import canonical_json
 from shards.formats import open_dataset
 from shards.manifest import CorpusManifest
@@ -38,7 +40,7 @@ def prepare_shards(data_path: Path, config_path: Path, words: list[str]) -> Path
     Raises:
         ConfigError: The recipe's models are random ones, whose tokenizer is learnt by each run.
         DataError: The data cannot be read.
-        ModelError: A tokenizer cannot be loaded.
+        ModelError: A tokenizer cannot be loaded, or is no tokenizer of a model that a run can take.
     """
     config = load_config(config_path, words)
     names = {name: section.name for name, section in config.models.items()}
@@ -49,7 +51,11 @@ def prepare_shards(data_path: Path, config_path: Path, words: list[str]) -> Path
             remedy="name a pre-trained retriever and ranker",
         )
     dataset = open_dataset(data_path, config.data.format)
-    plan = plan_corpus(config, dataset, model_texts(config, names))
+    texts = model_texts(config, names)
+    for name, text in texts.items():
+        settings = settings_of(config, name)
+        require_embeddings(text.tokenizer, settings.vocab_size, name=names[name], section=name)
+    plan = plan_corpus(config, dataset, texts)
     streams = [asdict(stream) for stream in plan.streams]
     digest = hashlib.sha256(canonical_json([plan.template, plan.documents_per_shard, streams]).encode()).hexdigest()
     own = data_path / "shards" / f"{config_path.stem}-{digest[:8]}"

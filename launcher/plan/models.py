@@ -15,14 +15,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertConfig
+from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig
 
 from engine.config.models import RankerConfig, RetrieverConfig
 from engine.config.recipe import Config
 from engine.errors import ConfigError, ModelError
-from engine.models.loading import quiet_transformers, resolve_model
+from engine.models.architecture import read_checkpoint, require_class, set_dropout
+from engine.models.failures import quiet_transformers
 from engine.models.ranker import Ranker
 from engine.models.retriever import DOCUMENT, QUERY, SHARED, Retriever
+from engine.models.source import resolve_model
 
 NAMED_SHAPES = {
     "bert-base": (12, 768, 12),
@@ -36,7 +38,7 @@ _SIZES = re.compile(r"(\d+)x(\d+)(?:x(\d+))?")
 _HEAD_SIZE = 64
 _NO_DECAY = ("bias", "LayerNorm.weight", "layer_norm.weight", "norm.weight")
 """As in `engine.training.backend`, whose import takes DeepSpeed's seconds; a test holds them together."""
-_TEXT_FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+_TEXT_FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +116,18 @@ def shape_of(config: Config, name: str, words: str | None = None) -> ModelShape:
         ModelError: The model's configuration cannot be had.
     """
     section = config.models[name]
-    settings = _read_settings(config, name, words)
+    try:
+        settings = named_settings(words) if words is not None else settings_of(config, name)
+    except ModelError as error:
+        other = f"for a plan alone name its shape, such as --shape {name}=bert-base or 12x768"
+        raise ModelError(error.fact, expected=error.expected, remedy=f"{error.remedy}; {other}") from error
     if section.num_layers is not None:
         settings.num_hidden_layers = min(section.num_layers, settings.num_hidden_layers)
         if isinstance(getattr(settings, "layer_types", None), list):
             settings.layer_types = settings.layer_types[: settings.num_hidden_layers]
     tied = not isinstance(section, RetrieverConfig) or section.tied
     if section.dropout is not None:
-        settings.hidden_dropout_prob = settings.attention_probs_dropout_prob = section.dropout
+        set_dropout(settings, section.dropout, section.name)
     return describe(settings, section.kind, name=words or section.name, tied=tied)
 
 
@@ -160,13 +166,13 @@ def describe(settings: Any, kind: str, *, name: str, tied: bool = True) -> Model
         tied: One tower for both sides of a retriever.
     """
     module = empty_model(settings, kind, tied=tied)
-    dropout = float(getattr(settings, "hidden_dropout_prob", 0.0) or 0.0)
-    attention_dropout = float(getattr(settings, "attention_probs_dropout_prob", dropout) or 0.0)
+    dropout = _number(settings, 0.0, "hidden_dropout_prob", "dropout")
+    attention_dropout = _number(settings, dropout, "attention_probs_dropout_prob", "attention_dropout")
     return ModelShape(
         name=name,
         layers=int(settings.num_hidden_layers),
         hidden=int(settings.hidden_size),
-        intermediate=int(settings.intermediate_size),
+        intermediate=_intermediate(settings, module),
         heads=int(settings.num_attention_heads),
         groups=_groups(module),
         embedding=max(parameter.numel() for parameter in module.parameters()),
@@ -224,11 +230,17 @@ def named_settings(words: str) -> BertConfig:
     )
 
 
-def _read_settings(config: Config, name: str, words: str | None) -> Any:
-    """Return the transformers configuration of a model, or what stands for it."""
+def settings_of(config: Config, name: str) -> Any:
+    """Return the transformers configuration of a recipe's model, or what stands for it.
+
+    Args:
+        config: The recipe.
+        name: Of the model's section.
+
+    Raises:
+        ModelError: It cannot be had, or is of a model that no run takes.
+    """
     section = config.models[name]
-    if words is not None:
-        return named_settings(words)
     if section.name == "random":
         shape = config.random_model
         return BertConfig(
@@ -241,16 +253,16 @@ def _read_settings(config: Config, name: str, words: str | None) -> Any:
     source = resolve_model(section.name)
     if isinstance(source, Path) and not (source / "config.json").exists():
         source = source / DOCUMENT  # a retriever with two towers
-    remedy = f"name its shape, such as --shape {name}=bert-base or 12x768, or a folder that holds the model"
-    try:
-        with quiet_transformers():
-            settings = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"the configuration of {section.name} cannot be had: {reason}", remedy=remedy) from error
-    missing = [name for name in _TEXT_FIELDS if not isinstance(getattr(settings, name, None), int)]
+    settings = read_checkpoint(source, section.name, section=name).config
+    auto_class = AutoModelForSequenceClassification if isinstance(section, RankerConfig) else AutoModel
+    require_class(settings, auto_class, section.name, section=name, attention=section.attention)
+    missing = [field for field in _TEXT_FIELDS if not isinstance(getattr(settings, field, None), int)]
     if missing:
-        raise ModelError(f"the configuration of {section.name} does not say its {', '.join(missing)}", remedy=remedy)
+        raise ModelError(
+            f"the configuration of {section.name} does not say its {', '.join(missing)}",
+            expected="what its size follows from",
+            remedy=f"name another model by {name}.name",
+        )
     return settings
 
 
@@ -267,6 +279,22 @@ def _groups(module: nn.Module) -> tuple[tuple[int, ...], ...]:
     decayed = [p.numel() for name, p in module.named_parameters() if not name.endswith(_NO_DECAY)]
     plain = [p.numel() for name, p in module.named_parameters() if name.endswith(_NO_DECAY)]
     return tuple(tuple(group) for group in (decayed, plain) if group)
+
+
+def _intermediate(settings: Any, module: nn.Module) -> int:
+    """Return the width of the feed-forward part: as the configuration says, or as the widest layer is."""
+    stated = getattr(settings, "intermediate_size", None)
+    if isinstance(stated, int):
+        return stated
+    layers = (one for parent in module.modules() if isinstance(parent, nn.ModuleList) for one in parent.modules())
+    widths = [one.out_features for one in layers if isinstance(one, nn.Linear)]
+    return max(widths, default=4 * int(settings.hidden_size))
+
+
+def _number(settings: Any, default: float, *names: str) -> float:
+    """Return the first of several settings that is a number."""
+    values = (getattr(settings, name, None) for name in names)
+    return next((float(value) for value in values if isinstance(value, int | float)), default)
 
 
 def _is_plain(module: nn.Module) -> bool:

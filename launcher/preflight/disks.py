@@ -147,7 +147,8 @@ def check_models(hosts: Sequence[Facts]) -> Outcome:
         for severity, texts in told:
             for text, members in Groups(texts).members:
                 if text:
-                    remedy = _model_remedy(name, own[members[0]].where)
+                    model = own[members[0]]
+                    remedy = model.remedy or _model_remedy(name, model.where)
                     problems.append(Problem("models", tuple(members), f"{name}: {text}", remedy, severity))
         groups = Groups((host, model.digest) for host, model in own.items() if model.digest)
         if groups.unlike:

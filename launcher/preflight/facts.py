@@ -48,6 +48,8 @@ class Needs:
     run_path: str
     data_path: str | None
     models: tuple[str, ...]
+    sections: tuple[str, ...]
+    """Of the configuration, one for each of `models`."""
     cache_path: str | None
     """Node-local folder for copies of shards, where the configuration names one."""
     network: str | None
@@ -57,10 +59,14 @@ class Needs:
     def of(cls, config: Config) -> Needs:
         """Take from a configuration what the hosts are asked about; relative paths are this process's."""
         cache = config.shards.cache
+        sections: dict[str, str] = {}
+        for key, section in config.models.items():
+            sections.setdefault(section.name, key)
         return cls(
             run_path=str(config.run.path.absolute()),
             data_path=str(config.data.path.absolute()) if config.data.path else None,
-            models=tuple(dict.fromkeys(section.name for section in config.models.values())),
+            models=tuple(sections),
+            sections=tuple(sections.values()),
             cache_path=str(cache.absolute()) if cache else None,
             network=config.run.network,
         )
@@ -94,7 +100,7 @@ def collect_facts(needs: Needs, mark: Mark, *, thorough: bool = False) -> Facts:
         run_folder=look_for_mark(Path(needs.run_path), mark),
         local=_local_folders(needs),
         data=_data(Path(needs.data_path)) if needs.data_path else None,
-        models=[_model(name, try_hub=thorough) for name in needs.models],
+        models=[_model(*one, try_hub=thorough) for one in zip(needs.models, needs.sections, strict=True)],
         environment=environment(os.environ),
         interfaces=_interfaces(needs.network),
     )
@@ -229,27 +235,35 @@ def _digest(files: list[Path], root: Path) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _model(name: str, *, try_hub: bool) -> ModelSource:
+def _model(name: str, section: str, *, try_hub: bool) -> ModelSource:
     found = ModelSource(name, "folder")
     if name == "random":
         return replace(found, where="made by the run")
     try:
-        from engine.models.loading import resolve_model
+        from huggingface_hub import try_to_load_from_cache
+
+        from engine.models.architecture import read_checkpoint
+        from engine.models.source import resolve_model
 
         source = resolve_model(name)
         if isinstance(source, Path):
+            own = source if (source / "config.json").exists() else source / "query"
+            read_checkpoint(own, name, section=section)
             files = sorted(file for file in source.rglob("*") if file.is_file() and ".git" not in file.parts)
             for file in files:
                 with open(file, "rb") as opened:
                     opened.read(1)
             return replace(found, digest=_digest(files, source))
-        return _of_hub(source, try_hub=try_hub)
+        found = _of_hub(source, try_hub=try_hub)
+        if found.where == "cache" and isinstance(config := try_to_load_from_cache(source, "config.json"), str):
+            read_checkpoint(Path(config).parent, name, section=section)
+        return found
     except ImportError as error:
         return replace(found, error=f"transformers cannot be imported: {error}")
     except OSError as error:
         return replace(found, error=f"{error.strerror or error}: {error.filename}")
     except SparringError as error:
-        return replace(found, error=error.fact)
+        return replace(found, error=error.fact, remedy=error.remedy or None)
 
 
 def _of_hub(name: str, *, try_hub: bool) -> ModelSource:

@@ -85,6 +85,7 @@ class ModelSource:
     digest: str | None = None
     error: str | None = None
     warning: str | None = None
+    remedy: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,7 @@ def _shape(config: Config, model: str) -> ModelShape | None:
     """Return a model's shape, where its configuration lies on this host."""
     from huggingface_hub import try_to_load_from_cache
 
-    from engine.models.loading import resolve_model
+    from engine.models.source import resolve_model
 
     name = config.models[model].name
     with contextlib.suppress(SparringError, OSError, ValueError):

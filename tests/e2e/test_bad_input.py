@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.processes import ROOT
+from tests.distributed.processes import ROOT, has_fp16
 from tests.e2e.made import ledger_of, weights_of
 from tests.e2e.starts import TINY, Ended, Zygote, on_the_cpu
 
@@ -282,13 +282,36 @@ UNFIT = {
 }
 
 
+def unfit_models(folder: Path) -> dict[str, tuple[list[str], list[str]]]:
+    """Make models that no run can take, each refused before the corpus is tokenised."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, T5Config
+
+    from engine.models.random import make_random_model
+
+    names = ("without weights", "with three logits", "with a larger tokenizer", "encoder-decoder")
+    bare, logits, larger, decoder = (folder / name.replace(" ", "_") for name in names)
+    for one in (bare, logits, larger, decoder):
+        make_random_model(one, ["some words for a small vocabulary"], hidden_size=16, num_layers=1)
+    (bare / "model.safetensors").unlink()
+    AutoModelForSequenceClassification.from_pretrained(logits, num_labels=3).save_pretrained(logits)
+    tokenizer = AutoTokenizer.from_pretrained(larger)
+    tokenizer.add_tokens(["unheard-of"])
+    tokenizer.save_pretrained(larger)
+    T5Config(num_layers=1).save_pretrained(decoder)
+    return {
+        "model without weights": ([f"ranker.name={bare}"], [str(bare), "weights"]),
+        "head with three logits": ([f"ranker.name={logits}"], ["3 logits", "1 logit", "ranker.name=FOLDER"]),
+        "tokenizer larger than the embeddings": ([f"retriever.name={larger}"], ["its model has", "retriever.name="]),
+        "encoder-decoder": ([f"ranker.name={decoder}"], ["encoder-decoder", "ranker.name"]),
+    }
+
+
 def test_a_configuration_that_does_not_fit_is_refused_and_once_corrected_the_folder_is_free(
     zygote: Zygote, data: Path, tmp_path: Path, undisturbed: Undisturbed
 ) -> None:
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text('{"model_type": "bert"}')
-    unfit = UNFIT | {"model without weights": ([f"ranker.name={model}"], [str(model), "weights"])}
+    unfit = UNFIT | unfit_models(tmp_path / "models")
+    if not has_fp16():
+        unfit["precision that the CPU has not"] = ["ranker.precision=fp16"], ["fp16", "set ranker.precision=bf16"]
     for name, (words, expected) in unfit.items():
         ended = run(zygote, tmp_path / "run", data, *words)
         print(name)

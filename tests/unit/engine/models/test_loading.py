@@ -3,23 +3,27 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, RobertaConfig
+from transformers import (
+    AutoModel,
+    BertConfig,
+    Data2VecTextConfig,
+    DebertaV2Config,
+    MPNetConfig,
+    RobertaConfig,
+    XLNetConfig,
+    XmodConfig,
+    YosoConfig,
+)
 
 from engine.errors import ArtifactError, ModelError
-from engine.models.loading import (
-    load_backbone,
-    load_tokenizer,
-    longest_input,
-    read_metadata,
-    resolve_model,
-    save_backbone,
-    tokenizer_fingerprint,
-    write_metadata,
-)
+from engine.models.architecture import input_form
+from engine.models.loading import load_backbone, load_tokenizer, save_backbone, tokenizer_fingerprint
+from engine.models.source import read_metadata, resolve_model, write_metadata
 
 
 @pytest.fixture
@@ -64,14 +68,14 @@ def test_weights_that_lack_a_layer_are_refused(copied: Path) -> None:
     weights = load_file(copied / "model.safetensors")
     lost = "encoder.layer.1.output.dense.weight"
     save_file({k: v for k, v in weights.items() if k != lost}, copied / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=f"lack 1 parameters of BertModel, such as {lost}"):
+    with pytest.raises(ModelError, match=f"lack 1 parameters of BertModel: {lost}"):
         load_backbone(AutoModel, str(copied))
     assert load_backbone(AutoModel, str(copied), num_layers=1) is not None
 
 
 def test_damaged_weights_are_refused(copied: Path) -> None:
     (copied / "model.safetensors").write_bytes(b"\x10" + bytes(30))
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with pytest.raises(ModelError, match=r"model\.safetensors of .* is damaged"):
         load_backbone(AutoModel, str(copied))
 
 
@@ -141,10 +145,25 @@ def test_saving_gives_float32_and_wants_every_weight(random_model: Path, tmp_pat
         save_backbone(model, tmp_path / "less", tokenizer, {k: v for k, v in weights.items() if k != lost})
 
 
-def test_positions_bound_the_input(random_model: Path) -> None:
-    assert longest_input(AutoConfig.from_pretrained(random_model)) == 512
-    assert longest_input(RobertaConfig(max_position_embeddings=514)) == 512
-    assert longest_input(object()) is None
+@pytest.mark.parametrize(
+    ("config", "first", "longest"),
+    [
+        (BertConfig(max_position_embeddings=40), 0, 40),
+        (RobertaConfig(max_position_embeddings=42, pad_token_id=1), 2, 40),
+        (MPNetConfig(max_position_embeddings=42, pad_token_id=1), 2, 40),
+        (Data2VecTextConfig(max_position_embeddings=42, pad_token_id=1), 2, 40),
+        (XmodConfig(max_position_embeddings=42, pad_token_id=1), 2, 40),
+        (YosoConfig(max_position_embeddings=40), 0, 40),
+        (DebertaV2Config(max_position_embeddings=40, relative_attention=True, position_biased_input=False), 0, 40),
+        (XLNetConfig(n_layer=1, d_model=8, n_head=2, d_inner=8, vocab_size=9), 0, None),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, int | None) else str(value),
+)
+def test_positions_bound_the_input(config: Any, first: int, longest: int | None) -> None:
+    """A list said which architectures count positions from behind the padding's; data2vec and xmod were not on it."""
+    with torch.device("meta"):
+        form = input_form(AutoModel.from_config(config))
+    assert (form.first_position, form.longest) == (first, longest)
 
 
 def test_metadata_names_the_model_it_belongs_to(tmp_path: Path) -> None:
@@ -162,6 +181,6 @@ def test_a_model_folder_s_own_code_is_never_run(copied: Path) -> None:
     config["model_type"] = "of_its_own"
     (copied / "config.json").write_text(json.dumps(config))
     (copied / "code.py").write_text(f"open({str(copied / 'ran')!r}, 'w')")
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with pytest.raises(ModelError, match=r"code of its own \(code\), which is never run"):
         load_backbone(AutoModel, str(copied))
     assert not (copied / "ran").exists()

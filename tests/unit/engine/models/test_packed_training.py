@@ -16,7 +16,6 @@ from torch import Tensor
 from engine.errors import ModelError
 from engine.models import attention
 from engine.models.batch import PackedBatch, pack
-from engine.models.loading import first_position
 from engine.models.ranker import Ranker
 from engine.models.retriever import Retriever
 
@@ -66,6 +65,10 @@ def ranker(kind: str = "Bert", **changes: Any) -> Ranker:
     return Ranker(untrained(kind, transformers.AutoModelForSequenceClassification, **changes)).train()
 
 
+def _first_position(config: Any) -> int:
+    return int(config.pad_token_id) + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet") else 0
+
+
 def both_forms(config: Any, lengths: tuple[int, ...] = RAGGED, seed: int = 1) -> tuple[PackedBatch, dict[str, Tensor]]:
     """Make the same inputs packed and padded."""
     rng = np.random.default_rng(seed)
@@ -81,7 +84,7 @@ def both_forms(config: Any, lengths: tuple[int, ...] = RAGGED, seed: int = 1) ->
         padded["attention_mask"][row, :length] = 1
         if types:
             padded["token_type_ids"][row, :length] = torch.from_numpy(types[row])
-    return pack(ids, types, first_position(config)), padded
+    return pack(ids, types, _first_position(config)), padded
 
 
 def gradients(model: torch.nn.Module, outcome: Callable[[], Tensor]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification
 
 from engine.errors import ModelError
 from engine.models.loading import load_tokenizer
@@ -99,12 +99,28 @@ def test_a_saved_ranker_without_its_head_is_refused(random_model: Path, tmp_path
     weights = load_file(tmp_path / "model.safetensors")
     weights.pop("classifier.weight")
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"lack 1 parameters .* such as classifier\.weight"):
+    with pytest.raises(ModelError, match=r"lack 1 parameters .*: classifier\.weight"):
         Ranker.open(tmp_path)
 
 
 def test_a_head_with_more_logits_is_refused(random_model: Path, tmp_path: Path) -> None:
+    """The message was that of any failed load, "check the name"; the remedy given now is followed here."""
     folder = shutil.copytree(random_model, tmp_path / "three")
     AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3).save_pretrained(folder)
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with pytest.raises(ModelError, match=r"gives 3 logits .* Expected: 1 logit.* duel\.name=FOLDER") as refusal:
+        Ranker.load(str(folder), section="duel")
+    assert f'AutoModel.from_pretrained("{folder}").save_pretrained(FOLDER)' in refusal.value.remedy
+    shutil.copytree(folder, tmp_path / "base", ignore=shutil.ignore_patterns("*.safetensors"))
+    AutoModel.from_pretrained(folder).save_pretrained(tmp_path / "base")
+    assert Ranker.load(str(tmp_path / "base")).classifier.config.num_labels == 1
+
+
+def test_half_a_head_is_refused(random_model: Path, tmp_path: Path) -> None:
+    """A head whose weight is there and whose bias is not is a damaged checkpoint, not a base model."""
+    folder = shutil.copytree(random_model, tmp_path / "half")
+    AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1).save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("classifier.bias")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lack 1 parameters .*: classifier\.bias"):
         Ranker.load(str(folder))

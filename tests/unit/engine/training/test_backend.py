@@ -11,7 +11,8 @@ import pytest
 from engine.config.models import ModelConfig
 from engine.config.training import OptimConfig
 from engine.errors import ConfigError
-from engine.training.backend import deepspeed_config
+from engine.training import backend
+from engine.training.backend import deepspeed_config, require_precision
 
 OPTIM = OptimConfig(lr=1e-4, max_grad_norm=2.0)
 
@@ -93,3 +94,23 @@ def test_a_file_that_is_no_json_object_is_refused(content: str, tmp_path: Path) 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.json cannot be read.*Remedy: name a JSON file"):
         deepspeed_config(config_with(tmp_path / "none.json"), OPTIM)
+
+
+def test_a_numeric_type_that_the_machine_does_not_train_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fp16 on a CPU without it ended in DeepSpeed's traceback, after the shards were written."""
+
+    class Accelerator:
+        def is_fp16_supported(self) -> None:  # as DeepSpeed's CPU says no
+            return None
+
+        def is_bf16_supported(self) -> bool:
+            return True
+
+        def device_name(self) -> str:
+            return "cpu"
+
+    monkeypatch.setattr(backend, "get_accelerator", Accelerator)
+    for precision in ("fp32", "bf16"):
+        require_precision(ModelConfig(name="random", precision=precision), "ranker")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"does not train on the cpu .*set ranker\.precision=bf16"):
+        require_precision(ModelConfig(name="random", precision="fp16"), "ranker")

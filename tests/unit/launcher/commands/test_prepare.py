@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from engine.config.file import load_config
 from engine.coordination.coordinator import Coordinator, LocalTransport
 from engine.data.corpus import model_texts, open_data, write_shards
 from engine.data.tokenization import WrittenCorpus
-from engine.errors import ConfigError
+from engine.errors import ConfigError, ModelError
+from engine.models.loading import load_tokenizer
 from engine.models.random import make_random_model
 from engine.retrievers.bm25_index import index_text
 from engine.retrievers.kinds import BM25, open_searcher
@@ -108,3 +110,18 @@ def test_shorter_inputs_are_served_too(tmp_path: Path, prepared: tuple[Path, Pat
 def test_random_models_cannot_be_prepared_for(prepared: tuple[Path, Path, list[str]]) -> None:
     with pytest.raises(ConfigError, match="random ones"):
         prepare_shards(prepared[0], TINY, [])
+
+
+def test_a_tokenizer_that_the_model_has_no_embeddings_for(
+    tmp_path: Path, prepared: tuple[Path, Path, list[str]]
+) -> None:
+    """Millions of passages were tokenised with ids that no run could compute."""
+    data, _, words = prepared
+    model = shutil.copytree(words[0].partition("=")[2], tmp_path / "model")
+    tokenizer = load_tokenizer(str(model))
+    tokenizer.add_tokens(["unheard-of"])
+    tokenizer.save_pretrained(model)
+    before = set(data.rglob("*"))
+    with pytest.raises(ModelError, match=r"its model has .* embeddings.*ranker\.name=FOLDER"):
+        prepare_shards(data, TINY, [*words, f"ranker.name={model}"])
+    assert set(data.rglob("*")) == before

@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import BertConfig, BertForSequenceClassification, BertModel
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    DistilBertConfig,
+    MPNetConfig,
+    T5Config,
+)
 
 from engine.config.file import load_config
 from engine.config.recipe import Config
@@ -69,14 +76,33 @@ def test_words_that_name_no_shape_are_refused(words: str) -> None:
 
 def test_a_model_that_cannot_be_had_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a network the plan ended in a traceback of the hub's client."""
-    from launcher.plan import models
 
     def unreachable(*_: object, **__: object) -> None:
         raise OSError("We couldn't connect to the hub")
 
-    monkeypatch.setattr(models.AutoConfig, "from_pretrained", unreachable)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", unreachable)
     with pytest.raises(ModelError, match="--shape ranker=bert-base"):
         shape_of(tiny("ranker.name=someone/some-model"), "ranker")
+
+
+def test_a_model_that_a_run_would_refuse_is_refused_in_a_plan(tmp_path: Path) -> None:
+    """A plan was made for an encoder-decoder, and for an attention that the architecture does not have."""
+    (tmp_path / "model.safetensors").touch()
+    T5Config(num_layers=1).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="encoder-decoder"):
+        shape_of(tiny(f"ranker.name={tmp_path}"), "ranker")
+    MPNetConfig(num_hidden_layers=1).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"no sdpa attention.*set ranker\.attention=eager"):
+        shape_of(tiny(f"ranker.name={tmp_path}"), "ranker")
+    assert shape_of(tiny(f"ranker.name={tmp_path}", "ranker.attention=eager"), "ranker").layers == 1
+
+
+def test_a_width_that_has_another_name_is_found(tmp_path: Path) -> None:
+    """DistilBERT's configuration has no intermediate_size, and was refused where memory was to be planned."""
+    (tmp_path / "model.safetensors").touch()
+    DistilBertConfig(n_layers=1, dim=16, n_heads=2, hidden_dim=40, vocab_size=50).save_pretrained(tmp_path)
+    shape = shape_of(tiny(f"retriever.name={tmp_path}", "retriever.dropout=0.3"), "retriever")
+    assert (shape.intermediate, shape.dropout, shape.attention_dropout) == (40, 0.3, 0.3)
 
 
 def test_forward_and_backward_are_counted_as_torch_counts_them() -> None:

@@ -10,10 +10,12 @@ from typing import TypeVar
 
 import pytest
 import torch
+from transformers import T5Config
 
 from engine.config.file import load_config
 from engine.config.recipe import Config
 from launcher.preflight import folder
+from launcher.preflight.disks import check_models
 from launcher.preflight.facts import ROOT, Needs, collect_facts, environment, sources_digest
 from launcher.preflight.folder import leave_mark, look_for_mark, mount_of, remove_mark
 from launcher.preflight.records import ModelSource, Mount
@@ -134,6 +136,20 @@ def test_data_and_models_that_cannot_be_read_say_why(tmp_path: Path, monkeypatch
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     facts = collect_facts(Needs.of(config), leave_mark(config.run.path))
     assert "each host will download it" in facts.models[1].warning
+
+
+def test_a_model_that_no_run_takes_is_found_on_every_host(tmp_path: Path) -> None:
+    """The preflight passed what the run then refused."""
+    model = tmp_path / "model"
+    T5Config(num_layers=1).save_pretrained(model)
+    (model / "model.safetensors").touch()
+    config = config_of(tmp_path, f"ranker.name={model}")
+    facts = collect_facts(Needs.of(config), leave_mark(config.run.path))
+    assert [found.error is None for found in facts.models] == [True, False]
+    assert "encoder-decoder" in facts.models[1].error
+    assert "ranker.name" in facts.models[1].remedy
+    problems = check_models([facts]).problems
+    assert [problem.remedy for problem in problems] == [facts.models[1].remedy]
 
 
 def test_environment_holds_no_secret_and_nothing_that_may_differ() -> None:

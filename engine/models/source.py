@@ -1,0 +1,212 @@
+"""Where a model's files are, which of them are missing, and what was written down beside its weights.
+
+A model is named by a hub id, by a local folder, or as `package:NAME`, an installed package that carries weights. What
+a local folder lacks is said by its name before any library opens it: transformers makes an empty tokenizer where it
+finds none, and takes a pointer of Git LFS for weights.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from engine.errors import ModelError
+from shards.errors import listed
+from shards.files import read_json, write_json
+
+METADATA_FILE = "sparring.json"
+"""Beside the weights that we save: pooling, similarity, lengths, and whatever else gives the same scores elsewhere."""
+
+_PACKAGE = "package:"
+_WEIGHTS = ("*.safetensors", "*.bin")
+_INDEXES = ("*.safetensors.index.json", "*.bin.index.json")
+_VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.vocab", "*.tiktoken", "tekken.json", "bpe.codes")
+_NO_WEIGHTS = frozenset({"training_args.bin", "optimizer.bin", "scheduler.bin", "random_states.bin"})
+"""What training leaves beside weights."""
+_LFS_POINTER = b"version https://git-lfs"
+_LISTED = 3
+
+
+def resolve_model(name: str) -> str | Path:
+    """Find where a model's files are.
+
+    Args:
+        name: `package:NAME`, a local folder, or a hub id.
+
+    Returns:
+        A folder, or the hub id as it was given.
+
+    Raises:
+        ModelError: The package is not installed or carries no weights; the folder is missing, or lacks config.json or
+            weights.
+    """
+    if name.startswith(_PACKAGE):
+        return _package_folder(name.removeprefix(_PACKAGE))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        _require_model_files(folder)
+        return folder
+    if folder.exists():
+        raise ModelError(f"{name} is a file", expected="a folder", remedy=f"name {folder.parent}, where it lies")
+    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise ModelError(
+            f"there is no model folder {name}", remedy="correct the path, or name a hub id or package:NAME"
+        )
+    return name
+
+
+def require_tokenizer_files(folder: Path) -> None:
+    """Refuse a folder without a tokenizer, for which transformers would make one that knows no word.
+
+    Raises:
+        ModelError: There is no vocabulary in it.
+    """
+    if not any(path.is_file() for pattern in _VOCABULARIES for path in folder.glob(pattern)):
+        raise ModelError(
+            f"the model folder {folder} has no tokenizer",
+            expected="tokenizer.json, or a vocabulary such as vocab.txt, beside its config.json",
+            remedy="copy the tokenizer's files there from where the model comes from; transformers writes them by "
+            "tokenizer.save_pretrained",
+        )
+
+
+def damaged_files(folder: Path) -> list[str]:
+    """Return the names of a model's files that cannot be read as what they are.
+
+    Args:
+        folder: Holds the weights; only their headers are read.
+    """
+    damaged = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            damaged.append(path.name)
+    whole = {".safetensors": _is_safetensors, ".bin": _is_torch_file}
+    return damaged + [path.name for path in weight_files_of(folder) if not whole[path.suffix](path)]
+
+
+def weight_files_of(folder: Path) -> list[Path]:
+    """Return the files of weights that lie in a folder itself."""
+    found = {path for pattern in _WEIGHTS for path in folder.glob(pattern) if path.is_file()}
+    return sorted(path for path in found if path.name not in _NO_WEIGHTS)
+
+
+def write_metadata(folder: Path, metadata: Mapping[str, Any]) -> None:
+    """Write what must travel with a model's weights."""
+    write_json(folder / METADATA_FILE, dict(metadata))
+
+
+def saved_metadata(source: str | Path) -> dict[str, Any]:
+    """Return what `write_metadata` wrote where `resolve_model` pointed; empty for a model from elsewhere.
+
+    Raises:
+        ArtifactError: It is damaged.
+    """
+    if not isinstance(source, Path) or not (source / METADATA_FILE).exists():
+        return {}
+    return dict(read_json(source / METADATA_FILE, "the description of the model"))
+
+
+def read_metadata(folder: Path, model: Literal["retriever", "ranker"]) -> dict[str, Any]:
+    """Read what `write_metadata` wrote.
+
+    Args:
+        folder: A folder saved by a retriever or a ranker.
+        model: Which of the two it must be.
+
+    Raises:
+        ArtifactError: There is none, or it is damaged.
+        ModelError: The folder holds the other model.
+    """
+    metadata: dict[str, Any] = read_json(folder / METADATA_FILE, f"the description of the {model}")
+    if metadata.get("model") != model:
+        raise ModelError(f"{folder} holds a {metadata.get('model')}", expected=f"a {model}")
+    return metadata
+
+
+def _package_folder(package: str) -> Path:
+    try:
+        files = importlib.metadata.files(package) or []
+    except importlib.metadata.PackageNotFoundError:
+        raise ModelError(
+            f"the package {package} is not installed", remedy=f"pip install {package}, or name another model"
+        ) from None
+    # The package's own code is not imported: where its files lie is enough.
+    folders = sorted({Path(str(file.locate())).parent for file in files if file.name == "config.json"})
+    usable = [folder for folder in folders if weight_files_of(folder)]
+    if len(usable) != 1:
+        raise ModelError(
+            f"the package {package} carries {len(usable)} models",
+            expected="exactly one folder with config.json and weights in it",
+            remedy="name the folder itself" if usable else "name a package that carries weights",
+        )
+    return usable[0]
+
+
+def _require_model_files(folder: Path) -> None:
+    if saved_metadata(folder).get("tied") is False:
+        for tower in ("query", "document"):
+            _require_files_here(folder / tower)
+        return
+    _require_files_here(folder)
+
+
+def _require_files_here(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"the model folder {folder} has no config.json", remedy="name a Hugging Face model folder")
+    weights = weight_files_of(folder)
+    if not weights:
+        raise ModelError(
+            f"the model folder {folder} has no weights",
+            expected=f"a file {' or '.join(_WEIGHTS)} beside its config.json",
+            remedy="complete the folder; a clone without Git LFS, for one, has none",
+        )
+    pointers = [path.name for path in weights if _starts_with(path, _LFS_POINTER)]
+    if pointers:
+        raise ModelError(
+            f"{listed(pointers, _LISTED)} in {folder} is a pointer of Git LFS, not the weights themselves",
+            remedy=f"run `git lfs pull` in {folder}, or download the model again",
+        )
+    _require_parts(folder, {path.name for path in weights})
+
+
+def _require_parts(folder: Path, present: set[str]) -> None:
+    """Refuse weights in several files of which one is missing."""
+    if present & {"model.safetensors", "pytorch_model.bin"}:
+        return  # whole in one file, which is what is loaded
+    for index in (path for pattern in _INDEXES for path in sorted(folder.glob(pattern))):
+        named = set(read_json(index, "the list of the weights' files").get("weight_map", {}).values())
+        missing = sorted(named - present)
+        if missing:
+            raise ModelError(
+                f"{len(missing)} of the {len(named)} files of weights that {index.name} names are not in {folder}: "
+                f"{listed(missing, _LISTED)}",
+                remedy="complete the folder: copy or download these files again",
+            )
+        return  # the first list is the one that is loaded
+
+
+def _starts_with(path: Path, beginning: bytes) -> bool:
+    with open(path, "rb") as file:
+        return file.read(len(beginning)) == beginning
+
+
+def _is_safetensors(path: Path) -> bool:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False
+
+
+def _is_torch_file(path: Path) -> bool:
+    import zipfile
+
+    # Written since torch 1.6; older files are pickles, of which only the first bytes are known.
+    return zipfile.is_zipfile(path) or _starts_with(path, b"\x80\x02")
