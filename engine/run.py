@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
-import yaml
 
-from engine.config.file import differences, dump_config, parse_config
+from engine.config.file import differences, dump_config, load_config
 from engine.config.recipe import Config
 from engine.config.timetable import Timetable
 from engine.coordination.coordinator import Coordinator
@@ -184,7 +183,7 @@ class Run:
         folder = RunFolder(path.absolute())
         if not folder.config.exists():
             raise ConfigError(f"{path} holds no run", expected="a folder with a config.yaml that a run wrote")
-        config = parse_config(yaml.safe_load(folder.config.read_text(encoding="utf-8")), origin=str(folder.config))
+        config = load_config(folder.config)
         silent = MetricsWriter(folder.path, active=False)
         return cls(config, folder, coordinator, device, silent, _read_ledger(folder.ledger))
 
@@ -303,7 +302,7 @@ def _prepare_folder(folder: RunFolder, config: Config, coordinator: Coordinator,
     forced: list[str] = []
     starts = read_starts(folder.path)
     if folder.config.exists():
-        recorded = parse_config(yaml.safe_load(folder.config.read_text(encoding="utf-8")), origin=str(folder.config))
+        recorded = load_config(folder.config)
         if folder.ledger.exists():  # before the first finished stage there is nothing to protect
             code = starts[-1].code_changes() if starts else []
             forced = _require_same(folder, differences(config, recorded), code, config)

@@ -29,6 +29,9 @@ COMMANDS = {
 """Name -> (module, what it is for). A module has `add_arguments(parser)` and `run_command(arguments)`, which returns an
 exit code or None for 0. Only the module of the command that is typed is imported."""
 
+ONLY_TELL = frozenset({"plan", "preflight", "search", "status"})
+"""Commands that change nothing, and so end where nobody reads on; the others finish what they do."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, run the command and return the exit code."""
@@ -43,6 +46,9 @@ def main(argv: list[str] | None = None) -> int:
 
     from engine.log import set_up_logging
     from launcher.ending import guarded
+    from launcher.terminal.arguments import require_text
+
+    require_text(parser, arguments)
 
     set_up_logging(rank=0, world_size=1)
     run_command = importlib.import_module(COMMANDS[arguments.command][0]).run_command
@@ -50,4 +56,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from launcher.terminal.streams import begin_in_utf8, open_streams, run_at_terminal
+
+    begin_in_utf8()
+    open_streams(stops=not set(sys.argv[1:2]) <= COMMANDS.keys() - ONLY_TELL)
+    sys.exit(run_at_terminal(main))

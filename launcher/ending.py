@@ -10,6 +10,7 @@ ranks end with the code of the first failure.
     75   a rank was lost: dead, stopped or not come; starting again may help
     85   stopped because it was asked to; the same command goes on
     130  an interrupt from the keyboard
+    141  the reader of what a command tells went away (`launcher.terminal.streams`)
 """
 
 from __future__ import annotations
@@ -77,6 +78,8 @@ def guarded(world: World | None, function: Callable[[], int | None]) -> int:
     except KeyboardInterrupt as error:
         if world is not None:
             world.coordinator.report_failure(error)
+        if world is None or world.rank == 0:
+            _tell(world, "interrupted")
         _end_watch(EXIT_INTERRUPTED)
         return leave_mpi(EXIT_INTERRUPTED)
     except Preempted as stop:

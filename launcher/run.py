@@ -19,6 +19,12 @@ if str(_ROOT) not in sys.path:
 # Before torch is imported: a store that ends with rank 0 is reported by us, not by pages of C++ frames.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
+from launcher.terminal.streams import begin_in_utf8, open_streams, run_at_terminal  # noqa: E402
+
+if __name__ == "__main__":
+    begin_in_utf8()
+    open_streams()  # first, as an interrupt may come while the following is imported
+
 import argparse  # noqa: E402
 
 from engine.config.file import load_config  # noqa: E402
@@ -27,6 +33,7 @@ from engine.errors import ConfigError  # noqa: E402
 from engine.log import get_logger, set_up_logging  # noqa: E402
 from engine.reliability.preemption import PREEMPTION  # noqa: E402
 from launcher.ending import end_of_process, guarded  # noqa: E402
+from launcher.terminal.arguments import typed_path  # noqa: E402
 from launcher.world.opening import World, open_world  # noqa: E402
 
 
@@ -59,7 +66,7 @@ def command_line() -> argparse.ArgumentParser:
     """Return the parser of the words behind `launcher/run.py`."""
     parser = argparse.ArgumentParser(prog="launcher/run.py", description="Run a whole recipe on all ranks.")
     parser.add_argument(
-        "--config", type=Path, required=True, metavar="FILE", help="the recipe, such as configs/tiny.yaml"
+        "--config", type=typed_path, required=True, metavar="FILE", help="the recipe, such as configs/tiny.yaml"
     )
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it
     parser.add_argument("--preflight-only", action="store_true", help="compare the hosts, try the connections, and end")
@@ -67,10 +74,10 @@ def command_line() -> argparse.ArgumentParser:
     return parser
 
 
-def _read(path: Path, overrides: list[str]) -> tuple[Config | None, ConfigError | None]:
+def _read(file: Path, overrides: list[str]) -> tuple[Config | None, ConfigError | None]:
     """Read the configuration; an error waits until the world is open, so that it is told once and not by each rank."""
     try:
-        return load_config(path, overrides), None
+        return load_config(file, overrides), None
     except ConfigError as error:
         return None, error
 
@@ -104,4 +111,4 @@ def run_recipe(
 
 
 if __name__ == "__main__":
-    end_of_process(main())
+    end_of_process(run_at_terminal(main))

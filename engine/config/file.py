@@ -1,7 +1,8 @@
 """Reading and comparing configurations: defaults <- YAML file <- `key=value` words of the command line.
 
-An unknown key is an error that names the nearest known one, a wrong value names the field; all problems are reported
-at once, before anything is computed.
+A word is taken as it is: what it means is decided by the field (`engine.config.values`), never by its looks. An unknown
+key is an error that names the nearest known one, a wrong value names the field; all problems are reported at once,
+before anything is computed.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from engine.config.recipe import Config
+from engine.config.text import as_typed
+from engine.config.tree import Null, read_tree, read_tree_file
+from engine.config.values import kind_at, takes_structure, value_of
 from engine.errors import ConfigError
 
 _CHANGES_NO_RESULT = frozenset({"zero_stage", "deepspeed"})
@@ -26,32 +30,31 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
     Args:
         path: YAML file with the sections of `Config`.
-        overrides: Words such as `ranker.max_length=128`; values are YAML scalars or lists.
+        overrides: Words such as `ranker.max_length=128`, split at the first `=`; of two for one key the last holds. A
+            text or a path is all that stands behind it, blanks and quotes included. Nothing behind it, or `null`,
+            leaves out what can be left out. Lists and sections are written as in YAML: `[a, b]`, `{a: b}`.
 
     Returns:
-        The frozen configuration.
+        The frozen configuration; its paths are absolute, from the working directory, whoever gave them.
 
     Raises:
-        ConfigError: The file is missing or no mapping, a word has no `=`, a key is unknown, a value has the wrong
-            type or is out of range. All problems are named at once.
+        ConfigError: The file is missing or no mapping, has a key twice, a word has no `=`, a key is unknown, a value
+            has the wrong type or is out of range. All problems of values are named at once.
     """
     if not path.is_file():
         raise ConfigError(f"there is no configuration file {path}", remedy="name one of configs/*.yaml by --config")
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}", remedy="mend the file") from error
+    tree = read_tree_file(path)
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds no mapping of sections", expected="sections such as run, data, retriever")
     if isinstance(tree.get("index"), str):  # `index: auto`, which a word such as index.memory_gib=4 goes below
         tree["index"] = {"factory": tree["index"]}
     for word in overrides:
-        _apply_override(tree, word)
-    return parse_config(tree, origin=str(path))
+        _apply_override(tree, as_typed(word))
+    return parse_config(value_of(tree, Config), origin=str(path))
 
 
 def parse_config(tree: dict[str, Any], origin: str) -> Config:
-    """Validate a mapping as a configuration; `origin` names it in errors.
+    """Validate a mapping of values as a configuration; `origin` names it in errors.
 
     Raises:
         ConfigError: As in `load_config`.
@@ -104,10 +107,10 @@ def _apply_override(tree: dict[str, Any], word: str) -> None:
         if not isinstance(child, dict):
             raise ConfigError(f"{word!r} goes below {parent!r}, which is a value and no section")
         node = child
-    try:
-        node[leaf] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"the value of {word!r} is not valid YAML: {error}") from error
+    if takes_structure(kind_at(Config, key.split("."))) and value.lstrip()[:1] in ("[", "{"):
+        node[leaf] = read_tree(value, f"the value of {word!r}")
+    else:
+        node[leaf] = Null(value) if value in ("", "null") else value
 
 
 def _describe(problem: Any) -> str:
@@ -120,7 +123,11 @@ def _describe(problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{where!r} is not given and has no default"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{where}: {message}, got {problem['input']!r}" if where else message
+    return f"{where}: {message}, got {_shortened(repr(problem['input']))}" if where else message
+
+
+def _shortened(text: str, most: int = 200) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _flatten_fields(section: type[BaseModel], prefix: str = "") -> list[str]:

@@ -6,12 +6,11 @@ have any number of models: every field of `engine.config.recipe.Config` that hol
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from engine.config.sections import Section
+from engine.config.sections import Section, StoredPath
 
 
 class ModelConfig(Section):
@@ -21,8 +20,8 @@ class ModelConfig(Section):
     """Which class of `engine.models` it is."""
 
     name: str
-    """Hub id, local folder, `package:NAME` (an installed package that carries weights), or `random`. docs/models.md says
-    which architectures can be used."""
+    """Hub id, local folder, `package:NAME` (an installed package that carries weights), or `random`; docs/models.md
+    says which architectures can be used."""
     num_layers: int | None = Field(None, ge=1)
     """Keep only the first layers of the backbone; left out, all."""
     dropout: float | None = Field(None, ge=0, lt=1)
@@ -40,7 +39,7 @@ class ModelConfig(Section):
     """Numeric type of weights and activations in training and inference; fp16 scales its loss dynamically."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage; takes configs/deepspeed/zero{stage}.json."""
-    deepspeed: Path | None = None
+    deepspeed: StoredPath | None = None
     """A DeepSpeed JSON file to use in place of that one."""
     max_length: int = Field(128, ge=8)
     """Tokens of an input, special tokens included: a document for the retriever, query and document for the ranker."""

@@ -7,21 +7,52 @@ live in the configuration and are written into DeepSpeed's by `engine.training.b
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from engine.config.text import absolute_path, is_whole
+
+LARGEST, LARGEST_WHOLE = 1e15, 2**63 - 1
+"""No number of a configuration is larger; beyond it, bytes and seconds leave the range of what computes with them."""
+
+
+LONGEST_SECONDS = 1e8
+"""About three years: longer times leave the range of the clocks that wait for them."""
+
+
+def _stored_path(value: Any) -> Any:
+    return absolute_path(value) if isinstance(value, str | Path) else value
+
+
+StoredPath = Annotated[Path, BeforeValidator(_stored_path)]
+"""A path, made absolute once, when the configuration is read; whoever opens it later may work in another folder."""
 
 
 class Section(BaseModel):
     """What all sections share: frozen, strict about unknown keys, documented by the docstring under each field."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+    @field_validator("*")
+    @classmethod
+    def _is_usable(cls, value: Any) -> Any:
+        """Refuse what no field can mean: numbers beyond all sizes, and texts that are not Unicode."""
+        for one in value if isinstance(value, tuple | list) else [value]:
+            largest = LARGEST if isinstance(one, float) else LARGEST_WHOLE
+            if isinstance(one, int | float) and abs(one) > largest:
+                raise ValueError(f"is beyond {largest:g}, the largest number that is taken")
+            if isinstance(one, str) and not is_whole(one):
+                raise ValueError("is no UTF-8, expected a text in it")
+        return value
 
 
 class RunConfig(Section):
     """Where a run lives and how often it saves; none of it changes what is computed."""
 
-    path: Path
+    path: StoredPath
     """Run folder. Started again with the same configuration, a run goes on in it where it stopped."""
     seed: int = Field(42, ge=0)
     """Seeds the order of the queries, the sampling of negatives, dropout, fresh heads and the index's training."""
@@ -42,17 +73,17 @@ class RunConfig(Section):
     """Indexes of the newest iterations kept, besides the zero-shot and the warm-up one that the last table needs."""
     log_every_steps: int = Field(10, ge=1)
     """Steps between two points in TensorBoard and metrics.jsonl."""
-    timeout_seconds: float = Field(1800.0, gt=0)
+    timeout_seconds: float = Field(1800.0, gt=0, le=LONGEST_SECONDS)
     """How long a rank waits at a barrier before the run stops and names who is missing."""
-    rendezvous_seconds: float = Field(300.0, gt=0)
+    rendezvous_seconds: float = Field(300.0, gt=0, le=LONGEST_SECONDS)
     """How long the ranks wait for each other at the start, before a host that started nothing is named."""
     network: str | None = None
     """Interfaces or subnets over which hosts talk, such as `ib0` or `10.0.0.0/16`; left out, all but containers'."""
     preflight: bool = True
     """Compare the hosts and try the connections before anything is computed."""
-    heartbeat_seconds: float = Field(5.0, gt=0)
+    heartbeat_seconds: float = Field(5.0, gt=0, le=LONGEST_SECONDS)
     """Seconds between two heartbeats of a rank; an eighth of `timeout_seconds` at most is taken."""
-    preemption_seconds: float = Field(120.0, gt=0)
+    preemption_seconds: float = Field(120.0, gt=0, le=LONGEST_SECONDS)
     """How long a run that was asked to stop (SIGTERM, SIGUSR1) may take to its checkpoint before it is ended."""
     force_resume: bool = False
     """Go on although the configuration or the code differs from what began the run; recorded in starts.json."""
@@ -65,7 +96,7 @@ class RunConfig(Section):
 class DataConfig(Section):
     """The corpus, the queries and their judgements."""
 
-    path: Path | None = None
+    path: StoredPath | None = None
     """Data folder. Left out, a small made-up set is generated into the run folder (drills and tests)."""
     format: Literal["auto", "beir", "dpr", "msmarco"] = "auto"
     """Layout of the folder; `auto` looks at the file names."""
@@ -85,7 +116,7 @@ class DataConfig(Section):
 class ShardsConfig(Section):
     """Where the shards are read; none of it changes what is computed."""
 
-    cache: Path | None = None
+    cache: StoredPath | None = None
     """Folder on each host's own disk to which the shards are copied, once for all runs; left out, none."""
 
 

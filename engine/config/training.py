@@ -10,6 +10,8 @@ from engine.config.sections import Section
 
 Tokens = Annotated[int, Field(ge=1)] | Literal["auto"]
 """A number of tokens, or `auto` for one that is found where the recipe runs."""
+DecayRate = Annotated[float, Field(ge=0, lt=1)]
+"""How much of a moment stays at each step."""
 
 
 class OptimConfig(Section):
@@ -25,7 +27,7 @@ class OptimConfig(Section):
     """After the rise: linear decay to 0 at the last step of the schedule, or constant."""
     max_grad_norm: float = Field(1.0, ge=0)
     """Gradient norm is clipped to this; 0 switches it off. AR2's released code clips at 2.0."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[DecayRate, DecayRate] = (0.9, 0.999)
     """AdamW's decay rates of the first and second moment."""
     eps: float = Field(1e-8, gt=0)
     """AdamW's epsilon."""

@@ -10,3 +10,5 @@ EXIT_PREEMPTED = 85
 """Stopped because it was asked to; the same command goes on."""
 EXIT_INTERRUPTED = 130
 """An interrupt from the keyboard, or a job that was cancelled."""
+EXIT_READER_GONE = 141
+"""The reader of the standard output went before the program had told all; as shells say it of SIGPIPE."""

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from engine.config.text import as_recorded
 from engine.errors import ConfigError, CoordinationError
 from engine.log import get_logger
 from engine.reliability.processes import Signed, own_place
@@ -102,7 +103,7 @@ def acquire(path: Path, *, num_ranks: int, patience_seconds: float) -> RunLock:
         pid=os.getpid(),
         started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         num_ranks=num_ranks,
-        argv=sys.argv,
+        argv=[as_recorded(word) for word in sys.argv],
     )
     ready = path.with_name(f".{path.name}.{own.nonce}")
     with write_atomically(ready) as temporary:

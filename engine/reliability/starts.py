@@ -15,6 +15,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from engine.config.text import as_recorded
 from shards.files import read_record, write_json
 
 _PACKAGES = ("sparring", "torch", "deepspeed", "transformers", "mpi4py", "webdataset", "numpy", "bm25s", "ir_measures")
@@ -54,7 +55,7 @@ class Start:
         return cls(
             time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             nonce=nonce,
-            argv=sys.argv,
+            argv=[as_recorded(word) for word in sys.argv],
             host=platform.node(),
             num_ranks=num_ranks,
             coordinator=coordinator,
@@ -129,6 +130,8 @@ def _git_revision() -> str | None:
         [git, "-C", os.fspath(here), "describe", "--always", "--dirty", "--abbrev=40"],
         capture_output=True,
         text=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
     )
     return answer.stdout.strip() or None

@@ -15,8 +15,10 @@ from typing import Any
 
 from tabulate import tabulate
 
+from engine.config.text import absolute_path
 from engine.log import get_logger
 from engine.reliability.progress import progress_bar
+from launcher.terminal.arguments import positive_whole_number, typed_path
 from shards.convert.conversion import Report, convert
 from shards.convert.options import FORMATS, Options
 from shards.convert.tables import fetch_from_hub
@@ -37,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="over the recipe of --tokenize-for",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="OUT", help="data folder to write")
+    parser.add_argument("--out", type=typed_path, required=True, metavar="OUT", help="data folder to write")
     parser.add_argument("--format", choices=FORMATS, default=default.format, help="whose file names to look for (auto)")
     for name, what in (("id", "ids"), ("title", "titles"), ("text", "texts")):
         parser.add_argument(f"--{name}", metavar="COLUMN", help=f"field of documents' {what} in jsonl, Parquet, hf")
@@ -61,14 +63,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-document-characters",
-        type=_positive,
+        type=positive_whole_number,
         default=default.max_document_characters,
         metavar="N",
         help=f"a longer document is a bad record ({default.max_document_characters})",
     )
     parser.add_argument(
         "--tokenize-for",
-        type=Path,
+        type=typed_path,
         metavar="RECIPE",
         help="also write token shards and the BM25 index for a recipe's models into OUT/shards, for all runs to share",
     )
@@ -98,16 +100,12 @@ def run_command(arguments: argparse.Namespace) -> None:
         print(f"shards: {prepare_shards(report.path, arguments.tokenize_for, arguments.words)}")
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
-    return number
-
-
 def _source_path(name: str, format: str) -> Path:
     """Return a source's path; a name that is no path is one on the hub, where the user said so."""
-    path = Path(name)
+    try:
+        path = absolute_path(name)
+    except ValueError as error:
+        raise DataError(f"the source {name!r} {error}") from error
     if format != "hf" or path.exists():
         return path
     if name.startswith((".", "/", "~")) or name.count("/") > 1:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from launcher.terminal.arguments import positive_whole_number, typed_path, whole_number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's words."""
-    parser.add_argument("--out", type=Path, required=True, help="folder to write, in the BEIR layout")
-    parser.add_argument("--max-documents", type=int, default=4000, help="size of the corpus (4000)")
-    parser.add_argument("--seed", type=int, default=0, help="draws documents and splits (0)")
+    parser.add_argument("--out", type=typed_path, required=True, help="folder to write, in the BEIR layout")
+    parser.add_argument("--max-documents", type=positive_whole_number, default=4000, help="size of the corpus (4000)")
+    parser.add_argument("--seed", type=whole_number, default=0, help="draws documents and splits (0)")
 
 
 def run_command(arguments: argparse.Namespace) -> None:

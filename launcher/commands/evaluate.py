@@ -22,6 +22,7 @@ from engine.log import get_logger
 from engine.reliability.run_lock import hold
 from engine.run import Run, RunFolder, Stage
 from launcher.commands.finished import data_of, last_iteration, open_run, texts_of
+from launcher.terminal.arguments import positive_whole_number, typed_path
 from launcher.world.opening import open_world
 from shards.formats import open_dataset
 from shards.records import Dataset
@@ -31,10 +32,12 @@ log = get_logger(__name__)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's words."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="data folder, BEIR layout or others")
+    parser.add_argument("run", type=typed_path, metavar="RUN", help="run folder")
+    parser.add_argument(
+        "--data", type=typed_path, required=True, metavar="DIR", help="data folder, BEIR layout or others"
+    )
     parser.add_argument("--split", default="test", help="split to score (test)")
-    parser.add_argument("--max-queries", type=int, help="score a sample of the queries")
+    parser.add_argument("--max-queries", type=positive_whole_number, metavar="N", help="score a sample of the queries")
 
 
 def run_command(arguments: argparse.Namespace) -> None:

@@ -10,15 +10,18 @@ from engine.errors import ConfigError
 from engine.log import get_logger
 from engine.models.export import export_model
 from launcher.commands.finished import last_iteration, open_run
+from launcher.terminal.arguments import typed_path, whole_number
 
 log = get_logger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's words."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
-    parser.add_argument("--iteration", type=int, help="0 is the warm-up; left out, the last finished one")
-    parser.add_argument("--out", type=Path, help="target folder; left out, RUN/export")
+    parser.add_argument("run", type=typed_path, metavar="RUN", help="run folder")
+    parser.add_argument(
+        "--iteration", type=whole_number, metavar="T", help="0 is the warm-up; left out, the last finished one"
+    )
+    parser.add_argument("--out", type=typed_path, help="target folder; left out, RUN/export")
 
 
 def run_command(arguments: argparse.Namespace) -> None:

@@ -12,11 +12,16 @@ import textwrap
 from pathlib import Path
 
 from engine.config.models import RankerConfig
+from engine.config.text import as_typed, is_whole
 from engine.config.timetable import iteration_name
 from engine.evaluation.pairs import PairScorer
+from engine.log import get_logger
 from engine.retrievers.kinds import dense, open_searcher
 from launcher.commands.finished import data_of, last_iteration, open_run
+from launcher.terminal.arguments import positive_whole_number, typed_path
 from shards.records import Query
+
+log = get_logger(__name__)
 
 _SNIPPET_CHARACTERS = 220
 
@@ -70,9 +75,9 @@ class SearchEngine:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's words."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("run", type=typed_path, metavar="RUN", help="run folder")
     parser.add_argument("question", nargs="?", help="left out, questions are read from the terminal")
-    parser.add_argument("--top-k", type=int, default=10, help="documents to print (10)")
+    parser.add_argument("--top-k", type=positive_whole_number, metavar="K", default=10, help="documents to print (10)")
 
 
 def run_command(arguments: argparse.Namespace) -> None:
@@ -90,7 +95,7 @@ def answer_questions(path: Path, question: str | None, *, top_k: int) -> None:
     """
     engine = SearchEngine(path)
     if question is not None:
-        _print_results(engine, question, top_k)
+        _print_results(engine, _whole(question), top_k)
         return
     interactive = sys.stdin.isatty()
     if interactive:
@@ -101,7 +106,16 @@ def answer_questions(path: Path, question: str | None, *, top_k: int) -> None:
         line = sys.stdin.readline()
         if not line.strip():
             return
-        _print_results(engine, line.strip(), top_k)
+        _print_results(engine, _whole(line.strip()), top_k)
+
+
+def _whole(question: str) -> str:
+    """Return a question as Unicode; what is no UTF-8 in it is said, and searched as unknown characters."""
+    text = as_typed(question)
+    if is_whole(text):
+        return text
+    log.warning("the question is no UTF-8: what cannot be read in it is taken as unknown characters")
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _print_results(engine: SearchEngine, question: str, top_k: int) -> None:

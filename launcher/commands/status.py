@@ -17,10 +17,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import yaml
 from tabulate import tabulate
 
-from engine.config.file import parse_config
+from engine.config.file import load_config
 from engine.config.recipe import Config
 from engine.errors import ConfigError
 from engine.reliability.exit_codes import EXIT_PREEMPTED, EXIT_REFUSED
@@ -30,6 +29,7 @@ from engine.reliability.run_lock import Holder, read_holder
 from engine.reliability.traces import read_traces
 from engine.run import RunFolder, format_seconds
 from launcher.slurm.job import Submitted, ask_slurm, is_finished, job_lines, read_submitted, sweep_rows
+from launcher.terminal.arguments import typed_path
 from shards.errors import counted
 from shards.files import read_json
 
@@ -85,7 +85,7 @@ class State:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's words."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("run", type=typed_path, metavar="RUN", help="run folder")
 
 
 def run_command(arguments: argparse.Namespace) -> int:
@@ -133,7 +133,7 @@ def read_state(path: Path) -> State:
     folder = RunFolder(path.absolute())
     if not folder.config.exists():
         raise ConfigError(f"{path} holds no run", expected="a folder with a config.yaml that a run wrote")
-    config = parse_config(yaml.safe_load(folder.config.read_text(encoding="utf-8")), origin=str(folder.config))
+    config = load_config(folder.config)
     ledger = read_json(folder.ledger, "the ledger of finished stages")["stages"] if folder.ledger.exists() else {}
     traces = read_traces(folder.path, before=None)
     return State(

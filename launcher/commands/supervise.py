@@ -34,6 +34,7 @@ from engine.reliability.starts import newest_nonce
 from engine.reliability.traces import read_traces
 from engine.run import RunFolder
 from launcher.run import command_line
+from launcher.terminal.arguments import whole_number
 
 log = get_logger(__name__)
 
@@ -67,7 +68,7 @@ class Ended:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's words."""
-    parser.add_argument("--max-restarts", type=int, default=3, metavar="N", help="how often again at most (3)")
+    parser.add_argument("--max-restarts", type=whole_number, default=3, metavar="N", help="how often again at most (3)")
     parser.add_argument("--retry-refused", action="store_true", help="also after exit code 2, which wants a mend")
     parser.add_argument("--retry-preempted", action="store_true", help="also after 85, a stop that was asked for")
     parser.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what starts the run")

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from engine.errors import ConfigError
+from launcher.terminal.arguments import positive_number, positive_whole_number, share, typed_path
 
 _GIB = 2**30
 
@@ -21,22 +20,44 @@ _GIB = 2**30
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's words."""
     add = parser.add_argument
-    add("--config", type=Path, required=True, metavar="FILE", help="the recipe, such as configs/ar2_nq.yaml")
-    add("--nodes", type=int, default=1, metavar="N", help="hosts (1)")
-    add("--gpus-per-node", type=int, default=1, metavar="G", help="GPUs of each, one rank a GPU (1)")
+    add("--config", type=typed_path, required=True, metavar="FILE", help="the recipe, such as configs/ar2_nq.yaml")
+    add("--nodes", type=positive_whole_number, default=1, metavar="N", help="hosts (1)")
+    add("--gpus-per-node", type=positive_whole_number, default=1, metavar="G", help="GPUs of each, one rank a GPU (1)")
     add("--gpu", default="a100-80gb", metavar="NAME", help="such as a100-80gb, h100-80gb, l4, cpu (a100-80gb)")
-    add("--gpu-memory", type=float, metavar="GIB", help="memory of a GPU (or of a CPU rank), in place of the table's")
+    add(
+        "--gpu-memory",
+        type=positive_number,
+        metavar="GIB",
+        help="memory of a GPU (or of a CPU rank), in place of the table's",
+    )
     _add_shapes(parser)
-    add("--documents", type=int, metavar="N", help="size of the corpus, where the data folder does not say")
-    add("--queries", type=int, metavar="N", help="training queries")
-    add("--dev-queries", type=int, metavar="N", help="queries of the dev split")
-    add("--test-queries", type=int, metavar="N", help="queries of the test split")
-    add("--document-bytes", type=float, default=620.0, metavar="B", help="text of a document on average (620)")
-    add("--training-share", type=float, metavar="X", help="share of the peak rate that training reaches (0.3)")
-    add("--inference-share", type=float, metavar="X", help="the same for encoding and scoring (0.4)")
-    add("--disk-gbytes", type=float, metavar="X", help="GB/s of the shared file system, all ranks together (2)")
-    add("--network-gbytes", type=float, metavar="X", help="GB/s that a rank sends (10; on one host by the GPU)")
-    add("--gflops-per-rank", type=float, metavar="X", help="GFLOP/s of a rank's CPU cores, for FAISS (720)")
+    add(
+        "--documents",
+        type=positive_whole_number,
+        metavar="N",
+        help="size of the corpus, where the data folder does not say",
+    )
+    add("--queries", type=positive_whole_number, metavar="N", help="training queries")
+    add("--dev-queries", type=positive_whole_number, metavar="N", help="queries of the dev split")
+    add("--test-queries", type=positive_whole_number, metavar="N", help="queries of the test split")
+    add(
+        "--document-bytes", type=positive_number, default=620.0, metavar="B", help="text of a document on average (620)"
+    )
+    add("--training-share", type=share, metavar="X", help="share of the peak rate that training reaches (0.3)")
+    add("--inference-share", type=share, metavar="X", help="the same for encoding and scoring (0.4)")
+    add(
+        "--disk-gbytes",
+        type=positive_number,
+        metavar="X",
+        help="GB/s of the shared file system, all ranks together (2)",
+    )
+    add(
+        "--network-gbytes",
+        type=positive_number,
+        metavar="X",
+        help="GB/s that a rank sends (10; on one host by the GPU)",
+    )
+    add("--gflops-per-rank", type=positive_number, metavar="X", help="GFLOP/s of a rank's CPU cores, for FAISS (720)")
     add("overrides", nargs="*", metavar="key=value", help="over the recipe, such as ranker.zero_stage=2")
 
 
@@ -66,7 +87,6 @@ def run_command(arguments: argparse.Namespace) -> int:
     from launcher.plan.report import report
 
     gpu = find_gpu(arguments.gpu)
-    _check_numbers(arguments)
     if arguments.gpu_memory is not None:
         gpu = replace(gpu, memory_bytes=int(arguments.gpu_memory * _GIB))
     config = load_config(arguments.config, arguments.overrides)
@@ -97,25 +117,6 @@ def run_command(arguments: argparse.Namespace) -> int:
     )
     print(report(plan))
     return 0
-
-
-def _check_numbers(arguments: argparse.Namespace) -> None:
-    """Refuse numbers that mean nothing, all at once."""
-    wrong = [
-        f"--{name.replace('_', '-')} {value:g}"
-        for name, value in vars(arguments).items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0
-    ]
-    wrong += [
-        f"--{name.replace('_', '-')} {value:g}"
-        for name, value in vars(arguments).items()
-        if name.endswith("_share") and value is not None and value > 1
-    ]
-    if wrong:
-        raise ConfigError(
-            f"{', '.join(wrong)} cannot be planned with",
-            expected="numbers above 0, and shares of at most 1",
-        )
 
 
 def _billions(value: float | None) -> float | None:

@@ -12,11 +12,11 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.reliability.exit_codes import EXIT_REFUSED
 from launcher.preflight.outcome import Outcome
+from launcher.terminal.arguments import positive_whole_number, typed_path
 from shards.errors import counted
 
 if TYPE_CHECKING:
@@ -28,14 +28,18 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's words."""
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the recipe that is to run")
-    parser.add_argument("--hostfile", type=Path, metavar="FILE", help="look at these hosts; left out, this one alone")
+    parser.add_argument("--config", type=typed_path, required=True, metavar="FILE", help="the recipe that is to run")
+    parser.add_argument(
+        "--hostfile", type=typed_path, metavar="FILE", help="look at these hosts; left out, this one alone"
+    )
     parser.add_argument(
         "--launcher", choices=["pdsh", "openmpi", "none"], default="pdsh",
         help="what will start the run over the hostfile (pdsh, as deepspeed's default); none: only look at the hosts",
     )  # fmt: skip
     parser.add_argument("--master_addr", metavar="ADDRESS", help="as it will be given to deepspeed")
-    parser.add_argument("--nodes", type=int, metavar="N", help="inside a SLURM allocation: its first N nodes, or all")
+    parser.add_argument(
+        "--nodes", type=positive_whole_number, metavar="N", help="inside a SLURM allocation: its first N nodes, or all"
+    )
     parser.add_argument("--no-world", action="store_true", help="open no small world at the end")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="words over the recipe")
 
@@ -107,7 +111,13 @@ def _slurm_nodes(nodes: str) -> list[str]:
     from engine.errors import ConfigError
 
     try:
-        told = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+        told = subprocess.run(
+            ["scontrol", "show", "hostnames", nodes],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=True,
+        )
     except (OSError, subprocess.CalledProcessError) as error:
         raise ConfigError(
             f"the nodes of the allocation ({nodes}) cannot be listed: {error}",
@@ -205,7 +215,7 @@ def _try_world(
     words = trial_words(
         recipe, launcher=chosen.launcher, hostfile=arguments.hostfile, ranks=ranks, master=arguments.master_addr
     )
-    if refused := changed_by_a_shell(words, chosen.launcher):
+    if refused := changed_by_a_shell(words, arguments.overrides, chosen.launcher):
         return refused
     print("preflight: opening a small world ...", flush=True)
     try:

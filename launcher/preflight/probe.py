@@ -81,7 +81,9 @@ def _listen(token: str) -> Listening:
     """Greet everybody who connects with the token, until this process ends."""
     server = greet(token)
     try:
-        told = subprocess.run(["hostname", "-I"], capture_output=True, text=True, check=False).stdout.split()
+        told = subprocess.run(
+            ["hostname", "-I"], capture_output=True, encoding="utf-8", errors="replace", check=False
+        ).stdout.split()
     except OSError:
         told = []
     offered = [(one.name, one.address) for one in interfaces() if one.name != "lo"]

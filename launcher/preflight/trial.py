@@ -19,6 +19,9 @@ _MEETING_SECONDS = 90.0
 """How long ranks wait for each other in the trial."""
 _KEPT_LINES = 25
 _PLAIN = re.compile(r"[A-Za-z0-9/._=,:@%+-]+")
+_READ_BETWEEN_QUOTES = re.compile(r"[$`\\]")
+_READ_BARE = re.compile(r"[$`\\\"';&|<>()*?\s]|=~|\{[^{}]*,[^{}]*\}")
+_PUT_IN_BY_PDSH = re.compile(r"%[hnu%]")
 _OF_RANK = re.compile(r"(\S+: )?\[rank \d+ on ")
 """How `launcher.ending` begins a line; pdsh puts the host in front."""
 _ROUTINE = re.compile(r"\] \[(INFO|WARNING|ERROR)\] \[(launch|runner|multinode_runner|real_accelerator)\.py:")
@@ -97,21 +100,41 @@ def _failed(fact: str, lines: list[str]) -> Judgement:
     return Judgement("failed", [(fact, remedy, "error")])
 
 
-def changed_by_a_shell(words: Sequence[str], launcher: str) -> Judgement | None:
+def changed_by_a_shell(words: Sequence[str], overrides: Sequence[str], launcher: str) -> Judgement | None:
     """Return the problem of words that a shell would change, where the launcher hands them to one; None for none.
 
     Args:
         words: What is started.
+        overrides: The user's own, which are to stand behind the run's command; the trial has them in a file.
         launcher: `pdsh` lets a shell of every host read the command line, unquoted.
     """
-    changed = [word for word in words if launcher == "pdsh" and not _PLAIN.fullmatch(word)]
+    changed = [word for word in words if not _PLAIN.fullmatch(word)]
+    remedy = "use paths of letters, digits and /._=,:@%+- only, or start with --launcher openmpi"
     if not changed:
+        changed = words_read_by_shells(overrides)
+        remedy = "write this value into the file that --config names, or start with --launcher openmpi"
+    if not changed or launcher != "pdsh":
         return None
     fact = (
         f"{changed[0]!r} would be read by a shell of every host: DeepSpeed gives it the command line over pdsh as it is"
     )
-    remedy = "use paths of letters, digits and /._=,:@%+- only, or start with --launcher openmpi"
     return Judgement("not tried", [(fact, remedy, "error")])
+
+
+def words_read_by_shells(words: Sequence[str]) -> list[str]:
+    """Return the words that do not arrive as they are behind `deepspeed` with pdsh.
+
+    DeepSpeed puts a word with blanks between double quotes, and gives all others to a shell of every host as they are;
+    where each host gets the same other word, no rank can see it.
+
+    Args:
+        words: As they are typed behind `launcher/run.py`.
+    """
+    return [
+        word
+        for word in words
+        if _PUT_IN_BY_PDSH.search(word) or (_READ_BETWEEN_QUOTES if " " in word else _READ_BARE).search(word)
+    ]
 
 
 def _end(process: subprocess.Popen[str]) -> None:

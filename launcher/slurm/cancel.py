@@ -14,6 +14,7 @@ from pathlib import Path
 from engine.errors import ConfigError
 from launcher.slurm.job import PENDING, Submitted, TaskState, alive, is_finished, read_submitted, run_slurm
 from launcher.slurm.script import REQUEUE_SECONDS, slurm_folder
+from launcher.terminal.arguments import typed_path, whole_number
 
 _LOOK_SECONDS = 1.0
 _DEFAULT_STOP_SECONDS = 120.0
@@ -21,9 +22,9 @@ _DEFAULT_STOP_SECONDS = 120.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `cancel`."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, or that of a sweep")
+    parser.add_argument("run", type=typed_path, metavar="RUN", help="run folder, or that of a sweep")
     parser.add_argument("--now", action="store_true", help="do not wait for a checkpoint")
-    parser.add_argument("--task", type=int, metavar="K", help="only this task of a sweep")
+    parser.add_argument("--task", type=whole_number, metavar="K", help="only this task of a sweep")
 
 
 def run_command(arguments: argparse.Namespace) -> int:

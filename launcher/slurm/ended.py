@@ -25,6 +25,8 @@ from engine.reliability.exit_codes import EXIT_CRASH, EXIT_INTERRUPTED, EXIT_LOS
 from engine.reliability.traces import read_traces
 from launcher.slurm.job import finished_stages, is_finished, read_submitted, run_slurm
 from launcher.slurm.script import slurm_folder
+from launcher.terminal.arguments import typed_path, whole_number
+from launcher.terminal.streams import begin_in_utf8, open_streams, run_at_terminal
 from shards.files import read_record, write_json
 
 _STARTS_WITHOUT_PROGRESS = 3
@@ -58,17 +60,17 @@ class End:
 def main(argv: list[str] | None = None) -> int:
     """Find out how the ranks ended, record it, say it, and return the exit code of the job."""
     parser = argparse.ArgumentParser(prog="launcher.slurm.ended", description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--returned", type=int, required=True, help="exit code of mpirun or srun")
+    parser.add_argument("run", type=typed_path)
+    parser.add_argument("--returned", type=whole_number, required=True, help="exit code of mpirun or srun")
     parser.add_argument("--asked", choices=("yes", "no"), default="yes", help="whether SLURM has signalled the script")
-    parser.add_argument("--max-restarts", type=int, default=3, help="restarts after a lost rank")
+    parser.add_argument("--max-restarts", type=whole_number, default=3, help="restarts after a lost rank")
     arguments = parser.parse_args(argv)
     run: Path = arguments.run
     if is_finished(run):
         print("sparring: the run is finished", flush=True)
         return 0
-    path = slurm_folder(run) / "ends.json"
-    earlier = _earlier(path)
+    record = slurm_folder(run) / "ends.json"
+    earlier = _earlier(record)
     by_slurm = arguments.asked == "yes" or _is_preempted(os.environ.get("SLURM_JOB_ID", ""))
     end = _end(run, arguments.returned, earlier, by_slurm)
     cancelled = _cancelled_by(run)
@@ -76,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         cancelled = cancelled or f"the file {run / 'stop'}, or a signal to a rank,"
     code, words = verdict(end, earlier, cancelled, arguments.max_restarts)
     entries = [*earlier, replace(end, again=code == EXIT_PREEMPTED)]
-    write_json(path, [asdict(entry) for entry in entries])
+    write_json(record, [asdict(entry) for entry in entries])
     print(f"sparring: {end.reason.rstrip('.')}. {words}", flush=True)
     return code
 
@@ -163,4 +165,6 @@ def _earlier(path: Path) -> list[End]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    begin_in_utf8()
+    open_streams()
+    sys.exit(run_at_terminal(main))

@@ -143,6 +143,8 @@ def run_slurm(*words: str) -> subprocess.CompletedProcess[str] | None:
             [program, *words[1:]],
             capture_output=True,
             text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=_ANSWER_SECONDS,
             check=False,
             stdin=subprocess.DEVNULL,

@@ -15,9 +15,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from engine.config.text import number_of
+from engine.config.tree import Null, read_tree_file
 from engine.errors import ConfigError
+from launcher.terminal.arguments import positive_whole_number, typed_path, whole_number
 from shards.errors import counted
 
 _VALUE = re.compile(r"[A-Za-z0-9_.,:+@%/*&|()\[\]!~^=-]+")
@@ -93,23 +94,28 @@ _NUMBERS = ("nodes", "ranks_per_node", "cpus_per_task", "max_restarts")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that make `Settings`."""
     add = parser.add_argument
-    add("--nodes", type=int, metavar="N", help="number of nodes")
+    add("--nodes", type=positive_whole_number, metavar="N", help="number of nodes")
     add("--gpus-per-node", metavar="G", help="GPUs of each node, as 8 or a100:8; 0 computes on the processors")
-    add("--ranks-per-node", type=int, metavar="R", help="processes on each node; left out, one a GPU")
+    add("--ranks-per-node", type=positive_whole_number, metavar="R", help="processes on each node; left out, one a GPU")
     add("--time", help="limit of one start, such as 24:00:00; the run goes on in as many starts as it needs")
     for name in ("partition", "account", "qos", "constraint", "reservation", "exclude", "mem"):
         add(f"--{name}", help=f"as sbatch --{name}")
-    add("--cpus-per-task", type=int, metavar="C", help="processor cores of each rank")
+    add("--cpus-per-task", type=positive_whole_number, metavar="C", help="processor cores of each rank")
     add("--module", action="append", dest="modules", metavar="NAME", help="module to load; may be given repeatedly")
     add("--setup", action="append", metavar="LINE", help="line of shell to run on the first node; repeatable")
-    add("--setup-file", type=Path, metavar="FILE", help="such lines from a file")
+    add("--setup-file", type=typed_path, metavar="FILE", help="such lines from a file")
     add("--sbatch", action="append", metavar="OPTION", help="further option of sbatch, such as exclusive; repeatable")
     add("--mpi", choices=("mpirun", "pmix"), help="what starts the ranks (mpirun); pmix is srun --mpi=pmix")
     add("--container", metavar="KIND:IMAGE", help="apptainer:IMAGE or pyxis:IMAGE")
     add("--mount", action="append", dest="mounts", metavar="DIR[:INSIDE]", help="folder for the container; repeatable")
     add("--container-python", metavar="PATH", help="interpreter inside the container (python3)")
-    add("--max-restarts", type=int, metavar="N", help="restarts after a lost rank (3); ends of time do not count")
-    add("--site", type=Path, metavar="FILE", help="YAML file with these options, for all jobs of a site")
+    add(
+        "--max-restarts",
+        type=whole_number,
+        metavar="N",
+        help="restarts after a lost rank (3); ends of time do not count",
+    )
+    add("--site", type=typed_path, metavar="FILE", help="YAML file with these options, for all jobs of a site")
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
@@ -145,16 +151,13 @@ def read_site(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise ConfigError(f"there is no site file {path}", remedy="begin with configs/slurm/site.example.yaml")
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}", remedy="mend the file") from error
+    tree = read_tree_file(path)
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds no mapping", expected="keys such as partition and account")
     problems = [*_unknown(tree)]
     site: dict[str, Any] = {}
     for name, value in tree.items():
-        if name not in _NAMES or value is None:
+        if name not in _NAMES or value is None or isinstance(value, Null):
             continue
         if name in _LISTS:
             value = value.splitlines() if name == "setup" and isinstance(value, str) else value
@@ -163,13 +166,14 @@ def read_site(path: Path) -> dict[str, Any]:
             else:
                 site[name] = tuple(value)
         elif name in _NUMBERS:
-            if type(value) is not int:
+            number = number_of(value) if isinstance(value, str) else None
+            if not isinstance(number, int):
                 problems.append(f"{name}: expected a whole number, got {value!r}")
+            site[name] = number
+        elif isinstance(value, str):  # as it is written: YAML would read 24:00:00 as a number in base 60
             site[name] = value
-        elif isinstance(value, str) or (type(value) is int and name != "time"):
-            site[name] = str(value)
-        else:  # YAML reads 24:00:00 as a number in base 60
-            problems.append(f"{name}: expected a text in quotes, got {value!r}")
+        else:
+            problems.append(f"{name}: expected a text, got {value!r}")
     if problems:
         count = counted(len(problems), "problem")
         raise ConfigError(f"{path} has {count}: " + "; ".join(problems), remedy="correct the site's file")

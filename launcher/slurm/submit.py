@@ -24,6 +24,7 @@ from launcher.slurm.job import Submitted, alive, in_words, is_finished, read_sub
 from launcher.slurm.script import DAEMON, DAEMON_NAME, REQUEUE_SECONDS, Job, render, slurm_folder
 from launcher.slurm.settings import add_arguments as add_settings
 from launcher.slurm.settings import seconds_of_time, settings_of
+from launcher.terminal.arguments import positive_whole_number, typed_path
 from shards.files import write_atomically, write_json
 
 if TYPE_CHECKING:  # pydantic takes a moment; the other commands need not wait for it
@@ -37,7 +38,7 @@ _SIGNAL_SECONDS = 60
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `submit`."""
     parser.add_argument(
-        "--config", type=Path, required=True, metavar="FILE", help="recipe, such as configs/ar2_nq.yaml"
+        "--config", type=typed_path, required=True, metavar="FILE", help="recipe, such as configs/ar2_nq.yaml"
     )
     add_settings(parser)
     parser.add_argument("--name", help="name of the job; left out, sparring- and that of the run folder")
@@ -48,7 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=A,B",
         help="one run for each value, as an array; given repeatedly, all combinations",
     )
-    parser.add_argument("--max-parallel", type=int, metavar="N", help="how many runs of a sweep at once")
+    parser.add_argument(
+        "--max-parallel", type=positive_whole_number, metavar="N", help="how many runs of a sweep at once"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the script; write and submit nothing")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.path=DIR run.path=DIR")
 

@@ -1,7 +1,8 @@
 """Sweeps: the same recipe with some keys changed, one task of a job array for each combination.
 
 `--sweep ar2.num_negatives=1,5,15 --sweep run.seed=1,2` makes six runs, each in a folder of its own below `run.path`,
-named after its number and values. A value is what `key=value` takes on the command line; lists go into brackets.
+named after its number and values. A value is what `key=value` takes on the command line, without blanks at its ends.
+A comma inside of brackets, or behind a backslash, belongs to a value.
 """
 
 from __future__ import annotations
@@ -71,22 +72,20 @@ def tasks_of(config_path: Path, overrides: Sequence[str], sweeps: Sequence[str])
         name = "_".join(
             [f"{number:0{digits}d}", *(_NO_NAME.sub("-", word.split(".")[-1]).strip("-") for word in words)]
         )
-        config = load_config(config_path, [*overrides, *words, f"run.path={_as_yaml(base / name[:100])}"])
+        config = load_config(config_path, [*overrides, *words, f"run.path={base / name[:100]}"])
         tasks.append(Task(words, config))
     return tasks
 
 
 def _values(text: str) -> list[str]:
-    """Split at commas that are outside of brackets."""
+    """Split at commas that are outside of brackets, and not behind a backslash."""
     values, depth = [""], 0
     for letter in text:
         depth += (letter in "[{") - (letter in "]}")
-        if letter == "," and depth == 0:
+        if letter == "," and values[-1].endswith("\\"):
+            values[-1] = values[-1][:-1] + letter
+        elif letter == "," and depth == 0:
             values.append("")
         else:
             values[-1] += letter
     return [value.strip() for value in values]
-
-
-def _as_yaml(path: Path) -> str:
-    return "'" + str(path).replace("'", "''") + "'"

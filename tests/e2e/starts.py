@@ -151,9 +151,17 @@ class Zygote:
         ]
         return Started(ranks)
 
-    def launcher(self, *words: str, stdin: str = "") -> Ended:
-        """Run `python -m launcher WORDS`."""
-        return Started([self._fork(["launcher", *words], "launcher", {}, stdin)]).wait()
+    def launcher(self, *words: str, stdin: str = "", encoding: str = "utf-8", unread: bool = False) -> Ended:
+        """Run `python -m launcher WORDS`.
+
+        Args:
+            words: Surrogates stand for bytes that are no UTF-8.
+            stdin: Likewise.
+            encoding: Of the terminal.
+            unread: Whether nobody reads the outputs any more.
+        """
+        env = {"PYTHONIOENCODING": encoding}
+        return Started([self._fork(["launcher", *words], "launcher", env, stdin, unread=unread)]).wait()
 
     def close(self) -> None:
         for rank in self._ranks.values():
@@ -163,13 +171,15 @@ class Zygote:
         self._process.wait(60)
         self._errors.close()
 
-    def _fork(self, argv: list[str], module: str, env: dict[str, str], stdin: str = "") -> Rank:
+    def _fork(
+        self, argv: list[str], module: str, env: dict[str, str], stdin: str = "", *, unread: bool = False
+    ) -> Rank:
         self._number += 1
         folder = self._folder / f"{self._number:03d}"
         folder.mkdir()
-        (folder / "stdin").write_text(stdin)
+        (folder / "stdin").write_bytes(stdin.encode("utf-8", "surrogateescape"))
         files = {name: str(folder / name) for name in ("stdin", "stdout", "stderr")}
-        order = {"number": self._number, "argv": argv, "module": module, "env": env, **files}
+        order = {"number": self._number, "argv": argv, "module": module, "env": env, "unread": unread, **files}
         rank = self._ranks[self._number] = Rank(folder)
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(order).encode() + b"\n")

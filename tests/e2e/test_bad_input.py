@@ -273,7 +273,7 @@ def test_a_configuration_that_means_nothing_is_refused_before_the_folder_is_made
 
 UNFIT = {
     "n above the corpus": (["ar2.num_negatives=90", "ar2.top_k=100"], ["80 documents", "90 negatives"]),
-    "lists above the corpus": (['index.factory="IVF90,PQ8x4"'], ["90 inverted lists", "80"]),
+    "lists above the corpus": (["index.factory=IVF90,PQ8x4"], ["90 inverted lists", "80"]),
     "factory that FAISS refuses": (['index.factory="IVF8,PQ7x4"'], ["IVF8,PQ7x4"]),
     "model that is no folder": (["retriever.name=/nonexistent/model"], ["/nonexistent/model"]),
     "package without weights": (["ranker.name=package:pyyaml"], ["pyyaml"]),

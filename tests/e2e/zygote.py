@@ -36,8 +36,15 @@ def become(order: dict[str, Any]) -> None:
         for name, descriptor in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
             flags = os.O_RDONLY if name == "stdin" else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
             os.dup2(os.open(order[name], flags, 0o644), descriptor)
-        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - lives as long as the process
         os.environ.update(order["env"])
+        encoding = os.environ.get("PYTHONIOENCODING", "utf-8")
+        if order["unread"]:  # outputs whose reader has gone
+            read, write = os.pipe()
+            os.close(read)
+            os.dup2(write, 1)
+            os.dup2(write, 2)
+        sys.stdin = open(0, encoding=encoding, closefd=False)  # noqa: SIM115 - lives as long as the process
+        sys.stdout = open(1, "w", encoding=encoding, closefd=False)  # noqa: SIM115
         sys.argv = list(order["argv"])
         try:
             if order["module"]:
@@ -50,8 +57,11 @@ def become(order: dict[str, Any]) -> None:
         atexit._run_exitfuncs()
     except BaseException:
         traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        code = 120  # as Python ends where it cannot write what is left
     os._exit(code)
 
 

@@ -95,16 +95,12 @@ def test_words_override_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--gpu", "a100-80g"], "did you mean 'a100-80gb'"),
         (["--gpu", "H100"], "did you mean 'h100-80gb'"),
-        (["--nodes", "0"], "--nodes 0"),
-        (["--gpus-per-node", "-1"], "--gpus-per-node -1"),
-        (["--training-share", "1.5"], "--training-share 1.5"),
         (["--nodes", "3"], "3 ranks cannot share"),
         (["--ranker-shape", "bert-huge"], "no shape of a model"),
         (["--shape", "ranker"], "'' is no shape of a model"),
         (["--shape", "teacher=bert-base"], "a shape is given for teacher"),
         (["ranker.max_length=600"], "the model takes 512 tokens"),
         (["ranker.max_lenght=60"], "did you mean 'ranker.max_length'"),
-        (["--documents", "0"], "--documents 0"),
         (["index.factory=IVF4096,PQ8x4"], "4096 inverted lists"),
     ],
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +20,7 @@ from launcher.preflight import command, hosts
 from launcher.preflight.facts import ROOT
 from launcher.preflight.hosts import Conversations, local_words, srun_words, ssh_words
 from launcher.preflight.records import Judgement, Listening, Mark
-from launcher.preflight.trial import changed_by_a_shell, trial_words, try_world
+from launcher.preflight.trial import changed_by_a_shell, trial_words, try_world, words_read_by_shells
 from shards.errors import DataError
 
 RUN_IT = 'while [ "$1" != -- ]; do shift; done; exec sh -c "$3"'
@@ -305,15 +306,64 @@ def test_trial_tells_how_it_ended() -> None:
 def test_words_that_a_remote_shell_would_change_are_refused(path: str) -> None:
     """Symptom: DeepSpeed's pdsh lets a shell of every host expand what a path holds."""
     words = trial_words(Path(path), launcher="pdsh", hostfile=Path("/h"), ranks=2, master=None)
-    refused = changed_by_a_shell(words, "pdsh")
+    refused = changed_by_a_shell(words, [], "pdsh")
     assert refused is not None
     assert path in refused.problems[0][0]
-    assert changed_by_a_shell(words, "openmpi") is None
+    assert changed_by_a_shell(words, ["a=$x"], "openmpi") is None
     plain = trial_words(Path("/runs/a.yaml"), launcher="pdsh", hostfile=Path("/h"), ranks=2, master="10.0.0.1")
-    assert changed_by_a_shell(plain, "pdsh") is None
+    assert changed_by_a_shell(plain, ["a=b c"], "pdsh") is None
 
 
 def test_what_keeps_root_from_starting_mpirun_has_its_remedy() -> None:
     (problem,) = try_world(["sh", "-c", "echo 'by adding the --allow-run-as-root option'; exit 1"]).problems
     assert "starts nothing for root" in problem[0]
     assert "OMPI_ALLOW_RUN_AS_ROOT=1" in problem[1]
+
+
+def test_words_that_a_remote_shell_would_read_are_found() -> None:
+    """`data.path='a"b'` was `ab` on every host over pdsh, so that no rank could see the difference."""
+    from deepspeed.launcher.multinode_runner import PDSHRunner
+
+    values = [
+        "a b",
+        "it's b",
+        'a"b"c',
+        '"x"',
+        "x#y",
+        "#y",
+        "a\tb",
+        "{text}",
+        "{a,b}",
+        "{title} [SEP] {text}",
+        "a\\b",
+        "a\\b c",
+    ]
+    values += [
+        "~/x",
+        "a=~/x",
+        "x~",
+        "a[1]",
+        "!x",
+        "(y)",
+        "(y) z",
+        "a\nb",
+        "a,b",
+        "ü 中",
+        "$HOME",
+        "$HOME x",
+        "a;b",
+        "a;b c",
+    ]
+    values += ["`x`", "a&b", "*", "* x", "'x'", "1e-6", "50%", 'a "b" c', "[0.9,0.95]", "<", "|", "a\\"]
+    runner = PDSHRunner.__new__(PDSHRunner)
+    for word in (f"data.path={value}" for value in values):
+        runner.args = argparse.Namespace(user_args=[word])
+        (quoted,) = runner.parse_user_args()
+        told = subprocess.run(["bash", "-c", f"printf %s {quoted}"], capture_output=True, text=True, check=False).stdout
+        assert told == word or words_read_by_shells([word]) == [word]
+    assert words_read_by_shells(["run.path=/x/%n"]), "pdsh puts the number of the host there"
+    arrive = ["a=b", "data.path=/data/set #2", "data.template={title} [SEP] {text}", "x.betas=[0.9, 0.95]", "a=it's b"]
+    assert words_read_by_shells(arrive) == []
+    refused = changed_by_a_shell([], ["a=b", "run.path=$HOME/x"], "pdsh")
+    assert refused is not None
+    assert "'run.path=$HOME/x' would be read by a shell" in refused.problems[0][0]

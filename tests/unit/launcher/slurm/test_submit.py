@@ -87,11 +87,10 @@ def test_a_dry_run_prints_the_script_and_leaves_no_trace(
         ((*BASE, "--container", "docker:x"), "expected apptainer:IMAGE or pyxis:IMAGE"),
         ((*BASE, "--container", "pyxis:x", "--mpi", "mpirun"), "a container of pyxis is started by srun"),
         ((*BASE, "--mount", "/data"), "mounts are for a container"),
-        ((*BASE, "--max-restarts", "-1"), "max-restarts: expected 0 or more"),
         ((*BASE, "--name", "a b"), "--name 'a b' is no name of a job"),
         ((*BASE, "--max-parallel", "2"), "--max-parallel is for a sweep"),
         ((*BASE, "run.sede=1"), "unknown key 'run.sede', did you mean 'run.seed'?"),
-        ((*BASE, 'run.path="a\\nb"'), "a path has a line break"),
+        ((*BASE, "run.path=a\nb"), "a path has a line break"),
     ],
 )
 def test_what_is_refused_before_slurm_hears_of_it(made: StandIns, words: tuple[str, ...], message: str) -> None:
@@ -177,6 +176,19 @@ def test_the_command_line_wins_over_the_sites_file(
     assert "module load a || exit 2\nmodule load b || exit 2\n" in script
 
 
+def test_a_sites_file_takes_texts_as_they_are_written(
+    made: StandIns, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`time: 24:00:00` was refused as 86400 and `partition: on` as True, since YAML guesses what they are."""
+    site = tmp_path / "site.yaml"
+    site.write_text("{partition: on, account: 2024-01-01, time: 24:00:00, mem: 0, qos: null}")
+    assert run_submit(*BASE, "--site", site, "--dry-run", f"run.path={tmp_path / 'run'}") == 0
+    told = capsys.readouterr().out
+    for option in ("partition=on", "account=2024-01-01", "time=24:00:00", "mem=0"):
+        assert f"#SBATCH --{option}\n" in told
+    assert "qos" not in told
+
+
 def test_the_example_of_a_sites_file_is_good(made: StandIns, tmp_path: Path) -> None:
     example = ROOT / "configs" / "slurm" / "site.example.yaml"
     assert run_submit("--site", example, "--dry-run", f"run.path={tmp_path / 'run'}") == 0
@@ -191,8 +203,11 @@ def test_the_example_of_a_sites_file_is_good(made: StandIns, tmp_path: Path) -> 
     ("text", "message"),
     [
         ("partitoin: gpu", "unknown key 'partitoin', did you mean 'partition'?"),
-        ("time: 24:00:00", "time: expected a text in quotes, got 86400"),
+        ("time: [24]", "time: expected a text, got ['24']"),
         ("nodes: many", "nodes: expected a whole number, got 'many'"),
+        ("nodes: 1.5", "nodes: expected a whole number, got '1.5'"),
+        ("max_restarts: -1", "max-restarts: expected 0 or more"),
+        ("nodes: 1\nnodes: 2", "line 2: the key 'nodes' stands there again, first in line 1"),
         ("modules: cuda", "modules: expected a list of texts, got 'cuda'"),
         ("- a", "holds no mapping"),
         ("{a", "is not valid YAML"),
