@@ -80,10 +80,18 @@ class Score:
     metrics: dict[str, float]
 
     @classmethod
-    def of(cls, system: str, kind: str, model: str | None, iteration: int | None, metrics: dict[str, float]) -> Score:
-        """Keep the few metrics that a line of the log has room for; the summary has all."""
-        kept = {name: metrics[name] for name in _HEADLINES if name in metrics}
-        return cls(system, kind, model, iteration, kept)
+    def of(
+        cls,
+        system: str,
+        kind: str,
+        model: str | None,
+        iteration: int | None,
+        metrics: dict[str, float],
+        also: str | None = None,
+    ) -> Score:
+        """Keep the few metrics that a line of the log has room for, and `also`; the summary has all."""
+        names = dict.fromkeys((*_HEADLINES, also))
+        return cls(system, kind, model, iteration, {name: metrics[name] for name in names if name in metrics})
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from engine.data.corpus import (
     write_shards,
 )
 from engine.data.tokenization import WrittenCorpus
-from engine.evaluation.evaluate import evaluate_systems
+from engine.evaluation.evaluate import evaluate_systems, require_measurable_splits
 from engine.evaluation.summary import summary_table
 from engine.evaluation.systems import every_system
 from engine.index.plan import plan_index
@@ -122,11 +122,12 @@ def check_settings(run: Run, dataset: Dataset) -> None:
     """Refuse what needs no model to be refused, before any work is done.
 
     Raises:
-        ConfigError: A batch cannot be shared by the ranks, a DeepSpeed file is not usable, or this machine does not
-            train in a model's numeric type.
-        DataError: There is no training query.
+        ConfigError: A batch cannot be shared by the ranks, a DeepSpeed file is not usable, this machine does not train
+            in a numeric type, or a split has nothing that the metrics are made of.
+        DataError: There is no training query, or no judgement reaches the threshold of relevance.
     """
     require_training_queries(dataset)
+    require_measurable_splits(run.config, dataset, ["dev", *(["test"] if run.config.evaluation.test_at_end else [])])
     for name, section in run.config.models.items():
         require_precision(section, name)
     for phase in run.timetable.phases:

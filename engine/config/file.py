@@ -69,6 +69,18 @@ def parse_config(tree: dict[str, Any], origin: str) -> Config:
         ) from error
 
 
+def with_overrides(config: Config, words: Sequence[str]) -> Config:
+    """Return a configuration with `key=value` overrides, validated as a whole.
+
+    Raises:
+        ConfigError: As in `load_config`.
+    """
+    tree: Any = read_tree(dump_config(config), "the configuration of the run")
+    for word in words:
+        _apply_override(tree, as_typed(word))
+    return parse_config(value_of(tree, Config), origin="the configuration of the run with " + " ".join(words))
+
+
 def dump_config(config: Config) -> str:
     """Write a configuration as YAML that `load_config` reads back to an equal one."""
     text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

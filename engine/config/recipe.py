@@ -84,10 +84,15 @@ class Config(Section):
                         f"{phase.num_negatives} negatives are drawn from the top {mining.top_k} candidates by "
                         f"{phase.name}: they must be at most {mining.section}"
                     )
-        if self.evaluation.rerank_depth > self.evaluation.depth:
+        if self.evaluation.rerank_depth > self.evaluation.search_depth:
             raise ValueError(
                 f"evaluation.rerank_depth {self.evaluation.rerank_depth} is deeper than evaluation.depth "
-                f"{self.evaluation.depth}"
+                f"{self.evaluation.depth} and all evaluation.metrics"
+            )
+        if self.run.keep_best is not None and self.run.keep_best not in self.evaluation.metrics:
+            raise ValueError(
+                f"run.keep_best {self.run.keep_best!r} is none of evaluation.metrics "
+                f"({', '.join(self.evaluation.metrics)})"
             )
         for name, model in self.models.items():
             if isinstance(model, RetrieverConfig) and model.query_max_length > model.max_length:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
+from engine.config.metric_names import DEFAULT_METRICS, cutoff_of
 from engine.config.text import absolute_path, is_whole
 
 LARGEST, LARGEST_WHOLE = 1e15, 2**63 - 1
@@ -62,8 +63,9 @@ class RunConfig(Section):
     """Newest checkpoints kept for each model. With 1 there is none to go back to where the newest is damaged."""
     keep_every_steps: int | None = Field(None, ge=1)
     """Also keep the checkpoints whose step in their stage is a multiple of this; left out, none."""
-    keep_best: Literal["MRR@10", "R@1", "A@1"] | None = None
-    """Also keep each model's last checkpoint of the iteration in which it was best on dev by this metric."""
+    keep_best: str | None = None
+    """Also keep each model's last checkpoint of the iteration in which it was best on dev by this metric, one of
+    `evaluation.metrics`."""
     max_skipped_steps: int = Field(15, ge=1)
     """fp16's loss scaling may skip fewer steps in a row than this; the scale, first 65536, halves at most of them."""
     collapse_steps: int = Field(100, ge=0)
@@ -156,8 +158,14 @@ class IndexConfig(Section):
 class EvaluationConfig(Section):
     """What is measured, on which queries, to which depth (AR2 section 4.1)."""
 
+    metrics: tuple[str, ...] = Field(DEFAULT_METRICS, min_length=1)
+    """What is reported, at any rank k: `R@k` (recall), `MRR@k` and `nDCG@k` by judgements, `A@k` (a document of the top
+    k has an answer) by answers. The default is what AR2 reports (Tables 2 and 3), and nDCG@10 as BEIR and TREC do."""
+    relevance_threshold: int = Field(1, ge=1)
+    """Grade from which a document is relevant, for `R@k` and `MRR@k`; TREC's Deep Learning tracks take 2. nDCG has the
+    grades themselves as gains."""
     depth: int = Field(100, ge=1)
-    """Documents retrieved for a query."""
+    """Documents retrieved and kept for a query, at least: as many as the deepest of `metrics` where that is more."""
     rerank_depth: int = Field(100, ge=1)
     """Of these, how many the ranker re-orders; the others stay below them in the retriever's order."""
     max_dev_queries: int | None = Field(None, ge=1)
@@ -173,6 +181,20 @@ class EvaluationConfig(Section):
     1024."""
     examples: int = Field(3, ge=0)
     """Dev queries whose hardest negatives and scores are shown as text in TensorBoard."""
+
+    @property
+    def search_depth(self) -> int:
+        """Documents retrieved and kept for a query, so that every metric sees as many as it is about."""
+        return max(self.depth, *(cutoff_of(name) for name in self.metrics))
+
+    @field_validator("metrics")
+    @classmethod
+    def _known(cls, metrics: tuple[str, ...]) -> tuple[str, ...]:
+        for name in metrics:
+            cutoff_of(name)
+        if repeated := sorted({name for name in metrics if metrics.count(name) > 1}):
+            raise ValueError(f"{', '.join(repeated)} stands there more than once")
+        return metrics
 
 
 class RandomModelConfig(Section):

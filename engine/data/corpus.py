@@ -7,6 +7,7 @@ batch, comes from there as token ids.
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from engine.reliability.progress import progress_bar
 from engine.run import Run, RunFolder, Stage
 from shards.cache import copies_folder, copy_shard, require_space
 from shards.files import read_json, write_json
+from shards.manifest import MANIFEST_NAME
 from shards.reader import CorpusShards
 from shards.records import Dataset, Query
 
@@ -96,11 +98,16 @@ class Data:
         Returns:
             Queries, empty where the data has no such split.
         """
-        qids = list(self.dataset.qrels.get(split, {}))
-        if limit is not None and limit < len(qids):
-            chosen = np.random.default_rng(seed).choice(len(qids), limit, replace=False)
-            qids = [qids[row] for row in sorted(chosen)]
-        return [self.dataset.queries[qid] for qid in qids]
+        return sample_queries(self.dataset, split, limit, seed)
+
+
+def sample_queries(dataset: Dataset, split: str, limit: int | None, seed: int) -> list[Query]:
+    """Return a split's queries, all or a sample; see `Data.queries_of`."""
+    qids = list(dataset.qrels.get(split, {}))
+    if limit is not None and limit < len(qids):
+        chosen = np.random.default_rng(seed).choice(len(qids), limit, replace=False)
+        qids = [qids[row] for row in sorted(chosen)]
+    return [dataset.queries[qid] for qid in qids]
 
 
 def model_texts(config: Config, sources: Mapping[str, str | Path]) -> dict[str, ModelText]:
@@ -129,7 +136,10 @@ def model_texts(config: Config, sources: Mapping[str, str | Path]) -> dict[str, 
 def write_shards(stage: Stage, dataset: Dataset, texts: Mapping[str, ModelText], folder: RunFolder) -> WrittenCorpus:
     """Tokenise the corpus of a run, unless its shards are there; see `engine.data.tokenization.write_corpus`."""
     plan = plan_corpus(stage.run.config, dataset, texts)
-    return write_corpus(stage.run.coordinator, plan, dataset, folder.shards, name=stage.name)
+    written = write_corpus(stage.run.coordinator, plan, dataset, folder.shards, name=stage.name)
+    if written.prepared is not None:
+        log.info("the shards in %s are read in place, now and whenever this run is searched", written.prepared)
+    return written
 
 
 def open_data(config: Config, dataset: Dataset, texts: Mapping[str, ModelText], folder: RunFolder) -> Data:
@@ -138,10 +148,16 @@ def open_data(config: Config, dataset: Dataset, texts: Mapping[str, ModelText], 
     Raises:
         ArtifactError: The shards are damaged, or were made with another tokenizer or of other data.
     """
-    by_stream = {text.stream: text for text in reversed(list(texts.values()))}  # of equal ones, the first
-    expect = {stream: tokenizer_fingerprint(text.tokenizer) for stream, text in by_stream.items()}
     plan = plan_corpus(config, dataset, texts)
-    shards = CorpusShards.open(find_corpus(plan, dataset, folder.shards) or folder.shards, expect=expect)
+    found = find_corpus(plan, dataset, folder.shards)
+    if found is None and not (folder.shards / MANIFEST_NAME).exists():
+        raise ArtifactError(
+            f"no shards of {dataset.path} fit these models and lengths: there are none in {folder.shards}, and none "
+            f"beside the data in {dataset.path / 'shards'}",
+            expected="the shards that the run was begun with",
+            remedy="restore them; `convert --tokenize-for` with the same recipe makes those beside the data once more",
+        )
+    shards = _open_shards(found or folder.shards, texts)
     require_same_files(shards.manifest.dataset_sha256, dataset)
     train = [dataset.queries[qid] for qid in dataset.qrels.get("train", {}) if dataset.positives("train", qid)]
     positives = [
@@ -152,9 +168,42 @@ def open_data(config: Config, dataset: Dataset, texts: Mapping[str, ModelText], 
     false_negatives = [
         np.array([shards.index_of(docid) for docid in exclusions.get(query.id, ())], dtype=np.int64) for query in train
     ]
-    tokens = {stream: text.tokenize_queries(train) for stream, text in by_stream.items()}
+    tokens = {stream: text.tokenize_queries(train) for stream, text in _by_stream(texts).items()}
     own = find_own_documents(dataset, shards.docids.index_of, config.data.ignore_identical_ids)
     return Data(dataset, shards, texts, TrainingQueries(train, positives, tokens, false_negatives, own), own)
+
+
+def open_corpus(shards_folder: Path, texts: Mapping[str, ModelText]) -> Data:
+    """Open shards alone, which hold ids, titles and texts too: data without queries, for whoever brings their own.
+
+    Args:
+        shards_folder: A run's shards, or those prepared beside its data.
+        texts: How each model reads text.
+
+    Raises:
+        ArtifactError: The shards are missing, damaged, or were made with another tokenizer.
+    """
+    shards = _open_shards(shards_folder, texts)
+    dataset = Dataset(
+        path=shards_folder,
+        format="shards",
+        queries={},
+        qrels={},
+        dropped=Counter(),
+        fingerprint=shards.manifest.dataset_sha256,
+        num_documents=shards.num_documents,
+        read_documents=lambda: map(shards.document, range(shards.num_documents)),
+    )
+    return Data(dataset, shards, texts, TrainingQueries([], [], {}))
+
+
+def _open_shards(folder: Path, texts: Mapping[str, ModelText]) -> CorpusShards:
+    expect = {stream: tokenizer_fingerprint(text.tokenizer) for stream, text in _by_stream(texts).items()}
+    return CorpusShards.open(folder, expect=expect)
+
+
+def _by_stream(texts: Mapping[str, ModelText]) -> dict[str, ModelText]:
+    return {text.stream: text for text in reversed(list(texts.values()))}  # of equal ones, the first
 
 
 def copy_shards(data: Data, run: Run) -> Data:

@@ -92,6 +92,7 @@ class WrittenCorpus:
         tokens: Token stream to the number of its tokens.
         reused_shards: How many were there before.
         dataset_sha256: Fingerprint of the source files.
+        prepared: Folder beside the data whose shards are read in place; None where they lie where they were asked for.
     """
 
     documents: int
@@ -99,6 +100,7 @@ class WrittenCorpus:
     tokens: dict[str, int]
     reused_shards: int
     dataset_sha256: str = field(metadata=NOT_SHOWN)
+    prepared: str | None = field(default=None, metadata=NOT_SHOWN)
 
 
 def plan_corpus(config: Config, dataset: Dataset, texts: Mapping[str, ModelText]) -> CorpusPlan:
@@ -176,7 +178,9 @@ def write_corpus(
         reused = num_shards if num_found is None else num_found
         return asdict(
             WrittenCorpus(
-                manifest.num_documents, num_shards, manifest.num_tokens, reused, dataset_sha256=manifest.dataset_sha256
+                *(manifest.num_documents, num_shards, manifest.num_tokens, reused),
+                dataset_sha256=manifest.dataset_sha256,
+                prepared=str(Path(found).absolute()) if found and Path(found) != own else None,
             )
         )
 

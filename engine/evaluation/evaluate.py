@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from engine.config.metric_names import ANSWERED, cutoff_of, family_of
+from engine.config.recipe import Config
 from engine.data.answers import AnswerMatcher
-from engine.data.corpus import Data
+from engine.data.corpus import Data, sample_queries
 from engine.data.trec import best_first, read_trec, write_trec
-from engine.evaluation.measures import answer_measures, score_run
+from engine.evaluation.measures import answer_measures, require_measurable, score_run
 from engine.evaluation.pairs import PairScorer
 from engine.evaluation.summary import Row, add_row
 from engine.evaluation.systems import RETRIEVER, System
@@ -25,7 +27,7 @@ from engine.retrievers.kinds import Choice, build, open_searcher
 from engine.run import Run, RunFolder, Stage
 from engine.search import Searcher, finds_too_little, search_others
 from shards.partition import split_range
-from shards.records import Query
+from shards.records import Dataset, Query
 
 log = get_logger(__name__)
 Ranking = dict[str, dict[str, float]]
@@ -100,7 +102,7 @@ def evaluate_system(
             name = f"{split}/{system.curve}/entropy@{ENTROPY_DEPTH}"
             run.metrics.write(stage.name, system.iteration or 0, {name: entropy})
     else:
-        found = read_trec(folder.results / system.over.run_file_name(split))
+        found = read_trec(folder.results / system.over.run_file_name(split, _sample(data, split, queries)))
         ranking = rerank(stage, data, system, queries, found)
     return [_record(stage, data, folder, ranking, system, split)]
 
@@ -112,9 +114,33 @@ def retriever_of(system: System) -> Choice:
 
 def split_queries(run: Run, data: Data, split: str) -> list[Query]:
     """Return the queries that a split is measured on."""
-    settings = run.config.evaluation
-    limit = settings.max_dev_queries if split == "dev" else settings.max_test_queries
-    return data.queries_of(split, limit, run.config.run.seed)
+    return data.queries_of(split, _limit(run.config, split), run.config.run.seed)
+
+
+def require_measurable_splits(config: Config, dataset: Dataset, splits: Sequence[str]) -> None:
+    """Refuse data on whose splits nothing of `evaluation.metrics` can be measured, before any work is done.
+
+    Args:
+        config: With metrics, the threshold of relevance, and the sizes of samples.
+        dataset: The data.
+        splits: Those that are going to be measured; one that the data lack is passed over.
+
+    Raises:
+        ConfigError: All metrics are by answers and no query has any, or all by judgements and none is judged.
+        DataError: No judgement of a split's queries reaches the threshold.
+    """
+    for split in splits:
+        if queries := sample_queries(dataset, split, _limit(config, split), config.run.seed):
+            require_measurable(dataset, split, [query.id for query in queries], config.evaluation)
+
+
+def _limit(config: Config, split: str) -> int | None:
+    return config.evaluation.max_dev_queries if split == "dev" else config.evaluation.max_test_queries
+
+
+def _sample(data: Data, split: str, queries: Sequence[object]) -> int | None:
+    """Return the number of queries where they are a sample of a split; None where they are all of it."""
+    return None if len(queries) == len(data.dataset.qrels[split]) else len(queries)
 
 
 def retrieve(stage: Stage, data: Data, searcher: Searcher, queries: Sequence[Query], label: str) -> Ranking:
@@ -123,7 +149,7 @@ def retrieve(stage: Stage, data: Data, searcher: Searcher, queries: Sequence[Que
     Returns:
         The ranking of every query, on every rank; empty for a query without hits.
     """
-    coordinator, depth = stage.run.coordinator, stage.run.config.evaluation.depth
+    coordinator, depth = stage.run.coordinator, stage.run.config.evaluation.search_depth
     share = split_range(len(queries), coordinator.rank, coordinator.world_size)
     own = [queries[place] for place in share]
     ranking: Ranking = {}
@@ -185,36 +211,47 @@ def rerank(stage: Stage, data: Data, system: System, queries: Sequence[Query], f
 
 
 def _record(stage: Stage, data: Data, folder: RunFolder, ranking: Ranking, system: System, split: str) -> Score:
-    qrels = {qid: data.dataset.qrels[split][qid] for qid in ranking}
-    metrics = score_run(ranking, qrels) if any(qrels.values()) else {}  # some splits have answers, no judgements
+    config, qrels = stage.run.config, {qid: data.dataset.qrels[split][qid] for qid in ranking}
+    settings, metrics = config.evaluation, {}
+    if any(qrels.values()):  # some splits have answers, no judgements
+        metrics = score_run(ranking, qrels, settings.metrics, relevance_threshold=settings.relevance_threshold)
     answered = _answered(stage, data, ranking, system.name)
     if answered:
-        metrics |= answer_measures(ranking, answered)
+        metrics |= answer_measures(ranking, answered, settings.metrics)
+    row = Row.of(
+        *(system, split, {name: metrics[name] for name in settings.metrics if name in metrics}),
+        num_queries=len(ranking),
+        split_queries=len(data.dataset.qrels[split]),
+        relevance_threshold=settings.relevance_threshold,
+    )
 
     def write() -> None:
         folder.results.mkdir(parents=True, exist_ok=True)
-        write_trec(folder.results / system.run_file_name(split), ranking, tag=system.name)
-        add_row(folder.summary, Row.of(system, split, metrics))
+        path = folder.results / system.run_file_name(split, _sample(data, split, list(ranking)))
+        write_trec(path, ranking, tag=system.name)
+        add_row(folder.summary, row)
 
     stage.run.coordinator.only_rank_zero(f"{stage.name}: record {system.name}", write)
-    values = {f"{split}/{system.curve}/{name}": value for name, value in metrics.items()}
+    shown = row.metrics | {"num_queries": len(ranking)}
+    values = {f"{split}/{system.curve}/{name}": value for name, value in shown.items()}
     stage.run.metrics.write(stage.name, system.iteration or 0, values)
-    return Score.of(
-        system.name, system.kind, system.weights.model if system.weights else None, system.iteration, metrics
-    )
+    model = system.weights.model if system.weights else None
+    return Score.of(system.name, system.kind, model, system.iteration, metrics, config.run.keep_best)
 
 
 def _answered(stage: Stage, data: Data, ranking: Ranking, label: str) -> dict[str, set[str]]:
-    """Find the retrieved documents that hold an answer, for the queries that have answers."""
+    """Find the documents that hold an answer, as deep as a metric looks, for the queries that have answers."""
     coordinator = stage.run.coordinator
-    qids = [qid for qid in ranking if data.dataset.queries[qid].answers]
+    by_answers = [name for name in stage.run.config.evaluation.metrics if family_of(name) in ANSWERED]
+    depth = max(map(cutoff_of, by_answers), default=0)
+    qids = [qid for qid in ranking if data.dataset.queries[qid].answers] if by_answers else []
     found: dict[str, list[str]] = {}
     with coordinator.agreement(f"{stage.name}: answers {label}"):
         for place in split_range(len(qids), coordinator.rank, coordinator.world_size):
             matcher = AnswerMatcher(data.dataset.queries[qids[place]].answers)
             found[qids[place]] = [
                 docid
-                for docid in ranking[qids[place]]
+                for docid in best_first(qids[place], ranking[qids[place]])[:depth]
                 if matcher.has(data.shards.document(data.shards.index_of(docid)).text)
             ]
     return {qid: set(docids) for qid, docids in _together(stage, f"answers {label}", found).items()}
@@ -249,10 +286,13 @@ def show_examples(stage: Stage, data: Data, retriever: System, ranker: System) -
     run = stage.run
     if not run.is_main:
         return
-    by_retriever = read_trec(run.folder.results / retriever.run_file_name("dev"))
-    by_ranker = read_trec(run.folder.results / ranker.run_file_name("dev"))
-    for number, query in enumerate(split_queries(run, data, "dev")[: run.config.evaluation.examples]):
-        positives = set(data.dataset.positives("dev", query.id))
+    queries, threshold = split_queries(run, data, "dev"), run.config.evaluation.relevance_threshold
+    sample = _sample(data, "dev", queries)
+    by_retriever = read_trec(run.folder.results / retriever.run_file_name("dev", sample))
+    by_ranker = read_trec(run.folder.results / ranker.run_file_name("dev", sample))
+    for number, query in enumerate(queries[: run.config.evaluation.examples]):
+        grades = data.dataset.qrels["dev"][query.id]
+        positives = {docid for docid, grade in grades.items() if grade >= threshold}
         docids = best_first(query.id, by_retriever.get(query.id, {}))
         shown = [docid for docid in docids if docid in positives][:1]
         shown += [docid for docid in docids if docid not in positives][:5]

@@ -3,7 +3,8 @@
 All numbers come from ir_measures, so that they are those of trec_eval. Two things are settled here, because they
 change published numbers without a word elsewhere:
 
-- A query without a ranking counts as 0; it is not left out of the mean.
+- A query without a ranking counts as 0; it is not left out of the mean. Neither is one whose documents all have grades
+  below the threshold of relevance.
 - Documents with equal scores keep the order in which the run holds them. trec_eval would sort them by document id, and
   would compare scores as single-precision numbers, so that a ranking by an exact score could be measured as another.
 """
@@ -13,49 +14,49 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 
 import ir_measures
-from ir_measures import RR, R, Success, nDCG
+from ir_measures import RR, Measure, R, Success, nDCG
 
+from engine.config.metric_names import ANSWERED, DEFAULT_METRICS, JUDGED, cutoff_of, family_of
+from engine.config.sections import EvaluationConfig
 from engine.data.trec import Rankings, best_first
-from engine.errors import DataError
-
-CUTOFFS = (1, 5, 20, 100)
-"""The ranks at which AR2 reports recall (Tables 2 and 3)."""
+from engine.errors import ConfigError, DataError
+from shards.records import Dataset
 
 
 def score_run(
-    run: Rankings, qrels: Mapping[str, Mapping[str, int]], cutoffs: Sequence[int] = CUTOFFS
+    run: Rankings,
+    qrels: Mapping[str, Mapping[str, int]],
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    *,
+    relevance_threshold: int = 1,
 ) -> dict[str, float]:
     """Measure a ranking by judgements.
 
     Args:
         run: Rankings; queries that have no judgements are ignored.
-        qrels: Query id -> document id -> grade; a grade of 1 or more is relevant. Queries without a relevant document
-            are left out, since no ranking could find one.
-        cutoffs: Ranks for recall, each at least 1.
+        qrels: Query id -> document id -> grade. Queries without a grade above 0 are left out, since no ranking could
+            find anything for them.
+        metrics: Names as in `evaluation.metrics`; those by answers are passed over.
+        relevance_threshold: Grade from which a document is relevant, at least 1.
 
     Returns:
-        `R@k` for each cutoff (share of a query's relevant documents in its top k), `MRR@10` and `nDCG@10` (gain =
-        grade), each a mean over all judged queries, 0..1.
+        For each of these metrics, in their order, the mean over all judged queries, 0..1: `R@k` is the share of a
+        query's relevant documents in its top k, `MRR@k` one over the rank of the first relevant one (0 beyond k),
+        `nDCG@k` has the grades as gains, whatever the threshold.
 
     Raises:
         DataError: No query has a relevant document.
 
-    Source: AR2 section 4.1, Table 2.
+    Source: AR2 section 4.1, Table 2. TREC Deep Learning 2019 and 2020 take threshold 2.
     """
     judged = {qid: dict(grades) for qid, grades in qrels.items() if any(grade > 0 for grade in grades.values())}
-    if not judged:
-        raise DataError(
-            f"None of {len(qrels)} queries has a relevant document",
-            expected="a grade of at least 1 for a document of at least one query",
-            remedy="check the qrels file of this split",
-        )
-    named = {f"R@{cutoff}": R @ cutoff for cutoff in cutoffs} | {"MRR@10": RR @ 10, "nDCG@10": nDCG @ 10}
-    values = ir_measures.calc_aggregate(list(named.values()), judged, _by_rank(run, judged))
-    return {name: float(values[measure]) for name, measure in named.items()}
+    _require_relevant(qrels, relevance_threshold)
+    named = {name: _judged_measure(name, relevance_threshold) for name in metrics if family_of(name) in JUDGED}
+    return _means(named, run, judged)
 
 
 def answer_measures(
-    run: Rankings, answered: Mapping[str, Set[str]], cutoffs: Sequence[int] = CUTOFFS
+    run: Rankings, answered: Mapping[str, Set[str]], metrics: Sequence[str] = DEFAULT_METRICS
 ) -> dict[str, float]:
     """Measure a ranking by answer match: how often one of the top k documents contains an answer.
 
@@ -63,10 +64,10 @@ def answer_measures(
         run: Rankings.
         answered: For every query that is to count, the retrieved documents that contain one of its answers; an empty
             set where none does.
-        cutoffs: Ranks, each at least 1.
+        metrics: Names as in `evaluation.metrics`; those by judgements are passed over.
 
     Returns:
-        `A@k` for each cutoff, a mean over the queries of `answered`, 0..1. (The papers on open-domain question
+        `A@k` for each of these, a mean over the queries of `answered`, 0..1. (The papers on open-domain question
         answering, AR2 among them, call this R@k.)
 
     Raises:
@@ -77,7 +78,59 @@ def answer_measures(
     if not answered:
         raise DataError("No query has answers to look for", expected="at least one query with answers")
     judged = {qid: dict.fromkeys(documents, 1) for qid, documents in answered.items()}
-    named = {f"A@{cutoff}": Success @ cutoff for cutoff in cutoffs}
+    named = {name: Success @ cutoff_of(name) for name in metrics if family_of(name) in ANSWERED}
+    return _means(named, run, judged)
+
+
+def require_measurable(dataset: Dataset, split: str, qids: Sequence[str], settings: EvaluationConfig) -> None:
+    """Refuse queries on which nothing of what is asked for can be measured, before any work is done.
+
+    Args:
+        dataset: With this split.
+        split: Its name.
+        qids: Its queries that are going to be measured.
+        settings: With the metrics and the threshold of relevance.
+
+    Raises:
+        ConfigError: All metrics are by answers and no query has any, or all by judgements and none is judged.
+        DataError: No judgement reaches the threshold.
+    """
+    qrels = {qid: dataset.qrels[split][qid] for qid in qids}
+    by_judgements = any(family_of(name) in JUDGED for name in settings.metrics)
+    by_answers = any(family_of(name) in ANSWERED for name in settings.metrics)
+    judged, answered = any(qrels.values()), any(dataset.queries[qid].answers for qid in qrels)
+    if by_judgements and judged:
+        _require_relevant(qrels, settings.relevance_threshold)
+    elif not (by_answers and answered):
+        lacks, has = ("judgements", "answers") if by_judgements else ("answers", "judgements")
+        raise ConfigError(
+            f"the split {split!r} of {dataset.path} has no {lacks}, which {', '.join(settings.metrics)} are made of",
+            expected=f"a metric by {has}, such as {'A@20' if has == 'answers' else 'MRR@10'}",
+            remedy="name one in evaluation.metrics, or leave evaluation.metrics out",
+        )
+
+
+def _require_relevant(qrels: Mapping[str, Mapping[str, int]], threshold: int) -> None:
+    highest = max((grade for grades in qrels.values() for grade in grades.values()), default=0)
+    if highest < threshold:
+        raise DataError(
+            f"None of {len(qrels)} queries has a relevant document: the highest grade is {highest}",
+            expected=f"a grade of at least {threshold} for a document of at least one query",
+            remedy="check the qrels file of this split"
+            if highest < 1
+            else f"lower evaluation.relevance_threshold to at most {highest}",
+        )
+
+
+def _judged_measure(name: str, threshold: int) -> Measure:
+    family, cutoff = family_of(name), cutoff_of(name)
+    measures: dict[str, Measure] = {"R": R(rel=threshold), "MRR": RR(rel=threshold), "nDCG": nDCG}
+    return measures[family] @ cutoff
+
+
+def _means(named: Mapping[str, Measure], run: Rankings, judged: Mapping[str, Mapping[str, int]]) -> dict[str, float]:
+    if not named:
+        return {}
     values = ir_measures.calc_aggregate(list(named.values()), judged, _by_rank(run, judged))
     return {name: float(values[measure]) for name, measure in named.items()}
 

@@ -60,10 +60,23 @@ class System:
         """The name of its points in TensorBoard: systems of a kind are one curve over the iterations (Figure 3)."""
         return self.name if self.iteration is None else self.kind
 
-    def run_file_name(self, split: str) -> str:
-        """Return the name of the TREC file with its ranking of a split."""
-        suffix = "" if self.iteration is None else f"-{iteration_name(self.iteration)}"
-        return f"{split}-{self.name}{suffix}.trec"
+    def run_file_name(self, split: str, sample: int | None = None) -> str:
+        """Return the name of the TREC file with its ranking of a split.
+
+        Args:
+            split: The split's name.
+            sample: Number of the queries that were drawn of the split; None where it is whole.
+        """
+        parts = [split, *self._name_parts]
+        if self.over is not None and self.over.iteration != self.iteration:
+            parts += ["over", *self.over._name_parts]
+        if sample is not None:
+            parts.append(f"{sample}-queries")
+        return "-".join(parts) + ".trec"
+
+    @property
+    def _name_parts(self) -> list[str]:
+        return [self.name, *([] if self.iteration is None else [iteration_name(self.iteration)])]
 
 
 def yardsticks(config: Config) -> list[System]:
@@ -98,6 +111,30 @@ def every_system(config: Config, *, last: int) -> list[System]:
         last: The newest finished iteration.
     """
     return [*yardsticks(config), *trained_systems(config, sorted({0, last}))]
+
+
+def pairs_of(config: Config, retrievers: Sequence[int], rankers: Sequence[int]) -> list[list[System]]:
+    """Return rankers of some iterations over retrievers of others, such as D over G0 (AR2 Table 3).
+
+    Args:
+        config: Its models; the retriever is the one that searches the corpus.
+        retrievers: Iterations; 0 is the warm-up.
+        rankers: Iterations, each over every one of these retrievers.
+
+    Returns:
+        For each retriever the systems that need its index: itself, and the rankers behind it.
+    """
+    table, groups = config.timetable, []
+    for iteration in retrievers:
+        first = System(table.name_of(table.encoder, iteration), RETRIEVER, WeightsOf(table.encoder, iteration))
+        behind = [
+            System(table.name_of(model, other), RANKER, WeightsOf(model, other), over=first)
+            for other in rankers
+            for model, kind in _models(config).items()
+            if kind == RANKER
+        ]
+        groups.append([first, *behind])
+    return groups
 
 
 def _models(config: Config) -> dict[str, str]:

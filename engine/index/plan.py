@@ -154,6 +154,29 @@ def plan_index(settings: IndexConfig, *, num_documents: int, dimension: int) -> 
     )
 
 
+def for_other_corpus(settings: IndexConfig, *, num_documents: int, dimension: int) -> IndexConfig:
+    """Return the settings of an index for another corpus than they were made for, such as one to be evaluated on.
+
+    Args:
+        settings: Of the run.
+        num_documents: N of the other corpus, at least 1.
+        dimension: D.
+
+    Returns:
+        The same; or those of exact search, where N is too small to train such an index or for any to save something.
+    """
+    factory = settings.factory
+    if factory != FLAT and num_documents >= _EXACT_BELOW:
+        if factory == "auto":
+            placement, memory_gib = settings.placement, settings.memory_gib
+            factory, _ = _choose_factory(num_documents, dimension, memory_gib, placement, settings.recall_target)
+        sizes = factory_sizes(factory, dimension)
+        if min(num_documents, settings.train_documents or num_documents) >= max(sizes.num_lists, sizes.num_codes):
+            return settings
+    open_fields: dict[str, object] = {"nprobe": None, "refine_factor": None, "train_documents": None}
+    return settings.model_copy(update={"factory": FLAT, "placement": "auto"} | open_fields)
+
+
 def factory_sizes(factory: str, dimension: int) -> FactorySizes:
     """Ask FAISS what a factory string means.
 

@@ -17,7 +17,7 @@ from engine.data.candidates import Candidates, is_of
 from engine.data.corpus import Data
 from engine.refresh.mining import MinedQueries, mine
 from engine.retrievers.kinds import BM25, Choice, build, dense, open_searcher, stamp_of
-from engine.run import Run, Stage
+from engine.run import Run, RunFolder, Stage
 
 
 def refresh_index(run: Run, data: Data, *, iteration: int) -> Candidates:
@@ -46,7 +46,7 @@ def retrieve_candidates(stage: Stage, data: Data, *, iteration: int) -> MinedQue
     run, name = stage.run, iteration_name(iteration)
     counts = _mine(stage, data, dense(name), name)
     if run.is_main:
-        _drop_old_indexes(run, iteration)
+        drop_old_indexes(run, run.folder, iteration)
     return counts
 
 
@@ -74,10 +74,17 @@ def _mine(stage: Stage, data: Data, choice: Choice, name: str) -> MinedQueries:
     return mine(stage, data, searcher, rows, stamp, top_k=top_k, needed=needed, name=name)
 
 
-def _drop_old_indexes(run: Run, iteration: int) -> None:
-    """Remove indexes beyond `run.keep_indexes`; zero-shot's and the warm-up's stay for the last table."""
+def drop_old_indexes(run: Run, folder: RunFolder, iteration: int) -> None:
+    """Remove indexes beyond `run.keep_indexes`; zero-shot's and the warm-up's stay for the last table.
+
+    Args:
+        run: For the setting.
+        folder: Holds the indexes: the run's own folder, or one below it for another corpus.
+        iteration: The newest that counts; newer ones, of a run that is not finished, are left alone.
+    """
     keep = {ZERO_SHOT, iteration_name(0)}
     keep |= {iteration_name(iteration - back) for back in range(run.config.run.keep_indexes)}
-    for folder in (run.folder.path / "index").iterdir():
-        if folder.is_dir() and folder.name not in keep:
-            shutil.rmtree(folder)
+    for index in (folder.path / "index").iterdir():
+        is_newer = index.name.isdigit() and int(index.name) > iteration
+        if index.is_dir() and index.name not in keep and not is_newer:
+            shutil.rmtree(index)

@@ -19,11 +19,11 @@ import torch
 from engine.config.models import RetrieverConfig
 from engine.data.corpus import Data, ModelText
 from engine.data.reuse import take_over_same_weights
-from engine.errors import ConfigError
+from engine.errors import ArtifactError, ConfigError
 from engine.index.build import BuiltIndex, build_index
-from engine.index.dense import DenseIndex
+from engine.index.dense import DenseIndex, IndexManifest
 from engine.index.exact import Floats
-from engine.index.plan import plan_index
+from engine.index.plan import FLAT, IndexPlan, for_other_corpus, plan_index
 from engine.log import get_logger
 from engine.models.encode import encode_documents, encode_queries
 from engine.models.retriever import Retriever
@@ -205,7 +205,12 @@ def index_corpus(stage: Stage, data: Data, folder: RunFolder, name: str) -> Buil
     """Train, fill and merge the index over all ranks, and tune its search by recall against exact search."""
     run, settings = stage.run, stage.run.config.index
     store = EmbeddingStore.open(folder.index(name) / "embeddings", data.shards.manifest, dense_stamp(run, data, name))
-    plan = plan_index(settings, num_documents=store.num_documents, dimension=store.dimension)
+    plan = _plan(run, folder, num_documents=store.num_documents, dimension=store.dimension)
+    if plan.exact and settings.factory != FLAT and folder != run.folder:
+        log.info(
+            "%s: %d documents are searched exactly, too few for the run's index.factory %s",
+            *(stage.name, store.num_documents, settings.factory),
+        )
     audit = _audit_queries(stage, data, name)
     built = build_index(
         run.coordinator,
@@ -223,6 +228,28 @@ def index_corpus(stage: Stage, data: Data, folder: RunFolder, name: str) -> Buil
         stage.name, _step_of(name), {f"index/{key}": float(value) for key, value in measured.items() if value}
     )
     return built
+
+
+def dense_is_built(run: Run, folder: RunFolder, state: str) -> bool:
+    """Tell whether an index is there, made as the settings have it now; what it holds is not looked at.
+
+    Args:
+        run: For the settings.
+        folder: As for `build_dense`.
+        state: Name of the iteration.
+    """
+    try:
+        manifest = IndexManifest.load(folder.index(state))
+    except ArtifactError:
+        return False
+    return manifest.plan == _plan(run, folder, num_documents=manifest.num_documents, dimension=manifest.dimension)
+
+
+def _plan(run: Run, folder: RunFolder, *, num_documents: int, dimension: int) -> IndexPlan:
+    settings = run.config.index
+    if folder != run.folder:
+        settings = for_other_corpus(settings, num_documents=num_documents, dimension=dimension)
+    return plan_index(settings, num_documents=num_documents, dimension=dimension)
 
 
 def frozen_encoder(run: Run, state: str) -> Retriever:

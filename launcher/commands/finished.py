@@ -8,10 +8,12 @@ import torch
 
 from engine.config.timetable import iteration_name
 from engine.coordination.coordinator import Coordinator, LocalTransport
-from engine.data.corpus import Data, ModelText, model_texts, open_data
-from engine.errors import ConfigError
+from engine.data.corpus import Data, ModelText, model_texts, open_corpus, open_data
+from engine.data.tokenization import WrittenCorpus
+from engine.errors import ArtifactError, ConfigError
 from engine.run import Run, RunFolder
 from shards.formats import open_dataset
+from shards.manifest import MANIFEST_NAME
 from shards.records import Dataset
 
 
@@ -52,6 +54,42 @@ def texts_of(run: Run, iteration: int) -> dict[str, ModelText]:
     """Load the tokenizers that were saved with an iteration's weights."""
     name = iteration_name(iteration)
     return model_texts(run.config, {model: run.folder.weights(model, name) for model in run.config.models})
+
+
+def corpus_of(run: Run, iteration: int, shards: Path | None = None) -> Data:
+    """Open a run's corpus from its shards, which hold the texts too: the data folder may be gone.
+
+    Args:
+        run: The run.
+        iteration: With whose weights tokenizers were saved.
+        shards: Where shards that were prepared beside the data lie now; None for where the run read them.
+
+    Raises:
+        ArtifactError: The shards are missing, damaged, or made with other tokenizers.
+    """
+    folder = shards or _shards_of(run)
+    if not (folder / MANIFEST_NAME).exists():
+        raise ArtifactError(
+            f"the shards of the run, with the texts of its corpus, are not in {folder}",
+            expected=f"a folder with {MANIFEST_NAME}, its tar files and docids: RUN/shards, or the one beside the data "
+            "(DATA/shards/NAME) where they were prepared for many runs",
+            remedy="name the folder that holds them now by --shards, or restore it",
+        )
+    return open_corpus(folder, texts_of(run, iteration))
+
+
+def fingerprint_of(run: Run) -> str | None:
+    """Return the fingerprint of the data that a run was trained on; None where the run has not come so far."""
+    written = run.result_of("shards", WrittenCorpus)
+    return None if written is None else written.dataset_sha256
+
+
+def _shards_of(run: Run) -> Path:
+    """Return the folder from which a run read its shards: its own, or one beside its data."""
+    written = run.result_of("shards", WrittenCorpus)
+    if written is not None and written.prepared is not None:
+        return Path(written.prepared)
+    return run.folder.shards
 
 
 def data_of(run: Run, iteration: int, dataset: Dataset | None = None, folder: RunFolder | None = None) -> Data:

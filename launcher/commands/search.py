@@ -1,7 +1,7 @@
 """`python -m launcher search RUN ["question"]`: retrieve, re-rank, print.
 
 What a run leaves behind is a two-stage search engine over its corpus: the last retriever with its index, and the last
-ranker over what the retriever finds.
+ranker over what the retriever finds. Titles and texts come from the shards, so the data folder is not needed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from engine.config.timetable import iteration_name
 from engine.evaluation.pairs import PairScorer
 from engine.log import get_logger
 from engine.retrievers.kinds import dense, open_searcher
-from launcher.commands.finished import data_of, last_iteration, open_run
+from launcher.commands.finished import corpus_of, last_iteration, open_run
 from launcher.terminal.arguments import positive_whole_number, typed_path
 from shards.records import Query
 
@@ -31,16 +31,18 @@ class SearchEngine:
 
     Args:
         path: The run folder.
+        shards: Where shards that were prepared beside the data lie now; None for where the run read them.
 
     Raises:
         ConfigError: The folder holds no run, or one that has not finished its warm-ups.
+        ArtifactError: Shards, index or weights are missing or damaged.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, shards: Path | None = None) -> None:
         self._run = open_run(path)
         self.iteration = last_iteration(self._run)
         name = iteration_name(self.iteration)
-        self._data = data_of(self._run, self.iteration)
+        self._data = corpus_of(self._run, self.iteration, shards)
         self._searcher = open_searcher(self._run, self._data, self._run.folder, dense(name))
         ranker = next(model for model, one in self._run.config.models.items() if isinstance(one, RankerConfig))
         self._scorer = PairScorer.open(self._run, self._data, ranker, name)
@@ -55,11 +57,11 @@ class SearchEngine:
         Returns:
             (ranker score, retriever score, docid, title, text) of the best documents, best first.
         """
-        query = Query("question", question)
+        query = Query("", question)  # no document has the empty id
         settings = self._run.config.evaluation
         # As deep as an evaluation searches, so that what was measured is what is served: an index that is asked for
         # less re-scores fewer documents.
-        depth = min(max(top_k, settings.depth), self._data.shards.num_documents)
+        depth = min(max(top_k, settings.search_depth), self._data.shards.num_documents)
         hits = self._searcher.search([query], depth)
         reranked = hits.documents_QK[0, : max(top_k, settings.rerank_depth)]
         documents = [int(document) for document in reranked if document >= 0]
@@ -78,22 +80,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=typed_path, metavar="RUN", help="run folder")
     parser.add_argument("question", nargs="?", help="left out, questions are read from the terminal")
     parser.add_argument("--top-k", type=positive_whole_number, metavar="K", default=10, help="documents to print (10)")
+    parser.add_argument(
+        "--shards", type=typed_path, metavar="DIR", help="shards prepared beside the data, where they were moved since"
+    )
 
 
 def run_command(arguments: argparse.Namespace) -> None:
     """Answer the question, or those typed at the terminal."""
-    answer_questions(arguments.run, arguments.question, top_k=arguments.top_k)
+    answer_questions(arguments.run, arguments.question, top_k=arguments.top_k, shards=arguments.shards)
 
 
-def answer_questions(path: Path, question: str | None, *, top_k: int) -> None:
+def answer_questions(path: Path, question: str | None, *, top_k: int, shards: Path | None = None) -> None:
     """Print the best documents for a question, or for each line read from the terminal.
 
     Args:
         path: The run folder.
         question: None reads questions until an empty line or the end of the input.
         top_k: Documents to print for each.
+        shards: As of `SearchEngine`.
     """
-    engine = SearchEngine(path)
+    engine = SearchEngine(path, shards)
     if question is not None:
         _print_results(engine, _whole(question), top_k)
         return

@@ -223,7 +223,8 @@ class _Context:
             return []
         queries = mined_queries(self.config.timetable, self.corpus, self.mined)
         flops = forward_flops(self.shapes[self.encoder], [Inputs(queries, self.config.query_max_length)])
-        seconds = flops / self.rate(self.encoder, self.rates.inference_share) + self._search_seconds(queries)
+        seconds = flops / self.rate(self.encoder, self.rates.inference_share)
+        seconds += self._search_seconds(queries, self.mined.top_k)
         how = f"{queries} queries, {self._probed}"
         return [PhaseHours("mining search", times, times * seconds, times * flops, how)]
 
@@ -237,7 +238,7 @@ class _Context:
             flops = forward_flops(self.shapes[ranker], pairs)
             seconds = flops / self.rate(ranker, self.rates.inference_share)
             how += f", {settings.rerank_depth} documents each re-ranked"
-        seconds += self._search_seconds(rounds + (self.dev + self.test) * settings.zero_shot)
+        seconds += self._search_seconds(rounds + (self.dev + self.test) * settings.zero_shot, settings.search_depth)
         return PhaseHours("evaluation", 1 + iterations, seconds, flops, how)
 
     def saving(self, works: list[Work]) -> PhaseHours:
@@ -265,10 +266,10 @@ class _Context:
         flops = 2.0 * queries * self.corpus.documents * self.shapes[self.encoder].hidden
         return flops / (self.gpu.fp32_flops * self.rates.inference_share * self.world_size)
 
-    def _search_seconds(self, queries: int) -> float:
+    def _search_seconds(self, queries: int, top_k: int) -> float:
         """Return the time of a search by all ranks: centroids, codes of the visited lists, exact re-scoring."""
         dimension = self.shapes[self.encoder].hidden
-        depth = (self.mined.top_k if self.mined else self.config.evaluation.depth) * 5 / 4
+        depth = top_k * 5 / 4
         if self.plan.exact:
             return max(self._exact_seconds(queries), self.needs.embeddings_bytes / self.rates.disk_bytes)
         nprobe, refine = self.plan.nprobe or _ASSUMED_NPROBE, self.plan.refine_factor or ASSUMED_REFINE

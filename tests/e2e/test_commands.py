@@ -38,18 +38,25 @@ def refused(ended: Ended, *words: str) -> None:
 # --- search ----------------------------------------------------------------------------------------------------------
 
 
-def test_search_prints_the_ten_best_with_both_scores_title_and_snippet(run: Path) -> None:
+def test_search_in_a_run_folder_alone_prints_the_ten_best_with_both_scores_title_and_snippet(
+    run: Path, tmp_path: Path
+) -> None:
+    """Symptom: a finished run could only be searched while its data lay where they were, and from one directory."""
     query = json.loads((run / "data" / "queries.jsonl").read_text().splitlines()[0])["text"]
-    ended = subprocess.run(
-        [sys.executable, "-m", "launcher", "search", str(run), query],
-        cwd=ROOT,
-        env=on_the_cpu(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-    )
+    shutil.move(run / "data", tmp_path / "data")
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-m", "launcher", "search", run.name, query],
+            cwd=run.parent,
+            env=on_the_cpu(PYTHONPATH=str(ROOT)),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=True,
+        )
+    finally:
+        shutil.move(tmp_path / "data", run / "data")
     hits = HIT.findall(ended.stdout)
     assert len(hits) == 10, ended.stdout
     by_ranker = [float(ranker) for ranker, _, _ in hits]
@@ -64,7 +71,7 @@ def test_search_prints_the_ten_best_with_both_scores_title_and_snippet(run: Path
 
 
 def test_search_agrees_with_the_ranking_of_the_evaluation(zygote: Zygote, run: Path) -> None:
-    lines = [line.split() for line in (run / "results" / "test-D-002.trec").read_text().splitlines()]
+    lines = [line.split() for line in (run / "results" / "test-D-002-16-queries.trec").read_text().splitlines()]
     qid = lines[0][0]
     expected = [float(score) for query, _, _, rank, score, _ in lines if query == qid and int(rank) <= 5]
     queries = [json.loads(line) for line in (run / "data" / "queries.jsonl").read_text().splitlines()]
@@ -104,6 +111,114 @@ def test_evaluate_on_the_runs_own_data_gives_the_runs_own_rows(zygote: Zygote, r
     assert "zero-shot" in ended.err, "the table is printed"
 
 
+def test_evaluate_on_a_sample_leaves_the_other_rows_and_rankings_alone(zygote: Zygote, run: Path) -> None:
+    """Symptom: after `--max-queries 3` the table of the run had rows of 3 queries alone, and did not say so."""
+    before, results = summary_of(run), run / "results"
+    files = {path.name: path.read_bytes() for path in results.glob("*.trec")}
+    ended = zygote.launcher("evaluate", str(run), "--data", str(run / "data"), "--max-queries", "3")
+    assert ended.code == 0, ended.err
+    after = summary_of(run)
+    assert [row for row in after if row["num_queries"] == 16] == before
+    added = [(row["system"], row["split"], row["num_queries"]) for row in after if row not in before]
+    assert added == [(name, "test", 3) for name in ("BM25", "zero-shot", "G0", "D0", "G", "D")]
+    assert "3 of 90" in ended.err
+    assert "16 of 90" in ended.err
+    assert {name: (results / name).read_bytes() for name in files} == files
+    assert (results / "test-D-002-3-queries.trec").exists()
+
+
+def test_evaluate_any_retriever_under_any_ranker(zygote: Zygote, run: Path) -> None:
+    """AR2 Table 3 has D over G0 and D0 over G; an index that was dropped since is built once more."""
+    before = summary_of(run)
+    shutil.rmtree(run / "index" / "001")
+    pairs = ("--retriever", "0..1", "--ranker", "0,last", "--max-queries", "4")
+    ended = zygote.launcher("evaluate", str(run), "--data", str(run / "data"), *pairs)
+    assert ended.code == 0, ended.err
+    after = summary_of(run)
+    added = {(row["system"], row["iteration"], row["over"], row["over_iteration"]): row for row in after[len(before) :]}
+    assert (after[: len(before)], list(added)) == (
+        before,
+        [
+            *[("G0", 0, None, None), ("D0", 0, "G0", 0), ("D", 2, "G0", 0)],
+            *[("G", 1, None, None), ("D0", 0, "G", 1), ("D", 2, "G", 1)],
+        ],
+    )
+    assert "of iteration" in ended.err
+    assert (run / "index" / "001" / "manifest.json").exists()
+    first, over, own = (
+        ranking_of(run / "results" / f"test-{name}-queries.trec")
+        for name in ("G0-000-4", "D-002-over-G0-000-4", "D-002-16")
+    )
+    scores = {qid: [score for _, score in ranked[:10]] for qid, ranked in over.items()}
+    for qid, ranked in over.items():
+        assert {docid for docid, _ in ranked[:10]} == {docid for docid, _ in first[qid][:10]}, "of G0's documents"
+        assert scores[qid] == sorted(scores[qid], reverse=True)
+    both = [
+        (score, dict(own[qid][:10])[docid])
+        for qid, ranked in over.items()
+        for docid, score in ranked[:10]
+        if qid in own and docid in dict(own[qid][:10])
+    ]
+    assert both, "G and G0 find some documents alike"
+    assert all(score == pytest.approx(other, abs=1e-4) for score, other in both), "by the scores of D"
+    assert ranking_of(run / "results" / "test-D-002-over-G-001-4-queries.trec") != over
+
+
+def ranking_of(path: Path) -> dict[str, list[tuple[str, float]]]:
+    """Return the documents of each query with their scores, best first."""
+    ranked: dict[str, list[tuple[str, float]]] = {}
+    for line in path.read_text().splitlines():
+        qid, _, docid, _, score, _ = line.split()
+        ranked.setdefault(qid, []).append((docid, float(score)))
+    return ranked
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--ranker", "3"), "--ranker names 3, but the newest finished iteration is 2"),
+        (("--max-queries", "0"), "--max-queries is 0"),
+        (("--set", "evaluation.metrics=[MAP@5]"), "'MAP@5' is no metric"),
+        (("--set", "ranker.max_length=9"), "--set ranker.max_length=9 would change what the run has computed"),
+        (("--set", "index.factory=Flat"), "would replace the index of the run's own data"),
+        (("--set", "evaluation.relevance_threshold=2"), "the highest grade is 1"),
+    ],
+)
+def test_words_that_cannot_be_measured_are_refused(
+    zygote: Zygote, run: Path, words: tuple[str, ...], message: str
+) -> None:
+    refused(zygote.launcher("evaluate", str(run), "--data", str(run / "data"), *words), message)
+
+
+def test_evaluate_on_a_few_graded_documents_needs_nothing_of_the_runs_data(
+    zygote: Zygote, run: Path, tmp_path: Path
+) -> None:
+    """Symptom: a corpus smaller than the lists of the run's index ended in an error that no word could mend."""
+    few = tmp_path / "few"
+    (few / "qrels").mkdir(parents=True)
+    texts = ["an owl hoots at night", "a fox barks", "owls and foxes", "the moon", "a lake"]
+    documents = [{"_id": f"d{number}", "title": "", "text": text} for number, text in enumerate(texts)]
+    (few / "corpus.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
+    queries = [{"_id": "q1", "text": "owl hoots"}, {"_id": "q2", "text": "fox barks"}]
+    (few / "queries.jsonl").write_text("".join(json.dumps(query) + "\n" for query in queries))
+    (few / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td0\t3\nq1\td2\t1\nq2\td1\t2\n")
+    shutil.move(run / "data", tmp_path / "data")
+    try:
+        words = ("--set", "evaluation.relevance_threshold=2", "evaluation.metrics=[R@1,nDCG@10]")
+        ended = zygote.launcher("evaluate", str(run), "--data", str(few), *words)
+    finally:
+        shutil.move(tmp_path / "data", run / "data")
+    assert ended.code == 0, ended.err
+    assert "5 documents are searched exactly, too few for the run's index.factory IVF8,PQ8x4" in ended.err
+    (folder,) = (path for path in (run / "evaluations").iterdir() if path.name.startswith("few-"))
+    rows = {row["system"]: row for row in summary_of(folder)}
+    assert list(rows) == ["BM25", "zero-shot", "G0", "D0", "G", "D"]
+    assert {(row["num_queries"], row["relevance_threshold"], *row["metrics"]) for row in rows.values()} == {
+        (2, 2, "R@1", "nDCG@10")
+    }
+    assert rows["BM25"]["metrics"]["R@1"] == 1.0
+
+
 def test_evaluate_on_another_corpus_keeps_its_rows_apart(zygote: Zygote, run: Path, small_data: Path) -> None:
     before, weights = summary_of(run), weights_of(run)
     words = ("evaluate", str(run), "--data", str(small_data), "--split", "dev", "--max-queries", "5")
@@ -111,15 +226,14 @@ def test_evaluate_on_another_corpus_keeps_its_rows_apart(zygote: Zygote, run: Pa
     assert ended.code == 0, ended.err
     assert summary_of(run) == before
     assert weights_of(run) == weights
-    (folder,) = (run / "evaluations").iterdir()
-    assert folder.name.startswith("small-")
+    (folder,) = (path for path in (run / "evaluations").iterdir() if path.name.startswith("small-"))
     rows = summary_of(folder)
     assert [row["system"] for row in rows] == ["BM25", "zero-shot", "G0", "D0", "G", "D"]
     for row in rows:
         assert row["split"] == "dev"
         assert all(0 <= value <= 1 for value in row["metrics"].values())
     assert rows[0]["metrics"]["R@20"] > 0.8, "BM25 finds the names of the other corpus"
-    ranked = (folder / "results" / "dev-G-002.trec").read_text().splitlines()
+    ranked = (folder / "results" / "dev-G-002-5-queries.trec").read_text().splitlines()
     documents = {json.loads(line)["_id"] for line in (small_data / "corpus.jsonl").read_text().splitlines()}
     assert {line.split()[2] for line in ranked} <= documents
     assert len({line.split()[0] for line in ranked}) == 5

@@ -17,7 +17,7 @@ from tests.e2e.conftest import Finished, finished
 from tests.e2e.made import ledger_of, losses_of, measured, metrics_of, summary_of, weights_of
 from tests.e2e.starts import ROOT, TINY, mpirun_command
 
-METRICS = ("R@1", "R@5", "R@20", "R@100", "MRR@10", "nDCG@10")
+METRICS = ("R@1", "R@5", "R@10", "R@20", "R@50", "R@100", "R@1000", "MRR@10", "nDCG@10")
 TRAINING = {
     "warmup_retriever": ["warmup_retriever"],
     "warmup_ranker": ["warmup_ranker"],
@@ -149,7 +149,9 @@ def test_the_summary_has_every_system_with_values_from_0_to_1(tiny: Finished) ->
         ]
     )
     for row in rows:
-        assert set(row) == {"system", "retriever", "iteration", "split", "metrics", "kind", "over"}
+        named = {"system", "retriever", "iteration", "split", "metrics", "kind", "over", "over_iteration"}
+        assert set(row) == named | {"num_queries", "split_queries", "relevance_threshold"}
+        assert (row["num_queries"], row["split_queries"]) == (16, 90), "a sample of the split"
         assert (row["iteration"] is None) == (row["system"] in {"BM25", "zero-shot"})
         metrics = row["metrics"]
         assert set(METRICS) <= set(metrics)
@@ -163,15 +165,16 @@ def test_the_summary_has_every_system_with_values_from_0_to_1(tiny: Finished) ->
 
 def test_rankings_are_trec_files_that_give_the_summarys_numbers(tiny: Finished) -> None:
     files = {path.name for path in (tiny.folder / "results").glob("*.trec")}
-    assert {"test-BM25.trec", "test-zero-shot.trec", "test-G-002.trec", "test-D-002.trec", "dev-D0-000.trec"} <= files
+    systems = ("test-BM25", "test-zero-shot", "test-G-002", "test-D-002", "dev-D0-000")
+    assert {f"{system}-16-queries.trec" for system in systems} <= files
     relevant: dict[str, set[str]] = {}
     for line in (tiny.folder / "data" / "qrels" / "test.tsv").read_text().splitlines()[1:]:
         qid, docid, grade = line.split("\t")
         if int(grade) > 0:
             relevant.setdefault(qid, set()).add(docid)
-    for name, system, iteration in (("test-BM25.trec", "BM25", None), ("test-D-002.trec", "D", 2)):
+    for name, system, iteration in (("test-BM25", "BM25", None), ("test-D-002", "D", 2)):
         reciprocal: dict[str, float] = {}
-        for line in (tiny.folder / "results" / name).read_text().splitlines():
+        for line in (tiny.folder / "results" / f"{name}-16-queries.trec").read_text().splitlines():
             qid, q0, docid, rank, score, _ = line.split()
             assert (q0, math.isfinite(float(score))) == ("Q0", True)
             reciprocal.setdefault(qid, 0.0)

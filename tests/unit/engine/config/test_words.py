@@ -48,9 +48,10 @@ def members(kind: Any) -> set[Any]:
     return set().union(*map(members, inner)) if inner else {kind}
 
 
+MEASURED = {"run.keep_best", "evaluation.metrics"}
 NAMES = {"bm25.language", "bm25.stemmer", "bm25.stopwords"}
 """Texts of which only some are known; a word is still what it says, so that a message can name it."""
-TEXTS = [key for key, kind in fields(Config) if str in members(kind) and key not in NAMES]
+TEXTS = [key for key, kind in fields(Config) if str in members(kind) and key not in MEASURED | NAMES]
 PATHS = [key for key, kind in fields(Config) if Path in members(kind)]
 OPTIONAL = [key for key, kind in fields(Config) if NoneType in members(kind)]
 

@@ -26,7 +26,7 @@ from engine.evaluation.evaluate import (
     retriever_of,
     split_queries,
 )
-from engine.evaluation.systems import System, WeightsOf, trained_systems, yardsticks
+from engine.evaluation.systems import System, WeightsOf, pairs_of, trained_systems, yardsticks
 from engine.retrievers.kinds import Choice
 from engine.run import Run, Stage
 from engine.search import Hits
@@ -139,9 +139,8 @@ def test_the_document_that_is_the_query_is_left_out_and_none_is_missing(open_run
     data, finder = data_of(2), Finder()
     data.own_documents = {"q0": 10}
     queries = list(data.dataset.queries.values())
-    ranking = retrieve(
-        Stage(open_run("evaluation.depth=3", "evaluation.rerank_depth=3"), "evaluate/1"), data, finder, queries, "G"
-    )
+    run = open_run("evaluation.depth=3", "evaluation.rerank_depth=3", "evaluation.metrics=[R@1, MRR@3]")
+    ranking = retrieve(Stage(run, "evaluate/1"), data, finder, queries, "G")
     assert {qid: list(found) for qid, found in ranking.items()} == {
         "q0": ["d11", "d9", "d8"],
         "q1": ["d11", "d10", "d9"],
@@ -202,15 +201,68 @@ def test_a_record_is_a_row_a_trec_file_and_points_of_a_curve(open_run: Open) -> 
     (row,) = json.loads(run.folder.summary.read_text())
     assert {key: value for key, value in row.items() if key != "metrics"} == {
         **{"system": "G", "kind": "retriever", "retriever": "G", "over": None},
-        **{"iteration": 1, "split": "dev"},
+        **{"iteration": 1, "split": "dev", "over_iteration": None, "relevance_threshold": 1},
+        **{"num_queries": 2, "split_queries": 2},
     }
     assert row["metrics"]["R@1"] == 0.5
     assert row["metrics"]["MRR@10"] == 0.75
     assert (shown.kind, shown.metrics["MRR@10"]) == ("retriever", 0.75)
     assert read_trec(run.folder.results / "dev-G-001.trec")["q1"] == {"d5": 3.0, "d1": 1.0}
     line = json.loads((run.folder.path / "metrics.jsonl").read_text().splitlines()[-1])
-    assert (line["step"], line["dev/retriever/MRR@10"]) == (1, 0.75)
+    assert (line["step"], line["dev/retriever/MRR@10"], line["dev/retriever/num_queries"]) == (1, 0.75, 2)
     assert "A@1" not in row["metrics"], "there are no answers"
+
+
+def test_a_sample_replaces_neither_the_row_nor_the_ranking_of_the_whole_split(open_run: Open) -> None:
+    """Symptom: `--max-queries 3` left a table and rankings of 3 queries, and the numbers of the split were lost."""
+    run, data = open_run(), data_of(3)
+    whole = {f"q{row}": {f"d{row}": 1.0} for row in range(3)}
+    for system in (G, D):
+        record(run, data, whole, system)
+        record(run, data, {"q1": {"d5": 1.0}}, system)
+    rows = json.loads(run.folder.summary.read_text())
+    assert [(row["system"], row["num_queries"], row["split_queries"], row["metrics"]["R@1"]) for row in rows] == [
+        *[("G", 3, 3, 1.0), ("G", 1, 3, 0.0), ("D", 3, 3, 1.0), ("D", 1, 3, 0.0)]
+    ]
+    assert sorted(path.name for path in run.folder.results.glob("*.trec")) == [
+        *["dev-D-001-1-queries.trec", "dev-D-001.trec", "dev-G-001-1-queries.trec", "dev-G-001.trec"]
+    ]
+    assert read_trec(run.folder.results / "dev-G-001.trec") == whole
+
+
+def test_a_sample_is_re_ranked_from_the_ranking_of_the_sample(open_run: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "PairScorer", scores_by({"d5": 1.0, "d6": 2.0}))
+    run, data = open_run("evaluation.max_dev_queries=2"), data_of(3)
+    record(run, data, {f"q{row}": {"d0": 1.0} for row in range(3)})
+    record(run, data, {"q0": {"d5": 2.0, "d6": 1.0}, "q1": {}})
+    evaluate_system(Stage(run, "evaluate/1"), data, run.folder, D, "dev")
+    ranked = read_trec(run.folder.results / "dev-D-001-2-queries.trec")
+    assert {qid: order_of(scores) for qid, scores in ranked.items()} == {"q0": ["d6", "d5"]}
+
+
+def test_metrics_and_grades_are_those_of_the_recipe(open_run: Open) -> None:
+    run = open_run("evaluation.metrics=[nDCG@5,A@2,R@3,MRR@10]", "evaluation.relevance_threshold=2")
+    data = data_of(1, ("Paris",))
+    data.dataset.qrels["dev"]["q0"] |= {"d3": 2, "d4": 3}
+    record(run, data, {"q0": {"d0": 9.0, "d2": 8.0, "d3": 7.0}})
+    (row,) = json.loads(run.folder.summary.read_text())
+    assert list(row["metrics"]) == ["nDCG@5", "A@2", "R@3", "MRR@10"]
+    assert row["metrics"] | {"nDCG@5": 0} == pytest.approx({"nDCG@5": 0, "A@2": 0.0, "R@3": 0.5, "MRR@10": 1 / 3})
+    assert row["relevance_threshold"] == 2
+
+
+def test_a_search_goes_as_deep_as_the_deepest_metric(open_run: Open) -> None:
+    """Symptom: R@1000 was measured on 100 documents, and came out as R@100."""
+    for words, depth in (
+        (("evaluation.metrics=[MRR@10,R@1000]", "evaluation.depth=100"), 1000),
+        (("evaluation.metrics=[MRR@10]", "evaluation.depth=200"), 200),
+        ((), 1000),
+    ):
+        data, finder = data_of(1), Finder()
+        data.shards.num_documents = 5000
+        run = open_run("run.force_resume=true", *words)
+        retrieve(Stage(run, "evaluate/1"), data, finder, list(data.dataset.queries.values()), "G")
+        assert finder.depths == [depth]
 
 
 def test_a_row_that_is_measured_again_is_replaced(open_run: Open) -> None:
@@ -276,6 +328,18 @@ def test_rankers_of_all_iterations_are_one_curve() -> None:
     assert [system.curve for system in (D0, D)] == ["ranker", "ranker"]
     assert [system.run_file_name("test") for system in (D0, D)] == ["test-D0-000.trec", "test-D-001.trec"]
     assert (D.over, D0.first_stage) == (G, G0)
+
+
+def test_rankers_of_any_iteration_over_retrievers_of_any_other_have_a_file_of_their_own() -> None:
+    """Symptom: D over G0 would have replaced D over G (AR2 Table 3 has both)."""
+    groups = pairs_of(CONFIG, [0, 2], [0, 1, 2])
+    assert [[system.run_file_name("test") for system in systems] for systems in groups] == [
+        ["test-G0-000.trec", "test-D0-000.trec", "test-D-001-over-G0-000.trec", "test-D-002-over-G0-000.trec"],
+        ["test-G-002.trec", "test-D0-000-over-G-002.trec", "test-D-001-over-G-002.trec", "test-D-002.trec"],
+    ]
+    assert all(system.over in (None, systems[0]) for systems in groups for system in systems)
+    assert groups[1][2].run_file_name("test", 30) == "test-D-001-over-G-002-30-queries.trec"
+    assert (groups[0][1], groups[1][0]) == (D0, trained_systems(CONFIG, [2])[0]), "the usual systems are among them"
 
 
 def test_a_ranking_in_a_file_is_measured_like_any_system(open_run: Open, tmp_path: Path) -> None:

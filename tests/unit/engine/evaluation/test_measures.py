@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
+import ir_measures
+import numpy as np
 import pytest
+from ir_measures import RR, R, nDCG
 
-from engine.errors import DataError
-from engine.evaluation.measures import answer_measures, score_run
+from engine.config.metric_names import DEFAULT_METRICS
+from engine.config.sections import EvaluationConfig
+from engine.errors import DataError, SparringError
+from engine.evaluation.measures import answer_measures, require_measurable, score_run
+from shards.records import Query
 
 
 def ranking(*docids: str) -> dict[str, float]:
@@ -17,8 +25,9 @@ def ranking(*docids: str) -> dict[str, float]:
 def test_values_by_hand() -> None:
     qrels = {"q1": {"a": 1, "b": 1}, "q2": {"c": 3, "d": 1, "x": 0}}
     run = {"q1": ranking("x", "a", "y", "z", "w", "b"), "q2": ranking("d", "x", "c")}
-    found = score_run(run, qrels)
-    assert list(found) == ["R@1", "R@5", "R@20", "R@100", "MRR@10", "nDCG@10"]
+    names = ["R@1", "R@5", "R@20", "R@100", "MRR@10", "nDCG@10"]
+    found = score_run(run, qrels, names)
+    assert list(found) == names
     dcg_1 = 1 / math.log2(3) + 1 / math.log2(7)
     ideal_1 = 1 + 1 / math.log2(3)
     dcg_2 = 1 + 3 / math.log2(4)
@@ -46,7 +55,7 @@ def test_reciprocal_rank_and_gain_are_cut_at_10() -> None:
 def test_a_query_without_a_ranking_counts_as_zero() -> None:
     """Symptom: a retriever that answers half of the queries looks twice as good."""
     qrels = {"q1": {"a": 1}, "q2": {"b": 1}, "q3": {"c": 1}, "q4": {"d": 1}}
-    found = score_run({"q1": ranking("a"), "q2": {}, "q9": ranking("a")}, qrels, cutoffs=(1,))
+    found = score_run({"q1": ranking("a"), "q2": {}, "q9": ranking("a")}, qrels, ("R@1", "MRR@10", "nDCG@10"))
     assert found == pytest.approx({"R@1": 0.25, "MRR@10": 0.25, "nDCG@10": 0.25})
 
 
@@ -74,10 +83,87 @@ def test_answer_measures_by_hand() -> None:
     run = {"q1": ranking("x", "a", "b"), "q2": ranking("c"), "q3": ranking("x"), "no answers": ranking("x")}
     answered = {"q1": {"a", "b"}, "q2": {"c"}, "q3": set(), "not ranked": set()}
     assert answer_measures(run, answered) == {"A@1": 0.25, "A@5": 0.5, "A@20": 0.5, "A@100": 0.5}
-    assert answer_measures({"q": ranking("x")}, {"q": set()}, cutoffs=(5,)) == {"A@5": 0.0}
+    assert answer_measures({"q": ranking("x")}, {"q": set()}, ("A@5", "R@1")) == {"A@5": 0.0}
     with pytest.raises(DataError, match="No query has answers"):
         answer_measures(run, {})
 
 
 def test_a_hit_counts_once_however_many_documents_have_the_answer() -> None:
-    assert answer_measures({"q": ranking(*"abcde")}, {"q": set("abcde")}, cutoffs=(1, 5)) == {"A@1": 1.0, "A@5": 1.0}
+    found = answer_measures({"q": ranking(*"abcde")}, {"q": set("abcde")}, ("A@1", "A@5"))
+    assert found == {"A@1": 1.0, "A@5": 1.0}
+
+
+# --- grades ----------------------------------------------------------------------------------------------------------
+
+
+def test_relevance_begins_at_a_grade_and_ndcg_has_the_grades_as_gains() -> None:
+    """Symptom: on TREC's Deep Learning tracks, where grade 1 is not relevant, MRR and recall came out far too high."""
+    qrels = {"q1": {"a": 1, "b": 2, "c": 3}, "q2": {"d": 1, "e": 0}}
+    run = {"q1": ranking("a", "x", "b", "c"), "q2": ranking("d")}
+    names = ("R@3", "MRR@10", "nDCG@3")
+    ideal = 3 + 2 / math.log2(3) + 1 / 2
+    ndcg = (((1 + 2 / 2) / ideal) + 1) / 2
+    assert score_run(run, qrels, names, relevance_threshold=2) == pytest.approx(
+        {"R@3": (1 / 2 + 0) / 2, "MRR@10": (1 / 3 + 0) / 2, "nDCG@3": ndcg}
+    )
+    assert score_run(run, qrels, names) == pytest.approx(
+        {"R@3": (2 / 3 + 1) / 2, "MRR@10": (1 + 1) / 2, "nDCG@3": ndcg}
+    )
+
+
+@pytest.mark.parametrize("threshold", [1, 2, 3])
+def test_all_metrics_are_those_of_ir_measures(threshold: int) -> None:
+    random = np.random.default_rng(7)
+    docids = [f"d{number}" for number in range(1200)]
+    qrels = {
+        f"q{row}": {docid: int(random.integers(0, 4)) for docid in random.choice(docids, 30, replace=False)}
+        for row in range(8)
+    }
+    run = {}
+    for qid, grades in qrels.items():
+        noise = dict(zip(docids, random.permutation(1200).tolist(), strict=True))
+        run[qid] = {docid: noise[docid] + 300.3 * grades.get(docid, 0) for docid in docids}
+    run["q7"] = {}
+    judged = [name for name in DEFAULT_METRICS if not name.startswith("A@")]
+    assert len(judged) == 9
+    theirs = {f"R@{k}": R(rel=threshold) @ k for k in (1, 5, 10, 20, 50, 100, 1000)}
+    theirs |= {"MRR@10": RR(rel=threshold) @ 10, "nDCG@10": nDCG @ 10}
+    values = ir_measures.calc_aggregate(list(theirs.values()), qrels, run)
+    found = score_run(run, qrels, relevance_threshold=threshold)
+    assert list(found) == judged
+    assert found == pytest.approx({name: values[measure] for name, measure in theirs.items()}, abs=1e-12)
+    assert 0 < found["R@50"] < found["R@1000"] < 1
+
+
+def test_a_threshold_that_no_grade_reaches_is_refused() -> None:
+    with pytest.raises(
+        DataError, match=r"highest grade is 1.*at least 2.*evaluation\.relevance_threshold to at most 1"
+    ):
+        score_run({"q": ranking("a")}, {"q": {"a": 1}}, relevance_threshold=2)
+
+
+# --- what a split allows ---------------------------------------------------------------------------------------------
+
+
+def dataset_of(qrels: dict[str, dict[str, int]], *answers: str) -> Any:
+    queries = {qid: Query(qid, qid, answers) for qid in qrels}
+    return SimpleNamespace(path="data", qrels={"test": qrels}, queries=queries)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "settings", "message"),
+    [
+        (dataset_of({"q": {"a": 1}}), {"metrics": ["A@20"]}, "has no answers, which A@20 .* such as MRR@10"),
+        (dataset_of({"q": {}}, "Paris"), {"metrics": ["R@5"]}, "has no judgements, which R@5 .* such as A@20"),
+        (dataset_of({"q": {"a": 2}}), {"relevance_threshold": 3}, "highest grade is 2"),
+    ],
+)
+def test_metrics_that_a_split_cannot_have_are_refused(dataset: Any, settings: dict[str, Any], message: str) -> None:
+    """Symptom: a run came to its end with a table that had no column."""
+    with pytest.raises(SparringError, match=message):
+        require_measurable(dataset, "test", ["q"], EvaluationConfig(**settings))
+
+
+def test_one_metric_that_can_be_measured_is_enough() -> None:
+    require_measurable(dataset_of({"q": {}}, "Paris"), "test", ["q"], EvaluationConfig())
+    require_measurable(dataset_of({"q": {"a": 1}}), "test", ["q"], EvaluationConfig())

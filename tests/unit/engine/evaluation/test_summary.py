@@ -19,12 +19,14 @@ Open = Callable[..., Run]
 CONFIG = load_config(TINY)
 BM25, ZERO_SHOT = yardsticks(CONFIG)
 G0, D0, G, D = trained_systems(CONFIG, [0, 1])
+W2 = WeightsOf("retriever", 2)
 
 
-def recorded(run: Run, rows: Sequence[tuple[System, str, float]]) -> list[str]:
-    """Record rows and return the lines of the table."""
+def recorded(run: Run, rows: Sequence[tuple[System, str, float]], **measured_on: int) -> list[str]:
+    """Record rows, on all 40 queries unless it is said, and return the lines of the table."""
+    on = {"num_queries": 40, "split_queries": 40} | measured_on
     for system, split, value in rows:
-        add_row(run.folder.summary, Row.of(system, split, {"MRR@10": value}))
+        add_row(run.folder.summary, Row.of(system, split, {"MRR@10": value}, **on))
     return summary_table(run.folder).splitlines()[2:]
 
 
@@ -81,8 +83,44 @@ def test_a_summary_without_kinds_is_still_read(open_run: Open) -> None:
         next(name for name in ("BM25", "zero-shot", "G0 top", "G0", "G top", "G") if name in line) for line in lines
     ]
     assert order == ["BM25", "zero-shot", "G0", "G0 top", "G", "G top"]
-    add_row(run.folder.summary, Row.of(G, "dev", {"R@1": 0.75}))
-    assert [row.metrics["R@1"] for row in read_rows(run.folder.summary) if row.system == "G"] == [0.75]
+    add_row(run.folder.summary, Row.of(G, "dev", {"R@1": 0.75}, num_queries=4, split_queries=4))
+    found = [(row.num_queries, row.metrics["R@1"]) for row in read_rows(run.folder.summary) if row.system == "G"]
+    assert found == [(None, 0.5), (4, 0.75)], "nobody knows which queries the old one was measured on"
+
+
+def test_rows_of_samples_stand_beside_those_of_the_whole_split(open_run: Open) -> None:
+    """Symptom: a quick look at 3 queries took the place of the numbers of the whole split."""
+    run = open_run()
+    recorded(run, [(G, "test", 0.5), (D, "test", 0.6)])
+    recorded(run, [(G, "test", 0.1), (D, "test", 0.2)], num_queries=3)
+    lines = recorded(run, [(G, "test", 0.3)], num_queries=3)
+    rows = [(row.system, row.num_queries, row.metrics["MRR@10"]) for row in read_rows(run.folder.summary)]
+    assert rows == [("G", 40, 0.5), ("D", 40, 0.6), ("D", 3, 0.2), ("G", 3, 0.3)], "only its like is replaced"
+    assert [line.split()[1:4] for line in lines] == [["40", "1", "G"], ["40", "1", "D"], *[["3", "of", "40"]] * 2]
+    assert [line.split()[-1] for line in lines] == ["0.500", "0.600", "0.300", "0.200"]
+
+
+def test_rows_of_other_grades_of_relevance_stand_side_by_side(open_run: Open) -> None:
+    run = open_run()
+    recorded(run, [(G, "test", 0.5)])
+    assert "relevant from" not in summary_table(run.folder)
+    lines = recorded(run, [(G, "test", 0.4)], relevance_threshold=2)
+    assert [line.split()[-2:] for line in lines] == [["1", "0.500"], ["2", "0.400"]]
+    assert "relevant from" in summary_table(run.folder)
+
+
+def test_the_table_says_which_iteration_is_re_ranked_where_it_is_another(open_run: Open) -> None:
+    """Retrievers after the warm-up have one name, and D over G0 (AR2 Table 3) is not D over G."""
+    run = open_run()
+    recorded(run, [(G, "test", 0.5), (D, "test", 0.6)])
+    assert "of iteration" not in summary_table(run.folder)
+    lines = recorded(run, [(replace(D, over=G0), "test", 0.55), (replace(D, over=replace(G, weights=W2)), "test", 0.7)])
+    assert [line.split()[2:] for line in lines] == [
+        ["1", "G", "0.500"],
+        ["1", "D", "G", "top", "1", "0.600"],
+        ["1", "D", "G0", "top", "0", "0.550"],
+        ["1", "D", "G", "top", "2", "0.700"],
+    ]
 
 
 def test_a_damaged_summary_is_refused(open_run: Open) -> None:

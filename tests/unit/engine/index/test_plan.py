@@ -9,7 +9,7 @@ import pytest
 from engine.config.recipe import IndexConfig
 from engine.errors import ConfigError
 from engine.index.estimate import estimate_index, measured_gigaflops
-from engine.index.plan import GIB, IndexPlan, cut_parts, factory_sizes, plan_index
+from engine.index.plan import GIB, IndexPlan, cut_parts, factory_sizes, for_other_corpus, plan_index
 from shards.files import parse_record
 
 
@@ -35,6 +35,31 @@ def test_auto_follows_the_size(num_documents: int, dimension: int, factory: str,
     assert plan.num_lists <= max(plan.train_size, 1) <= num_documents
     assert plan.nprobe is plan.refine_factor is None
     assert plan.reasons
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_documents", "factory"),
+    [
+        (IndexConfig(factory="IVF8,PQ8x4", nprobe=8, refine_factor=8), 5, "Flat"),
+        (IndexConfig(factory="IVF8,PQ8x4", nprobe=8, refine_factor=8), 999, "Flat"),
+        (IndexConfig(factory="IVF8,PQ8x4", nprobe=8, refine_factor=8), 1000, "IVF8,PQ8x4"),
+        (IndexConfig(factory="IVF4096,PQ8", placement="disk"), 3000, "Flat"),
+        (IndexConfig(factory="IVF64,PQ8x4", train_documents=500), 1200, "IVF64,PQ8x4"),
+        (IndexConfig(factory="auto", placement="memory", train_documents=9000), 1, "Flat"),
+        (IndexConfig(factory="auto", nprobe=4), 30, "Flat"),
+        (IndexConfig(factory="auto", nprobe=4), 5000, "auto"),
+        (IndexConfig(factory="Flat"), 5000, "Flat"),
+    ],
+)
+def test_another_corpus_is_searched_exactly_where_it_is_too_small_for_the_index(
+    settings: IndexConfig, num_documents: int, factory: str
+) -> None:
+    """Symptom: a run with an index could not be evaluated on a small corpus."""
+    found = for_other_corpus(settings, num_documents=num_documents, dimension=32)
+    assert found.factory == factory
+    assert factory == "Flat" or found == settings
+    plan = plan_index(found, num_documents=num_documents, dimension=32)
+    assert plan.exact == (factory == "Flat")
 
 
 def test_a_high_recall_target_takes_finer_codes_where_they_fit() -> None:

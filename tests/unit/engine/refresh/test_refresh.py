@@ -13,7 +13,7 @@ from engine.config.bm25 import Bm25Config
 from engine.data.corpus import Data, TrainingQueries
 from engine.errors import ConfigError
 from engine.index.plan import plan_index
-from engine.refresh.refresh import _drop_old_indexes, bm25_candidates
+from engine.refresh.refresh import bm25_candidates, drop_old_indexes
 from engine.run import Run
 from shards.records import Document, Query
 
@@ -24,7 +24,7 @@ def indexes_after(run: Run, iteration: int) -> list[str]:
     for name in ("zero-shot", *(f"{number:03d}" for number in range(iteration + 1))):
         run.folder.index(name).mkdir(parents=True, exist_ok=True)
         (run.folder.index(name) / "index.faiss").write_text("an index")
-    _drop_old_indexes(run, iteration)
+    drop_old_indexes(run, run.folder, iteration)
     return sorted(path.name for path in run.folder.index("000").parent.iterdir())
 
 
@@ -57,6 +57,13 @@ def test_candidates_by_other_settings_of_bm25_are_mined_anew(open_run: Open, tmp
     before = (run.folder.candidates("bm25") / "candidates.json").stat().st_mtime_ns
     assert bm25_candidates(run, data).row("q").tolist() == [1]
     assert (run.folder.candidates("bm25") / "candidates.json").stat().st_mtime_ns == before
+
+
+def test_indexes_that_are_newer_than_the_last_finished_iteration_stay(open_run: Open) -> None:
+    """An evaluation between two starts of a run must not cost the run what it goes on with."""
+    run = open_run()
+    run.folder.index("007").mkdir(parents=True)
+    assert indexes_after(run, 5) == ["000", "004", "005", "007", "zero-shot"]
 
 
 def test_the_plan_follows_the_configuration(open_run: Open) -> None:

@@ -13,12 +13,13 @@ from engine.config.file import load_config
 from engine.coordination.coordinator import Coordinator, LocalTransport
 from engine.data.corpus import model_texts, open_data, write_shards
 from engine.data.tokenization import WrittenCorpus
-from engine.errors import ConfigError, ModelError
+from engine.errors import ArtifactError, ConfigError, ModelError
 from engine.models.loading import load_tokenizer
 from engine.models.random import make_random_model
 from engine.retrievers.bm25_index import index_text
 from engine.retrievers.kinds import BM25, open_searcher
 from engine.run import Run, Stage
+from launcher.commands.finished import corpus_of
 from launcher.commands.prepare import prepare_shards
 from shards.convert.conversion import convert
 from shards.convert.options import Options
@@ -66,6 +67,44 @@ def test_a_run_reads_the_prepared_shards_and_index_in_place(
     searcher = open_searcher(run, found, run.folder, BM25)  # type: ignore[arg-type]
     document = found.shards.document(3)  # type: ignore[attr-defined]
     assert searcher.search([Query("q", document.text)], 1).documents_QK.tolist() == [[3]]
+
+
+def test_a_run_on_prepared_shards_is_searched_without_the_data_wherever_the_shards_lie(
+    tmp_path: Path, prepared: tuple[Path, Path, list[str]]
+) -> None:
+    """Symptom: to search a finished run, the whole data folder was needed, in its old place."""
+    data, folder, words = prepared
+    moved = tmp_path / "data"
+    shutil.copytree(data, moved)
+    run, counts, found = opened(tmp_path, moved, words)
+    assert counts.prepared == str(moved / folder.relative_to(data))
+    for model in ("retriever", "ranker"):
+        shutil.copytree(data.parent / "model", run.folder.weights(model, "000"))
+    for path in moved.iterdir():
+        if path.name != "shards":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    again = Run.reopen(run.folder.path, Coordinator(LocalTransport()), torch.device("cpu"))
+    alone = corpus_of(again, 0)
+    assert alone.shards.manifest == found.shards.manifest  # type: ignore[attr-defined]
+    documents = list(alone.dataset.documents())
+    assert (len(documents), documents[3]) == (alone.dataset.num_documents, alone.shards.document(3))
+    assert documents == list(open_dataset(data).documents()), "titles and texts are in the shards"
+    elsewhere = tmp_path / "elsewhere"
+    shutil.move(counts.prepared, elsewhere)
+    with pytest.raises(ArtifactError, match=rf"are not in {counts.prepared}.*by --shards"):
+        corpus_of(again, 0)
+    assert corpus_of(again, 0, elsewhere).shards.document(3) == documents[3]
+
+
+def test_prepared_shards_that_are_gone_are_told_as_such(tmp_path: Path, prepared: tuple[Path, Path, list[str]]) -> None:
+    """Symptom: the manifest of RUN/shards was missed, which had never been there."""
+    data, folder, words = prepared
+    moved = tmp_path / "data"
+    shutil.copytree(data, moved)
+    run, _, found = opened(tmp_path, moved, words)
+    shutil.rmtree(moved / folder.relative_to(data))
+    with pytest.raises(ArtifactError, match=r"no shards of .* fit .* none beside the data .* --tokenize-for"):
+        open_data(run.config, found.dataset, found.texts, run.folder)  # type: ignore[attr-defined]
 
 
 def test_preparing_again_writes_nothing(
