@@ -42,13 +42,13 @@ def main(argv: list[str] | None = None) -> int:
         command = commands.add_parser(name, help=purpose)
         if words[:1] == [name]:
             importlib.import_module(module).add_arguments(command)
-    arguments = parser.parse_args(words)
+    arguments, left = parser.parse_known_args(words)
 
     from engine.log import set_up_logging
     from launcher.ending import guarded
-    from launcher.terminal.arguments import require_text
+    from launcher.terminal.arguments import complete
 
-    require_text(parser, arguments)
+    complete(parser, arguments, left)
 
     set_up_logging(rank=0, world_size=1)
     run_command = importlib.import_module(COMMANDS[arguments.command][0]).run_command

@@ -26,6 +26,7 @@ if __name__ == "__main__":
     open_streams()  # first, as an interrupt may come while the following is imported
 
 import argparse  # noqa: E402
+from collections.abc import Sequence  # noqa: E402
 
 from engine.config.file import load_config  # noqa: E402
 from engine.config.recipe import Config  # noqa: E402
@@ -33,13 +34,13 @@ from engine.errors import ConfigError  # noqa: E402
 from engine.log import get_logger, set_up_logging  # noqa: E402
 from engine.reliability.preemption import PREEMPTION  # noqa: E402
 from launcher.ending import end_of_process, guarded  # noqa: E402
-from launcher.terminal.arguments import typed_path  # noqa: E402
+from launcher.terminal.arguments import complete, typed_path  # noqa: E402
 from launcher.world.opening import World, open_world  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, open the world and run the recipe; return the exit code."""
-    arguments = command_line().parse_args(argv)
+    arguments = parse_words(argv)
     config, failure = _read(arguments.config, arguments.overrides)
     opened: list[World] = []
 
@@ -72,6 +73,16 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--preflight-only", action="store_true", help="compare the hosts, try the connections, and end")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.path=DIR run.path=DIR")
     return parser
+
+
+def parse_words(words: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the words behind `launcher/run.py`; end with exit code 2 where they are wrong.
+
+    Args:
+        words: None takes those of this process.
+    """
+    parser = command_line()
+    return complete(parser, *parser.parse_known_args(words))
 
 
 def _read(file: Path, overrides: list[str]) -> tuple[Config | None, ConfigError | None]:

@@ -62,7 +62,7 @@ class Ar2Config(Section):
 
     order: Literal["paper", "released"] = "paper"
     """`paper`: retriever, refresh, ranker. `released`: ranker and retriever on the same candidates, then refresh."""
-    iterations: int = Field(10, ge=0)
+    iterations: int = Field(10, ge=0, le=10000)
     """Iterations of the game (AR2: 10)."""
     num_negatives: int = Field(15, ge=1)
     """Negatives of a query, drawn afresh at every step (n)."""

@@ -200,11 +200,11 @@ class EvaluationConfig(Section):
 class RandomModelConfig(Section):
     """Shape of the models named `random`: untrained ones for drills and tests, their tokenizer learnt on the corpus."""
 
-    hidden_size: int = Field(32, ge=8)
+    hidden_size: int = Field(32, ge=8, le=65536)
     """Width."""
-    num_layers: int = Field(2, ge=1)
+    num_layers: int = Field(2, ge=1, le=1000)
     """Layers."""
-    num_heads: int = Field(2, ge=1)
+    num_heads: int = Field(2, ge=1, le=1024)
     """Attention heads."""
-    vocab_size: int = Field(2000, ge=100)
+    vocab_size: int = Field(2000, ge=100, le=10**7)
     """Entries of the WordPiece vocabulary."""

@@ -7,6 +7,7 @@ already, it says so. `docs/data.md` lists the formats and what is special about 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
@@ -15,7 +16,6 @@ from typing import Any
 
 from tabulate import tabulate
 
-from engine.config.text import absolute_path
 from engine.log import get_logger
 from engine.reliability.progress import progress_bar
 from launcher.terminal.arguments import positive_whole_number, typed_path
@@ -102,10 +102,7 @@ def run_command(arguments: argparse.Namespace) -> None:
 
 def _source_path(name: str, format: str) -> Path:
     """Return a source's path; a name that is no path is one on the hub, where the user said so."""
-    try:
-        path = absolute_path(name)
-    except ValueError as error:
-        raise DataError(f"the source {name!r} {error}") from error
+    path = Path(os.path.expanduser(name))
     if format != "hf" or path.exists():
         return path
     if name.startswith((".", "/", "~")) or name.count("/") > 1:

@@ -33,7 +33,7 @@ from engine.reliability.heartbeat import ENDED
 from engine.reliability.starts import newest_nonce
 from engine.reliability.traces import read_traces
 from engine.run import RunFolder
-from launcher.run import command_line
+from launcher.run import parse_words
 from launcher.terminal.arguments import whole_number
 
 log = get_logger(__name__)
@@ -126,7 +126,7 @@ def _run_path(command: Sequence[str]) -> Path:
             expected="the words of a start with launcher/run.py among them",
             remedy="such as `python -m launcher supervise -- deepspeed launcher/run.py --config configs/tiny.yaml`",
         )
-    arguments = command_line().parse_args(list(command[places[0] + 1 :]))
+    arguments = parse_words(list(command[places[0] + 1 :]))
     return load_config(arguments.config, arguments.overrides).run.path
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 from engine.config.text import absolute_path, as_typed, is_whole, number_of
@@ -72,13 +73,21 @@ def typed_path(text: str) -> Path:
         raise ArgumentTypeError(f"{text!r}: {error}") from error
 
 
-def require_text(parser: ArgumentParser, arguments: Namespace) -> None:
-    """Read the texts among arguments as they were typed; end with exit code 2 where one is no UTF-8.
+def complete(parser: ArgumentParser, arguments: Namespace, left: Sequence[str]) -> Namespace:
+    """Complete what argparse has parsed; end with exit code 2 where that cannot be.
+
+    `key=value` words may stand between options, where argparse itself takes only one group of them. Texts are read as
+    they were typed, and refused where they are no UTF-8.
 
     Args:
-        parser: Tells it.
-        arguments: What it has parsed; texts are replaced.
+        parser: Tells what is wrong.
+        arguments: What it has parsed; changed.
+        left: What it could not place.
     """
+    if left and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in left)):
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    if left:
+        arguments.overrides = [*arguments.overrides, *left]
     for name, value in vars(arguments).items():
         if name in _READ_ELSEWHERE or not isinstance(value, str | list):
             continue
@@ -86,6 +95,7 @@ def require_text(parser: ArgumentParser, arguments: Namespace) -> None:
         if broken := next((text for text in texts if not is_whole(text)), None):
             parser.error(f"argument {name.replace('_', '-')}: {broken!r} is no UTF-8, expected a text in it")
         setattr(arguments, name, texts[0] if isinstance(value, str) else texts)
+    return arguments
 
 
 def _whole(text: str, least: int) -> int:

@@ -107,9 +107,7 @@ def test_words_come_through_starters_as_they_are(tmp_path: Path) -> None:
     assert f"data.format: Input should be 'auto', 'beir', 'dpr' or 'msmarco', got {HOSTILE[-1]!r}" in ended.err
     script = tmp_path / "told.py"
     script.write_text("import json, sys\nprint(json.dumps(sys.argv[1:]))\n")
-    for command in (deepspeed_command(1)[:-1], mpirun_command(1)[:-1]):
-        told = start([*command, str(script), *words]).out.splitlines()
-        assert json.loads(next(line for line in told if line.startswith('["')))[-len(words) :] == words
+    assert json.loads(start([*mpirun_command(1)[:-1], str(script), *words]).out) == words
 
 
 def test_a_submitted_recipe_keeps_the_words(zygote: Zygote, tmp_path: Path) -> None:

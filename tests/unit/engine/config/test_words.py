@@ -195,6 +195,8 @@ def test_other_fields_read_a_word_by_their_type(tmp_path: Path, key: str, word: 
         ("run.timeout_seconds=inf", "finite number"),
         ("run.timeout_seconds=1e300", "less than or equal to 100000000"),
         ("index.memory_gib=1e308", "is beyond 1e+15"),
+        ("random_model.hidden_size=1e9", "less than or equal to 65536"),
+        ("ar2.iterations=1e9", "less than or equal to 10000"),
         ("run.seed=1.5", "valid integer"),
         ("run.seed=1:30", "valid integer"),  # YAML says ninety
         ("run.seed=99999999999999999999", "is beyond 9.22337e+18"),

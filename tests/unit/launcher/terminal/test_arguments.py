@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.__main__ import COMMANDS
-from launcher.run import command_line
+from launcher.__main__ import COMMANDS, main
+from launcher.run import command_line, parse_words
 from launcher.terminal.arguments import (
     positive_number,
     positive_whole_number,
@@ -80,6 +80,24 @@ def test_numbers_as_people_write_them() -> None:
     assert positive_number("1e-6") == 1e-6
     assert positive_number(".5") == 0.5
     assert share("1") == 1.0
+
+
+def test_words_may_stand_between_options() -> None:
+    """`plan --config FILE data.path=DIR --nodes 2 run.seed=1` was refused for its last word."""
+    parsed = parse_words(["a=1", "--config", "c.yaml", "b= 2", "--preflight-only", "c=#"])
+    assert (parsed.overrides, parsed.preflight_only, parsed.config.name) == (["a=1", "b= 2", "c=#"], True, "c.yaml")
+    for words in (["--config", "c.yaml", "a=1", "--no-such-option"], ["--config", "c.yaml", "--no-such-option=1"]):
+        with pytest.raises(SystemExit):
+            parse_words(words)
+    with pytest.raises(SystemExit):
+        main(["status", "run", "a=1"])
+
+
+def test_a_text_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """A line of `--setup` in Latin-1 ended in a traceback while the script was written."""
+    with pytest.raises(SystemExit):
+        main(["submit", "--config", "c.yaml", "--setup", "echo \udcff"])
+    assert "argument setup: 'echo \\udcff' is no UTF-8" in capsys.readouterr().err
 
 
 def test_a_path_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
