@@ -6,6 +6,7 @@ Heavy imports happen here and below, after the configuration was found valid and
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from engine.evaluation.summary import summary_table
 from engine.evaluation.systems import every_system
 from engine.index.plan import plan_index
 from engine.log import get_logger
+from engine.models.agreement import require_agreement
 from engine.models.export import export_model
 from engine.models.kinds import load_untrained
 from engine.models.ranker import Ranker
@@ -73,6 +75,7 @@ def play(config: Config, world: World) -> None:
     names = _model_names(run, dataset)
     with run.coordinator.agreement("check models and sizes"):
         check_settings(run, dataset)
+        check_starts(run, names)
         texts = model_texts(config, names)
         modules = load_models(_decided(run), names)
         check_sizes(config, dataset, modules)
@@ -133,6 +136,22 @@ def check_settings(run: Run, dataset: Dataset) -> None:
     for phase in run.timetable.phases:
         deepspeed_config(run.config.models[phase.model], phase.optim)
         require_equal_shares(phase, run.coordinator.world_size)
+
+
+def check_starts(run: Run, sources: Mapping[str, str]) -> None:
+    """Compare what the models' folders say of them with the recipe, before any of them is loaded.
+
+    Args:
+        run: Its configuration has the models' sections.
+        sources: As in `load_models`.
+
+    Raises:
+        ModelError: The recipe contradicts a folder, or a folder has what is not kept.
+    """
+    for name, source in sources.items():
+        notes = require_agreement(run.config.models[name], source, name)
+        for note in notes if run.is_main else ():
+            log.log(logging.WARNING if note.warns else logging.INFO, "%s", note.text)
 
 
 def check_sizes(config: Config, dataset: Dataset, modules: Mapping[str, Retriever | Ranker]) -> None:

@@ -269,17 +269,18 @@ class InputBuilder:
 
     def __init__(self, data: Data, name: str, collate: Collator, *, max_length: int, query_max_length: int) -> None:
         self._data, self._stream, self._template = data, data.texts[name].stream, collate.template
+        self._query, self._document = self._template.for_queries(), self._template.for_documents()
         self._collate, self._max_length, self._query_max_length = collate, max_length, query_max_length
         self._query_tokens = data.train.tokens[self._stream]
 
     def queries(self, groups: Sequence[Group]) -> Batch:
         """Join the queries of groups: B inputs."""
-        single = self._template.single
+        single = self._query.single
         return self._collate([single(self._query_tokens[group.query], self._query_max_length) for group in groups])
 
     def documents(self, groups: Sequence[Group]) -> Batch:
         """Join the documents of groups: N inputs."""
-        single = self._template.single
+        single = self._document.single
         return self._collate(
             [single(self._tokens(document), self._max_length) for group in groups for document in group.documents]
         )
@@ -297,8 +298,8 @@ class InputBuilder:
 
     def tokens_of_texts(self, group: Group) -> int:
         """Count the tokens of a group's query and documents, each for itself."""
-        special = self._template.num_special_single
-        query = min(len(self._query_tokens[group.query]) + special, self._query_max_length)
+        query = min(len(self._query_tokens[group.query]) + self._query.num_special_single, self._query_max_length)
+        special = self._document.num_special_single
         return query + sum(min(length + special, self._max_length) for length in self._lengths(group))
 
     def tokens_of_pairs(self, group: Group) -> int:

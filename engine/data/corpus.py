@@ -21,6 +21,7 @@ from engine.errors import ArtifactError, DataError
 from engine.log import get_logger
 from engine.models.loading import load_tokenizer, tokenizer_fingerprint
 from engine.models.random import make_random_model
+from engine.models.start import prompts_of
 from engine.models.template import InputTemplate
 from engine.reliability.preemption import PREEMPTION
 from engine.reliability.progress import progress_bar
@@ -125,7 +126,8 @@ def model_texts(config: Config, sources: Mapping[str, str | Path]) -> dict[str, 
     longest: int | None = None
     for name, source in sources.items():
         tokenizer = load_tokenizer(str(source), section=name)
-        template = InputTemplate.from_tokenizer(tokenizer)
+        # A ranker reads query and document together, and so has no prompts.
+        template = InputTemplate.from_tokenizer(tokenizer, prompts_of(config.models[name], source))
         if longest is None:  # one length for all, so that models with one tokenizer read the same queries
             longest = config.query_max_length - len(template.single([], config.query_max_length)[0])
         stream = streams.setdefault(tokenizer_fingerprint(tokenizer), name)

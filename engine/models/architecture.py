@@ -93,9 +93,11 @@ def read_checkpoint(source: str | Path, name: str, *, section: str) -> Checkpoin
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     if config.model_type == "dpr":
         return _dpr_as_bert(config, name)
-    if getattr(config, "is_encoder_decoder", False):
+    # The class tells it also for an encoder that was saved alone, whose configuration says no.
+    if getattr(config, "is_encoder_decoder", False) or getattr(type(config), "is_encoder_decoder", False):
         raise ModelError(
-            f"{name} is an encoder-decoder (model_type {config.model_type}), whose forward needs a second text",
+            f"{name} is of an encoder-decoder architecture (model_type {config.model_type}), of which transformers' "
+            "AutoModel loads both halves and wants a text for each",
             expected=ENCODERS,
             remedy=f"name such a model by {section}.name",
         )

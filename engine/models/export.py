@@ -25,9 +25,11 @@ from torch import Tensor
 from engine.errors import ArtifactError
 from engine.models.failures import quiet_transformers
 from engine.models.loading import load_tokenizer
+from engine.models.projection import load_projection
 from engine.models.ranker import Ranker
-from engine.models.retriever import DOCUMENT, QUERY, Pooling, Retriever, pool
+from engine.models.retriever import DOCUMENT, QUERY, SHARED, Pooling, Retriever, pool
 from engine.models.source import METADATA_FILE, read_metadata, saved_metadata
+from engine.models.start import read_retriever
 from engine.models.template import InputTemplate
 from shards.files import fsync, read_json, write_json
 
@@ -160,10 +162,12 @@ def _publish(weights_folder: Path, target: Path, describe: Callable[[Path], None
 
 def _describe_retriever(folder: Path, metadata: dict[str, Any]) -> None:
     lengths = {QUERY: metadata["query_max_length"], DOCUMENT: metadata["max_length"]}
+    dense: dict[str, list[str]] = metadata.get("dense", {})
     if metadata["tied"]:
         _describe_tower(folder, lengths[DOCUMENT])
         _describe_pooling(folder / "1_Pooling", folder, metadata["pooling"])
         modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
+        modules += [(path, "Dense") for path in dense.get(SHARED, ())]
     else:
         structure: dict[str, list[str]] = {}
         types: dict[str, str] = {}
@@ -171,8 +175,9 @@ def _describe_retriever(folder: Path, metadata: dict[str, Any]) -> None:
             pooling = f"{tower}_pooling"
             _describe_tower(folder / tower, length)
             _describe_pooling(folder / pooling, folder / tower, metadata["pooling"])
-            structure[tower] = [tower, pooling]
+            structure[tower] = [tower, pooling, *dense.get(tower, ())]
             types |= {tower: f"{_MODULES}Transformer", pooling: f"{_MODULES}Pooling"}
+            types |= {path: f"{_MODULES}Dense" for path in dense.get(tower, ())}
         parameters = {"default_route": DOCUMENT, "allow_empty_key": True}
         router = {"types": types, "structure": structure, "parameters": parameters}
         write_json(folder / "router_config.json", router)
@@ -190,7 +195,7 @@ def _describe_retriever(folder: Path, metadata: dict[str, Any]) -> None:
     )
     settings = {
         "__version__": _versions("3.0.0" if metadata["tied"] else "5.0.0"),
-        "prompts": {},
+        "prompts": metadata.get("prompts", {}),
         "default_prompt_name": None,
         "similarity_fn_name": metadata["similarity"],
     }
@@ -230,9 +235,12 @@ def _describe_ranker(folder: Path, metadata: dict[str, Any]) -> None:
 def _retriever_readme(metadata: dict[str, Any]) -> str:
     towers = "one encoder for both sides" if metadata["tied"] else "one encoder in `query/`, one in `document/`"
     template = metadata.get("template", "{text}")
+    above = "".join(f" Dense layers above it: {', '.join(names)}." for names in metadata.get("dense", {}).values())
+    prompts = "".join(f" A {side} begins with `{text}`." for side, text in metadata.get("prompts", {}).items())
     return f"""# A dense retriever: {towers}
 
-Pooling: {metadata["pooling"]}. Similarity: {metadata["similarity"]}. A document is given as `{template}`.
+Pooling: {metadata["pooling"]}.{above} Similarity: {metadata["similarity"]}.
+A document is given as `{template}`.{prompts}
 Trained on queries of {metadata["query_max_length"]} and documents of {metadata["max_length"]} tokens at most.
 
 ```python
@@ -286,17 +294,25 @@ def _compare_retriever(
     metadata = read_metadata(weights_folder, "retriever")
     ours = Retriever.open(weights_folder)
     tokenizer = load_tokenizer(str(weights_folder))
-    template = InputTemplate.from_tokenizer(tokenizer)
+    prompts = metadata.get("prompts", {})
+    template = InputTemplate.from_tokenizer(tokenizer, prompts)
     query_length = metadata["max_length"] if metadata["tied"] else metadata["query_max_length"]
-    queries_BD = ours.encode_queries(_inputs(template, tokenizer, queries, query_length))
-    documents_ND = ours.encode_documents(_inputs(template, tokenizer, documents, metadata["max_length"]))
+    queries_BD = ours.encode_queries(_inputs(template.for_queries(), tokenizer, queries, query_length))
+    documents_ND = ours.encode_documents(
+        _inputs(template.for_documents(), tokenizer, documents, metadata["max_length"])
+    )
 
     def by_transformers(tower: str, texts: list[str]) -> Tensor:
         folder = target if metadata["tied"] else target / tower
         reader = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model = transformers.AutoModel.from_pretrained(folder, trust_remote_code=False).eval()
-        batch = reader(texts, padding=True, truncation=True, return_tensors="pt")
+        prompted = [prompts.get(tower, "") + text for text in texts]
+        batch = reader(prompted, padding=True, truncation=True, return_tensors="pt")
         embeddings = pool(model(**batch).last_hidden_state, batch["attention_mask"], metadata["pooling"])
+        start = read_retriever(target)
+        layers = (start.query if tower == QUERY else start.document).dense
+        if layers:
+            embeddings = load_projection(target, layers, embeddings.shape[-1])(embeddings)
         cosine = metadata["similarity"] == "cosine"
         return torch.nn.functional.normalize(embeddings, dim=-1) if cosine else embeddings
 

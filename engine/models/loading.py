@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from tokenizers.normalizers import Lowercase, Sequence
 from torch import Tensor, nn
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from engine.errors import ModelError
 from engine.models.architecture import (
@@ -31,10 +32,13 @@ from engine.models.architecture import (
     set_module_dropout,
 )
 from engine.models.failures import loading
-from engine.models.source import require_tokenizer_files, resolve_model
+from engine.models.sentence_transformers import Tower
+from engine.models.source import local_source, require_tokenizer_files
+from engine.models.start import transformers_of
 from shards.errors import listed
 
 _LISTED = 3
+_CAPITALS = "AÉЖ"
 
 
 def load_tokenizer(name: str, *, section: str = "retriever") -> Any:
@@ -47,19 +51,18 @@ def load_tokenizer(name: str, *, section: str = "retriever") -> Any:
     Raises:
         ModelError: It cannot be found or loaded, or knows no word.
     """
-    source = resolve_model(name)
-    if isinstance(source, Path):
-        source = source if (source / "config.json").exists() else source / "query"
-        require_tokenizer_files(source)
-    with loading(name, "tokenizer", source, section):
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+    source = local_source(name)
+    first, *others = (
+        _tokenizer_of(source / tower.transformer if isinstance(source, Path) else source, name, tower, section)
+        for tower in transformers_of(source)
+    )
+    if any(tokenizer_fingerprint(other) != tokenizer_fingerprint(first) for other in others):
         raise ModelError(
-            f"the tokenizer of {name} has {len(tokenizer)} entries, special tokens all of them",
-            expected="a vocabulary: where transformers finds no tokenizer's files, it makes one without words",
-            remedy=f"name a model with its tokenizer by {section}.name, or save the tokenizer beside the model",
+            f"the query tower and the document tower of {name} have different tokenizers",
+            expected="one for both, since documents and queries are tokenised alike",
+            remedy=f"name another model by {section}.name",
         )
-    return tokenizer
+    return first
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -113,7 +116,7 @@ def load_backbone(
         ModelError: The model cannot be found or loaded, is no text encoder, lacks weights, has fewer layers than asked
             for, or has none of the dropouts or kernels asked for.
     """
-    source = resolve_model(name)
+    source = local_source(name)
     if folder:
         source = Path(source) / folder
     checkpoint = read_checkpoint(source, name, section=section)
@@ -176,6 +179,42 @@ def save_backbone(model: Any, folder: Path, tokenizer: Any, weights: Mapping[str
     config.save_pretrained(folder)
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
     _fitting(tokenizer, model).save_pretrained(folder)
+
+
+def _tokenizer_of(source: str | Path, name: str, tower: Tower, section: str) -> Any:
+    if isinstance(source, Path):
+        require_tokenizer_files(source)
+    with loading(name, "tokenizer", source, section):
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise ModelError(
+            f"the tokenizer of {name} has {len(tokenizer)} entries, special tokens all of them",
+            expected="a vocabulary: where transformers finds no tokenizer's files, it makes one without words",
+            remedy=f"name a model with its tokenizer by {section}.name, or save the tokenizer beside the model",
+        )
+    return _in_lower_case(tokenizer, name) if tower.lower_case else tokenizer
+
+
+def _in_lower_case(tokenizer: Any, name: str) -> Any:
+    """Let a tokenizer begin with what sentence-transformers' do_lower_case says; saved copies do so too."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ModelError(
+            f"{name} makes texts lower case (do_lower_case), which {type(tokenizer).__name__} cannot",
+            expected="a tokenizer with a tokenizer.json",
+            remedy="name a model with one",
+        )
+    own = backend.normalizer
+    if own is not None and own.normalize_str(_CAPITALS).islower():
+        return tokenizer
+    backend.normalizer = Lowercase() if own is None else Sequence([Lowercase(), own])
+    # Classes of one architecture make their normaliser anew from words of their own when they are loaded.
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=backend,
+        model_max_length=tokenizer.model_max_length,
+        model_input_names=tokenizer.model_input_names,
+        **tokenizer.special_tokens_map,
+    )
 
 
 def under_prefix(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ not packed. A model that is loaded is tried once, in float32 on the CPU, before 
 `PackedEncoder` and `Scorer` are for inference only: they work on a copy of the model's modules that shares its weights,
 some of them laid out anew (`engine.models.fused`), so weights that change later are not seen.
 
-Shapes: N inputs, T tokens of all of them, H hidden size (equal to the embedding's dimension D).
+Shapes: N inputs, T tokens of all of them, H hidden size, D embedding dimension.
 """
 
 from __future__ import annotations
@@ -93,6 +93,7 @@ class PackedEncoder:
         backbone: Frozen and in evaluation mode; it is not changed.
         pooling: What of the last layer is the embedding: the first token, or the mean over the tokens.
         normalize: Make embeddings unit vectors.
+        projection: Layers above the pooling; None for none.
         compiles: Compile the layers.
 
     Raises:
@@ -100,12 +101,20 @@ class PackedEncoder:
             results when packed.
     """
 
-    def __init__(self, backbone: Any, *, pooling: Pooling, normalize: bool, compiles: bool = False) -> None:
+    def __init__(
+        self,
+        backbone: Any,
+        *,
+        pooling: Pooling,
+        normalize: bool,
+        projection: nn.Module | None = None,
+        compiles: bool = False,
+    ) -> None:
         if backbone.training:
             raise ModelError(f"{type(backbone).__name__} is in training mode", expected="evaluation mode")
         self._form = input_form(backbone)
         self._device: torch.device = backbone.device
-        self._pooling, self._normalize = pooling, normalize
+        self._pooling, self._normalize, self._projection = pooling, normalize, projection
         self._backbone = _frozen_copy(backbone)
         _compare(self._backbone, backbone, _states, least_scale=_STATES)
         if compiles:
@@ -126,24 +135,29 @@ class PackedEncoder:
             batch = batch.pin_memory()  # from which the copy does not wait for the kernels that are queued
         batch = batch.to(self._device, non_blocking=True)
         states_1TH = packed_forward(self._backbone, batch)[0]
-        embeddings_NH = pool_packed(states_1TH[0], batch, self._pooling)
-        return nn.functional.normalize(embeddings_NH, dim=-1) if self._normalize else embeddings_NH
+        embeddings_ND = pool_packed(states_1TH[0], batch, self._pooling)
+        if self._projection is not None:
+            embeddings_ND = self._projection(embeddings_ND)
+        return nn.functional.normalize(embeddings_ND, dim=-1) if self._normalize else embeddings_ND
 
 
-def packed_encoder(backbone: Any, *, pooling: Pooling, normalize: bool, compiles: bool = False) -> PackedEncoder | None:
+def packed_encoder(
+    backbone: Any, *, pooling: Pooling, normalize: bool, projection: nn.Module | None = None, compiles: bool = False
+) -> PackedEncoder | None:
     """Build a packed encoder if the backbone allows it.
 
     Args:
         backbone: As in `PackedEncoder`.
         pooling: As in `PackedEncoder`.
         normalize: As in `PackedEncoder`.
+        projection: As in `PackedEncoder`.
         compiles: As in `PackedEncoder`.
 
     Returns:
         The encoder; None, and a line in the log, for a backbone that must be given padded batches.
     """
     try:
-        return PackedEncoder(backbone, pooling=pooling, normalize=normalize, compiles=compiles)
+        return PackedEncoder(backbone, pooling=pooling, normalize=normalize, projection=projection, compiles=compiles)
     except (ModelError, *FORWARD_ERRORS) as error:
         _say_padded(backbone, error)
         return None

@@ -17,7 +17,8 @@ from engine.models.architecture import Attention, input_form, recorded_attention
 from engine.models.head import compute_head_in_float32, head_parameters, show_first_tokens
 from engine.models.loading import load_backbone, own_weights, save_backbone
 from engine.models.packed import Scorer, classifier_can_be_packed, score_batch
-from engine.models.source import read_metadata, resolve_model, saved_metadata, write_metadata
+from engine.models.source import local_source, read_metadata, saved_metadata, write_metadata
+from engine.models.start import transformers_of
 from engine.models.template import Batch, Collator, InputTemplate
 
 
@@ -75,12 +76,14 @@ class Ranker(nn.Module):
         Raises:
             ModelError: The model cannot be loaded, or has a head with more than one logit.
         """
-        has_head = saved_metadata(resolve_model(name)).get("model") == "ranker"
+        source = local_source(name)
+        has_head = saved_metadata(source).get("model") == "ranker"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             classifier = load_backbone(
                 AutoModelForSequenceClassification,
                 name,
+                folder=transformers_of(source)[0].transformer,
                 num_layers=num_layers,
                 dropout=dropout,
                 attention=attention,

@@ -1,6 +1,7 @@
 """The retriever G: a dual encoder whose score is an inner product of embeddings (AR2 Eq. 1 and 4).
 
-Shapes: B queries, N documents of a query or in all, L tokens, D embedding dimension, H hidden size (equal to D).
+Shapes: B queries, N documents of a query or in all, L tokens, H hidden size, D embedding dimension: H, or what the last
+layer above the pooling gives.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from engine.models.packed import (
     tower_can_be_packed,
 )
 from engine.models.packed import Pooling as Pooling
-from engine.models.source import read_metadata, resolve_model, saved_metadata, write_metadata
+from engine.models.projection import load_projection, projected_width, save_projection
+from engine.models.source import local_source, read_metadata, write_metadata
+from engine.models.start import read_retriever
 from engine.models.template import Batch, Collator, InputTemplate
 
 Similarity = Literal["dot", "cosine"]
@@ -48,12 +51,24 @@ class Retriever(nn.Module):
         towers: Backbones by tower name: `shared`, or `query` and `document`.
         pooling: What of the last layer is the embedding: the first token, or the mean over the tokens.
         similarity: `cosine` makes embeddings unit vectors, so that their inner product is the cosine.
+        projections: Layers above the pooling, by tower name; towers without any are left out.
+        prompts: What its texts begin with, by side; kept for whoever builds its inputs, and saved with it.
     """
 
-    def __init__(self, towers: Mapping[str, nn.Module], *, pooling: Pooling, similarity: Similarity) -> None:
+    def __init__(
+        self,
+        towers: Mapping[str, nn.Module],
+        *,
+        pooling: Pooling,
+        similarity: Similarity,
+        projections: Mapping[str, nn.Module] | None = None,
+        prompts: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__()
         # A shared backbone is registered once: wrappers that walk the modules would otherwise handle it twice.
         self.towers = nn.ModuleDict(dict(towers))
+        self.projections = nn.ModuleDict(dict(projections or {}))
+        self.prompts = dict(prompts or {})
         self.pooling: Pooling = pooling
         self.similarity: Similarity = similarity
         self.form = input_form(self._tower(DOCUMENT))
@@ -77,7 +92,9 @@ class Retriever(nn.Module):
         gradient_checkpointing: bool = False,
         section: str = "retriever",
     ) -> Retriever:
-        """Load a retriever from pre-trained weights, or one that `save` wrote.
+        """Load a retriever from pre-trained weights, a sentence-transformers folder, or one that `save` wrote.
+
+        Towers, the layers above their pooling and prompts are the start's; `engine.models.start` compares the rest.
 
         Args:
             name: Hub id, local folder or `package:NAME`.
@@ -96,8 +113,9 @@ class Retriever(nn.Module):
         Raises:
             ModelError: The model cannot be loaded, or has two towers where one was asked for.
         """
-        two_towers = saved_metadata(resolve_model(name)).get("tied") is False
-        if two_towers and tied:
+        source = local_source(name)
+        start = read_retriever(source)
+        if tied and not start.tied:
             raise ModelError(
                 f"{name} holds a retriever with two towers", expected="one tower", remedy=f"set {section}.tied to false"
             )
@@ -116,14 +134,18 @@ class Retriever(nn.Module):
             )
             return _without_pooler(model)
 
-        if two_towers:
-            towers = {QUERY: backbone(QUERY), DOCUMENT: backbone(DOCUMENT)}
-        elif tied:
-            towers = {SHARED: backbone("")}
+        if start.tied:
+            own = backbone(start.document.transformer)
+            towers = {SHARED: own} if tied else {QUERY: own, DOCUMENT: copy.deepcopy(own)}
         else:
-            query = backbone("")
-            towers = {QUERY: query, DOCUMENT: copy.deepcopy(query)}
-        return cls(towers, pooling=pooling, similarity=similarity).eval()
+            towers = {QUERY: backbone(start.query.transformer), DOCUMENT: backbone(start.document.transformer)}
+        projections = {
+            tower: load_projection(Path(source), dense, int(towers[tower].config.hidden_size))
+            for tower in towers
+            if (dense := (start.query if tower == QUERY else start.document).dense)
+        }
+        model = cls(towers, pooling=pooling, similarity=similarity, projections=projections, prompts=start.prompts)
+        return model.eval()
 
     @classmethod
     def open(cls, folder: Path) -> Retriever:
@@ -150,7 +172,7 @@ class Retriever(nn.Module):
     @property
     def dimension(self) -> int:
         """D, the length of an embedding."""
-        return int(self._tower(DOCUMENT).config.hidden_size)
+        return projected_width(self._projection(DOCUMENT), int(self._tower(DOCUMENT).config.hidden_size))
 
     @property
     def longest_input(self) -> int | None:
@@ -236,15 +258,30 @@ class Retriever(nn.Module):
         for name, tower in self.towers.items():
             target = folder if name == SHARED else folder / name
             save_backbone(tower, target, tokenizer, under_prefix(weights, f"towers.{name}."))
+        dense = {}
+        for name, projection in self.projections.items():
+            # Numbered as sentence-transformers numbers modules, of which the first two are transformer and pooling.
+            prefix = "" if name == SHARED else f"{name}_"
+            dense[name] = [f"{prefix}{number + 2}_Dense" for number, _ in enumerate(projection.children())]
+            save_projection(projection, folder, under_prefix(weights, f"projections.{name}."), dense[name])
         description = {"model": "retriever", "pooling": self.pooling, "similarity": self.similarity, "tied": self.tied}
-        write_metadata(folder, {**(metadata or {}), **description})
+        more = {key: value for key, value in (("dense", dense), ("prompts", self.prompts)) if value}
+        write_metadata(folder, {**(metadata or {}), **description, **more})
 
     def _tower(self, side: str) -> Any:
         return self.towers[SHARED if self.tied else side]
 
+    def _projection(self, side: str) -> nn.Module | None:
+        name = SHARED if self.tied else side
+        return self.projections[name] if self.projections and name in self.projections else None
+
     def _packed(self, side: str) -> PackedEncoder | None:
         return packed_encoder(
-            self._tower(side), pooling=self.pooling, normalize=self.similarity == "cosine", compiles=self.compiles
+            self._tower(side),
+            pooling=self.pooling,
+            normalize=self.similarity == "cosine",
+            projection=self._projection(side),
+            compiles=self.compiles,
         )
 
     def _encode(self, side: str, inputs: Batch) -> Tensor:
@@ -255,6 +292,9 @@ class Retriever(nn.Module):
             embeddings_ND = pool_packed(states_TH, inputs, self.pooling)
         else:
             embeddings_ND = pool(_states(tower(**inputs), tower), inputs["attention_mask"], self.pooling)
+        projection = self._projection(side)
+        if projection is not None:
+            embeddings_ND = projection(embeddings_ND)
         return nn.functional.normalize(embeddings_ND, dim=-1) if self.similarity == "cosine" else embeddings_ND
 
 

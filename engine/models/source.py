@@ -7,13 +7,19 @@ finds none, and takes a pointer of Git LFS for weights.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.metadata
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import huggingface_hub
+from huggingface_hub import errors as hub
+
 from engine.errors import ModelError
+from engine.models.sentence_transformers import MODULES_FILE, is_sentence_transformers, transformer_folders
 from shards.errors import listed
 from shards.files import read_json, write_json
 
@@ -27,6 +33,10 @@ _VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.vocab", "*.tiktoken"
 _NO_WEIGHTS = frozenset({"training_args.bin", "optimizer.bin", "scheduler.bin", "random_states.bin"})
 """What training leaves beside weights."""
 _LFS_POINTER = b"version https://git-lfs"
+_FETCHED = ["*.json", "*.txt", "*.model", "*.vocab", "*.safetensors"]
+_NOT_FETCHED = ["onnx/*", "openvino/*", "**/onnx/*", "**/openvino/*"]
+"""What others compute the same model with."""
+_TRACES = ("config_sentence_transformers.json", "sentence_*_config.json", "[0-9]_*", "router_config.json")
 _LISTED = 3
 
 
@@ -56,6 +66,41 @@ def resolve_model(name: str) -> str | Path:
             f"there is no model folder {name}", remedy="correct the path, or name a hub id or package:NAME"
         )
     return name
+
+
+def local_source(name: str) -> str | Path:
+    """Find a model's files as `resolve_model` does; those of a sentence-transformers model on the hub are fetched.
+
+    Such a model is more than the one transformer that transformers would fetch, so all of its files are brought into
+    the hub's cache, by its own client and rules, and read from there as from any folder.
+
+    Args:
+        name: As in `resolve_model`.
+
+    Returns:
+        A folder; or the hub id as it was given, for a model that is a transformers checkpoint and nothing more.
+
+    Raises:
+        ModelError: As in `resolve_model`; or the cache holds a part of such a model, and the rest cannot be had.
+    """
+    source = resolve_model(name)
+    if isinstance(source, Path):
+        return source
+    return _fetched(source) or source
+
+
+def cached_source(name: str) -> str | Path:
+    """Find a model's files as `local_source` does, without fetching anything.
+
+    Raises:
+        ModelError: As in `resolve_model`.
+    """
+    source = resolve_model(name)
+    if isinstance(source, str):
+        with contextlib.suppress(hub.HFValidationError):
+            listing = huggingface_hub.try_to_load_from_cache(source, MODULES_FILE)
+            return Path(listing).parent if isinstance(listing, str) else source
+    return source
 
 
 def require_tokenizer_files(folder: Path) -> None:
@@ -128,6 +173,50 @@ def read_metadata(folder: Path, model: Literal["retriever", "ranker"]) -> dict[s
     return metadata
 
 
+def transformer_paths(folder: Path) -> tuple[str, ...]:
+    """Return where a model's transformers lie, below its folder: one, or one for each tower.
+
+    Raises:
+        ArtifactError: A description beside the weights is damaged.
+        ModelError: A list of modules is damaged, or in no known form.
+    """
+    saved = saved_metadata(folder)
+    if saved:
+        return ("query", "document") if saved.get("tied") is False else ("",)
+    return transformer_folders(folder) if is_sentence_transformers(folder) else ("",)
+
+
+@functools.cache
+def _fetched(name: str) -> Path | None:
+    """Return the folder of a sentence-transformers model of the hub; None for a plain checkpoint."""
+    try:
+        folder = Path(huggingface_hub.hf_hub_download(name, MODULES_FILE)).parent
+    except hub.LocalEntryNotFoundError:  # no answer, and not in the cache
+        _require_no_traces(name)
+        return None
+    except (hub.EntryNotFoundError, hub.HfHubHTTPError, hub.HFValidationError, OSError):
+        return None  # there is none; what else is wrong is said by whoever loads the model
+    with contextlib.suppress(hub.HfHubHTTPError, OSError):  # what is missing then is said by its name
+        huggingface_hub.snapshot_download(name, allow_patterns=_FETCHED, ignore_patterns=_NOT_FETCHED)
+        if not all(any((folder / path).glob("*.safetensors")) for path in transformer_folders(folder)):
+            huggingface_hub.snapshot_download(name, allow_patterns="*.bin", ignore_patterns=_NOT_FETCHED)
+    _require_model_files(folder)
+    return folder
+
+
+def _require_no_traces(name: str) -> None:
+    """Refuse a model of which the hub's cache holds modules, but not their list."""
+    with contextlib.suppress(hub.HFValidationError, hub.LocalEntryNotFoundError, OSError):
+        folder = Path(huggingface_hub.snapshot_download(name, local_files_only=True))
+        traces = sorted(path.name for pattern in _TRACES for path in folder.glob(pattern))
+        if traces:
+            raise ModelError(
+                f"{name} is a sentence-transformers model, for {traces[0]} is in the cache {folder}, but its "
+                f"{MODULES_FILE} is not, and the hub does not answer",
+                remedy=f"run `hf download {name}` where there is a network, and copy the cache",
+            )
+
+
 def _package_folder(package: str) -> Path:
     try:
         files = importlib.metadata.files(package) or []
@@ -148,11 +237,8 @@ def _package_folder(package: str) -> Path:
 
 
 def _require_model_files(folder: Path) -> None:
-    if saved_metadata(folder).get("tied") is False:
-        for tower in ("query", "document"):
-            _require_files_here(folder / tower)
-        return
-    _require_files_here(folder)
+    for path in transformer_paths(folder):
+        _require_files_here(folder / path)
 
 
 def _require_files_here(folder: Path) -> None:

@@ -8,8 +8,8 @@ Shapes: N inputs, L tokens of the longest of them, padding included.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +25,7 @@ Batch = PackedBatch | dict[str, Tensor]
 
 _SENTINEL = "a b"
 _IGNORED_TYPE = 0
+_AFTER_PROMPT = ("what", "Who wrote it?", "42 %", "(a)", "'s", "naïve", "東京", "x")
 
 
 class Input(NamedTuple):
@@ -68,16 +69,20 @@ class InputTemplate:
     _pair: tuple[_Special, _Special, _Special]
     _single_type: int
     _pair_types: tuple[int, int]
+    _prompts: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     @classmethod
-    def from_tokenizer(cls, tokenizer: Any) -> InputTemplate:
+    def from_tokenizer(cls, tokenizer: Any, prompts: Mapping[str, str] | None = None) -> InputTemplate:
         """Learn the form from what a tokenizer adds to a text and to a pair of texts.
 
         Args:
             tokenizer: A Hugging Face tokenizer.
+            prompts: What a query alone (`query`) and a document alone (`document`) begin with; None for nothing. A pair
+                has none.
 
         Raises:
-            ModelError: It has no padding token, or places its special tokens in another way than described above.
+            ModelError: It has no padding token, or places its special tokens in another way than described above; or it
+                makes other tokens of a text behind a prompt than of the text alone.
         """
         name = type(tokenizer).__name__
         if tokenizer.pad_token_id is None:
@@ -98,11 +103,20 @@ class InputTemplate:
             _pair=(pair[0], pair[2], pair[4]),
             _single_type=single[1].type_ids[0],
             _pair_types=(pair[1].type_ids[0], pair[3].type_ids[0]),
+            _prompts=tuple((side, _prompt_ids(tokenizer, prompt)) for side, prompt in (prompts or {}).items()),
         )
+
+    def for_queries(self) -> InputTemplate:
+        """Return the form of a query alone, which begins with its prompt where there is one."""
+        return self._with_prompt("query")
+
+    def for_documents(self) -> InputTemplate:
+        """Return the form of a document alone, as `for_queries` does."""
+        return self._with_prompt("document")
 
     @property
     def num_special_single(self) -> int:
-        """Special tokens around one text."""
+        """Special tokens around one text, those of a prompt included."""
         return sum(map(len, self._single))
 
     @property
@@ -179,10 +193,16 @@ class InputTemplate:
             [one.ids for one in inputs], [one.type_ids for one in inputs] if self.has_type_ids else None, first_position
         )
 
+    def _with_prompt(self, side: str) -> InputTemplate:
+        ids = dict(self._prompts).get(side, ())
+        prefix, suffix = self._single
+        types = (*prefix.type_ids, *[self._single_type] * len(ids))
+        return replace(self, _single=(_Special((*prefix.ids, *ids), types), suffix), _prompts=())
+
     def _require_room(self, max_length: int, num_special: int, texts: int) -> None:
         if max_length < num_special + texts:
             raise ModelError(
-                f"max_length is {max_length}, of which {num_special} are special tokens",
+                f"max_length is {max_length}, of which {num_special} are special tokens or a prompt's",
                 expected=f"at least {num_special + texts}",
                 remedy="raise max_length (or query_max_length)",
             )
@@ -236,6 +256,26 @@ def _filled(real_NL: npt.NDArray[np.bool_], rows: Sequence[TokenIds], filling: i
     values_NL = np.full(real_NL.shape, filling, dtype=np.int64)
     values_NL[real_NL] = np.concatenate(rows, dtype=np.int64)
     return torch.from_numpy(values_NL)
+
+
+def _prompt_ids(tokenizer: Any, prompt: str) -> tuple[int, ...]:
+    """Tokenise a prompt so that a text's own tokens can follow, and prove that they then are those of both together."""
+
+    def ids(text: str) -> list[int]:
+        found: list[int] = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+        return found
+
+    # Some tokenizers make the space between the two a token of its own, or the beginning of the text's first one.
+    for one in (ids(prompt), ids(prompt.rstrip())):
+        if all(ids(prompt + text) == one + ids(text) for text in _AFTER_PROMPT):
+            return tuple(one)
+    raise ModelError(
+        f"the tokenizer {type(tokenizer).__name__} makes other tokens of a text behind the prompt {prompt!r} than of "
+        "the text alone",
+        expected="a tokenizer that begins anew behind a prompt, since texts are tokenised once, without it",
+        remedy="take the prompt out of config_sentence_transformers.json in a copy of the model's folder, or name "
+        "another model",
+    )
 
 
 def _segments(tokenizer: Any, *texts: str) -> list[_Special]:

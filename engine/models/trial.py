@@ -202,9 +202,10 @@ def _compute_embeddings(model: Retriever, proof: Proof, tokens: _Tokens, forward
     template, collator = proof.template, model.collator(proof.template)
     longest = proof.section.max_length
     lengths = (proof.query_max_length, _SHORT)
-    queries = [template.single([tokens.highest] * length, proof.query_max_length) for length in lengths]
-    documents = [template.single([tokens.highest] * length, longest) for length in (longest, _SHORT)]
-    documents.append(template.single([tokens.other] * longest, longest))
+    query, document = template.for_queries().single, template.for_documents().single
+    queries = [query([tokens.highest] * length, proof.query_max_length) for length in lengths]
+    documents = [document([tokens.highest] * length, longest) for length in (longest, _SHORT)]
+    documents.append(document([tokens.other] * longest, longest))
     embeddings = dict(
         zip((QUERY, DOCUMENT), forward(queries=collator(queries), documents=collator(documents)), strict=True)
     )

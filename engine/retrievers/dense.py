@@ -91,7 +91,7 @@ class DenseSearcher:
         """Encode queries with the retriever's query tower: float32 [Q, D]."""
         return encode_queries(
             self._encoder,
-            self._text.template,
+            self._text.template.for_queries(),
             self._text.tokenize_queries(queries),
             max_length=self._max_length,
             tokens_per_batch=self._tokens_per_batch,
@@ -166,7 +166,7 @@ def encode_corpus(stage: Stage, data: Data, folder: RunFolder, name: str) -> Enc
         if missing:
             encode_documents(
                 frozen_encoder(run, name).document_encoder(),
-                data.texts[run.timetable.encoder].template,
+                data.texts[run.timetable.encoder].template.for_documents(),
                 data.shards,
                 stream,
                 own.timed(_with_progress(run.coordinator.hand_out(stage.name, missing), missing, data, bar)),
@@ -273,7 +273,7 @@ def _audit_queries(stage: Stage, data: Data, name: str) -> np.ndarray:
     chosen = np.random.default_rng(stage.seed).permutation(len(queries))[:count]
     return encode_queries(
         frozen_encoder(run, name).query_encoder(),
-        data.texts[run.timetable.encoder].template,
+        data.texts[run.timetable.encoder].template.for_queries(),
         data.texts[run.timetable.encoder].tokenize_queries([queries[row] for row in chosen.tolist()]),
         max_length=run.config.query_max_length,
         tokens_per_batch=run.config.evaluation.tokens_per_batch,

@@ -188,7 +188,7 @@ class _Context:
             micro_batches=work.micro_batches,
             forwards=1 + work.cached,
         )
-        sent += pool_bytes(work, shape.hidden, self.world_size)
+        sent += pool_bytes(work, shape.dimension, self.world_size)
         moving = steps * sent / self.rates.network_bytes
         title = work.name if work.phase.is_warmup else f"{work.name} phase"
         how = f"{steps} steps" + (f", {clock(moving)} of it on the network" if moving else "")
@@ -263,12 +263,12 @@ class _Context:
 
     def _exact_seconds(self, queries: int) -> float:
         """Return the time in which all ranks multiply queries with the whole corpus, in float32."""
-        flops = 2.0 * queries * self.corpus.documents * self.shapes[self.encoder].hidden
+        flops = 2.0 * queries * self.corpus.documents * self.shapes[self.encoder].dimension
         return flops / (self.gpu.fp32_flops * self.rates.inference_share * self.world_size)
 
     def _search_seconds(self, queries: int, top_k: int) -> float:
         """Return the time of a search by all ranks: centroids, codes of the visited lists, exact re-scoring."""
-        dimension = self.shapes[self.encoder].hidden
+        dimension = self.shapes[self.encoder].dimension
         depth = top_k * 5 / 4
         if self.plan.exact:
             return max(self._exact_seconds(queries), self.needs.embeddings_bytes / self.rates.disk_bytes)

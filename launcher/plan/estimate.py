@@ -101,7 +101,7 @@ def make_plan(
     _check_lengths(config, shapes)
     works = training_work(config, shapes, world_size)
     stages = {model: section.zero_stage for model, section in config.models.items()}
-    dimension = shapes[encoder_of(config)].hidden
+    dimension = shapes[encoder_of(config)].dimension
     plan = plan_index(config.index, num_documents=corpus.documents, dimension=dimension)
     needs = index_needs(config, corpus, plan, dimension, rates.gigaflops)
     disk = disk_use(config, corpus, shapes, needs)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,17 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig
 
-from engine.config.models import RankerConfig, RetrieverConfig
+from engine.config.models import ModelConfig, RankerConfig, RetrieverConfig
 from engine.config.recipe import Config
 from engine.errors import ConfigError, ModelError
+from engine.models.agreement import require_agreement
 from engine.models.architecture import read_checkpoint, require_class, set_dropout
 from engine.models.failures import quiet_transformers
+from engine.models.projection import Dense, DenseLayer
 from engine.models.ranker import Ranker
 from engine.models.retriever import DOCUMENT, QUERY, SHARED, Retriever
-from engine.models.source import resolve_model
+from engine.models.source import cached_source
+from engine.models.start import read_retriever, transformers_of
 
 NAMED_SHAPES = {
     "bert-base": (12, 768, 12),
@@ -53,6 +56,8 @@ class ModelShape:
     heads: int
     groups: tuple[tuple[int, ...], ...]
     """Elements of each trained parameter, all towers together, in the optimizer's groups: decayed, and not decayed."""
+    dimension: int
+    """Numbers of an embedding, for a retriever."""
     embedding: int
     """Elements of the largest parameter: the word embeddings."""
     towers: int
@@ -118,6 +123,7 @@ def shape_of(config: Config, name: str, words: str | None = None) -> ModelShape:
     section = config.models[name]
     try:
         settings = named_settings(words) if words is not None else settings_of(config, name)
+        dense = _read_dense(section, words)
     except ModelError as error:
         other = f"for a plan alone name its shape, such as --shape {name}=bert-base or 12x768"
         raise ModelError(error.fact, expected=error.expected, remedy=f"{error.remedy}; {other}") from error
@@ -128,7 +134,7 @@ def shape_of(config: Config, name: str, words: str | None = None) -> ModelShape:
     tied = not isinstance(section, RetrieverConfig) or section.tied
     if section.dropout is not None:
         set_dropout(settings, section.dropout, section.name)
-    return describe(settings, section.kind, name=words or section.name, tied=tied)
+    return describe(settings, section.kind, name=words or section.name, tied=tied, dense=dense)
 
 
 def encoder_of(config: Config) -> str:
@@ -156,7 +162,7 @@ def all_of(number: int) -> str:
     return "both" if number == 2 else "all"
 
 
-def describe(settings: Any, kind: str, *, name: str, tied: bool = True) -> ModelShape:
+def describe(settings: Any, kind: str, *, name: str, tied: bool = True, dense: Sequence[DenseLayer] = ()) -> ModelShape:
     """Read the shape of a model off its transformers configuration.
 
     Args:
@@ -164,8 +170,9 @@ def describe(settings: Any, kind: str, *, name: str, tied: bool = True) -> Model
         kind: Of model that the engine makes of it: `retriever` or `ranker`.
         name: For people.
         tied: One tower for both sides of a retriever.
+        dense: Layers above the pooling of each of its towers.
     """
-    module = empty_model(settings, kind, tied=tied)
+    module = empty_model(settings, kind, tied=tied, dense=dense)
     dropout = _number(settings, 0.0, "hidden_dropout_prob", "dropout")
     attention_dropout = _number(settings, dropout, "attention_probs_dropout_prob", "attention_dropout")
     return ModelShape(
@@ -175,6 +182,7 @@ def describe(settings: Any, kind: str, *, name: str, tied: bool = True) -> Model
         intermediate=_intermediate(settings, module),
         heads=int(settings.num_attention_heads),
         groups=_groups(module),
+        dimension=module.dimension if isinstance(module, Retriever) else int(settings.hidden_size),
         embedding=max(parameter.numel() for parameter in module.parameters()),
         towers=1 if kind == RankerConfig.kind or tied else 2,
         dropout=dropout,
@@ -184,13 +192,14 @@ def describe(settings: Any, kind: str, *, name: str, tied: bool = True) -> Model
     )
 
 
-def empty_model(settings: Any, kind: str, *, tied: bool = True) -> Retriever | Ranker:
+def empty_model(settings: Any, kind: str, *, tied: bool = True, dense: Sequence[DenseLayer] = ()) -> Retriever | Ranker:
     """Build a model without storage for its weights, as the engine builds it with.
 
     Args:
         settings: A transformers configuration.
         kind: Of model: `retriever` or `ranker`.
         tied: One tower for both sides of a retriever.
+        dense: Layers above the pooling of each of its towers.
     """
     with quiet_transformers(), torch.device("meta"):
         if kind == RankerConfig.kind:
@@ -200,7 +209,8 @@ def empty_model(settings: Any, kind: str, *, tied: bool = True) -> Retriever | R
             return Ranker(classifier.from_config(settings))
         names = (SHARED,) if tied else (QUERY, DOCUMENT)
         towers: dict[str, nn.Module] = {name: _backbone(settings) for name in names}
-        return Retriever(towers, pooling="cls", similarity="dot")
+        projections = {name: nn.Sequential(*map(Dense, dense)) for name in names if dense}
+        return Retriever(towers, pooling="cls", similarity="dot", projections=projections)
 
 
 def named_settings(words: str) -> BertConfig:
@@ -250,9 +260,10 @@ def settings_of(config: Config, name: str) -> Any:
             num_attention_heads=shape.num_heads,
             intermediate_size=4 * shape.hidden_size,
         )
-    source = resolve_model(section.name)
-    if isinstance(source, Path) and not (source / "config.json").exists():
-        source = source / DOCUMENT  # a retriever with two towers
+    source = cached_source(section.name)
+    if isinstance(source, Path):
+        require_agreement(section, section.name, name)
+        source = source / transformers_of(source)[-1].transformer  # a retriever's last tower is the documents'
     settings = read_checkpoint(source, section.name, section=name).config
     auto_class = AutoModelForSequenceClassification if isinstance(section, RankerConfig) else AutoModel
     require_class(settings, auto_class, section.name, section=name, attention=section.attention)
@@ -264,6 +275,13 @@ def settings_of(config: Config, name: str) -> Any:
             remedy=f"name another model by {name}.name",
         )
     return settings
+
+
+def _read_dense(section: ModelConfig, words: str | None) -> tuple[DenseLayer, ...]:
+    """Return the layers above a retriever's pooling, the documents' tower's for both."""
+    if words is not None or section.name == "random" or not isinstance(section, RetrieverConfig):
+        return ()
+    return read_retriever(cached_source(section.name)).document.dense
 
 
 def _backbone(settings: Any) -> nn.Module:

@@ -120,7 +120,7 @@ def _work(config: Config, shapes: Mapping[str, ModelShape], phase: Phase, world_
         queries=own,
         micro_queries=micro,
         micro_batches=math.ceil(own / micro),
-        extra=4 * (_POOL_COPIES * pool * shapes[phase.model].hidden + _SCORE_COPIES * own * pool),
+        extra=4 * (_POOL_COPIES * pool * shapes[phase.model].dimension + _SCORE_COPIES * own * pool),
         frozen=shapes[opponent].parameters * ELEMENT_BYTES[config.models[opponent].precision] if opponent else 0,
         scored=_inputs(config, opponent, micro, width) if opponent else (),
     )

@@ -157,7 +157,7 @@ def _traffic(plan: Plan) -> str:
     ]
     text = f"Moved in one iteration\n{_table(rows)}\n"
     for work in plan.works:
-        shared = pool_bytes(work, plan.shapes[work.model].hidden, plan.world_size)
+        shared = pool_bytes(work, plan.shapes[work.model].dimension, plan.world_size)
         steps, phase = work.phase.total_steps, "the warm-up" if work.phase.is_warmup else f"the {work.name} phase"
         if shared:
             text += f"in each of the {steps} steps of {phase} a rank also sends {size(shared)} of embeddings\n"

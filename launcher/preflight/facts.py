@@ -243,20 +243,25 @@ def _model(name: str, section: str, *, try_hub: bool) -> ModelSource:
         from huggingface_hub import try_to_load_from_cache
 
         from engine.models.architecture import read_checkpoint
-        from engine.models.source import resolve_model
+        from engine.models.source import cached_source, resolve_model
+        from engine.models.start import transformers_of
 
         source = resolve_model(name)
         if isinstance(source, Path):
-            own = source if (source / "config.json").exists() else source / "query"
-            read_checkpoint(own, name, section=section)
+            for tower in transformers_of(source):
+                read_checkpoint(source / tower.transformer, name, section=section)
             files = sorted(file for file in source.rglob("*") if file.is_file() and ".git" not in file.parts)
             for file in files:
                 with open(file, "rb") as opened:
                     opened.read(1)
             return replace(found, digest=_digest(files, source))
         found = _of_hub(source, try_hub=try_hub)
-        if found.where == "cache" and isinstance(config := try_to_load_from_cache(source, "config.json"), str):
-            read_checkpoint(Path(config).parent, name, section=section)
+        here = cached_source(source)
+        if isinstance(here, str) and isinstance(config := try_to_load_from_cache(source, "config.json"), str):
+            here = Path(config).parent
+        if found.where == "cache" and isinstance(here, Path):
+            for tower in transformers_of(here):
+                read_checkpoint(here / tower.transformer, name, section=section)
         return found
     except ImportError as error:
         return replace(found, error=f"transformers cannot be imported: {error}")
@@ -270,9 +275,11 @@ def _of_hub(name: str, *, try_hub: bool) -> ModelSource:
     """Say whether a hub's model is in the cache or can be fetched; nothing is downloaded."""
     from huggingface_hub import constants, try_to_load_from_cache
 
-    config = try_to_load_from_cache(name, "config.json")
-    if isinstance(config, str) and any(Path(config).parent.glob("*model*")):
-        return ModelSource(name, "cache", digest=Path(config).parent.name[:12])
+    # A sentence-transformers model may have no transformer, and so no config.json, in its own folder.
+    cached = [try_to_load_from_cache(name, file) for file in ("config.json", "modules.json")]
+    for folder in (Path(file).parent for file in cached if isinstance(file, str)):
+        if any(folder.glob("*model*")) or any(folder.glob("*/*model*")):
+            return ModelSource(name, "cache", digest=folder.name[:12])
     absent = f"not in the cache ({constants.HF_HUB_CACHE})"
     if constants.HF_HUB_OFFLINE:
         return ModelSource(name, "hub", error=f"{absent}, and HF_HUB_OFFLINE is set")

@@ -67,7 +67,7 @@ def estimate_space(config: Config) -> Space:
         unknown.append("the corpus")
     if corpus is None or unknown:
         return Space({}, tuple(unknown))
-    dimension = shapes[encoder_of(config)].hidden
+    dimension = shapes[encoder_of(config)].dimension
     try:
         plan = plan_index(config.index, num_documents=corpus.documents, dimension=dimension)
     except ConfigError:  # the recipe itself tells it, by the exact number of documents
@@ -98,12 +98,12 @@ def _shape(config: Config, model: str) -> ModelShape | None:
     """Return a model's shape, where its configuration lies on this host."""
     from huggingface_hub import try_to_load_from_cache
 
-    from engine.models.source import resolve_model
+    from engine.models.source import cached_source
 
     name = config.models[model].name
     with contextlib.suppress(SparringError, OSError, ValueError):
         if name != "random":
-            source = resolve_model(name)
+            source = cached_source(name)
             if not isinstance(source, Path) and not isinstance(try_to_load_from_cache(source, "config.json"), str):
                 return None
         return shape_of(config, model)

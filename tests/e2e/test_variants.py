@@ -151,6 +151,28 @@ def test_two_towers_with_cosine_similarity(runs: Runs, plain: Path) -> None:
     assert not np.allclose(own_D, other_D, atol=1e-3)
 
 
+def test_layers_and_prompts_of_a_sentence_transformers_folder_are_trained_and_exported(
+    runs: Runs, plain: Path, tmp_path: Path
+) -> None:
+    """Symptom: the transformer alone was trained, and the export gave embeddings of another length."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
+
+    start = tmp_path / "start"
+    modules = [Transformer(str(plain / "export" / "retriever")), Pooling(32, "mean"), Dense(32, 8)]
+    prompts = {"query": "ask: ", "document": ""}
+    SentenceTransformer(modules=modules, prompts=prompts, device="cpu").save_pretrained(str(start))
+    folder = runs.make("dense", f"retriever.name={start}", "retriever.zero_stage=3", num_ranks=2)
+    exported = folder / "export" / "retriever"
+    model = SentenceTransformer(str(exported), device="cpu")
+    assert model.encode_query("gozesafu").shape == (8,)
+    assert model.prompts == prompts
+    ours, before = (load_file(path / "2_Dense" / "model.safetensors") for path in (exported, start))
+    assert all(not np.array_equal(ours[name], before[name]) for name in before), "the layer was trained"
+    found = np.load(folder / "index" / "001" / "embeddings" / "part-000000.npy").astype(np.float32)
+    assert found.shape[1] == 8
+
+
 def test_without_iterations_the_warm_ups_are_the_result(runs: Runs) -> None:
     folder = runs.make("pipeline", "ar2.iterations=0")
     assert systems_of(folder) == ["dev BM25", "dev G0", "dev D0", "test BM25", "test G0", "test D0"]

@@ -119,6 +119,7 @@ def test_a_known_architecture_is_loaded_without_the_code_beside_it(copied: Path)
     ("config", "auto_class", "message"),
     [
         (T5Config(num_layers=1, d_model=8, d_ff=8, d_kv=4, num_heads=2, vocab_size=9), AutoModel, "encoder-decoder"),
+        (T5Config(num_layers=1, vocab_size=9, is_encoder_decoder=False), AutoModel, "encoder-decoder"),
         (ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2), AutoModel, "reads pixel_values"),
         (ViTConfig(), AutoModelForSequenceClassification, "no sequence classifier"),
     ],

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from engine.errors import ModelError
-from engine.models.loading import load_tokenizer, resolve_model
+from engine.models.loading import load_tokenizer
 from engine.models.ranker import Ranker
 from engine.models.retriever import Retriever, pool
+from engine.models.source import resolve_model
 from engine.models.template import InputTemplate
 
 REAL = (

@@ -11,7 +11,7 @@ from transformers import BertTokenizer, PreTrainedTokenizerFast, RobertaTokenize
 
 from engine.errors import ModelError
 from engine.models.loading import load_tokenizer
-from engine.models.template import InputTemplate
+from engine.models.template import InputTemplate, _prompt_ids
 
 LONG = "containers hold documents that the retriever likes best, " * 12
 PAIRS = [("what is a container?", LONG), ("the query", "the document"), ("the ranker reads", "lists"), ("a", LONG[:70])]
@@ -120,3 +120,35 @@ def test_a_tokenizer_that_joins_texts_without_a_token_is_refused() -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", bos_token="<s>")
     with pytest.raises(ModelError, match="unknown way: 3 runs"):
         InputTemplate.from_tokenizer(tokenizer)
+
+
+# --- prompts ---------------------------------------------------------------------------------------------------------
+
+PROMPTS = {"query": "ask the ranker: ", "document": "a document "}
+
+
+@pytest.mark.parametrize("max_length", [24, 512])
+def test_texts_behind_a_prompt_equal_the_tokenizer_s_own(tokenizer: Any, max_length: int) -> None:
+    template = InputTemplate.from_tokenizer(tokenizer, PROMPTS)
+    for side, form in (("query", template.for_queries()), ("document", template.for_documents())):
+        for text in ("what is a container?", "Negatives are drawn from the hundred documents. " * 20, ""):
+            whole = tokenizer(PROMPTS[side] + text, truncation=True, max_length=max_length)["input_ids"]
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            assert list(form.single(ids, max_length).ids) == whole
+        assert form.num_special_single > template.num_special_single
+    pair = template.pair([7], [8], max_length)
+    assert list(pair.ids) == list(InputTemplate.from_tokenizer(tokenizer).pair([7], [8], max_length).ids)
+
+
+def test_without_a_prompt_the_form_of_a_side_is_the_plain_one(tokenizer: Any) -> None:
+    template = InputTemplate.from_tokenizer(tokenizer, {"query": PROMPTS["query"]})
+    assert template.for_documents() == InputTemplate.from_tokenizer(tokenizer) == template.for_documents().for_queries()
+
+
+def test_a_prompt_that_grows_together_with_the_text_is_refused() -> None:
+    """A byte-pair tokenizer makes one token of the prompt's last letter and the text's first."""
+    backend = Tokenizer(BPE(vocab={letter: i for i, letter in enumerate([*map(chr, range(32, 127)), "ow", "<p>"])},
+                            merges=[("o", "w")]))  # fmt: skip
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<p>")
+    with pytest.raises(ModelError, match="other tokens of a text behind the prompt 'o'"):
+        _prompt_ids(tokenizer, "o")

@@ -17,6 +17,7 @@ from transformers import (
 from engine.config.file import load_config
 from engine.config.recipe import Config
 from engine.errors import ConfigError, ModelError
+from engine.models.projection import DenseLayer
 from launcher.plan.activations import Inputs
 from launcher.plan.flops import forward_flops, training_flops
 from launcher.plan.models import describe, named_settings, shape_of
@@ -47,6 +48,13 @@ def test_counts_are_those_of_the_real_models() -> None:
     assert describe(small(), "retriever", name="").parameters == count
     assert describe(small(), "retriever", name="", tied=False).parameters == 2 * count
     assert describe(small(), "ranker", name="").parameters == sum(p.numel() for p in ranker.parameters())
+
+
+def test_the_layers_above_a_pooling_count_and_give_an_embeddings_length() -> None:
+    layers = [DenseLayer("2_Dense", 32, 8, True, "torch.nn.modules.linear.Identity")]
+    plain, found = (describe(small(), "retriever", name="", tied=False, dense=dense) for dense in ([], layers))
+    assert (plain.dimension, found.dimension) == (32, 8)
+    assert found.parameters == plain.parameters + 2 * (32 * 8 + 8)
 
 
 def test_no_weight_is_made() -> None:

@@ -14,6 +14,7 @@ from transformers import T5Config
 
 from engine.config.file import load_config
 from engine.config.recipe import Config
+from engine.models.random import make_random_model
 from launcher.preflight import folder
 from launcher.preflight.disks import check_models
 from launcher.preflight.facts import ROOT, Needs, collect_facts, environment, sources_digest
@@ -136,6 +137,24 @@ def test_data_and_models_that_cannot_be_read_say_why(tmp_path: Path, monkeypatch
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     facts = collect_facts(Needs.of(config), leave_mark(config.run.path))
     assert "each host will download it" in facts.models[1].warning
+
+
+def test_a_model_may_have_its_transformers_in_folders_of_their_own(tmp_path: Path) -> None:
+    """Symptom: a host was said to lack config.json of a model that every run takes."""
+    model = tmp_path / "model"
+    for tower in ("query", "document"):
+        make_random_model(model / tower, ["what a host tells of itself"], hidden_size=8, num_heads=1)
+    prefix = "sentence_transformers.models."
+    (model / "modules.json").write_text(json.dumps([{"path": "", "type": f"{prefix}Router"}]))
+    structure = {tower: [tower] for tower in ("query", "document")}
+    router = {"types": dict.fromkeys(structure, f"{prefix}Transformer"), "structure": structure}
+    (model / "router_config.json").write_text(json.dumps(router))
+    config = config_of(tmp_path, f"retriever.name={model}", "ranker.name=random")
+    facts = collect_facts(Needs.of(config), leave_mark(tmp_path / "run"))
+    assert {found.name: found.error for found in facts.models} == {str(model): None, "random": None}
+    (model / "query" / "config.json").unlink()
+    facts = collect_facts(Needs.of(config), leave_mark(tmp_path / "run"))
+    assert any("query has no config.json" in (found.error or "") for found in facts.models)
 
 
 def test_a_model_that_no_run_takes_is_found_on_every_host(tmp_path: Path) -> None:

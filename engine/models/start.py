@@ -1,0 +1,214 @@
+"""What a model starts from: towers, layers, prompts and similarity as its folder says them.
+
+A start is a folder that describes its model: one of sentence-transformers, one that a run of ours published, or an
+export of ours. A plain transformers checkpoint says nothing. `engine.models.agreement` compares what is read here with
+a recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.config.models import ModelConfig, RetrieverConfig
+from engine.errors import ModelError
+from engine.models.sentence_transformers import (
+    ALONE,
+    Chains,
+    Tower,
+    is_sentence_transformers,
+    read_chains,
+    read_dense,
+    read_tower,
+    read_transformer,
+)
+from engine.models.source import METADATA_FILE, local_source, saved_metadata, transformer_paths
+
+_SPARSE = frozenset({"MLMTransformer", "SpladePooling", "SparseAutoEncoder", "CSRSparsity", "IDF"}) | {
+    "SparseStaticEmbedding"
+}
+_PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
+_CLASSIFIER = "sequence-classification"
+
+
+@dataclass(frozen=True, slots=True)
+class RetrieverStart:
+    """What a folder says of the retriever in it.
+
+    Attributes:
+        origin: The file that says so; empty for a plain checkpoint, of which nothing is said.
+        query: The queries' tower.
+        document: The documents' tower.
+        tied: Whether both are one.
+        similarity: How embeddings are compared; None where nothing says so.
+        prompts: What is put before the texts of each side; sides without a prompt are left out.
+        truncate_dim: Numbers of an embedding that are kept; None for all.
+        head: What of the checkpoint is no part of a retriever and is left out.
+    """
+
+    origin: str = ""
+    query: Tower = field(default_factory=Tower)
+    document: Tower = field(default_factory=Tower)
+    tied: bool = True
+    similarity: str | None = None
+    prompts: Mapping[str, str] | None = None
+    truncate_dim: int | None = None
+    head: str = ""
+
+
+def read_retriever(source: str | Path) -> RetrieverStart:
+    """Read what a retriever's start says.
+
+    Args:
+        source: What `local_source` found.
+
+    Raises:
+        ModelError: It is a sparse or a multi-vector encoder, or has a module or a setting that is not kept.
+        ArtifactError: A description of ours is damaged.
+    """
+    if not isinstance(source, Path):
+        return RetrieverStart()
+    saved = saved_metadata(source)
+    if saved:
+        return _of_ours(source, saved)
+    if not is_sentence_transformers(source):
+        return RetrieverStart()
+    chains = read_chains(source)
+    _require_dense(source, chains)
+    if is_cross_encoder(chains):
+        _, transformer = read_classifier(source, chains)
+        return RetrieverStart("modules.json", transformer, transformer, head="its head")
+    query, document = (read_tower(source, chains.sides[side]) for side in ("query", "document"))
+    settings = chains.settings
+    return RetrieverStart(
+        origin="modules.json",
+        query=query,
+        document=document,
+        tied=query == document,
+        similarity=settings.get("similarity_fn_name"),
+        prompts=_prompts(settings),
+        truncate_dim=settings.get("truncate_dim"),
+    )
+
+
+def transformers_of(source: str | Path) -> tuple[Tower, ...]:
+    """Return the transformers of a start, whatever else is in it: one, or one for each tower.
+
+    Args:
+        source: What `local_source` found.
+
+    Returns:
+        Towers of which the transformer, its length and its case alone are set.
+
+    Raises:
+        ModelError: A transformer has a setting that is not kept, or there is none.
+    """
+    if not isinstance(source, Path):
+        return (Tower(),)
+    paths = transformer_paths(source)
+    if not paths:
+        kinds = sorted({one.kind for chain in read_chains(source).sides.values() for one in chain})
+        raise ModelError(
+            f"{source} has no transformer: its modules are {', '.join(kinds)}",
+            expected="a model with a Transformer among its modules",
+            remedy="name another model",
+        )
+    if saved_metadata(source) or not is_sentence_transformers(source):
+        return tuple(Tower(transformer=path) for path in paths)
+    return tuple(_transformer(source, path) for path in paths)
+
+
+def prompts_of(section: ModelConfig, source: str | Path) -> Mapping[str, str]:
+    """Return what a model's texts begin with, by side: a retriever's as its start says; a ranker has none.
+
+    Args:
+        section: Of the model.
+        source: Where its weights are: a hub id, a folder, or `package:NAME`.
+
+    Raises:
+        ModelError: As in `read_retriever`.
+    """
+    if not isinstance(section, RetrieverConfig):
+        return {}
+    return read_retriever(local_source(str(source))).prompts or {}
+
+
+def _of_ours(source: Path, saved: Mapping[str, Any]) -> RetrieverStart:
+    """Read what stands beside weights that we saved."""
+    if saved.get("model") != "retriever":
+        return RetrieverStart(METADATA_FILE, head="its head")
+    query, document = (
+        Tower(
+            transformer="" if saved["tied"] else side,
+            pooling=(saved["pooling"],),
+            dense=tuple(read_dense(source, path) for path in saved.get("dense", {}).get(tower, ())),
+            normalize=saved["similarity"] == "cosine",
+            max_length=saved.get(length),
+        )
+        for side, length in (("query", "query_max_length"), ("document", "max_length"))
+        for tower in ("shared" if saved["tied"] else side,)
+    )
+    prompts = dict(saved.get("prompts", {}))
+    return RetrieverStart(METADATA_FILE, query, document, saved["tied"], saved["similarity"], prompts)
+
+
+def _prompts(settings: Mapping[str, Any]) -> dict[str, str]:
+    given = {key: value for key, value in dict(settings.get("prompts") or {}).items() if value}
+    found = {side: next((given[name] for name in names if name in given), "") for side, names in _PROMPT_NAMES.items()}
+    default = settings.get("default_prompt_name")
+    if default in given and given[default] not in found.values():
+        raise ModelError(
+            f"every text gets the prompt {default!r}, {given[default]!r}, by default_prompt_name",
+            expected="prompts named query and document",
+            remedy="in a copy of the folder, name them so in config_sentence_transformers.json",
+        )
+    return {side: prompt for side, prompt in found.items() if prompt}
+
+
+def _require_dense(source: Path, chains: Chains) -> None:
+    """Refuse what gives no vector, or many, of a text."""
+    kinds = {one.kind for chain in chains.sides.values() for one in chain}
+    sparse = sorted(kinds & _SPARSE)
+    if chains.model_type == "SparseEncoder" or sparse:
+        raise ModelError(
+            f"{source} is a sparse encoder ({', '.join(sparse) or chains.model_type}): it weighs words of a vocabulary",
+            expected="a dense retriever, which gives a text one embedding",
+            remedy=f"name a dense model; or, to train one from its transformer, {ALONE}",
+        )
+    if chains.model_type not in ("SentenceTransformer", "CrossEncoder"):
+        raise ModelError(
+            f"{source} is a {chains.model_type}",
+            expected="a SentenceTransformer, which gives a text one embedding",
+            remedy=f"name one; or, to train one from its transformer, {ALONE}",
+        )
+
+
+def is_cross_encoder(chains: Chains) -> bool:
+    """Tell whether a folder was saved from a CrossEncoder."""
+    return chains.model_type == "CrossEncoder"
+
+
+def read_classifier(source: Path, chains: Chains) -> tuple[list[str], Tower]:
+    """Return the modules of a CrossEncoder that are more than its classifier, and the classifier.
+
+    Args:
+        source: Its folder.
+        chains: Its modules.
+
+    Raises:
+        ModelError: It has no transformer, or one with a setting that is not kept.
+    """
+    chain = chains.sides["document"]
+    transformer = next((one for one in chain if one.kind == "Transformer"), None)
+    if transformer is None:
+        raise ModelError(f"{source} has no transformer among its modules", remedy="name another model")
+    found = _transformer(source, transformer.path)
+    more = [one.kind for one in chain if one is not transformer]
+    return (more if found.task == _CLASSIFIER else [*more, f"Transformer ({found.task})"]), found
+
+
+def _transformer(source: Path, path: str) -> Tower:
+    task, max_length, lower_case = read_transformer(source, path)
+    return Tower(transformer=path, task=task, max_length=max_length, lower_case=lower_case)
