@@ -57,7 +57,9 @@ def evaluate_iteration(stage: Stage, data: Data, systems: Sequence[System]) -> M
     return Measured(tuple(scores))
 
 
-def evaluate_systems(stage: Stage, data: Data, folder: RunFolder, split: str, systems: Sequence[System]) -> Measured:
+def evaluate_systems(
+    stage: Stage, data: Data, folder: RunFolder, split: str, systems: Sequence[System], sample: int | None = None
+) -> Measured:
     """Measure systems on a split, and build what their retrievers search with where it is not there.
 
     Args:
@@ -66,17 +68,26 @@ def evaluate_systems(stage: Stage, data: Data, folder: RunFolder, split: str, sy
         folder: Takes indexes and results: the run's own folder, or one below it for another corpus.
         split: Usually `test`, scored once at the end or on command.
         systems: A system that re-orders another's ranking stands behind it.
+        sample: Number of queries of a sample that was asked for beside what the recipe measures; its rankings have it
+            in their names.
     """
     scores = []
     for system in systems:
         if system.over is None:
             build(stage.run, data, folder, retriever_of(system))
-        scores += evaluate_system(stage, data, folder, system, split)
+        scores += evaluate_system(stage, data, folder, system, split, sample=sample)
     return Measured(tuple(scores))
 
 
 def evaluate_system(
-    stage: Stage, data: Data, folder: RunFolder, system: System, split: str, choice: Choice | None = None
+    stage: Stage,
+    data: Data,
+    folder: RunFolder,
+    system: System,
+    split: str,
+    choice: Choice | None = None,
+    *,
+    sample: int | None = None,
 ) -> list[Score]:
     """Measure one system on a split and record its row, its ranking and its points of the curves.
 
@@ -87,6 +98,7 @@ def evaluate_system(
         system: What is measured. The ranking of the one that it re-orders has been recorded on this split.
         split: `dev` or `test`.
         choice: The retriever, where the system's fields do not say it (`retriever_of`), such as a run file's path.
+        sample: As of `evaluate_systems`.
 
     Returns:
         The score; nothing where the split has no queries.
@@ -102,9 +114,9 @@ def evaluate_system(
             name = f"{split}/{system.curve}/entropy@{ENTROPY_DEPTH}"
             run.metrics.write(stage.name, system.iteration or 0, {name: entropy})
     else:
-        found = read_trec(folder.results / system.over.run_file_name(split, _sample(data, split, queries)))
+        found = read_trec(folder.results / system.over.run_file_name(split, sample))
         ranking = rerank(stage, data, system, queries, found)
-    return [_record(stage, data, folder, ranking, system, split)]
+    return [_record(stage, data, folder, ranking, system, split, sample)]
 
 
 def retriever_of(system: System) -> Choice:
@@ -136,11 +148,6 @@ def require_measurable_splits(config: Config, dataset: Dataset, splits: Sequence
 
 def _limit(config: Config, split: str) -> int | None:
     return config.evaluation.max_dev_queries if split == "dev" else config.evaluation.max_test_queries
-
-
-def _sample(data: Data, split: str, queries: Sequence[object]) -> int | None:
-    """Return the number of queries where they are a sample of a split; None where they are all of it."""
-    return None if len(queries) == len(data.dataset.qrels[split]) else len(queries)
 
 
 def retrieve(stage: Stage, data: Data, searcher: Searcher, queries: Sequence[Query], label: str) -> Ranking:
@@ -210,7 +217,9 @@ def rerank(stage: Stage, data: Data, system: System, queries: Sequence[Query], f
     return _together(stage, f"ranking {system.name}", ranking)
 
 
-def _record(stage: Stage, data: Data, folder: RunFolder, ranking: Ranking, system: System, split: str) -> Score:
+def _record(
+    stage: Stage, data: Data, folder: RunFolder, ranking: Ranking, system: System, split: str, sample: int | None
+) -> Score:
     config, qrels = stage.run.config, {qid: data.dataset.qrels[split][qid] for qid in ranking}
     settings, metrics = config.evaluation, {}
     if any(qrels.values()):  # some splits have answers, no judgements
@@ -227,7 +236,7 @@ def _record(stage: Stage, data: Data, folder: RunFolder, ranking: Ranking, syste
 
     def write() -> None:
         folder.results.mkdir(parents=True, exist_ok=True)
-        path = folder.results / system.run_file_name(split, _sample(data, split, list(ranking)))
+        path = folder.results / system.run_file_name(split, sample)
         write_trec(path, ranking, tag=system.name)
         add_row(folder.summary, row)
 
@@ -287,9 +296,8 @@ def show_examples(stage: Stage, data: Data, retriever: System, ranker: System) -
     if not run.is_main:
         return
     queries, threshold = split_queries(run, data, "dev"), run.config.evaluation.relevance_threshold
-    sample = _sample(data, "dev", queries)
-    by_retriever = read_trec(run.folder.results / retriever.run_file_name("dev", sample))
-    by_ranker = read_trec(run.folder.results / ranker.run_file_name("dev", sample))
+    by_retriever = read_trec(run.folder.results / retriever.run_file_name("dev"))
+    by_ranker = read_trec(run.folder.results / ranker.run_file_name("dev"))
     for number, query in enumerate(queries[: run.config.evaluation.examples]):
         grades = data.dataset.qrels["dev"][query.id]
         positives = {docid for docid, grade in grades.items() if grade >= threshold}

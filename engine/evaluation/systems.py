@@ -65,7 +65,7 @@ class System:
 
         Args:
             split: The split's name.
-            sample: Number of the queries that were drawn of the split; None where it is whole.
+            sample: Number of queries of a sample that was asked for; None for what the recipe measures.
         """
         parts = [split, *self._name_parts]
         if self.over is not None and self.over.iteration != self.iteration:

@@ -133,7 +133,9 @@ def evaluate_run(path: Path, asked: Asked) -> None:
         data = data_of(run, last, dataset, folder)
         for systems in groups:
             _forget_what_is_lost(run, folder, systems)
-            evaluate_systems(Stage(run, f"evaluate {asked.split}"), data, folder, asked.split, systems)
+            evaluate_systems(
+                Stage(run, f"evaluate {asked.split}"), data, folder, asked.split, systems, asked.max_queries
+            )
             run.coordinator.only_rank_zero("drop indexes", lambda: drop_old_indexes(run, folder, last))
     if run.is_main:
         log.info("results (%s)\n\n%s\n", folder.summary, summary_table(folder))

@@ -67,21 +67,18 @@ def whole_way(name: str, folder: Path, world: Any) -> dict[str, Any]:
     texts = model_texts(config, dict.fromkeys(KINDS, source))
     results: dict[str, Any] = {kind: {} for kind in KINDS}
 
-    def open_models() -> Models:
-        modules = load_models(config, dict.fromkeys(KINDS, source))
-        try_models(config, modules, texts, world.device)
-        for kind, module in modules.items():
-            results[kind]["same in training"] = is_same_in_training(kind, module, texts[kind])
-        return Models.open(run, modules)
-
-    models = open_models()
+    modules = load_models(config, dict.fromkeys(KINDS, source))
+    try_models(config, modules, texts, world.device)
+    for kind, module in modules.items():
+        results[kind]["same in training"] = is_same_in_training(kind, module, texts[kind])
+    models = Models.open(run, modules)
     for kind in KINDS:
         with models.training(kind) as engine:
             results[kind]["losses"] = [step(kind, engine, texts[kind])]
             models.checkpoints[kind].save(engine, "phase", 1)
             results[kind]["losses"].append(step(kind, engine, texts[kind]))
             publish_weights(run, engine, texts[kind], "000")
-    again = open_models()
+    again = Models.open(run, load_models(config, dict.fromkeys(KINDS, source)))
     for kind in KINDS:
         with again.training(kind) as engine:
             step(kind, engine, texts[kind])
@@ -161,7 +158,7 @@ def is_same_in_training(kind: str, module: Any, text: Any) -> bool:
 @pytest.fixture(scope="module")
 def matrix(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("architectures")
-    ranks = run_ranks(f"{HERE}:matrix_on_every_rank", 1, "store", timeout=300, env={"TEST_FOLDER": str(folder)})
+    ranks = run_ranks(f"{HERE}:matrix_on_every_rank", 1, "store", timeout=600, env={"TEST_FOLDER": str(folder)})
     assert ranks[0].returncode == 0, report(ranks)
     return dict(json.loads(ranks[0].stdout.strip().splitlines()[-1]))
 

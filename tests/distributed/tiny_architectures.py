@@ -175,6 +175,5 @@ ARCHITECTURES: dict[str, Architecture] = {
         {**_FROM_PAD, "languages": ["en_XX", "de_DE"], "default_language": "en_XX"},
     ),
     "one_segment": Architecture("BertConfig", _bert(), {"type_vocab_size": 1}),
-    "dpr_question": Architecture("DPRConfig", _bert("DPRQuestionEncoderTokenizer"), model="DPRQuestionEncoder"),
-    "dpr_context": Architecture("DPRConfig", _bert("DPRContextEncoderTokenizer"), model="DPRContextEncoder"),
+    "dpr": Architecture("DPRConfig", _bert("DPRQuestionEncoderTokenizer"), model="DPRQuestionEncoder"),
 }

@@ -71,7 +71,7 @@ def test_search_in_a_run_folder_alone_prints_the_ten_best_with_both_scores_title
 
 
 def test_search_agrees_with_the_ranking_of_the_evaluation(zygote: Zygote, run: Path) -> None:
-    lines = [line.split() for line in (run / "results" / "test-D-002-16-queries.trec").read_text().splitlines()]
+    lines = [line.split() for line in (run / "results" / "test-D-002.trec").read_text().splitlines()]
     qid = lines[0][0]
     expected = [float(score) for query, _, _, rank, score, _ in lines if query == qid and int(rank) <= 5]
     queries = [json.loads(line) for line in (run / "data" / "queries.jsonl").read_text().splitlines()]
@@ -146,8 +146,8 @@ def test_evaluate_any_retriever_under_any_ranker(zygote: Zygote, run: Path) -> N
     assert "of iteration" in ended.err
     assert (run / "index" / "001" / "manifest.json").exists()
     first, over, own = (
-        ranking_of(run / "results" / f"test-{name}-queries.trec")
-        for name in ("G0-000-4", "D-002-over-G0-000-4", "D-002-16")
+        ranking_of(run / "results" / f"test-{name}.trec")
+        for name in ("G0-000-4-queries", "D-002-over-G0-000-4-queries", "D-002")
     )
     scores = {qid: [score for _, score in ranked[:10]] for qid, ranked in over.items()}
     for qid, ranked in over.items():

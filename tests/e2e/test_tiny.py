@@ -166,7 +166,7 @@ def test_the_summary_has_every_system_with_values_from_0_to_1(tiny: Finished) ->
 def test_rankings_are_trec_files_that_give_the_summarys_numbers(tiny: Finished) -> None:
     files = {path.name for path in (tiny.folder / "results").glob("*.trec")}
     systems = ("test-BM25", "test-zero-shot", "test-G-002", "test-D-002", "dev-D0-000")
-    assert {f"{system}-16-queries.trec" for system in systems} <= files
+    assert {f"{system}.trec" for system in systems} <= files
     relevant: dict[str, set[str]] = {}
     for line in (tiny.folder / "data" / "qrels" / "test.tsv").read_text().splitlines()[1:]:
         qid, docid, grade = line.split("\t")
@@ -174,7 +174,7 @@ def test_rankings_are_trec_files_that_give_the_summarys_numbers(tiny: Finished) 
             relevant.setdefault(qid, set()).add(docid)
     for name, system, iteration in (("test-BM25", "BM25", None), ("test-D-002", "D", 2)):
         reciprocal: dict[str, float] = {}
-        for line in (tiny.folder / "results" / f"{name}-16-queries.trec").read_text().splitlines():
+        for line in (tiny.folder / "results" / f"{name}.trec").read_text().splitlines():
             qid, q0, docid, rank, score, _ = line.split()
             assert (q0, math.isfinite(float(score))) == ("Q0", True)
             reciprocal.setdefault(qid, 0.0)

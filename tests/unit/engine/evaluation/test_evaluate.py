@@ -191,8 +191,10 @@ G0, D0, G, D = trained_systems(CONFIG, [0, 1])
 BM25, ZERO_SHOT = yardsticks(CONFIG)
 
 
-def record(run: Run, data: Any, ranking: dict[str, dict[str, float]], system: System = G) -> Any:
-    return _record(Stage(run, "evaluate/1"), data, run.folder, ranking, system, "dev")
+def record(
+    run: Run, data: Any, ranking: dict[str, dict[str, float]], system: System = G, *, sample: int | None = None
+) -> Any:
+    return _record(Stage(run, "evaluate/1"), data, run.folder, ranking, system, "dev", sample)
 
 
 def test_a_record_is_a_row_a_trec_file_and_points_of_a_curve(open_run: Open) -> None:
@@ -219,7 +221,7 @@ def test_a_sample_replaces_neither_the_row_nor_the_ranking_of_the_whole_split(op
     whole = {f"q{row}": {f"d{row}": 1.0} for row in range(3)}
     for system in (G, D):
         record(run, data, whole, system)
-        record(run, data, {"q1": {"d5": 1.0}}, system)
+        record(run, data, {"q1": {"d5": 1.0}}, system, sample=1)
     rows = json.loads(run.folder.summary.read_text())
     assert [(row["system"], row["num_queries"], row["split_queries"], row["metrics"]["R@1"]) for row in rows] == [
         *[("G", 3, 3, 1.0), ("G", 1, 3, 0.0), ("D", 3, 3, 1.0), ("D", 1, 3, 0.0)]
@@ -234,8 +236,8 @@ def test_a_sample_is_re_ranked_from_the_ranking_of_the_sample(open_run: Open, mo
     monkeypatch.setattr(evaluate, "PairScorer", scores_by({"d5": 1.0, "d6": 2.0}))
     run, data = open_run("evaluation.max_dev_queries=2"), data_of(3)
     record(run, data, {f"q{row}": {"d0": 1.0} for row in range(3)})
-    record(run, data, {"q0": {"d5": 2.0, "d6": 1.0}, "q1": {}})
-    evaluate_system(Stage(run, "evaluate/1"), data, run.folder, D, "dev")
+    record(run, data, {"q0": {"d5": 2.0, "d6": 1.0}, "q1": {}}, sample=2)
+    evaluate_system(Stage(run, "evaluate/1"), data, run.folder, D, "dev", sample=2)
     ranked = read_trec(run.folder.results / "dev-D-001-2-queries.trec")
     assert {qid: order_of(scores) for qid, scores in ranked.items()} == {"q0": ["d6", "d5"]}
 
