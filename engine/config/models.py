@@ -61,9 +61,9 @@ class RetrieverConfig(ModelConfig):
     query_max_length: int = Field(32, ge=4)
     """Tokens of a query, special tokens included (AR2: 32)."""
     pooling: Literal["cls", "mean"] = "cls"
-    """What of the last layer is the embedding. AR2: CLS."""
+    """What of the last layer is the embedding. AR2: CLS. A sentence-transformers folder must say the same."""
     similarity: Literal["dot", "cosine"] = "dot"
-    """Inner product of the embeddings as they are (AR2), or of their unit vectors."""
+    """Inner product of the embeddings as they are (AR2), or of their unit vectors, as a Normalize wants."""
     tied: bool = True
     """One tower for queries and documents; AR2's released code uses two."""
 

@@ -152,8 +152,6 @@ def _settings(config: Config, asked: Asked) -> Config:
             )
     words = list(asked.settings)
     if asked.max_queries is not None:
-        if asked.max_queries < 1:
-            raise ConfigError(f"--max-queries is {asked.max_queries}", expected="at least 1")
         words += [f"evaluation.max_{split}_queries={asked.max_queries}" for split in ("dev", "test")]
     return with_overrides(config, words)
 

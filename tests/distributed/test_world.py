@@ -275,8 +275,9 @@ def test_exit_codes_of_a_world_of_one(capsys: pytest.CaptureFixture[str]) -> Non
     assert guarded(alone(), lambda: 85) == 85
     assert guarded(alone(), lambda: raise_(SystemExit(3))) == 3
     assert guarded(None, lambda: raise_(SystemExit())) == 0
-    assert guarded(alone(), lambda: raise_(KeyboardInterrupt())) == 130
     assert capsys.readouterr().err == ""
+    assert guarded(alone(), lambda: raise_(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == "interrupted\n"
     assert guarded(None, lambda: raise_(SystemExit("usage"))) == 1
     assert capsys.readouterr().err == "usage\n"
     assert guarded(alone(), lambda: raise_(ConfigError("n is 200", expected="at most 100", remedy="lower n"))) == 2

@@ -177,7 +177,6 @@ def ranking_of(path: Path) -> dict[str, list[tuple[str, float]]]:
     ("words", "message"),
     [
         (("--ranker", "3"), "--ranker names 3, but the newest finished iteration is 2"),
-        (("--max-queries", "0"), "--max-queries is 0"),
         (("--set", "evaluation.metrics=[MAP@5]"), "'MAP@5' is no metric"),
         (("--set", "ranker.max_length=9"), "--set ranker.max_length=9 would change what the run has computed"),
         (("--set", "index.factory=Flat"), "would replace the index of the run's own data"),

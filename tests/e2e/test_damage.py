@@ -55,7 +55,7 @@ def test_killed_on_two_ranks_a_run_goes_on_on_one_and_under_other_zero_stages(
 
 def test_a_loss_that_is_not_finite_stops_with_its_batch(zygote: Zygote, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    words = ("warmup_retriever.optim.lr=1e30", "warmup_retriever.optim.max_grad_norm=0", "evaluation.zero_shot=false")
+    words = ("warmup_retriever.optim.lr=1e15", "warmup_retriever.optim.max_grad_norm=0", "evaluation.zero_shot=false")
     ended = zygote.recipe(f"run.path={folder}", *words, num_ranks=2).wait()
     assert ended.code == 2, ended.err[-6000:]
     assert "is not finite" in ended.err
