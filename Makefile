@@ -44,9 +44,9 @@ help:
 	$(BIN)/python -m pip install --quiet --editable '.[$(FAISS),$*]'
 	touch $@
 
-# Two processes take the tests, each with folders whose tests share long runs: one thread each.
+# Two processes take the tests, a file each, whose tests share long runs: one thread each.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup --ignore tests/cluster
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --ignore tests/cluster
 
 # What these tests start (hosts, sshd, munge, slurmctld, slurmd) lives in folders and namespaces of theirs and ends with them.
 test-cluster: .venv/.test
