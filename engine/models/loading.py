@@ -229,10 +229,7 @@ def own_weights(module: nn.Module) -> dict[str, Tensor]:
 
 def _shared_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the given weights under the other names of the parameters that are tied to them."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    given = ((alike, next((name for name in alike if name in weights), None)) for alike in names.values())
+    given = ((alike, next((name for name in alike if name in weights), None)) for alike in _tied_names(model))
     return {other: weights[name] for alike, name in given if name is not None for other in alike}
 
 
@@ -271,8 +268,8 @@ def _require_sizes(
 
 def _require_whole(missing: Collection[str], model: Any, name: str, head: Collection[str]) -> None:
     """Refuse a checkpoint that lacks weights; a head may be lacking, but no part of one."""
-    shared = _tied_names(model)
-    lacking = sorted(key for key in missing if not shared.get(key, set()) - set(missing))
+    present = {name for alike in _tied_names(model) if set(alike) - set(missing) for name in alike}
+    lacking = sorted(key for key in missing if key not in present)
     lost = [key for key in lacking if key not in head]
     by_module: dict[str, set[str]] = {}
     for key in head:
@@ -286,12 +283,12 @@ def _require_whole(missing: Collection[str], model: Any, name: str, head: Collec
         )
 
 
-def _tied_names(model: nn.Module) -> dict[str, set[str]]:
-    """Return, for each parameter that has several names, the others."""
-    names: dict[int, set[str]] = {}
+def _tied_names(model: nn.Module) -> Collection[list[str]]:
+    """Return the names of each parameter: several where weights are tied."""
+    names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), set()).add(name)
-    return {name: alike - {name} for alike in names.values() for name in alike}
+        names.setdefault(id(parameter), []).append(name)
+    return names.values()
 
 
 def _checkpoint_activations(model: Any, name: str, section: str) -> None:

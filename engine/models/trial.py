@@ -27,9 +27,9 @@ from engine.models.failures import FORWARD_ERRORS, quiet_transformers, reason_of
 from engine.models.ranker import Ranker
 from engine.models.retriever import DOCUMENT, QUERY, Retriever
 from engine.models.template import Batch, Input, InputTemplate
+from engine.models.weights import DTYPES
 from shards.errors import listed
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _OTHER_PRECISIONS = {"fp32": (), "bf16": ("fp32",), "fp16": ("bf16", "fp32")}
 _OTHER_ATTENTIONS = {"sdpa": ("eager",), "eager": ("sdpa",), "flash_attention_2": ("sdpa", "eager")}
 _LISTED = 4
@@ -156,7 +156,7 @@ def _require_vocabulary(model: Retriever | Ranker, proof: Proof) -> _Tokens:
 def _compute(model: Retriever | Ranker, proof: Proof, tokens: _Tokens, precision: str) -> None:
     """Run the forward on copies of the weights in the recipe's type, and look at what comes out."""
     weights = {
-        name: tensor.to(proof.device, _DTYPES[precision] if tensor.is_floating_point() else tensor.dtype)
+        name: tensor.to(proof.device, DTYPES[precision] if tensor.is_floating_point() else tensor.dtype)
         for name, tensor in (*model.named_parameters(), *model.named_buffers())
     }
 

@@ -23,7 +23,8 @@ from shards.files import read_record, sha256_file
 M = TypeVar("M", Retriever, Ranker)
 MARKER = "weights.json"
 """Beside published weights, written last."""
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""The numeric types of models by their names in a recipe."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ def frozen_ranker(section: RankerConfig, folder: Path, device: torch.device) -> 
 
 
 def _frozen(model: M, section: ModelConfig, device: torch.device) -> M:
-    model.to(device=device, dtype=_DTYPES[section.precision])
+    model.to(device=device, dtype=DTYPES[section.precision])
     model.eval()
     model.requires_grad_(False)
     # On a GPU a pass over the corpus wins by it; on a CPU the fused layers are faster.
