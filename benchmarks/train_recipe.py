@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from transformers import BertModel
 
+from engine.config.ar2 import Ar2Recipe
 from engine.config.models import ModelConfig
 from engine.config.recipe import Config
 from engine.config.timetable import Visit
@@ -142,7 +143,7 @@ def _config(folder: Path, folders: dict[str, Path], score_scale: float, argument
     lengths = {"query_max_length": arguments.query_length, "max_length": arguments.document_length}
     retriever = {"name": str(folders["retriever"]), "pooling": "mean", "similarity": "dot", "score_scale": score_scale}
     ranker = {"name": str(folders["ranker"]), "max_length": arguments.pair_length}
-    return Config.model_validate(
+    return Ar2Recipe.model_validate(
         {
             "run": {"path": folder / "run", "log_every_steps": 1000, "checkpoint_every_steps": 1000},
             "data": {"template": "{text}"},

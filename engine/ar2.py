@@ -7,13 +7,13 @@ at the right are the algorithm's lines. What they train, on what and for how lon
 
 from __future__ import annotations
 
-from engine.config.ar2 import Ar2Config
+from engine.config.ar2 import Ar2Config, Ar2Recipe
 from engine.data.candidates import Candidates
 from engine.data.corpus import Data
 from engine.evaluation.evaluate import evaluate_iteration
 from engine.evaluation.systems import trained_systems
 from engine.evaluation.yardsticks import evaluate_yardsticks
-from engine.phases import train_ranker, train_retriever, warmup_ranker, warmup_retriever
+from engine.phases import train_by_contrast, train_listwise, train_retriever
 from engine.refresh.refresh import bm25_candidates, refresh_index
 from engine.run import Run
 from engine.training.models import Models
@@ -21,7 +21,7 @@ from engine.training.models import Models
 
 def train(models: Models, data: Data, run: Run) -> None:
     """Play the game in the order that the recipe asks for."""
-    game = run.config.ar2
+    game = run.recipe(Ar2Recipe).ar2
     play = play_as_in_the_paper if game.order == "paper" else play_as_released
     play(models, data, game, run)
 
@@ -32,7 +32,7 @@ def play_as_in_the_paper(models: Models, data: Data, game: Ar2Config, run: Run) 
     for t in run.iterations():  # 6
         run.once(f"retriever/{t}", train_retriever, models, data, candidates, game, iteration=t, opponent=t - 1)  # 7-10
         candidates = refresh_index(run, data, iteration=t)  # 11
-        run.once(f"ranker/{t}", train_ranker, models, data, candidates, iteration=t)  # 12-15
+        run.once(f"ranker/{t}", train_listwise, models, data, candidates, phase="ranker", iteration=t)  # 12-15
         run.once(f"evaluate/{t}", evaluate_iteration, data, trained_systems(run.config, [t]))
 
 
@@ -40,7 +40,7 @@ def play_as_released(models: Models, data: Data, game: Ar2Config, run: Run) -> N
     """Play in the order of the authors' released code: ranker and retriever on the same candidates, then refresh."""
     candidates = warm_up(models, data, run)
     for t in run.iterations():
-        run.once(f"ranker/{t}", train_ranker, models, data, candidates, iteration=t)
+        run.once(f"ranker/{t}", train_listwise, models, data, candidates, phase="ranker", iteration=t)
         run.once(f"retriever/{t}", train_retriever, models, data, candidates, game, iteration=t, opponent=t)
         candidates = refresh_index(run, data, iteration=t)
         run.once(f"evaluate/{t}", evaluate_iteration, data, trained_systems(run.config, [t]))
@@ -49,8 +49,9 @@ def play_as_released(models: Models, data: Data, game: Ar2Config, run: Run) -> N
 def warm_up(models: Models, data: Data, run: Run) -> Candidates:
     """Make the players' starting states, G0 and D0, and measure them; return what G0 retrieves."""
     run.once("evaluate/yardsticks", evaluate_yardsticks, models, data)
-    run.once("warmup_retriever", warmup_retriever, models, data, bm25_candidates(run, data))  # 2: Eq. 2
+    bm25 = bm25_candidates(run, data)
+    run.once("warmup_retriever", train_by_contrast, models, data, bm25, phase="warmup_retriever")  # 2: Eq. 2
     candidates = refresh_index(run, data, iteration=0)  # 3-4
-    run.once("warmup_ranker", warmup_ranker, models, data, candidates)  # 5: Eq. 7
+    run.once("warmup_ranker", train_listwise, models, data, candidates, phase="warmup_ranker")  # 5: Eq. 7
     run.once("evaluate/0", evaluate_iteration, data, trained_systems(run.config, [0]))
     return candidates

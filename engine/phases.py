@@ -6,19 +6,23 @@ A phase is a row of the timetable. Here it gets its objective (`engine.objective
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from engine.config.ar2 import Ar2Config
-from engine.config.timetable import Visit, iteration_name
+from engine.config.models import RankerConfig
+from engine.config.timetable import ZERO_SHOT, Visit, iteration_name
 from engine.data.batches import InputBuilder, Samples
 from engine.data.candidates import Candidates
 from engine.data.corpus import Data
-from engine.models.weights import frozen_ranker
+from engine.models.kinds import load_untrained
+from engine.models.weights import frozen_ranker, verify_weights
 from engine.objectives import AdversarialGame, InBatchContrast, ListwiseRanking
 from engine.results import NOT_SHOWN
-from engine.run import Stage
+from engine.run import Run, Stage
 from engine.training.loop import Objective, train
 from engine.training.micro_batches import fit_micro_batches
 from engine.training.models import Models
@@ -42,21 +46,47 @@ class Trained:
     weights_sha256: str = field(metadata=NOT_SHOWN)
 
 
-def warmup_retriever(stage: Stage, models: Models, data: Data, bm25: Candidates) -> Trained:
-    """Train G0 with the negatives of the whole batch and BM25's (Algorithm 1 line 2, Eq. 2)."""
+def train_by_contrast(stage: Stage, models: Models, data: Data, candidates: Candidates, *, phase: str) -> Trained:
+    """Train a dense retriever with the negatives of the whole batch, and some of its candidates (AR2 Eq. 2).
+
+    Args:
+        stage: Where this runs.
+        models: All models.
+        data: Corpus and training queries.
+        candidates: BM25's in AR2 (Algorithm 1 line 2); in R2ANKER, BM25's or the retriever's own (section 4.2).
+        phase: Of the timetable; it has one visit.
+    """
+    visit = stage.run.timetable.phase(phase).visits[0]
 
     def contrast(samples: Samples) -> Objective:
-        section = stage.run.config.retriever
-        builder = builder_of(stage, data, models, "retriever")
-        return InBatchContrast(samples, builder, score_scale=section.score_scale)
+        builder = builder_of(stage, data, models, visit.phase.model)
+        score_scale = stage.run.config.models[visit.phase.model].score_scale
+        return InBatchContrast(samples, builder, score_scale=score_scale)
 
-    return train_visit(stage, models, data, bm25, contrast, stage.run.timetable.phase("warmup_retriever").visit(0))
+    return train_visit(stage, models, data, candidates, contrast, visit)
 
 
-def warmup_ranker(stage: Stage, models: Models, data: Data, candidates: Candidates) -> Trained:
-    """Train D0 on negatives that G0 retrieves (Algorithm 1 line 5, Eq. 7)."""
-    visit = stage.run.timetable.phase("warmup_ranker").visit(0)
-    return train_visit(stage, models, data, candidates, _ranking(stage, data, models), visit)
+def train_listwise(
+    stage: Stage, models: Models, data: Data, candidates: Candidates, *, phase: str, iteration: int = 0
+) -> Trained:
+    """Train a ranker to tell the positive from negatives of retrievers (AR2 Eq. 7, R2ANKER Eq. 5).
+
+    Args:
+        stage: Where this runs.
+        models: All models.
+        data: Corpus and training queries.
+        candidates: From which the negatives are drawn.
+        phase: Of the timetable.
+        iteration: Of the visit.
+    """
+    visit = stage.run.timetable.phase(phase).visit(iteration)
+
+    def ranking(samples: Samples) -> Objective:
+        builder = builder_of(stage, data, models, visit.phase.model)
+        score_scale = stage.run.config.models[visit.phase.model].score_scale
+        return ListwiseRanking(samples, builder, score_scale=score_scale)
+
+    return train_visit(stage, models, data, candidates, ranking, visit)
 
 
 def train_retriever(
@@ -83,9 +113,10 @@ def train_retriever(
     run, config = stage.run, stage.run.config
 
     def against_ranker(samples: Samples) -> Objective:
-        ranker = frozen_ranker(config.ranker, run.folder.weights("ranker", iteration_name(opponent)), run.device)
+        folder = run.folder.weights("ranker", iteration_name(opponent))
+        ranker = frozen_ranker(config.model("ranker", RankerConfig), folder, run.device)
         builders = builder_of(stage, data, models, "retriever"), _builder(stage, data, "ranker", ranker)
-        scales = config.retriever.score_scale, config.ranker.score_scale
+        scales = config.models["retriever"].score_scale, config.models["ranker"].score_scale
         return AdversarialGame(samples, *builders, ranker.scorer(), game, score_scales=scales)
 
     return train_visit(
@@ -93,15 +124,15 @@ def train_retriever(
     )
 
 
-def train_ranker(stage: Stage, models: Models, data: Data, candidates: Candidates, *, iteration: int) -> Trained:
-    """Train D on negatives of the current retriever (Algorithm 1 lines 12-15, Eq. 7)."""
-    visit = stage.run.timetable.phase("ranker").visit(iteration)
-    return train_visit(stage, models, data, candidates, _ranking(stage, data, models), visit)
+def state_before_training(run: Run, name: str) -> Mapping[str, Tensor]:
+    """Load a model as it was published before any training: its parameters by name, on the CPU.
 
-
-def _ranking(stage: Stage, data: Data, models: Models) -> Callable[[Samples], Objective]:
-    builder, score_scale = builder_of(stage, data, models, "ranker"), stage.run.config.ranker.score_scale
-    return lambda samples: ListwiseRanking(samples, builder, score_scale=score_scale)
+    Raises:
+        ArtifactError: It was not published.
+    """
+    folder, config = run.folder.weights(name, ZERO_SHOT), run.config
+    verify_weights(folder)
+    return load_untrained(config.models[name], str(folder), seed=config.run.seed, name=name).state_dict()
 
 
 def builder_of(stage: Stage, data: Data, models: Models, name: str) -> InputBuilder:
@@ -142,6 +173,8 @@ def train_visit(
     samples = Samples(visit, stage.seed, data, candidates, run.coordinator.rank, run.coordinator.world_size)
     with models.training(name) as model:
         objective = objective_of(samples)
+        if visit.phase.restarts and not models.checkpoints[name].is_within(stage.name):
+            model.load_weights(state_before_training(run, name))
         fit_micro_batches(stage, model, models.checkpoints[name], objective)
         progress = train(stage, visit, model, models.checkpoints[name], objective)
         digest = publish_weights(run, model, data.texts[name], iteration_name(visit.iteration))

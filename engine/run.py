@@ -18,7 +18,7 @@ import torch
 
 from engine.config.file import differences, dump_config, load_config
 from engine.config.recipe import Config
-from engine.config.timetable import Timetable
+from engine.config.timetable import Sizes, Timetable
 from engine.coordination.coordinator import Coordinator
 from engine.errors import ConfigError
 from engine.log import get_logger
@@ -34,6 +34,9 @@ from shards.files import parse_record, read_json, write_atomically, write_json
 log = get_logger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
+C = TypeVar("C", bound=Config)
+SIZES = "sizes"
+"""The stage whose result says how much data there is, where phases are counted in epochs."""
 
 _BEATS_OF_PATIENCE = 6
 """Heartbeats that a start on another host must miss before its folder is taken over."""
@@ -185,7 +188,10 @@ class Run:
             raise ConfigError(f"{path} holds no run", expected="a folder with a config.yaml that a run wrote")
         config = load_config(folder.config)
         silent = MetricsWriter(folder.path, active=False)
-        return cls(config, folder, coordinator, device, silent, _read_ledger(folder.ledger))
+        run = cls(config, folder, coordinator, device, silent, _read_ledger(folder.ledger))
+        if (sizes := run.result_of(SIZES, Sizes)) is not None:
+            run.size(sizes)
+        return run
 
     def keep_ledger_in(self, folder: RunFolder) -> None:
         """Record stages in a folder of their own from now on, such as an evaluation's: the run's ledger is its own."""
@@ -201,6 +207,23 @@ class Run:
     def timetable(self) -> Timetable:
         """What the recipe trains, on what, for how long."""
         return self.config.timetable
+
+    def recipe(self, kind: type[C]) -> C:
+        """Return the configuration as an algorithm's own, with the sections of its phases.
+
+        Args:
+            kind: The algorithm's recipe.
+
+        Raises:
+            ConfigError: The run is of another recipe.
+        """
+        if not isinstance(self.config, kind):
+            raise ConfigError(f"the run is of the recipe {self.config.recipe}", expected=f"one for {kind.algorithm}")
+        return self.config
+
+    def size(self, sizes: Sizes) -> None:
+        """Let phases that are counted in epochs know how much data there is."""
+        self.config = self.config.sized(sizes)
 
     def iterations(self) -> range:
         """The iterations of the game, counted from 1; 0 is the warm-up."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from engine.config.recipe import Config
-from engine.config.timetable import iteration_name
+from engine.config.timetable import Sizes
 from engine.data.batches import require_equal_shares
 from engine.data.corpus import (
     Data,
@@ -31,7 +31,7 @@ from engine.data.corpus import (
 from engine.data.tokenization import WrittenCorpus
 from engine.evaluation.evaluate import evaluate_systems, require_measurable_splits
 from engine.evaluation.summary import summary_table
-from engine.evaluation.systems import every_system
+from engine.evaluation.systems import end_states, every_system
 from engine.index.plan import plan_index
 from engine.log import get_logger
 from engine.models.agreement import require_agreement
@@ -40,7 +40,7 @@ from engine.models.kinds import load_untrained
 from engine.models.ranker import Ranker
 from engine.models.retriever import Retriever
 from engine.models.trial import Proof, require_forward
-from engine.run import Run, Stage
+from engine.run import SIZES, Run, Stage
 from engine.training.backend import deepspeed_config, require_precision
 from engine.training.models import Models
 from launcher.plan.models import shapes_of
@@ -72,6 +72,9 @@ def play(config: Config, world: World) -> None:
     run = Run.open(config, world.coordinator, world.device, watched=True)
     log.info("run folder %s", run.folder.path)
     dataset = _dataset(run)
+    if config.counts_epochs:
+        run.size(run.once(SIZES, _count, dataset))
+        config = run.config
     names = _model_names(run, dataset)
     with run.coordinator.agreement("check models and sizes"):
         check_settings(run, dataset)
@@ -82,8 +85,7 @@ def play(config: Config, world: World) -> None:
         try_models(config, modules, texts, run.device)
     data = _data(run, dataset, texts)
     models = Models.open(run, modules)
-    algorithm = importlib.import_module(f"engine.{config.recipe}")
-    algorithm.train(models, data, run)
+    importlib.import_module(config.algorithm).train(models, data, run)
     if config.evaluation.test_at_end:
         systems = every_system(run.config, last=run.timetable.iterations)
         run.once("evaluate/test", evaluate_systems, data, run.folder, "test", systems)
@@ -184,14 +186,20 @@ def try_models(
 
 def export_models(stage: Stage, *, iteration: int) -> Exported:
     """Write all models of an iteration as other libraries load them."""
-    run, name = stage.run, iteration_name(iteration)
+    run = stage.run
+    states = end_states(run.timetable, list(run.config.models), iteration)
 
     def export() -> None:
-        for model in run.config.models:
-            export_model(run.folder.weights(model, name), run.folder.export(model))
+        for model, weights in states.items():
+            export_model(run.folder.weights(model, weights.state), run.folder.export(model))
 
     run.coordinator.only_rank_zero(f"{stage.name}: write", export)
-    return Exported({model: str(run.folder.export(model)) for model in run.config.models})
+    return Exported({model: str(run.folder.export(model)) for model in states})
+
+
+def _count(stage: Stage, dataset: Dataset) -> Sizes:
+    train = dataset.qrels.get("train", {})
+    return Sizes(sum(bool(dataset.positives("train", qid)) for qid in train), dataset.num_documents)
 
 
 def _dataset(run: Run) -> Dataset:

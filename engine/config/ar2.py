@@ -5,12 +5,14 @@ Source: Zhang et al. 2022, "Adversarial Retriever-Ranker for Dense Text Retrieva
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from engine.config.models import RankerConfig, RetrieverConfig
+from engine.config.recipe import Config
 from engine.config.sections import Section
-from engine.config.timetable import Mining, Phase, Pool, Timetable, iteration_name
+from engine.config.timetable import Mining, Phase, Pool, Sizes, Timetable, WeightsOf, iteration_name
 from engine.config.training import OptimConfig, PhaseConfig, Tokens
 
 BM25, DENSE = "bm25", "dense"
@@ -104,6 +106,29 @@ class Ar2Config(Section):
         return self
 
 
+class Ar2Recipe(Config):
+    """AR2: a retriever and a ranker that play against each other."""
+
+    algorithm: ClassVar[str] = "engine.ar2"
+
+    recipe: Literal["ar2"] = "ar2"
+    """The algorithm's name."""
+    retriever: RetrieverConfig
+    """G."""
+    ranker: RankerConfig
+    """D."""
+    warmup_retriever: WarmupRetrieverConfig = WarmupRetrieverConfig()
+    """G0."""
+    warmup_ranker: WarmupRankerConfig = WarmupRankerConfig()
+    """D0."""
+    ar2: Ar2Config = Ar2Config()
+    """The game."""
+
+    def timetable_for(self, sizes: Sizes | None) -> Timetable:
+        """Lay out Algorithm 1, which depends on no size of the data."""
+        return ar2_timetable(self.ar2, self.warmup_retriever, self.warmup_ranker)
+
+
 def ar2_timetable(game: Ar2Config, warm_retriever: WarmupRetrieverConfig, warm_ranker: WarmupRankerConfig) -> Timetable:
     """Lay out Algorithm 1: what its lines train, and on what.
 
@@ -154,13 +179,20 @@ def ar2_timetable(game: Ar2Config, warm_retriever: WarmupRetrieverConfig, warm_r
         phases=phases,
         minings=(
             Mining(BM25, BM25, None, warm_retriever.bm25_depth, "warmup_retriever.bm25_depth"),
-            *(Mining(name, DENSE, "retriever", game.top_k, "ar2.top_k") for name in names),
+            *(
+                Mining(name, DENSE, WeightsOf("retriever", iteration), game.top_k, "ar2.top_k")
+                for iteration, name in enumerate(names)
+            ),
         ),
         iterations=game.iterations,
         in_each_iteration=("retriever", "encode", "index", "candidates", "ranker", "evaluate"),
         mine_all=game.mine == "all",
         remove_answers=game.remove_answers,
-        letters={"retriever": "G", "ranker": "D"},
+        names={
+            WeightsOf(model, iteration): letter + "0" * (iteration == 0)
+            for model, letter in (("retriever", "G"), ("ranker", "D"))
+            for iteration in range(game.iterations + 1)
+        },
     )
 
 

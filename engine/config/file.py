@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from engine.config.recipe import Config
+from engine.config.recipes import recipe_class
 from engine.config.text import as_typed
 from engine.config.tree import Null, read_tree, read_tree_file
 from engine.config.values import kind_at, takes_structure, value_of
@@ -48,9 +49,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path} holds no mapping of sections", expected="sections such as run, data, retriever")
     if isinstance(tree.get("index"), str):  # `index: auto`, which a word such as index.memory_gib=4 goes below
         tree["index"] = {"factory": tree["index"]}
-    for word in overrides:
-        _apply_override(tree, as_typed(word))
-    return parse_config(value_of(tree, Config), origin=str(path))
+    _apply_overrides(tree, overrides, str(path))
+    return parse_config(tree, origin=str(path))
 
 
 def parse_config(tree: dict[str, Any], origin: str) -> Config:
@@ -59,10 +59,11 @@ def parse_config(tree: dict[str, Any], origin: str) -> Config:
     Raises:
         ConfigError: As in `load_config`.
     """
+    recipe = recipe_class(tree, origin)
     try:
-        return Config.model_validate(tree)
+        return recipe.model_validate(value_of(tree, recipe))
     except ValidationError as error:
-        problems = [_describe(problem) for problem in error.errors()]
+        problems = [_describe(problem, recipe) for problem in error.errors()]
         raise ConfigError(
             f"{origin} has {len(problems)} problem{'s' if len(problems) > 1 else ''}: " + "; ".join(problems),
             remedy="correct the key or value in the file or on the command line (engine/config lists all fields)",
@@ -76,9 +77,9 @@ def with_overrides(config: Config, words: Sequence[str]) -> Config:
         ConfigError: As in `load_config`.
     """
     tree: Any = read_tree(dump_config(config), "the configuration of the run")
-    for word in words:
-        _apply_override(tree, as_typed(word))
-    return parse_config(value_of(tree, Config), origin="the configuration of the run with " + " ".join(words))
+    origin = "the configuration of the run with " + " ".join(words)
+    _apply_overrides(tree, words, origin)
+    return parse_config(tree, origin=origin)
 
 
 def dump_config(config: Config) -> str:
@@ -108,7 +109,18 @@ def differences(
     return [f"{key}: {recorded.get(key)} -> {mine.get(key)}" for key in keys if mine.get(key) != recorded.get(key)]
 
 
-def _apply_override(tree: dict[str, Any], word: str) -> None:
+def _apply_overrides(tree: dict[str, Any], words: Sequence[str], origin: str) -> None:
+    """Apply words to a tree; which sections there are depends on the recipe, which a word may name."""
+    typed = [as_typed(word) for word in words]
+    for word in typed:
+        if word.startswith("recipe="):
+            tree["recipe"] = word.partition("=")[2]
+    recipe = recipe_class(tree, origin)
+    for word in typed:
+        _apply_override(tree, word, recipe)
+
+
+def _apply_override(tree: dict[str, Any], word: str, recipe: type[Config]) -> None:
     key, equals, value = word.partition("=")
     if not equals or not key:
         raise ConfigError(f"the word {word!r} is no override", expected="section.key=value, such as run.seed=7")
@@ -119,16 +131,16 @@ def _apply_override(tree: dict[str, Any], word: str) -> None:
         if not isinstance(child, dict):
             raise ConfigError(f"{word!r} goes below {parent!r}, which is a value and no section")
         node = child
-    if takes_structure(kind_at(Config, key.split("."))) and value.lstrip()[:1] in ("[", "{"):
+    if takes_structure(kind_at(recipe, key.split("."))) and value.lstrip()[:1] in ("[", "{"):
         node[leaf] = read_tree(value, f"the value of {word!r}")
     else:
         node[leaf] = Null(value) if value in ("", "null") else value
 
 
-def _describe(problem: Any) -> str:
+def _describe(problem: Any, recipe: type[Config]) -> str:
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        known = sorted(_flatten_fields(Config))
+        known = sorted(_flatten_fields(recipe))
         near = difflib.get_close_matches(where, known, n=1, cutoff=0.5)
         hint = f", did you mean {near[0]!r}?" if near else ""
         return f"unknown key {where!r}{hint}"

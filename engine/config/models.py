@@ -53,13 +53,18 @@ class ModelConfig(Section):
         return self
 
 
-class RetrieverConfig(ModelConfig):
+class EncoderConfig(ModelConfig):
+    """What models share that encode queries and documents apart, and so can search a corpus."""
+
+    query_max_length: int = Field(32, ge=4)
+    """Tokens of a query, special tokens included (AR2: 32)."""
+
+
+class RetrieverConfig(EncoderConfig):
     """The dual encoder G (AR2 Eq. 1 and 4)."""
 
     kind: ClassVar[str] = "retriever"
 
-    query_max_length: int = Field(32, ge=4)
-    """Tokens of a query, special tokens included (AR2: 32)."""
     pooling: Literal["cls", "mean"] = "cls"
     """What of the last layer is the embedding. AR2: CLS. A sentence-transformers folder must say the same."""
     similarity: Literal["dot", "cosine"] = "dot"

@@ -1,14 +1,17 @@
-"""A whole recipe: which algorithm, on which data, with which models; `engine.config.file` reads it."""
+"""What every recipe has: a run, data, models, measurements; and the timetable that its algorithm makes of its numbers.
+
+Each algorithm's recipe is a class of its own (`engine.config.recipes` lists them), with the sections of its models and
+of its phases; `engine.config.file` reads it.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Self, TypeVar
 
-from pydantic import model_validator
+from pydantic import PrivateAttr, model_validator
 
-from engine.config.ar2 import Ar2Config, WarmupRankerConfig, WarmupRetrieverConfig, ar2_timetable
 from engine.config.bm25 import Bm25Config
-from engine.config.models import ModelConfig, RankerConfig, RetrieverConfig
+from engine.config.models import EncoderConfig, ModelConfig
 from engine.config.sections import (
     DataConfig,
     EvaluationConfig,
@@ -18,38 +21,36 @@ from engine.config.sections import (
     Section,
     ShardsConfig,
 )
-from engine.config.timetable import Timetable
+from engine.config.timetable import Sizes, Timetable
+from engine.errors import ConfigError
+
+M = TypeVar("M", bound=ModelConfig)
 
 
 class Config(Section):
-    """A whole recipe."""
+    """A recipe: what all of them have, and what is asked of each."""
 
-    recipe: Literal["ar2"] = "ar2"
-    """The algorithm: the module of `engine` that plays it, and the section with its numbers."""
+    algorithm: ClassVar[str] = ""
+    """The module of `engine` that carries it out: its function `train(models, data, run)`."""
+
+    recipe: str
+    """The algorithm's name."""
     run: RunConfig
     """Where the run lives."""
     data: DataConfig = DataConfig()
     """Corpus, queries, judgements."""
     shards: ShardsConfig = ShardsConfig()
     """Copies of the shards."""
-    retriever: RetrieverConfig
-    """G."""
-    ranker: RankerConfig
-    """D."""
     random_model: RandomModelConfig = RandomModelConfig()
     """Shape of models named `random`."""
     bm25: Bm25Config = Bm25Config()
     """BM25's words and formula."""
     index: IndexConfig = IndexConfig()
     """The document index."""
-    warmup_retriever: WarmupRetrieverConfig = WarmupRetrieverConfig()
-    """G0."""
-    warmup_ranker: WarmupRankerConfig = WarmupRankerConfig()
-    """D0."""
-    ar2: Ar2Config = Ar2Config()
-    """The game."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Measurements."""
+
+    _sizes: Sizes | None = PrivateAttr(None)
 
     @property
     def models(self) -> dict[str, ModelConfig]:
@@ -57,15 +58,54 @@ class Config(Section):
         values = ((name, getattr(self, name)) for name in type(self).model_fields)
         return {name: value for name, value in values if isinstance(value, ModelConfig)}
 
+    def model(self, name: str, kind: type[M]) -> M:
+        """Return the section of a model that must be of some kind.
+
+        Args:
+            name: The model's.
+            kind: Class of its section.
+
+        Raises:
+            ConfigError: There is no such model, or it is of another kind.
+        """
+        section = self.models.get(name)
+        if isinstance(section, kind):
+            return section
+        those = [other for other, one in self.models.items() if isinstance(one, kind)]
+        raise ConfigError(
+            f"the recipe has no {kind.kind or 'encoder'} {name!r}" + (f": that is a {section.kind}" if section else ""),
+            expected=f"one of {', '.join(those)}" if those else f"a section of a {kind.kind or 'encoder'}",
+        )
+
     @property
     def timetable(self) -> Timetable:
-        """What the algorithm trains, on what, for how long."""
-        return ar2_timetable(self.ar2, self.warmup_retriever, self.warmup_ranker)
+        """What the algorithm trains, on what, for how long.
+
+        Raises:
+            ConfigError: A phase is counted in epochs of data that nobody has counted (`sized`).
+        """
+        return self.timetable_for(self._sizes)
+
+    def timetable_for(self, sizes: Sizes | None) -> Timetable:
+        """Lay out the timetable for data of some size; None where it is not known."""
+        raise NotImplementedError
+
+    @property
+    def counts_epochs(self) -> bool:
+        """Whether the timetable depends on the size of the data."""
+        return False
+
+    def sized(self, sizes: Sizes) -> Self:
+        """Return the same recipe for data of some size."""
+        found = self.model_copy()
+        found._sizes = sizes
+        return found
 
     @property
     def query_max_length(self) -> int:
         """Tokens of a query at most, special tokens included, whichever model reads it."""
-        return max(model.query_max_length for model in self.models.values() if isinstance(model, RetrieverConfig))
+        encoders = [model.query_max_length for model in self.models.values() if isinstance(model, EncoderConfig)]
+        return max(encoders, default=min(model.max_length for model in self.models.values()))
 
     @model_validator(mode="before")
     @classmethod
@@ -77,8 +117,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _values_agree(self) -> Config:
-        for phase in self.timetable.phases:
-            for mining in self.timetable.minings:
+        table = self.timetable_for(Sizes(1, 1))
+        for phase in table.phases:
+            for mining in table.minings:
                 if mining.name in phase.candidates and phase.num_negatives > mining.top_k:
                     raise ValueError(
                         f"{phase.num_negatives} negatives are drawn from the top {mining.top_k} candidates by "
@@ -95,7 +136,7 @@ class Config(Section):
                 f"({', '.join(self.evaluation.metrics)})"
             )
         for name, model in self.models.items():
-            if isinstance(model, RetrieverConfig) and model.query_max_length > model.max_length:
+            if isinstance(model, EncoderConfig) and model.query_max_length > model.max_length:
                 raise ValueError(
                     f"{name}.query_max_length {model.query_max_length} exceeds {name}.max_length "
                     f"{model.max_length}, the length of a document"

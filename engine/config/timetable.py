@@ -15,11 +15,13 @@ queries go on from visit to visit; those of another phase of the same model are 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from engine.config.training import OptimConfig
+from engine.errors import ConfigError
 
 ZERO_SHOT = "zero-shot"
 """The name of the state before any training, where others are named by their iteration."""
@@ -32,6 +34,61 @@ Pool = Literal["none", "rank", "world"]
 def iteration_name(iteration: int) -> str:
     """Return how artifacts of an iteration are named: `000` for the warm-up, then `001` and on."""
     return f"{iteration:03d}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class WeightsOf:
+    """Which published weights of a model."""
+
+    model: str
+    """Its name in the recipe."""
+    iteration: int | None
+    """0 is the warm-up; None the state before any training."""
+
+    @property
+    def state(self) -> str:
+        """How artifacts made with these weights are named, beside the model's name."""
+        return ZERO_SHOT if self.iteration is None else iteration_name(self.iteration)
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What of the data a timetable depends on, where phases are counted in epochs.
+
+    Attributes:
+        queries: Training queries that have a positive.
+        documents: Of the corpus.
+    """
+
+    queries: int
+    documents: int
+
+
+def steps_of(steps: int | None, epochs: float | None, batch_size: int, num_samples: int | None, section: str) -> int:
+    """Return the steps of a phase that may be counted in epochs.
+
+    Args:
+        steps: Given steps, which count where they are given.
+        epochs: Passes over the samples.
+        batch_size: Samples of a step.
+        num_samples: Of an epoch; None where they have not been counted yet.
+        section: Of the phase in the configuration, for the message.
+
+    Returns:
+        Steps; the last one of the last epoch goes on into the next where the batch does not divide the samples.
+
+    Raises:
+        ConfigError: Epochs are asked for, and the data has not been counted.
+    """
+    if steps is not None:
+        return steps
+    if num_samples is None:
+        raise ConfigError(
+            f"{section}.epochs cannot be turned into steps before the data is opened",
+            expected="a run that has read its data, or steps",
+            remedy=f"name the steps by {section}.steps",
+        )
+    return math.ceil((epochs or 0) * num_samples / batch_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +130,8 @@ class Phase:
         optim: Its optimizer.
         candidates: From which each visit draws its negatives, one name a visit.
         first_iteration: Of the first visit; the next ones follow. 0 is the warm-up, which has one visit.
+        single: Whether it is visited once and for all, outside of iterations, so that its one stage has its name.
+        restarts: Whether it begins from the model's state before any training, and not from where the model is.
         opponent: Model whose frozen weights score the same documents; None without one.
         pool: Whose documents are negatives of a query besides its own n: nobody's, those of the rank, of all ranks.
     """
@@ -90,6 +149,8 @@ class Phase:
     micro_batch_tokens: int | Literal["auto"] | None = None
     opponent: str | None = None
     pool: Pool = "none"
+    single: bool = False
+    restarts: bool = False
 
     @property
     def is_warmup(self) -> bool:
@@ -143,7 +204,8 @@ class Visit:
     @property
     def stage(self) -> str:
         """The stage's name in the ledger."""
-        return self.phase.name if self.phase.is_warmup else f"{self.phase.name}/{self.iteration}"
+        alone = self.phase.is_warmup or self.phase.single
+        return self.phase.name if alone else f"{self.phase.name}/{self.iteration}"
 
     @property
     def candidates(self) -> str:
@@ -167,18 +229,25 @@ class Mining:
     """Candidates that are retrieved for the training queries.
 
     Attributes:
-        name: Of the candidates: an iteration's, or its own.
+        name: Of the candidates; those of a trained model are named as its index is (`Timetable.artifact`).
         retriever: Kind of the retriever that finds them.
-        model: Name of the model whose weights the retriever needs; None where it needs none.
+        weights: What the retriever searches with; None where it needs no weights.
         top_k: Candidates kept for a query.
         section: Key of that number in the configuration, for messages.
+        path: Of a run file, where that is the retriever.
     """
 
     name: str
     retriever: str
-    model: str | None
+    weights: WeightsOf | None
     top_k: int
     section: str
+    path: str = ""
+
+    @property
+    def model(self) -> str | None:
+        """Name of the model that searches; None where it needs none."""
+        return self.weights.model if self.weights else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,11 +257,18 @@ class Timetable:
     Attributes:
         phases: In the order in which they are first visited.
         minings: In the order in which they are made.
-        iterations: How often the game is played; the warm-up is not counted.
+        iterations: How often the game is played; the warm-up is not counted. 0 where there are none.
         in_each_iteration: Kinds of the stages that every iteration has, in their order.
         mine_all: Whether all training queries are searched, or those that are drawn.
         remove_answers: Whether documents that contain an answer are no candidates.
-        letters: What the table of results calls a model; its name where nothing is said.
+        names: What the table of results calls the models' states; a model's own name where nothing is said.
+        several_search: Whether more than one model may search the corpus, so that artifacts have a model's name.
+        joint: Pools of several candidates: a pool's name to the names of those that are in it.
+        ends: The states that the recipe leaves behind, one a model; None where all models go through the iterations
+            together, and leave the last.
+        measured: The states that have rows in the last table, where these are not the warm-up's and the last.
+        reranked: What rankers re-order in the last table, by the names of the minings that find it; None for what the
+            corpus' encoder finds in the ranker's own iteration.
     """
 
     phases: tuple[Phase, ...]
@@ -201,7 +277,12 @@ class Timetable:
     in_each_iteration: tuple[str, ...]
     mine_all: bool
     remove_answers: bool
-    letters: Mapping[str, str] = field(default_factory=dict)
+    names: Mapping[WeightsOf, str] = field(default_factory=dict)
+    several_search: bool = False
+    joint: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    ends: tuple[WeightsOf, ...] | None = None
+    measured: tuple[WeightsOf, ...] | None = None
+    reranked: tuple[str, ...] | None = None
 
     @property
     def visits(self) -> Iterator[Visit]:
@@ -209,18 +290,31 @@ class Timetable:
         return (visit for phase in self.phases for visit in phase.visits)
 
     @property
+    def encoders(self) -> tuple[str, ...]:
+        """The models whose weights search the corpus for negatives, in the order in which they first do."""
+        return tuple(dict.fromkeys(mining.model for mining in self.minings if mining.model is not None))
+
+    @property
     def encoder(self) -> str:
-        """The model whose weights search the corpus."""
-        return next(mining.model for mining in self.minings if mining.model is not None)
+        """The first model whose weights search the corpus."""
+        return self.encoders[0]
 
     @property
     def most_negatives(self) -> int:
         """The largest n of all phases."""
         return max((phase.num_negatives for phase in self.phases), default=0)
 
-    def name_of(self, model: str, iteration: int) -> str:
-        """Return what the table of results calls a model: the warm-up's with a 0, as in AR2's G0 and D0."""
-        return self.letters.get(model, model) + "0" * (iteration == 0)
+    def artifact(self, weights: WeightsOf) -> str:
+        """Return how an index or candidates made with weights are named, such as `001` or `dense-001`."""
+        return f"{weights.model}-{weights.state}" if self.several_search else weights.state
+
+    def name_of(self, weights: WeightsOf) -> str:
+        """Return what the table of results calls a state, such as AR2's G0 and D."""
+        return self.names.get(weights, weights.model)
+
+    def states(self, model: str) -> list[WeightsOf]:
+        """Return what the visits to a model's phases leave behind, in order."""
+        return [WeightsOf(model, visit.iteration) for phase in self.phases_of(model) for visit in phase.visits]
 
     def phase(self, name: str) -> Phase:
         """Return a row."""
@@ -235,9 +329,19 @@ class Timetable:
         return next(mining for mining in self.minings if mining.name == name)
 
     def drawing_from(self, candidates: str) -> list[Visit]:
-        """Return the visits whose negatives come from some candidates."""
-        return [visit for visit in self.visits if visit.candidates == candidates]
+        """Return the visits whose negatives come from some candidates, alone or in a pool."""
+        names = {candidates, *(pool for pool, members in self.joint.items() if candidates in members)}
+        return [visit for visit in self.visits if visit.candidates in names]
 
     def needed(self, candidates: str) -> int:
-        """Return how many candidates a query must keep, for the largest n that is drawn from them."""
-        return max((visit.phase.num_negatives for visit in self.drawing_from(candidates)), default=0)
+        """Return how many candidates a query must keep, for the largest n that is drawn from them alone.
+
+        What is drawn from a pool is the pool's matter: of its members, one may find nothing.
+        """
+        alone = (visit for visit in self.visits if visit.candidates == candidates)
+        return max((visit.phase.num_negatives for visit in alone), default=0)
+
+    def candidates_of(self, visit: Visit) -> tuple[str, ...]:
+        """Return the names of the candidates that a visit draws from: several for a pool, none without negatives."""
+        name = visit.candidates
+        return self.joint.get(name, (name,) if name else ())

@@ -1,4 +1,4 @@
-"""The sections of training that any algorithm has: an optimizer, and a phase of a game."""
+"""The sections of training that any algorithm has: an optimizer, and phases."""
 
 from __future__ import annotations
 
@@ -33,11 +33,9 @@ class OptimConfig(Section):
     """AdamW's epsilon."""
 
 
-class PhaseConfig(Section):
-    """One side of the adversarial game in every iteration."""
+class BatchConfig(Section):
+    """What any phase has: batches and an optimizer."""
 
-    steps: int = Field(1500, ge=0)
-    """Optimizer steps in one iteration."""
     batch_size: int = Field(64, ge=1)
     """Queries of a step over all ranks."""
     micro_batch_size: int = Field(8, ge=1)
@@ -47,3 +45,19 @@ class PhaseConfig(Section):
     the most that a GPU's memory allows, found by trial before the phase's first step and recorded in the run folder."""
     optim: OptimConfig = OptimConfig(lr=1e-5)
     """Optimizer; its moments and its schedule go on from iteration to iteration."""
+
+
+class PhaseConfig(BatchConfig):
+    """One side of the adversarial game in every iteration."""
+
+    steps: int = Field(1500, ge=0)
+    """Optimizer steps in one iteration."""
+
+
+class CountedPhaseConfig(BatchConfig):
+    """A phase that is counted in steps or in epochs."""
+
+    steps: int | None = Field(None, ge=0)
+    """Optimizer steps; left out, `epochs` says how many. 0 leaves the model as it came."""
+    epochs: float = Field(1.0, gt=0, le=1000)
+    """Passes over the training queries, where `steps` is left out."""

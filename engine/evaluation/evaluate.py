@@ -23,7 +23,8 @@ from engine.evaluation.systems import RETRIEVER, System
 from engine.log import get_logger
 from engine.reliability.progress import progress_bar
 from engine.results import Measured, Score
-from engine.retrievers.kinds import Choice, build, open_searcher
+from engine.retrievers.choice import Choice
+from engine.retrievers.kinds import build, open_searcher
 from engine.run import Run, RunFolder, Stage
 from engine.search import Searcher, finds_too_little, search_others
 from shards.partition import split_range
@@ -121,7 +122,7 @@ def evaluate_system(
 
 def retriever_of(system: System) -> Choice:
     """Return which retriever searches for a system that searches the corpus itself."""
-    return Choice(_SEARCHED_BY.get(system.kind, system.kind), system.weights.state if system.weights else "")
+    return Choice(_SEARCHED_BY.get(system.kind, system.kind), system.weights)
 
 
 def split_queries(run: Run, data: Data, split: str) -> list[Query]:

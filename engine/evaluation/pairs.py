@@ -7,7 +7,6 @@ from itertools import accumulate
 
 from engine.config.models import RankerConfig
 from engine.data.corpus import Data
-from engine.errors import ConfigError
 from engine.models.ranker import Ranker
 from engine.models.score import score_inputs
 from engine.models.weights import frozen_ranker
@@ -47,9 +46,7 @@ class PairScorer:
             ConfigError: The recipe has no such ranker.
             ArtifactError: There are no such weights, or they are damaged.
         """
-        section = run.config.models.get(model)
-        if not isinstance(section, RankerConfig):
-            raise ConfigError(f"the recipe has no ranker {model!r}", expected=f"one of {', '.join(run.config.models)}")
+        section = run.config.model(model, RankerConfig)
         return cls(run, data, model, frozen_ranker(section, run.folder.weights(model, state), run.device))
 
     def score(self, queries: Sequence[Query], documents: Sequence[Sequence[int]]) -> list[list[float]]:

@@ -11,25 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.config.recipe import Config
-from engine.config.timetable import ZERO_SHOT, iteration_name
+from engine.config.timetable import Timetable, WeightsOf, iteration_name
 
-BM25, RUN_FILE, RETRIEVER, RANKER = "bm25", "run_file", "retriever", "ranker"
-_ORDER = (BM25, RUN_FILE, RETRIEVER, RANKER)
-
-
-@dataclass(frozen=True, slots=True)
-class WeightsOf:
-    """Which published weights a system has."""
-
-    model: str
-    """`retriever` or `ranker`."""
-    iteration: int | None
-    """0 is the warm-up; None the state before any training."""
-
-    @property
-    def state(self) -> str:
-        """How artifacts made with these weights are named."""
-        return ZERO_SHOT if self.iteration is None else iteration_name(self.iteration)
+__all__ = ["System", "WeightsOf"]
+BM25, RUN_FILE, RETRIEVER, LEXICAL, RANKER = "bm25", "run_file", "retriever", "lexical", "ranker"
+_ORDER = (BM25, RUN_FILE, RETRIEVER, LEXICAL, RANKER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +30,8 @@ class System:
     """None where it has none."""
     over: System | None = None
     """The system whose ranking it re-orders; None for one that searches the corpus itself."""
+    names_over: bool = False
+    """Whether its file names that system although it is of its own iteration, since it re-orders others as well."""
 
     @property
     def iteration(self) -> int | None:
@@ -68,7 +56,7 @@ class System:
             sample: Number of queries of a sample that was asked for; None for what the recipe measures.
         """
         parts = [split, *self._name_parts]
-        if self.over is not None and self.over.iteration != self.iteration:
+        if self.over is not None and (self.names_over or self.over.iteration != self.iteration):
             parts += ["over", *self.over._name_parts]
         if sample is not None:
             parts.append(f"{sample}-queries")
@@ -80,9 +68,34 @@ class System:
 
 
 def yardsticks(config: Config) -> list[System]:
-    """Return what trained systems are compared with: BM25, and the retriever before any training if asked for."""
-    untrained = System("zero-shot", RETRIEVER, WeightsOf(config.timetable.encoder, None))
-    return [System("BM25", BM25, None), *([untrained] if config.evaluation.zero_shot else [])]
+    """Return what trained systems are compared with: BM25, and the models that search before any training, if asked.
+
+    Where there are several of these, they have their models' names.
+    """
+    systems, encoders = [System("BM25", BM25, None)], config.timetable.encoders
+    if config.evaluation.zero_shot:
+        systems += [
+            System(
+                "zero-shot" if len(encoders) == 1 else f"zero-shot {model}",
+                config.models[model].kind,
+                WeightsOf(model, None),
+            )
+            for model in encoders
+        ]
+    return systems
+
+
+def system_of(config: Config, weights: WeightsOf, over: System | None = None, *, names_over: bool = False) -> System:
+    """Return the system that a state of a model is.
+
+    Args:
+        config: Its kind, and what the timetable calls it.
+        weights: The state.
+        over: What it re-orders; None where it searches the corpus itself.
+        names_over: As of `System`.
+    """
+    name, kind = config.timetable.name_of(weights), config.models[weights.model].kind
+    return System(name, kind, weights, over, names_over)
 
 
 def trained_systems(config: Config, iterations: Sequence[int]) -> list[System]:
@@ -96,20 +109,53 @@ def trained_systems(config: Config, iterations: Sequence[int]) -> list[System]:
     for iteration in iterations:
         first: System | None = None
         for model, kind in _models(config).items():
-            name = config.timetable.name_of(model, iteration)
             over = first if kind == RANKER else None
-            systems.append(System(name, kind, WeightsOf(model, iteration), over=over))
+            systems.append(system_of(config, WeightsOf(model, iteration), over))
             first = first or systems[-1]
     return systems
+
+
+def measured_systems(config: Config, states: Sequence[WeightsOf]) -> list[System]:
+    """Return some states of models as systems, each ranker over everything that the timetable has rankers re-order.
+
+    Args:
+        config: The recipe.
+        states: In the order of the table; what rankers re-order has been measured, or stands among them before.
+
+    Returns:
+        Systems; a ranker's first stages are not repeated.
+    """
+    table, systems = config.timetable, []
+    for weights in states:
+        if config.models[weights.model].kind != RANKER:
+            systems.append(system_of(config, weights))
+            continue
+        systems += [
+            system_of(config, weights, first_stage_of(config, name), names_over=True) for name in table.reranked or ()
+        ]
+    return systems
+
+
+def first_stage_of(config: Config, mining: str) -> System:
+    """Return the system whose hits a mining of the timetable takes negatives from."""
+    found = config.timetable.mining(mining)
+    if found.weights is not None:
+        return system_of(config, found.weights)
+    return System("BM25", BM25, None) if found.retriever == BM25 else System(found.name, found.retriever, None)
 
 
 def every_system(config: Config, *, last: int) -> list[System]:
     """Return the rows of the last table: the yardsticks, and the models after the warm-ups and the last iteration.
 
+    Where models do not go through iterations together, all states that the timetable says are measured.
+
     Args:
         config: The recipe.
         last: The newest finished iteration.
     """
+    measured = config.timetable.measured
+    if measured is not None:
+        return [*yardsticks(config), *measured_systems(config, measured)]
     return [*yardsticks(config), *trained_systems(config, sorted({0, last}))]
 
 
@@ -126,15 +172,28 @@ def pairs_of(config: Config, retrievers: Sequence[int], rankers: Sequence[int]) 
     """
     table, groups = config.timetable, []
     for iteration in retrievers:
-        first = System(table.name_of(table.encoder, iteration), RETRIEVER, WeightsOf(table.encoder, iteration))
+        first = system_of(config, WeightsOf(table.encoder, iteration))
         behind = [
-            System(table.name_of(model, other), RANKER, WeightsOf(model, other), over=first)
+            system_of(config, WeightsOf(model, other), first)
             for other in rankers
             for model, kind in _models(config).items()
             if kind == RANKER
         ]
         groups.append([first, *behind])
     return groups
+
+
+def end_states(table: Timetable, models: Sequence[str], iteration: int) -> dict[str, WeightsOf]:
+    """Return the states that a run leaves behind, by model, for whoever exports or loads them.
+
+    Args:
+        table: The recipe's.
+        models: Their names.
+        iteration: The newest finished one, for models that go through iterations together.
+    """
+    if table.ends is None:
+        return {model: WeightsOf(model, iteration) for model in models}
+    return {weights.model: weights for weights in table.ends}
 
 
 def _models(config: Config) -> dict[str, str]:

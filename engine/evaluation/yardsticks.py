@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from engine.data.corpus import Data
 from engine.evaluation.evaluate import evaluate_system, retriever_of
-from engine.evaluation.systems import yardsticks
+from engine.evaluation.systems import WeightsOf, yardsticks
 from engine.results import Measured
 from engine.retrievers.kinds import build
 from engine.run import Stage
 from engine.training.models import Models
 from engine.training.publishing import publish_weights
+
+
+def publish_starts(stage: Stage, models: Models, data: Data) -> None:
+    """Publish the models that search as they came, for whoever begins from there again."""
+    for name in stage.run.timetable.encoders:
+        with models.training(name) as model:
+            publish_weights(stage.run, model, data.texts[name], WeightsOf(name, None).state)
 
 
 def evaluate_yardsticks(stage: Stage, models: Models, data: Data) -> Measured:

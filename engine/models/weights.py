@@ -61,7 +61,7 @@ def frozen_retriever(section: RetrieverConfig, folder: Path, device: torch.devic
     Raises:
         ArtifactError: The weights are missing or damaged.
     """
-    _verify(folder)
+    verify_weights(folder)
     model = Retriever.load(
         str(folder),
         pooling=section.pooling,
@@ -78,7 +78,7 @@ def frozen_ranker(section: RankerConfig, folder: Path, device: torch.device) -> 
     Raises:
         ArtifactError: The weights are missing or damaged.
     """
-    _verify(folder)
+    verify_weights(folder)
     return _frozen(Ranker.load(str(folder), attention=section.attention), section, device)
 
 
@@ -101,7 +101,12 @@ def digest_of(files: dict[str, str]) -> str:
     return hashlib.sha256("".join(f"{name}:{digest}\n" for name, digest in files.items()).encode()).hexdigest()
 
 
-def _verify(folder: Path) -> None:
+def verify_weights(folder: Path) -> None:
+    """Refuse published weights that are not those that were recorded.
+
+    Raises:
+        ArtifactError: They are missing or damaged.
+    """
     recorded, found = weights_sha256(folder), digest_of(weight_files(folder))
     if recorded != found:
         raise ArtifactError(

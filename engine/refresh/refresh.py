@@ -8,25 +8,28 @@ hash of the weights that made them.
 from __future__ import annotations
 
 import shutil
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
-from engine.config.timetable import ZERO_SHOT, iteration_name
+from engine.config.timetable import ZERO_SHOT, WeightsOf, iteration_name
 from engine.data.batches import rows_drawn
 from engine.data.candidates import Candidates, is_of
 from engine.data.corpus import Data
 from engine.refresh.mining import MinedQueries, mine
-from engine.retrievers.kinds import BM25, Choice, build, dense, open_searcher, stamp_of
+from engine.retrievers.kinds import BM25, build, choice_of, open_searcher, stamp_of
 from engine.run import Run, RunFolder, Stage
 
 
-def refresh_index(run: Run, data: Data, *, iteration: int) -> Candidates:
+def refresh_index(run: Run, data: Data, *, iteration: int, model: str | None = None) -> Candidates:
     """Rebuild the index with the retriever of an iteration and retrieve candidates for the training queries.
 
     Args:
         run: Whose folder takes the artifacts.
         data: Corpus and training queries.
         iteration: Whose retriever; 0 is the warm-up.
+        model: Which model; left out, the one that searches the corpus.
 
     Returns:
         Candidates without positives and answers.
@@ -35,53 +38,93 @@ def refresh_index(run: Run, data: Data, *, iteration: int) -> Candidates:
         IndexQualityError: The index finds too little of what exact search finds.
         DataError: A query has too few documents left to draw n negatives from.
     """
-    name = iteration_name(iteration)
-    build(run, data, run.folder, dense(name))
-    run.once(f"candidates/{name}", retrieve_candidates, data, iteration=iteration)
-    return Candidates.load(run.folder.candidates(name), stamp_of(run, data, dense(name)))
+    weights = WeightsOf(model or run.timetable.encoder, iteration)
+    return candidates_of(run, data, run.timetable.artifact(weights))
 
 
-def retrieve_candidates(stage: Stage, data: Data, *, iteration: int) -> MinedQueries:
-    """Search the training queries, each rank its share, and take out positives and documents with an answer."""
-    run, name = stage.run, iteration_name(iteration)
-    counts = _mine(stage, data, dense(name), name)
-    if run.is_main:
-        drop_old_indexes(run, run.folder, iteration)
-    return counts
+def candidates_of(run: Run, data: Data, name: str) -> Candidates:
+    """Build what a retriever of the timetable searches with, and retrieve its candidates.
+
+    Args:
+        run: Whose folder takes the artifacts.
+        data: Corpus and training queries.
+        name: Of the candidates in the timetable.
+
+    Returns:
+        Candidates without positives and answers.
+
+    Raises:
+        IndexQualityError: As of `refresh_index`.
+        DataError: As of `refresh_index`.
+    """
+    choice = choice_of(run.timetable.mining(name))
+    build(run, data, run.folder, choice)
+    stage, folder, stamp = f"candidates/{name}", run.folder.candidates(name), stamp_of(run, data, choice)
+    # Of one without weights, the ledger does not tell whether it is the same as then.
+    may_differ = choice.weights is None and run.is_finished(stage)
+    if may_differ and not run.coordinator.only_rank_zero(f"{stage}: look", lambda: is_of(folder, stamp)):
+        run.forget([stage])
+    run.once(stage, retrieve_candidates, data, name)
+    return Candidates.load(folder, stamp)
+
+
+def pool_of(run: Run, data: Data, name: str) -> Candidates:
+    """Return what some phase draws its negatives from: one retriever's candidates, or a pool of several.
+
+    Args:
+        run: Whose folder takes the artifacts.
+        data: Corpus and training queries.
+        name: Of candidates or of a pool in the timetable.
+    """
+    members = [candidates_of(run, data, member) for member in run.timetable.joint.get(name, (name,))]
+    return members[0] if len(members) == 1 else _end_to_end(members)
+
+
+def _end_to_end(members: Sequence[Candidates]) -> Candidates:
+    """Lay the lists of several retrievers end to end, duplicates kept (R2ANKER Appendix B)."""
+    qids, first = members[0].qids, members[0]
+    rows = [[member.qids.index(qid) for qid in qids] for member in members]
+    return Candidates(
+        "+".join(member.source for member in members),
+        first.stamp,
+        qids,
+        np.concatenate([member.documents_QK[own] for member, own in zip(members, rows, strict=True)], axis=1),
+        np.concatenate([member.scores_QK[own] for member, own in zip(members, rows, strict=True)], axis=1),
+        Counter(),
+    )
 
 
 def bm25_candidates(run: Run, data: Data) -> Candidates:
     """Return BM25's candidates for the training queries that the retriever's warm-up draws."""
-    build(run, data, run.folder, BM25)
-    name, folder, stamp = "candidates/bm25", run.folder.candidates("bm25"), stamp_of(run, data, BM25)
-    if run.is_finished(name) and not run.coordinator.only_rank_zero(f"{name}: look", lambda: is_of(folder, stamp)):
-        run.forget([name])  # they were found by other settings
-    run.once(name, _retrieve_bm25_candidates, data)
-    return Candidates.load(folder, stamp)
+    return candidates_of(run, data, BM25.kind)
 
 
-def _retrieve_bm25_candidates(stage: Stage, data: Data) -> MinedQueries:
-    return _mine(stage, data, BM25, "bm25")
-
-
-def _mine(stage: Stage, data: Data, choice: Choice, name: str) -> MinedQueries:
-    """Mine what the timetable says of these candidates with a retriever of the run."""
-    table, rows = stage.run.timetable, np.arange(len(data.train))
+def retrieve_candidates(stage: Stage, data: Data, name: str) -> MinedQueries:
+    """Search the training queries, each rank its share, and take out positives and documents with an answer."""
+    run, table, rows = stage.run, stage.run.timetable, np.arange(len(data.train))
     if not table.mine_all:
         rows = rows_drawn(table.drawing_from(name), stage.seed, len(data.train))
-    searcher = open_searcher(stage.run, data, stage.run.folder, choice)
-    stamp, top_k, needed = stamp_of(stage.run, data, choice), table.mining(name).top_k, table.needed(name)
-    return mine(stage, data, searcher, rows, stamp, top_k=top_k, needed=needed, name=name)
+    mining = table.mining(name)
+    choice = choice_of(mining)
+    searcher, stamp = open_searcher(run, data, run.folder, choice), stamp_of(run, data, choice)
+    counts = mine(stage, data, searcher, rows, stamp, top_k=mining.top_k, needed=table.needed(name), name=name)
+    if run.is_main and mining.weights is not None and mining.weights.iteration is not None:
+        drop_old_indexes(run, run.folder, mining.weights.iteration)
+    return counts
 
 
 def drop_old_indexes(run: Run, folder: RunFolder, iteration: int) -> None:
     """Remove indexes beyond `run.keep_indexes`; zero-shot's and the warm-up's stay for the last table.
+
+    Where the models do not go through iterations together, every index is one that the last table needs.
 
     Args:
         run: For the setting.
         folder: Holds the indexes: the run's own folder, or one below it for another corpus.
         iteration: The newest that counts; newer ones, of a run that is not finished, are left alone.
     """
+    if run.timetable.ends is not None:
+        return
     keep = {ZERO_SHOT, iteration_name(0)}
     keep |= {iteration_name(iteration - back) for back in range(run.config.run.keep_indexes)}
     for index in (folder.path / "index").iterdir():

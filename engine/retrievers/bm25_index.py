@@ -15,6 +15,7 @@ from engine.config.bm25 import Bm25Config
 from engine.data.corpus import Data
 from engine.errors import ArtifactError
 from engine.retrievers.bm25 import BM25Searcher, build_bm25
+from engine.retrievers.choice import Choice
 from engine.retrievers.words import Words
 from engine.run import Run, RunFolder, Stage
 from shards.embeddings import Stamp
@@ -34,7 +35,7 @@ class BuiltBM25:
     """Whether the index was there already."""
 
 
-def build_bm25_index(run: Run, data: Data, folder: RunFolder, state: str, prefix: str) -> None:
+def build_bm25_index(run: Run, data: Data, folder: RunFolder, choice: Choice, prefix: str) -> None:
     """Index the corpus's text in the stage `bm25`; see `RetrieverKind.build`."""
     name = f"{prefix}bm25"
     if run.is_finished(name) and not run.coordinator.only_rank_zero(
@@ -44,7 +45,7 @@ def build_bm25_index(run: Run, data: Data, folder: RunFolder, state: str, prefix
     run.once(name, index_text, data, folder)
 
 
-def open_bm25(run: Run, data: Data, folder: RunFolder, state: str = "") -> BM25Searcher:
+def open_bm25(run: Run, data: Data, folder: RunFolder, choice: Choice | None = None) -> BM25Searcher:
     """Open the BM25 index of a corpus: the one that was prepared beside its shards, else the folder's.
 
     Raises:
@@ -54,7 +55,7 @@ def open_bm25(run: Run, data: Data, folder: RunFolder, state: str = "") -> BM25S
     return open_bm25_of(place, data.shards.manifest.sha256, run.config.bm25)
 
 
-def bm25_stamp(run: Run, data: Data, state: str = "") -> Stamp:
+def bm25_stamp(run: Run, data: Data, choice: Choice | None = None) -> Stamp:
     """Return a stamp with the hash of the settings in the place of weights, since BM25 has none."""
     return Stamp("bm25", _digest(run.config.bm25), data.shards.manifest.sha256)
 

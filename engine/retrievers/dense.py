@@ -17,9 +17,10 @@ import numpy as np
 import torch
 
 from engine.config.models import RetrieverConfig
+from engine.config.timetable import WeightsOf
 from engine.data.corpus import Data, ModelText
 from engine.data.reuse import take_over_same_weights
-from engine.errors import ArtifactError, ConfigError
+from engine.errors import ArtifactError
 from engine.index.build import BuiltIndex, build_index
 from engine.index.dense import DenseIndex, IndexManifest
 from engine.index.exact import Floats
@@ -30,6 +31,7 @@ from engine.models.retriever import Retriever
 from engine.models.weights import frozen_retriever, weights_sha256
 from engine.reliability.pace import Pace, slow_ranks, slowest_share
 from engine.reliability.progress import progress_bar
+from engine.retrievers.choice import Choice
 from engine.run import Run, RunFolder, Stage
 from engine.search import Hits
 from shards.embeddings import EmbeddingStore, Stamp, part_is_complete
@@ -107,48 +109,51 @@ class DenseSearcher:
         return self._index.finish(queries_QD, found, top_k)
 
 
-def build_dense(run: Run, data: Data, folder: RunFolder, state: str, prefix: str) -> None:
-    """Encode and index a corpus with the run's retriever weights of an iteration; see `RetrieverKind.build`."""
-    run.once(f"{prefix}encode/{state}", encode_corpus, data, folder, state)
-    run.once(f"{prefix}index/{state}", index_corpus, data, folder, state)
+def build_dense(run: Run, data: Data, folder: RunFolder, choice: Choice, prefix: str) -> None:
+    """Encode and index a corpus with published weights; see `RetrieverKind.build`."""
+    name = run.timetable.artifact(choice.trained)
+    run.once(f"{prefix}encode/{name}", encode_corpus, data, folder, choice)
+    run.once(f"{prefix}index/{name}", index_corpus, data, folder, choice)
 
 
-def open_dense(run: Run, data: Data, folder: RunFolder, state: str) -> DenseSearcher:
-    """Open the dense searcher of an iteration: the run's retriever over the index in `folder`.
+def open_dense(run: Run, data: Data, folder: RunFolder, choice: Choice) -> DenseSearcher:
+    """Open the dense searcher of published weights over the index in `folder`.
 
     Raises:
         ArtifactError: Index or embeddings are missing, damaged, or of other weights.
     """
-    config = run.config
-    store = EmbeddingStore.open(folder.index(state) / "embeddings", data.shards.manifest, dense_stamp(run, data, state))
+    config, index = run.config, folder.index(run.timetable.artifact(choice.trained))
+    store = EmbeddingStore.open(index / "embeddings", data.shards.manifest, dense_stamp(run, data, choice))
     return DenseSearcher(
-        frozen_encoder(run, state),
-        data.texts[run.timetable.encoder],
-        DenseIndex.open(folder.index(state), store, device=run.device),
+        frozen_encoder(run, choice.trained),
+        data.texts[choice.trained.model],
+        DenseIndex.open(index, store, device=run.device),
         max_length=config.query_max_length,
         tokens_per_batch=config.evaluation.tokens_per_batch,
         device=run.device,
     )
 
 
-def dense_stamp(run: Run, data: Data, state: str) -> Stamp:
-    """Return what embeddings, index and candidates of an iteration must carry."""
-    return Stamp(state, weights_sha256(run.folder.weights(run.timetable.encoder, state)), data.shards.manifest.sha256)
+def dense_stamp(run: Run, data: Data, choice: Choice) -> Stamp:
+    """Return what embeddings, index and candidates of published weights must carry."""
+    weights = choice.trained
+    digest = weights_sha256(run.folder.weights(weights.model, weights.state))
+    return Stamp(run.timetable.artifact(weights), digest, data.shards.manifest.sha256)
 
 
-def encode_corpus(stage: Stage, data: Data, folder: RunFolder, name: str) -> EncodedCorpus:
+def encode_corpus(stage: Stage, data: Data, folder: RunFolder, choice: Choice) -> EncodedCorpus:
     """Encode the corpus with all ranks; shards that are encoded already, or by the same weights before, are not again.
 
     Args:
         stage: Where this runs.
         data: The corpus.
         folder: Takes the embeddings.
-        name: Iteration's name; its published weights encode.
+        choice: Whose published weights encode.
     """
-    run, config = stage.run, stage.run.config
-    text = data.texts[run.timetable.encoder]
+    run, config, weights = stage.run, stage.run.config, choice.trained
+    text, name = data.texts[weights.model], run.timetable.artifact(weights)
     stream = text.stream
-    stamp, store = dense_stamp(run, data, name), folder.index(name) / "embeddings"
+    stamp, store = dense_stamp(run, data, choice), folder.index(name) / "embeddings"
 
     def plan() -> list[int]:
         take_over_same_weights(folder.index(name), stamp)
@@ -165,14 +170,14 @@ def encode_corpus(stage: Stage, data: Data, folder: RunFolder, name: str) -> Enc
     ):
         if missing:
             encode_documents(
-                frozen_encoder(run, name).document_encoder(),
-                data.texts[run.timetable.encoder].template.for_documents(),
+                frozen_encoder(run, weights).document_encoder(),
+                text.template.for_documents(),
                 data.shards,
                 stream,
                 own.timed(_with_progress(run.coordinator.hand_out(stage.name, missing), missing, data, bar)),
                 store,
                 stamp,
-                max_length=config.models[run.timetable.encoder].max_length,
+                max_length=config.models[weights.model].max_length,
                 tokens_per_batch=config.evaluation.tokens_per_batch,
                 dtype=config.index.embedding_dtype,
                 device=run.device,
@@ -186,7 +191,7 @@ def encode_corpus(stage: Stage, data: Data, folder: RunFolder, name: str) -> Enc
     speed = {"documents_per_second": num_missing / seconds, "tokens_per_second": tokens / seconds}
     share = slowest_share(paces)
     measured = speed if share is None else speed | {"slowest_rank": share}
-    run.metrics.write(stage.name, _step_of(name), {f"encode/{key}": value for key, value in measured.items()})
+    run.metrics.write(stage.name, weights.iteration or 0, {f"encode/{key}": value for key, value in measured.items()})
     if run.is_main and (slow := slow_ranks(paces, run.coordinator.hosts)):
         log.warning("%s: %s", stage.name, slow)
     return EncodedCorpus(data.shards.num_documents, num_missing, **speed)
@@ -201,22 +206,23 @@ def _with_progress(handed_out: Iterator[int], order: Sequence[int], data: Data, 
         yield number
 
 
-def index_corpus(stage: Stage, data: Data, folder: RunFolder, name: str) -> BuiltIndex:
+def index_corpus(stage: Stage, data: Data, folder: RunFolder, choice: Choice) -> BuiltIndex:
     """Train, fill and merge the index over all ranks, and tune its search by recall against exact search."""
-    run, settings = stage.run, stage.run.config.index
-    store = EmbeddingStore.open(folder.index(name) / "embeddings", data.shards.manifest, dense_stamp(run, data, name))
+    run, settings, weights = stage.run, stage.run.config.index, choice.trained
+    index = folder.index(run.timetable.artifact(weights))
+    store = EmbeddingStore.open(index / "embeddings", data.shards.manifest, dense_stamp(run, data, choice))
     plan = _plan(run, folder, num_documents=store.num_documents, dimension=store.dimension)
     if plan.exact and settings.factory != FLAT and folder != run.folder:
         log.info(
             "%s: %d documents are searched exactly, too few for the run's index.factory %s",
             *(stage.name, store.num_documents, settings.factory),
         )
-    audit = _audit_queries(stage, data, name)
+    audit = _audit_queries(stage, data, weights)
     built = build_index(
         run.coordinator,
         store,
         plan,
-        folder.index(name),
+        index,
         seed=stage.seed,
         audit_queries_QD=audit,
         recall_k=settings.recall_k,
@@ -225,21 +231,21 @@ def index_corpus(stage: Stage, data: Data, folder: RunFolder, name: str) -> Buil
     )
     measured = {key: getattr(built, key) for key in ("recall", "nprobe", "refine_factor", "milliseconds_per_query")}
     run.metrics.write(
-        stage.name, _step_of(name), {f"index/{key}": float(value) for key, value in measured.items() if value}
+        stage.name, weights.iteration or 0, {f"index/{key}": float(value) for key, value in measured.items() if value}
     )
     return built
 
 
-def dense_is_built(run: Run, folder: RunFolder, state: str) -> bool:
+def dense_is_built(run: Run, folder: RunFolder, weights: WeightsOf) -> bool:
     """Tell whether an index is there, made as the settings have it now; what it holds is not looked at.
 
     Args:
         run: For the settings.
         folder: As for `build_dense`.
-        state: Name of the iteration.
+        weights: Those that the index was made with.
     """
     try:
-        manifest = IndexManifest.load(folder.index(state))
+        manifest = IndexManifest.load(folder.index(run.timetable.artifact(weights)))
     except ArtifactError:
         return False
     return manifest.plan == _plan(run, folder, num_documents=manifest.num_documents, dimension=manifest.dimension)
@@ -252,34 +258,27 @@ def _plan(run: Run, folder: RunFolder, *, num_documents: int, dimension: int) ->
     return plan_index(settings, num_documents=num_documents, dimension=dimension)
 
 
-def frozen_encoder(run: Run, state: str) -> Retriever:
-    """Load the published weights of the model that searches the corpus.
+def frozen_encoder(run: Run, weights: WeightsOf) -> Retriever:
+    """Load published weights of a model that searches the corpus.
 
     Raises:
         ConfigError: It is no retriever.
         ArtifactError: The weights are missing or damaged.
     """
-    name = run.timetable.encoder
-    section = run.config.models[name]
-    if not isinstance(section, RetrieverConfig):
-        raise ConfigError(f"the model {name} is a {section.kind} and cannot encode a corpus", expected="a retriever")
-    return frozen_retriever(section, run.folder.weights(name, state), run.device)
+    section = run.config.model(weights.model, RetrieverConfig)
+    return frozen_retriever(section, run.folder.weights(weights.model, weights.state), run.device)
 
 
-def _audit_queries(stage: Stage, data: Data, name: str) -> np.ndarray:
+def _audit_queries(stage: Stage, data: Data, weights: WeightsOf) -> np.ndarray:
     """Encode a sample of real queries, the same on every rank: [A, D]."""
     run, count = stage.run, stage.run.config.index.audit_queries
     queries = data.train.queries or list(data.dataset.queries.values())
     chosen = np.random.default_rng(stage.seed).permutation(len(queries))[:count]
     return encode_queries(
-        frozen_encoder(run, name).query_encoder(),
-        data.texts[run.timetable.encoder].template.for_queries(),
-        data.texts[run.timetable.encoder].tokenize_queries([queries[row] for row in chosen.tolist()]),
+        frozen_encoder(run, weights).query_encoder(),
+        data.texts[weights.model].template.for_queries(),
+        data.texts[weights.model].tokenize_queries([queries[row] for row in chosen.tolist()]),
         max_length=run.config.query_max_length,
         tokens_per_batch=run.config.evaluation.tokens_per_batch,
         device=run.device,
     )
-
-
-def _step_of(name: str) -> int:
-    return int(name) if name.isdigit() else 0

@@ -3,8 +3,9 @@
 Whoever needs a retriever (a refresh, mining, evaluation, the search command) names one by a `Choice`, and gets a
 `Searcher` and a `Stamp`. A new kind is a module with three functions and an entry in `KINDS`.
 
-    build(run, data, run.folder, dense("001"))
-    hits = open_searcher(run, data, run.folder, dense("001")).search(queries, top_k=100)
+    first = dense(WeightsOf("retriever", 1))
+    build(run, data, run.folder, first)
+    hits = open_searcher(run, data, run.folder, first).search(queries, top_k=100)
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from engine.config.timetable import Mining, WeightsOf
 from engine.data.corpus import Data
 from engine.errors import ConfigError
 from engine.retrievers.bm25_index import bm25_stamp, build_bm25_index, open_bm25
+from engine.retrievers.choice import Choice
 from engine.retrievers.dense import build_dense, dense_stamp, open_dense
 from engine.retrievers.run_file import build_run_file, open_run_file, run_file_stamp
 from engine.run import Run, RunFolder
@@ -23,29 +26,18 @@ from shards.embeddings import Stamp
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """Names one retriever."""
-
-    kind: str
-    """A name in `KINDS`."""
-    state: str = ""
-    """Which one of its kind: the name of the iteration whose weights a trained one has, the path of a run file; empty
-    where there is one only."""
-
-
-@dataclass(frozen=True, slots=True)
 class RetrieverKind:
-    """What a kind of retriever can do; `state` is that of a `Choice`, and all ranks call each function alike."""
+    """What a kind of retriever can do; all ranks call each function alike."""
 
     name: str
-    build: Callable[[Run, Data, RunFolder, str, str], None]
-    """(run, data, folder, state, prefix): make what a search needs as stages of the run, unless it is there.
+    build: Callable[[Run, Data, RunFolder, Choice, str], None]
+    """(run, data, folder, choice, prefix): make what a search needs as stages of the run, unless it is there.
     `prefix` goes before their names, which are unique in a ledger."""
-    open: Callable[[Run, Data, RunFolder, str], Searcher]
-    """(run, data, folder, state): open what was built; an ArtifactError if it is missing, damaged, or made of something
-    else."""
-    stamp: Callable[[Run, Data, str], Stamp]
-    """(run, data, state): what its index and its candidates must carry."""
+    open: Callable[[Run, Data, RunFolder, Choice], Searcher]
+    """(run, data, folder, choice): open what was built; an ArtifactError if it is missing, damaged, or made of
+    something else."""
+    stamp: Callable[[Run, Data, Choice], Stamp]
+    """(run, data, choice): what its index and its candidates must carry."""
 
 
 KINDS = {
@@ -59,9 +51,14 @@ KINDS = {
 BM25 = Choice("bm25")
 
 
-def dense(state: str) -> Choice:
-    """Name the dense retriever with the weights of an iteration, by the iteration's name."""
-    return Choice("dense", state)
+def dense(weights: WeightsOf) -> Choice:
+    """Name the dense retriever with a model's weights of an iteration."""
+    return Choice("dense", weights)
+
+
+def choice_of(mining: Mining) -> Choice:
+    """Name the retriever that finds some candidates."""
+    return Choice(mining.retriever, mining.weights, mining.path)
 
 
 def build(run: Run, data: Data, folder: RunFolder, choice: Choice) -> None:
@@ -78,7 +75,7 @@ def build(run: Run, data: Data, folder: RunFolder, choice: Choice) -> None:
         IndexQualityError: An index finds too little of what exact search finds.
     """
     prefix = "" if folder == run.folder else f"{folder.path.name}/"
-    _kind(choice).build(run, data, folder, choice.state, prefix)
+    _kind(choice).build(run, data, folder, choice, prefix)
 
 
 def open_searcher(run: Run, data: Data, folder: RunFolder, choice: Choice) -> Searcher:
@@ -95,7 +92,7 @@ def open_searcher(run: Run, data: Data, folder: RunFolder, choice: Choice) -> Se
         ArtifactError: What it searches with is missing, damaged, or of other weights or another corpus.
         DataError: A run file is no ranking of this corpus.
     """
-    return _kind(choice).open(run, data, folder, choice.state)
+    return _kind(choice).open(run, data, folder, choice)
 
 
 def stamp_of(run: Run, data: Data, choice: Choice) -> Stamp:
@@ -111,7 +108,7 @@ def stamp_of(run: Run, data: Data, choice: Choice) -> Stamp:
         ArtifactError: There are no such weights.
         DataError: There is no such run file.
     """
-    return _kind(choice).stamp(run, data, choice.state)
+    return _kind(choice).stamp(run, data, choice)
 
 
 def _kind(choice: Choice) -> RetrieverKind:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from engine.data.corpus import Data
 from engine.data.trec import run_lines
 from engine.errors import DataError
+from engine.retrievers.choice import Choice
 from engine.run import Run, RunFolder
 from engine.search import Hits
 from shards.embeddings import Stamp
@@ -110,18 +111,18 @@ class RunFileSearcher:
         return Hits(documents_QK, scores_QK)
 
 
-def build_run_file(run: Run, data: Data, folder: RunFolder, state: str, prefix: str) -> None:
+def build_run_file(run: Run, data: Data, folder: RunFolder, choice: Choice, prefix: str) -> None:
     """Do nothing: the file is there, or opening it says that it is not."""
 
 
-def open_run_file(run: Run, data: Data, folder: RunFolder, state: str) -> RunFileSearcher:
-    """Open the run file at the path that `state` is."""
-    return RunFileSearcher.open(Path(state), data.shards.docids.index_of)
+def open_run_file(run: Run, data: Data, folder: RunFolder, choice: Choice) -> RunFileSearcher:
+    """Open the run file at a path."""
+    return RunFileSearcher.open(Path(choice.path), data.shards.docids.index_of)
 
 
-def run_file_stamp(run: Run, data: Data, state: str) -> Stamp:
+def run_file_stamp(run: Run, data: Data, choice: Choice) -> Stamp:
     """Return a stamp with the file's hash in the place of weights."""
-    path = Path(state)
+    path = Path(choice.path)
     if not path.is_file():
         raise DataError(f"{path} does not exist", expected="a TREC run file")
     return Stamp(path.name, sha256_file(path), data.shards.manifest.sha256)

@@ -225,6 +225,28 @@ class TrainedModel:
         """Take over float32 weights that were written to `fragments`. A collective."""
         refresh_weights(self._engine)
 
+    def load_weights(self, state: Mapping[str, Tensor]) -> None:
+        """Take over other weights and forget the moments; the model is on its device. A collective.
+
+        Args:
+            state: Parameters by this module's names, whole, on any device.
+
+        Raises:
+            TrainingError: One is missing or of another size.
+        """
+        for fragment in self.fragments():
+            found = state.get(fragment.name)
+            if found is None or found.numel() < fragment.start + fragment.length:
+                raise TrainingError(
+                    f"the {self.name}'s {fragment.name} cannot be taken over: "
+                    + ("it is missing" if found is None else f"there are {found.numel()} elements"),
+                    expected="the weights of the same model",
+                )
+            part_F = found.detach().reshape(-1).narrow(0, fragment.start, fragment.length)
+            fragment.parts_F["weights"].copy_(part_F)
+        self.refresh_weights()
+        self.reset_optimizer()
+
     @property
     def loss_scale_state(self) -> dict[str, float]:
         """How far fp16's dynamic loss scaling is; empty for other numeric types."""

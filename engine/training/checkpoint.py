@@ -95,6 +95,10 @@ class Checkpoints:
         """The checkpoint last saved or restored; None before the first."""
         return self._newest
 
+    def is_within(self, stage: str) -> bool:
+        """Tell whether the newest checkpoint lies in a stage, so that the stage goes on from there."""
+        return self.position is not None and self.position.stage == stage
+
     def save(self, model: TrainedModel, stage: str, step: int, notes: Mapping[str, Any] | None = None) -> None:
         """Save and publish. A collective: every rank calls it at the same step.
 

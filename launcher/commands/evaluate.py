@@ -189,10 +189,10 @@ def _systems(run: Run, asked: Asked, last: int) -> list[list[System]]:
 def _forget_what_is_lost(run: Run, folder: RunFolder, systems: Sequence[System]) -> None:
     """Let indexes be built again that are older than those kept, or of other settings than now."""
     prefix = "" if folder == run.folder else f"{folder.path.name}/"
-    states = [system.weights.state for system in systems if system.over is None and system.weights]
+    states = [system.weights for system in systems if system.over is None and system.weights]
 
     def lost() -> list[str]:
-        return [state for state in states if not dense_is_built(run, folder, state)]
+        return [run.timetable.artifact(state) for state in states if not dense_is_built(run, folder, state)]
 
     gone = run.coordinator.only_rank_zero("look for indexes", lost)
     names = [f"{prefix}{stage}/{state}" for state in gone for stage in ("encode", "index")]

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from engine.config.timetable import iteration_name
 from engine.errors import ConfigError
 from engine.log import get_logger
 from engine.models.export import export_model
-from launcher.commands.finished import last_iteration, open_run
+from launcher.commands.finished import last_iteration, open_run, states_of
 from launcher.terminal.arguments import typed_path, whole_number
 
 log = get_logger(__name__)
@@ -43,8 +42,8 @@ def export_run(path: Path, *, iteration: int | None, out: Path | None) -> None:
     run = open_run(path)
     newest = last_iteration(run)
     iteration = newest if iteration is None else iteration
-    name = iteration_name(iteration)
-    sources = {model: run.folder.weights(model, name) for model in run.config.models}
+    states = states_of(run, iteration)
+    sources = {model: run.folder.weights(model, one.state) for model, one in states.items()}
     if not all(source.exists() for source in sources.values()):
         raise ConfigError(
             f"iteration {iteration} of {path} is not finished", expected=f"an iteration from 0 to {newest}"

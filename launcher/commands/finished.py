@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 
-from engine.config.timetable import iteration_name
+from engine.config.timetable import WeightsOf
 from engine.coordination.coordinator import Coordinator, LocalTransport
 from engine.data.corpus import Data, ModelText, model_texts, open_corpus, open_data
 from engine.data.tokenization import WrittenCorpus
 from engine.errors import ArtifactError, ConfigError
+from engine.evaluation.systems import end_states
 from engine.run import Run, RunFolder
 from shards.formats import open_dataset
 from shards.manifest import MANIFEST_NAME
@@ -34,26 +35,31 @@ def open_run(path: Path, coordinator: Coordinator | None = None, device: torch.d
 
 
 def last_iteration(run: Run) -> int:
-    """Return the newest iteration whose models are both finished.
+    """Return the newest iteration whose models are all finished; 0 of models that go through none together.
 
     Raises:
-        ConfigError: Not even the warm-up is.
+        ConfigError: Not even the warm-up is, or what the recipe leaves behind.
     """
     for iteration in range(run.timetable.iterations, -1, -1):
-        name = iteration_name(iteration)
-        if all((run.folder.weights(model, name) / "weights.json").exists() for model in run.config.models):
+        states = states_of(run, iteration).values()
+        if all((run.folder.weights(one.model, one.state) / "weights.json").exists() for one in states):
             return iteration
     raise ConfigError(
         f"the run in {run.folder.path} has not finished its warm-ups",
-        expected="weights of both models",
+        expected="weights of all models",
         remedy="start the run again with the same command; it goes on where it stopped",
     )
 
 
+def states_of(run: Run, iteration: int) -> dict[str, WeightsOf]:
+    """Return the states of all models that belong to an iteration, or those that the recipe leaves behind."""
+    return end_states(run.timetable, list(run.config.models), iteration)
+
+
 def texts_of(run: Run, iteration: int) -> dict[str, ModelText]:
     """Load the tokenizers that were saved with an iteration's weights."""
-    name = iteration_name(iteration)
-    return model_texts(run.config, {model: run.folder.weights(model, name) for model in run.config.models})
+    states = states_of(run, iteration)
+    return model_texts(run.config, {model: run.folder.weights(model, one.state) for model, one in states.items()})
 
 
 def corpus_of(run: Run, iteration: int, shards: Path | None = None) -> Data:

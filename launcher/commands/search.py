@@ -13,11 +13,10 @@ from pathlib import Path
 
 from engine.config.models import RankerConfig
 from engine.config.text import as_typed, is_whole
-from engine.config.timetable import iteration_name
 from engine.evaluation.pairs import PairScorer
 from engine.log import get_logger
 from engine.retrievers.kinds import dense, open_searcher
-from launcher.commands.finished import corpus_of, last_iteration, open_run
+from launcher.commands.finished import corpus_of, last_iteration, open_run, states_of
 from launcher.terminal.arguments import positive_whole_number, typed_path
 from shards.records import Query
 
@@ -41,11 +40,13 @@ class SearchEngine:
     def __init__(self, path: Path, shards: Path | None = None) -> None:
         self._run = open_run(path)
         self.iteration = last_iteration(self._run)
-        name = iteration_name(self.iteration)
+        states = states_of(self._run, self.iteration)
         self._data = corpus_of(self._run, self.iteration, shards)
-        self._searcher = open_searcher(self._run, self._data, self._run.folder, dense(name))
+        self._searcher = open_searcher(
+            self._run, self._data, self._run.folder, dense(states[self._run.timetable.encoder])
+        )
         ranker = next(model for model, one in self._run.config.models.items() if isinstance(one, RankerConfig))
-        self._scorer = PairScorer.open(self._run, self._data, ranker, name)
+        self._scorer = PairScorer.open(self._run, self._data, ranker, states[ranker].state)
 
     def search(self, question: str, top_k: int) -> list[tuple[float, float, str, str, str]]:
         """Answer a question.

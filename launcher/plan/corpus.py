@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.config.recipe import Config
+from engine.config.timetable import Sizes
 from engine.errors import ConfigError
 from shards.formats.canonical import read_description
 from shards.manifest import MANIFEST_NAME, CorpusManifest
@@ -41,6 +42,11 @@ class Corpus:
     def words(self) -> float:
         """Of a document on average."""
         return self.text_bytes / _BYTES_PER_WORD
+
+    @property
+    def sizes(self) -> Sizes:
+        """What a timetable depends on."""
+        return Sizes(self.train, self.documents)
 
 
 def corpus_of(

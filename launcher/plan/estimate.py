@@ -97,7 +97,7 @@ def make_plan(
         if number < 1:
             raise ConfigError(f"{name} is {number}", expected="at least 1")
     world_size = nodes * ranks_per_node
-    config = decide_recomputation(config, shapes, gpu, world_size)
+    config = decide_recomputation(config.sized(corpus.sizes), shapes, gpu, world_size)
     _check_lengths(config, shapes)
     works = training_work(config, shapes, world_size)
     stages = {model: section.zero_stage for model, section in config.models.items()}

@@ -67,6 +67,7 @@ def estimate_space(config: Config) -> Space:
         unknown.append("the corpus")
     if corpus is None or unknown:
         return Space({}, tuple(unknown))
+    config = config.sized(corpus.sizes)
     dimension = shapes[encoder_of(config)].dimension
     try:
         plan = plan_index(config.index, num_documents=corpus.documents, dimension=dimension)

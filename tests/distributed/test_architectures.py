@@ -46,7 +46,7 @@ def whole_way(name: str, folder: Path, world: Any) -> dict[str, Any]:
     import torch
     import yaml
 
-    from engine.config.recipe import Config
+    from engine.config.ar2 import Ar2Recipe
     from engine.data.corpus import model_texts
     from engine.models.export import export_model
     from engine.models.weights import frozen_ranker, frozen_retriever
@@ -62,7 +62,7 @@ def whole_way(name: str, folder: Path, world: Any) -> dict[str, Any]:
     both = {"name": source, "max_length": LONGEST, "attention": ARCHITECTURES[name].attention, "dropout": 0.0}
     tree["retriever"] = {**both, "query_max_length": 16, "similarity": "cosine", "zero_stage": 1}
     tree["ranker"] = {**both, "zero_stage": 2}
-    config = Config.model_validate(tree)
+    config = Ar2Recipe.model_validate(tree)
     run = Run.open(config, world.coordinator, world.device)
     texts = model_texts(config, dict.fromkeys(KINDS, source))
     results: dict[str, Any] = {kind: {} for kind in KINDS}

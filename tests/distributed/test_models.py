@@ -92,9 +92,9 @@ class Student:
         import torch
         import yaml
 
+        from engine.config.ar2 import Ar2Recipe
         from engine.config.models import RetrieverConfig
-        from engine.config.recipe import Config
-        from engine.config.timetable import Phase, Timetable
+        from engine.config.timetable import Phase, Sizes, Timetable
         from engine.config.training import OptimConfig
         from engine.data.corpus import model_texts, open_data, write_shards
         from engine.models.random import make_random_model
@@ -108,12 +108,11 @@ class Student:
             "student", "student", "student", 4, 8, 2, 1, optim, ("bm25",), micro_batch_tokens=micro_batch_tokens
         )
 
-        class WithStudent(Config):
+        class WithStudent(Ar2Recipe):
             student: RetrieverConfig
 
-            @property
-            def timetable(self) -> Timetable:
-                table = super().timetable
+            def timetable_for(self, sizes: Sizes | None) -> Timetable:
+                table = super().timetable_for(sizes)
                 return Timetable(
                     (*table.phases, phase), table.minings, table.iterations, table.in_each_iteration, True, False
                 )

@@ -221,6 +221,7 @@ def texts(tiny: Finished) -> tuple[list[str], list[str], list[str]]:
 
 def our_scores(tiny: Finished, queries: list[str], docids: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Both models' scores [queries, documents], by the code that serves a search."""
+    from engine.config.timetable import WeightsOf
     from engine.evaluation.pairs import PairScorer
     from engine.retrievers.kinds import dense, open_searcher
     from launcher.commands.finished import data_of, open_run
@@ -230,7 +231,7 @@ def our_scores(tiny: Finished, queries: list[str], docids: list[str]) -> tuple[n
     data = data_of(run, 2)
     documents = [data.shards.index_of(docid) for docid in docids]
     asked = [Query(f"{number}", text) for number, text in enumerate(queries)]
-    searcher = open_searcher(run, data, run.folder, dense("002"))
+    searcher = open_searcher(run, data, run.folder, dense(WeightsOf("retriever", 2)))
     hits = searcher.search(asked, data.shards.num_documents)
     retrieved = np.array(
         [

@@ -14,8 +14,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from engine.config.ar2 import Ar2Recipe
 from engine.config.file import dump_config, load_config
-from engine.config.recipe import Config
 from engine.config.text import absolute_path, as_recorded, as_typed, number_of
 from engine.config.tree import read_tree
 from engine.config.values import kind_at, takes_structure, value_of
@@ -51,12 +51,12 @@ def members(kind: Any) -> set[Any]:
 MEASURED = {"run.keep_best", "evaluation.metrics"}
 NAMES = {"bm25.language", "bm25.stemmer", "bm25.stopwords"}
 """Texts of which only some are known; a word is still what it says, so that a message can name it."""
-TEXTS = [key for key, kind in fields(Config) if str in members(kind) and key not in MEASURED | NAMES]
-PATHS = [key for key, kind in fields(Config) if Path in members(kind)]
-OPTIONAL = [key for key, kind in fields(Config) if NoneType in members(kind)]
+TEXTS = [key for key, kind in fields(Ar2Recipe) if str in members(kind) and key not in MEASURED | NAMES]
+PATHS = [key for key, kind in fields(Ar2Recipe) if Path in members(kind)]
+OPTIONAL = [key for key, kind in fields(Ar2Recipe) if NoneType in members(kind)]
 
 
-def at(config: Config, key: str) -> Any:
+def at(config: Ar2Recipe, key: str) -> Any:
     value: Any = config
     for name in key.split("."):
         value = getattr(value, name)
@@ -323,11 +323,11 @@ def test_lists_mappings_and_unions(kind: Any, tree: Any, value: Any) -> None:
 
 
 def test_what_a_key_holds() -> None:
-    assert kind_at(Config, ["run", "seed"]) is int
-    assert kind_at(Config, ["run", "sede"]) is None
-    assert takes_structure(kind_at(Config, ["warmup_ranker", "optim"]))
-    assert takes_structure(kind_at(Config, ["warmup_ranker", "optim", "betas"]))
-    assert not takes_structure(kind_at(Config, ["data", "template"]))
+    assert kind_at(Ar2Recipe, ["run", "seed"]) is int
+    assert kind_at(Ar2Recipe, ["run", "sede"]) is None
+    assert takes_structure(kind_at(Ar2Recipe, ["warmup_ranker", "optim"]))
+    assert takes_structure(kind_at(Ar2Recipe, ["warmup_ranker", "optim", "betas"]))
+    assert not takes_structure(kind_at(Ar2Recipe, ["data", "template"]))
 
 
 @pytest.mark.parametrize("text", ["", ".", "_1", "1e", "1.2.3", "0x", "٣", "1 2", "e5", "--1", "infinity"])

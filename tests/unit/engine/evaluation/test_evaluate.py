@@ -309,21 +309,21 @@ def test_entropy_is_that_of_the_top_fifteen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("system", "curve", "file", "kind", "state"),
+    ("system", "curve", "file", "kind"),
     [
-        (BM25, "BM25", "dev-BM25.trec", "bm25", ""),
-        (ZERO_SHOT, "zero-shot", "dev-zero-shot.trec", "dense", "zero-shot"),
-        (G0, "retriever", "dev-G0-000.trec", "dense", "000"),
-        (G, "retriever", "dev-G-001.trec", "dense", "001"),
-        (System("D", "retriever", WeightsOf("retriever", 12)), "retriever", "dev-D-012.trec", "dense", "012"),
-        (System("G", "sparse", WeightsOf("retriever", 2)), "sparse", "dev-G-002.trec", "sparse", "002"),
+        (BM25, "BM25", "dev-BM25.trec", "bm25"),
+        (ZERO_SHOT, "zero-shot", "dev-zero-shot.trec", "dense"),
+        (G0, "retriever", "dev-G0-000.trec", "dense"),
+        (G, "retriever", "dev-G-001.trec", "dense"),
+        (System("D", "retriever", WeightsOf("retriever", 12)), "retriever", "dev-D-012.trec", "dense"),
+        (System("G", "sparse", WeightsOf("retriever", 2)), "sparse", "dev-G-002.trec", "sparse"),
     ],
 )
 def test_a_systems_fields_say_its_curve_its_file_and_its_retriever(
-    system: System, curve: str, file: str, kind: str, state: str
+    system: System, curve: str, file: str, kind: str
 ) -> None:
     assert (system.curve, system.run_file_name("dev")) == (curve, file)
-    assert retriever_of(system) == Choice(kind, state)
+    assert retriever_of(system) == Choice(kind, system.weights)
 
 
 def test_rankers_of_all_iterations_are_one_curve() -> None:
@@ -354,6 +354,6 @@ def test_a_ranking_in_a_file_is_measured_like_any_system(open_run: Open, tmp_pat
 
     data.shards.docids = Docids(DOCIDS)
     system, stage = System("someone's", "run_file", None), Stage(run, "evaluate/given")
-    (score,) = evaluate_system(stage, data, run.folder, system, "dev", Choice("run_file", str(path)))
+    (score,) = evaluate_system(stage, data, run.folder, system, "dev", Choice("run_file", path=str(path)))
     assert (score.system, score.metrics) == ("someone's", {"MRR@10": 0.5, "R@1": 0.5})
     assert read_trec(run.folder.results / "dev-someone's.trec")["q0"] == {"d0": 2.0, "d5": 1.0}

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from engine.config.bm25 import Bm25Config
+from engine.config.timetable import WeightsOf
 from engine.errors import ArtifactError, ConfigError
 from engine.retrievers.bm25_index import BuiltBM25, is_indexed, prepared_place
 from engine.retrievers.kinds import BM25, KINDS, Choice, build, dense, open_searcher, stamp_of
@@ -92,9 +93,9 @@ def test_the_stages_of_another_corpus_have_names_of_their_own(open_run: Open, tm
 def test_a_dense_retriever_is_stamped_by_the_runs_weights(open_run: Open, tmp_path: Path) -> None:
     run, data = open_run(), data_in(tmp_path / "shards")
     with pytest.raises(ArtifactError, match="no published weights"):
-        stamp_of(run, data, dense("003"))
+        stamp_of(run, data, dense(WeightsOf("retriever", 3)))
     write_json(run.folder.weights("retriever", "003") / "weights.json", {"sha256": "a" * 64, "files": {}})
-    stamp = stamp_of(run, data, dense("003"))
+    stamp = stamp_of(run, data, dense(WeightsOf("retriever", 3)))
     assert (stamp.iteration, stamp.weights_sha256, stamp.corpus_sha256) == ("003", "a" * 64, "c" * 64)
 
 

@@ -112,7 +112,7 @@ def test_what_is_no_ranking_of_the_corpus_is_refused(tmp_path: Path, lines: tupl
 
 
 def test_a_missing_file_is_refused_before_it_is_stamped_or_read(tmp_path: Path, open_run: Open) -> None:
-    run, data, choice = open_run(), data_of([[0]]), Choice("run_file", str(tmp_path / "none.trec"))
+    run, data, choice = open_run(), data_of([[0]]), Choice("run_file", path=str(tmp_path / "none.trec"))
     for function in (lambda: stamp_of(run, data, choice), lambda: open_searcher(run, data, run.folder, choice)):
         with pytest.raises(DataError, match=r"none\.trec does not exist"):
             function()
@@ -127,7 +127,7 @@ def test_queries_that_the_file_lacks_are_counted_and_named(tmp_path: Path) -> No
 
 def test_the_stamp_is_that_of_the_bytes_and_of_the_corpus(tmp_path: Path, open_run: Open) -> None:
     run, data, path = open_run(), data_of([[0]]), written(tmp_path, "q0 Q0 d1 1 2 t")
-    choice = Choice("run_file", str(path))
+    choice = Choice("run_file", path=str(path))
     before = stamp_of(run, data, choice)
     assert (before.iteration, before.weights_sha256, before.corpus_sha256) == (path.name, sha256_file(path), "c" * 64)
     written(tmp_path, "q0 Q0 d2 1 2 t")
@@ -139,7 +139,7 @@ def test_candidates_are_mined_from_a_file(tmp_path: Path, open_run: Open) -> Non
     run, data = open_run(), data_of([[3], [0, 1]])
     lines = [f"q0 Q0 d{document} 1 {9 - place} t" for place, document in enumerate((3, 2, 5, 1))]
     lines += [f"q1 Q0 d{document} 1 {9 - place} t" for place, document in enumerate((6, 0, 4))]
-    choice = Choice("run_file", str(written(tmp_path, *lines)))
+    choice = Choice("run_file", path=str(written(tmp_path, *lines)))
     build(run, data, run.folder, choice)
     searcher, stamp = open_searcher(run, data, run.folder, choice), stamp_of(run, data, choice)
     stage = Stage(run, "candidates/given")

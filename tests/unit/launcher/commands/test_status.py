@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from engine.config.ar2 import Ar2Recipe
 from engine.config.file import dump_config, load_config
 from engine.config.recipe import Config
-from engine.config.timetable import Timetable
+from engine.config.timetable import Sizes, Timetable
 from engine.errors import ConfigError
 from engine.reliability.activity import Activity
 from engine.reliability.failure import record_failure
@@ -173,12 +174,11 @@ def test_the_running_stage_counts_with_what_is_left_of_it(made: Made) -> None:
     assert seconds_left_in_run(made.config, ledger, running) == (2 * 5 * 10.0 + 10.0 + 4 / 2.0, True)
 
 
-class Distilling(Config):
+class Distilling(Ar2Recipe):
     """A recipe with other stages in an iteration, and another number of them."""
 
-    @property
-    def timetable(self) -> Timetable:
-        return replace(super().timetable, iterations=5, in_each_iteration=("student", "index"))
+    def timetable_for(self, sizes: Sizes | None) -> Timetable:
+        return replace(super().timetable_for(sizes), iterations=5, in_each_iteration=("student", "index"))
 
 
 def test_what_an_iteration_has_comes_from_the_timetable(made: Made) -> None:

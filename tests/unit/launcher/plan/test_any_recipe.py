@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from engine.config.ar2 import Ar2Recipe
 from engine.config.file import load_config
 from engine.config.models import RetrieverConfig
-from engine.config.recipe import Config
-from engine.config.timetable import Mining, Phase, Timetable, iteration_name
+from engine.config.timetable import Mining, Phase, Sizes, Timetable, WeightsOf, iteration_name
 from engine.config.training import OptimConfig
 from engine.errors import ConfigError
 from launcher.plan.activations import Inputs
@@ -35,13 +35,12 @@ def a_phase(name: str, model: str, **values: object) -> Phase:
     return Phase(**(sizes | {"name": name, "section": f"play.{name}", "model": model} | values))  # type: ignore[arg-type]
 
 
-class Distilling(Config):
+class Distilling(Ar2Recipe):
     """A teacher that a ranker judges, and a student that learns of the ranker, both in three iterations."""
 
     student: RetrieverConfig
 
-    @property
-    def timetable(self) -> Timetable:
+    def timetable_for(self, sizes: Sizes | None) -> Timetable:
         names = tuple(iteration_name(number) for number in range(ITERATIONS + 1))
         game = {"candidates": names[:-1], "first_iteration": 1}
         return Timetable(
@@ -53,7 +52,10 @@ class Distilling(Config):
             ),
             minings=(
                 Mining("bm25", "bm25", None, 30, "play.bm25_depth"),
-                *(Mining(name, "dense", "student", 20, "play.top_k") for name in names),
+                *(
+                    Mining(name, "dense", WeightsOf("student", number), 20, "play.top_k")
+                    for number, name in enumerate(names)
+                ),
             ),
             iterations=ITERATIONS,
             in_each_iteration=("judging", "distillation"),
