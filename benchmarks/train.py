@@ -98,7 +98,7 @@ class Bench:
 
         recipe, rounds = self.recipe, self.arguments.repeats
         visits = [recipe.visit(name, number, rounds + 2) for number in range(rounds + 2)]
-        sides = sides_of(recipe, visits[0])
+        sides = sides_of(recipe, visits[0], alone=self.arguments.alone)
         start = time.perf_counter()
         checked = {side.name: side.check(visits[-1]) for side in sides}
         self._require_agreement(name, "losses", [loss for loss, _ in checked.values()])
@@ -200,11 +200,11 @@ class Bench:
 
         parts = division(side, visit, self.device)
         found = operations(side, visit, self.device)
-        self.profiles.append({"phase": title, "parts": parts, "operations": found})
+        self.profiles.append({"phase": title, "parts": parts, **found})
         print(f"\nWhere a step of Sparring's goes, {title}:\n")
         print(table(parts))
-        print()
-        print(table(found), flush=True)
+        for where, rows in found.items():
+            print(f"\n{where}:\n\n{table(rows)}", flush=True)
 
     def _require_agreement(self, name: str, what: str, values: Sequence[float]) -> None:
         largest = max(map(abs, values))
@@ -289,6 +289,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="left out, fp32 on a CPU and bf16 on a GPU")
     parser.add_argument("--peak-tflops", type=float, help="of the GPU in dense bfloat16, for the MFU")
     parser.add_argument("--profile", action="store_true", help="also show where the time of a step goes")
+    parser.add_argument("--alone", action="store_true", help="take the steps of our side only, for their profile")
     parser.add_argument("--smoke", action="store_true", help="a tiny random model, one round: does all of it run?")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     arguments = parser.parse_args()

@@ -132,24 +132,41 @@ def _watched_opponent(side: Sparring, watch: Stopwatch) -> Iterator[None]:
         yield
 
 
-def operations(side: Sparring, visit: Visit, device: torch.device) -> list[dict[str, Any]]:
-    """Take a turn under torch's profiler, and return the operations that take most of the time of all, most first."""
+def operations(side: Sparring, visit: Visit, device: torch.device) -> dict[str, list[dict[str, Any]]]:
+    """Take a turn under torch's profiler, and return the operations that take most of the time, most first.
+
+    Returns:
+        Tables by what they are of: the processor, and on a GPU first the device, whose last row is the step's whole
+        time: what of it the device's operations do not fill, it waits.
+    """
     on_gpu = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as found:
+        start = time.perf_counter()
         side.take(visit)
         wait(device)
+        seconds = time.perf_counter() - start
+    events, steps = found.key_averages(), visit.phase.steps
+    tables = {"Operations on the processor": _most(events, steps, lambda event: float(event.self_cpu_time_total))}
+    if on_gpu:
+        rows = _most(events, steps, lambda event: float(event.self_device_time_total))
+        busy = sum(float(event.self_device_time_total) for event in events) / 1e3 / steps
+        whole = 1e3 * seconds / steps
+        rows += [
+            {"operation": "all operations of the device", "ms a step": busy, "share": busy / whole},
+            {"operation": "the step, watched", "ms a step": whole, "share": 1.0},
+        ]
+        tables = {"Operations on the device": rows, **tables}
+    return tables
 
-    def own(event: Any) -> float:
-        return float(event.self_device_time_total if on_gpu else event.self_cpu_time_total)
 
-    events = sorted(found.key_averages(), key=own, reverse=True)
+def _most(events: Any, steps: int, own: Callable[[Any], float]) -> list[dict[str, Any]]:
     whole = sum(map(own, events))
     return [
         {
             "operation": event.key,
-            "calls a step": event.count / visit.phase.steps,
-            "ms a step": own(event) / 1e3 / visit.phase.steps,
+            "calls a step": event.count / steps,
+            "ms a step": own(event) / 1e3 / steps,
             "share": own(event) / whole,
         }
-        for event in events[:MOST_OPERATIONS]
+        for event in sorted(events, key=own, reverse=True)[:MOST_OPERATIONS]
     ]

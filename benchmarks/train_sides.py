@@ -143,9 +143,12 @@ class Sparring:
         yield made()
 
 
-def sides_of(recipe: Recipe, visit: Visit) -> list[Side]:
-    """Return all sides that can take the steps of a phase, Sparring's first."""
-    sides: list[Side] = [Sparring(recipe, visit, padded=False), Sparring(recipe, visit, padded=True)]
+def sides_of(recipe: Recipe, visit: Visit, *, alone: bool = False) -> list[Side]:
+    """Return all sides that can take the steps of a phase, Sparring's first, or that one alone."""
+    sides: list[Side] = [Sparring(recipe, visit, padded=False)]
+    if alone:
+        return sides
+    sides.append(Sparring(recipe, visit, padded=True))
     sides.append(Plain(recipe, visit))
     if visit.phase.model == "ranker":
         sides.append(PeerRanker(recipe, visit))

@@ -27,6 +27,7 @@ from engine.config.models import ModelConfig
 from engine.config.training import OptimConfig
 from engine.errors import ConfigError, TrainingError
 from engine.training.fragments import Fragment, fragments, refresh_weights, torch_optimizer
+from engine.training.gradient_norm import look_once
 from engine.training.state import rank_share
 
 _OWNED_KEYS = frozenset(
@@ -316,6 +317,8 @@ def _initialize(module: nn.Module, config: ModelConfig, optim: OptimConfig) -> A
     groups = _parameter_groups(module, optim)
     optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=deepspeed_config(config, optim))
+    if config.zero_stage in (1, 2) and engine.device.type == "cuda":
+        look_once(engine.optimizer)
     return engine
 
 

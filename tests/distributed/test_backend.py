@@ -21,17 +21,20 @@ STEPS, QUERIES, LR = 3, 8, 1e-3
 # --- on the ranks ----------------------------------------------------------------------------------------------------
 
 
-def make_engine(stage: int, folder: Path, precision: Any = "fp32") -> Any:
+def make_engine(stage: int, folder: Path, precision: Any = "fp32", *, looks_once: bool = False) -> Any:
     from engine.config.models import RetrieverConfig
     from engine.config.training import OptimConfig
     from engine.models.retriever import Retriever
     from engine.training.backend import TrainedModel
+    from engine.training.gradient_norm import look_once
 
     model = Retriever.load(str(folder), pooling="cls", similarity="dot", tied=True, dropout=0.0)
     optim = OptimConfig(lr=LR, eps=1e-3)  # a large eps keeps Adam from blowing rounding up to the size of a step
     engine = TrainedModel(
         "retriever", model, RetrieverConfig(name="tiny", zero_stage=stage, precision=precision), optim
     )
+    if looks_once:  # as on a GPU
+        look_once(engine._engine.optimizer)
     engine.begin_stage(optim)
     engine.train()
     return engine
@@ -98,6 +101,12 @@ def matrix_on_every_rank() -> None:
             if num_chunks == 1:
                 results[f"{stage}/offloaded"] = offloaded(stage, folder)
                 results[f"{stage}/bad"] = [bad_gradient(stage, folder, precision) for precision in ("fp32", "bf16")]
+                if stage in (1, 2):
+                    once = make_engine(stage, folder, looks_once=True)
+                    results[f"{stage}/once"] = contrastive_steps(once, 1)
+                    results[f"{stage}/bad"] += [
+                        bad_gradient(stage, folder, precision, looks_once=True) for precision in ("fp32", "bf16")
+                    ]
                 results[f"{stage}/resumed"] = resumed(world, engine, stage, folder, state)
     if dist.get_rank() == 0:
         print(json.dumps(results))
@@ -123,14 +132,14 @@ def offloaded(stage: int, folder: Path) -> bool:
     )
 
 
-def bad_gradient(stage: int, folder: Path, precision: str) -> list[bool]:
+def bad_gradient(stage: int, folder: Path, precision: str, *, looks_once: bool = False) -> list[bool]:
     """Give the last rank alone a gradient of NaN: are all ranks told, with the weights as they were?"""
     import torch
     import torch.distributed as dist
 
     from engine.errors import TrainingError
 
-    engine = make_engine(stage, folder, precision)
+    engine = make_engine(stage, folder, precision, looks_once=looks_once)
     contrastive_steps(engine, 1)
     before = engine.full_state_dict()
     ids = {name: torch.ones(2, 6, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
@@ -227,4 +236,14 @@ def test_a_gradient_that_is_not_finite_on_one_rank_is_an_error_on_all(
     worlds: dict[int, dict[str, Any]], world_size: int, stage: int
 ) -> None:
     """Symptom (DeepSpeed): bf16 skips the step without a word, and fp32 without ZeRO fills the weights with NaN."""
-    assert worlds[world_size][f"{stage}/bad"] == [[True, True], [True, True]]
+    found = worlds[world_size][f"{stage}/bad"]
+    assert found == [[True, True]] * (4 if stage in (1, 2) else 2)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("stage", [1, 2])
+def test_norms_found_at_once_are_deepspeeds(worlds: dict[int, dict[str, Any]], world_size: int, stage: int) -> None:
+    plain = worlds[world_size][f"{stage}/1"]
+    losses, norms = worlds[world_size][f"{stage}/once"]
+    assert losses == pytest.approx(plain["losses"], abs=2e-5)
+    assert norms == pytest.approx(plain["norms"], rel=1e-5)
