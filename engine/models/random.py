@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
-from transformers import BertConfig, BertModel, BertTokenizer
+from transformers import BertConfig, BertForPreTraining, BertModel, BertTokenizer
 
 from engine.errors import ModelError
 from engine.models.failures import quiet_transformers
@@ -28,7 +28,7 @@ def make_random_model(
     vocab_size: int = 2000,
     seed: int = 0,
 ) -> Path:
-    """Write a randomly initialised BERT and a WordPiece tokenizer whose words come from texts.
+    """Write a randomly initialised BERT, its pre-training heads with it, and a WordPiece tokenizer of texts' words.
 
     Args:
         folder: A new or existing folder; the files are written in place.
@@ -60,7 +60,10 @@ def make_random_model(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = BertModel(config)
+        backbone = BertModel(config)
+        model = BertForPreTraining(config)
+    # The head for masked language modelling comes beside the backbone that the seed makes without one.
+    model.bert.load_state_dict(backbone.state_dict())
     with quiet_transformers():
         model.save_pretrained(folder)
     BertTokenizer(vocab=vocabulary, do_lower_case=True, model_max_length=_MAX_POSITIONS).save_pretrained(folder)

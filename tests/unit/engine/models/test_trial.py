@@ -155,7 +155,7 @@ def test_a_language_that_is_not_chosen(random_model: Path, tmp_path: Path) -> No
 def test_weights_that_are_not_finite(random_model: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(random_model, tmp_path / "model")
     weights = load_file(folder / "model.safetensors")
-    weights["embeddings.LayerNorm.bias"][0] = float("nan")
+    weights["bert.embeddings.LayerNorm.bias"][0] = float("nan")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"not finite.*the weights of this one .*LayerNorm\.bias"):
         prove("retriever", folder)
