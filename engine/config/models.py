@@ -58,6 +58,8 @@ class EncoderConfig(ModelConfig):
 
     query_max_length: int = Field(32, ge=4)
     """Tokens of a query, special tokens included (AR2: 32)."""
+    tied: bool = True
+    """One tower for queries and documents; AR2's released code uses two, SPLADE's one."""
 
 
 class RetrieverConfig(EncoderConfig):
@@ -69,8 +71,19 @@ class RetrieverConfig(EncoderConfig):
     """What of the last layer is the embedding. AR2: CLS. A sentence-transformers folder must say the same."""
     similarity: Literal["dot", "cosine"] = "dot"
     """Inner product of the embeddings as they are (AR2), or of their unit vectors, as a Normalize wants."""
-    tied: bool = True
-    """One tower for queries and documents; AR2's released code uses two."""
+
+
+class LexicalConfig(EncoderConfig):
+    """A retriever that weighs the words of its vocabulary: SPLADE-max, on a masked language model.
+
+    Source: Formal et al. 2021, "SPLADE v2" (arXiv 2109.10086), section 3. What a text is given is a sparse vector of
+    V weights, of which an inverted index is made; its numbers of training are `engine.config.lexical`'s.
+    """
+
+    kind: ClassVar[str] = "lexical"
+
+    max_length: int = Field(256, ge=8)
+    """Tokens of a document, special tokens included (SPLADE's released configuration: 256, for queries too)."""
 
 
 class RankerConfig(ModelConfig):

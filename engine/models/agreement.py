@@ -14,7 +14,7 @@ from typing import NamedTuple, get_args
 import huggingface_hub
 from huggingface_hub import errors as hub
 
-from engine.config.models import ModelConfig, RankerConfig, RetrieverConfig
+from engine.config.models import EncoderConfig, LexicalConfig, ModelConfig, RankerConfig, RetrieverConfig
 from engine.errors import ModelError
 from engine.models.packed import Pooling
 from engine.models.sentence_transformers import ALONE, MODULES_FILE, Tower, is_sentence_transformers, read_chains
@@ -23,6 +23,7 @@ from engine.models.start import (
     RetrieverStart,
     is_cross_encoder,
     read_classifier,
+    read_lexical,
     read_retriever,
     transformers_of,
 )
@@ -48,7 +49,7 @@ def require_agreement(section: ModelConfig, source: str, name: str) -> list[Note
     """Compare a recipe's section with what its start says.
 
     Args:
-        section: Of a retriever or a ranker.
+        section: Of the model.
         source: Where the weights are: a hub id, a folder, or `package:NAME`.
         name: Of the section.
 
@@ -63,6 +64,8 @@ def require_agreement(section: ModelConfig, source: str, name: str) -> list[Note
     if isinstance(section, RetrieverConfig):
         start = read_retriever(found)
         return _compare_retriever(start, section, name) if start.origin else _traces(found, section, name)
+    if isinstance(section, LexicalConfig):
+        return _compare_lexical(read_lexical(found), section, name)
     if isinstance(section, RankerConfig):
         if isinstance(found, Path):
             return _compare_ranker(found, section, name)
@@ -88,12 +91,7 @@ def _config_on_hub(name: str) -> Path | None:
 
 
 def _compare_retriever(start: RetrieverStart, section: RetrieverConfig, name: str) -> list[Note]:
-    if not start.tied and section.tied:
-        raise ModelError(
-            f"{section.name} has one tower for queries and another for documents, {name}.tied is true",
-            expected="both towers to be trained",
-            remedy=f"set {name}.tied=false, or name the folder of one of its towers by {name}.name",
-        )
+    _require_both_towers(start, section, name)
     if start.head:
         return [Note(f"{name} starts from the transformer of {section.name}, without {start.head}", warns=True)]
     for side, tower in (("query", start.query), ("document", start.document)):
@@ -107,13 +105,47 @@ def _compare_retriever(start: RetrieverStart, section: RetrieverConfig, name: st
     _require_width(start, section, name)
     return [
         *_compare_similarity(start, section, name),
+        *_told_of_texts(start, section, name),
+        *_told_of_layers(start, section, name),
+    ]
+
+
+def _compare_lexical(start: RetrieverStart, section: LexicalConfig, name: str) -> list[Note]:
+    _require_both_towers(start, section, name)
+    if start.similarity not in (None, "dot"):
+        raise ModelError(
+            f"{section.name} compares its vectors by {start.similarity} (similarity_fn_name)",
+            expected="dot, the inner product that an inverted index computes",
+            remedy=f"name another model by {name}.name; or, in a copy of the folder, set similarity_fn_name to dot in "
+            "config_sentence_transformers.json",
+        )
+    if start.truncate_dim is not None:
+        raise ModelError(
+            f"{section.name} keeps the {start.truncate_dim} largest weights of a text (max_active_dims)",
+            expected="all weights",
+            remedy="take max_active_dims out of config_sentence_transformers.json in a copy of the folder, or name "
+            f"another model by {name}.name",
+        )
+    return _told_of_texts(start, section, name)
+
+
+def _require_both_towers(start: RetrieverStart, section: EncoderConfig, name: str) -> None:
+    if not start.tied and section.tied:
+        raise ModelError(
+            f"{section.name} has one tower for queries and another for documents, {name}.tied is true",
+            expected="both towers to be trained",
+            remedy=f"set {name}.tied=false, or name the folder of one of its towers by {name}.name",
+        )
+
+
+def _told_of_texts(start: RetrieverStart, section: EncoderConfig, name: str) -> list[Note]:
+    return [
         *_compare_length(start.document.max_length, section.max_length, f"{name}.max_length", section.name),
         *_compare_length(start.query.max_length, section.query_max_length, f"{name}.query_max_length", section.name),
         *(
             Note(f"{name}: {side} texts get the prompt {prompt!r} of {section.name}", warns=False)
             for side, prompt in (start.prompts or {}).items()
         ),
-        *_told_of_layers(start, section, name),
     ]
 
 

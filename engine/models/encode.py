@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from engine.errors import TrainingError
+from engine.models.dual import PaddedEncoder
 from engine.models.packed import PackedEncoder
-from engine.models.retriever import PaddedEncoder
 from engine.models.template import InputTemplate
 from shards.embeddings import Stamp, part_is_complete, write_part
 from shards.reader import CorpusShards

@@ -1,9 +1,8 @@
 """Trained models as others load them: transformers, sentence-transformers, CrossEncoder.
 
 An export is written under a temporary name, loaded again by the library that will read it, compared with our own
-scores on raw text, and only then renamed: what is there has been tried. The JSON files are written by hand in the form
-that sentence-transformers wrote up to its version 5, which later versions read too, so that exporting does not need
-that library; without it, the comparison is made with transformers alone.
+scores on raw text, and only then renamed: what is there has been tried. The libraries' files are written by hand, so
+that exporting does not need sentence-transformers; without it, the comparison is made with transformers alone.
 
 What an export cannot carry: the recipe's score scale (it changes no order), and the template that joins a document's
 title and text (the README of the export tells it).
@@ -23,12 +22,27 @@ import transformers
 from torch import Tensor
 
 from engine.errors import ArtifactError
+from engine.models.dual import DOCUMENT, QUERY, SHARED
+from engine.models.export_lexical import compare_lexical, describe_lexical
+from engine.models.export_parts import (
+    MODULES,
+    compare_sides,
+    describe_tower,
+    largest_difference,
+    limit_tokenizer,
+    padded_inputs,
+    token_ids,
+    write_modules,
+    write_router,
+    write_settings,
+)
 from engine.models.failures import quiet_transformers
 from engine.models.loading import load_tokenizer
+from engine.models.packed import Pooling
 from engine.models.projection import load_projection
 from engine.models.ranker import Ranker
-from engine.models.retriever import DOCUMENT, QUERY, SHARED, Pooling, Retriever, pool
-from engine.models.source import METADATA_FILE, read_metadata, saved_metadata
+from engine.models.retriever import Retriever, pool
+from engine.models.source import METADATA_FILE, kind_in_words, read_metadata, saved_metadata
 from engine.models.start import read_retriever
 from engine.models.template import InputTemplate
 from shards.files import fsync, read_json, write_json
@@ -36,7 +50,6 @@ from shards.files import fsync, read_json, write_json
 MAX_DIFFERENCE = 1e-4
 """Largest difference between our numbers and a library's; relative to the largest number where that is above 1."""
 
-_MODULES = "sentence_transformers.models."
 _LEFT_BEHIND = ("weights.json",)
 _QUERIES = ("what is this?", "Who wrote the second letter, and when?", "tables", "naïve café 東京 42%")
 _DOCUMENTS = (
@@ -91,10 +104,31 @@ def export_ranker(weights_folder: Path, target: Path) -> float:
     return _publish(weights_folder, target, lambda folder: _describe_ranker(folder, metadata))
 
 
+def export_lexical(weights_folder: Path, target: Path) -> float:
+    """Export a lexical retriever for transformers (AutoModelForMaskedLM) and sentence-transformers (SparseEncoder).
+
+    Towers are laid out as in `export_retriever`.
+
+    Args:
+        weights_folder: A folder that `Lexical.save` wrote, with `max_length` and `query_max_length` in its metadata.
+        target: Folder to make; an earlier export there is replaced.
+
+    Returns:
+        The largest difference found by `verify_export`.
+
+    Raises:
+        ArtifactError: As in `export_retriever`.
+    """
+    metadata = read_metadata(weights_folder, "lexical")
+    _require_lengths(metadata, weights_folder, "max_length", "query_max_length")
+    return _publish(weights_folder, target, lambda folder: describe_lexical(folder, metadata))
+
+
 def export_model(weights_folder: Path, target: Path) -> float:
-    """Write a model of whatever kind; see `export_retriever` and `export_ranker`."""
-    kind = saved_metadata(weights_folder).get("model")
-    return export_ranker(weights_folder, target) if kind == "ranker" else export_retriever(weights_folder, target)
+    """Write a model of whatever kind; see `export_retriever`, `export_lexical` and `export_ranker`."""
+    exports = {"ranker": export_ranker, "lexical": export_lexical}
+    export = exports.get(saved_metadata(weights_folder).get("model", ""), export_retriever)
+    return export(weights_folder, target)
 
 
 def verify_export(
@@ -105,7 +139,7 @@ def verify_export(
 ) -> float:
     """Load an export with the libraries it is made for and compare it with our own model on raw text.
 
-    Retrievers are compared by the components of their embeddings, rankers by the scores of all pairs.
+    Retrievers are compared by the components of their vectors, rankers by the scores of all pairs.
 
     Args:
         weights_folder: Where our own model is.
@@ -119,14 +153,15 @@ def verify_export(
     Raises:
         ArtifactError: It is above `MAX_DIFFERENCE`.
     """
-    kind = saved_metadata(weights_folder).get("model")
-    compare = _compare_ranker if kind == "ranker" else _compare_retriever
+    kind = str(saved_metadata(weights_folder).get("model"))
+    compare = {"ranker": _compare_ranker, "lexical": compare_lexical}.get(kind, _compare_retriever)
     with torch.inference_mode(), quiet_transformers():
         differences = compare(weights_folder, target, list(queries), list(documents))
     library, difference = max(differences.items(), key=lambda item: item[1])
     if not difference <= MAX_DIFFERENCE:  # also where it is NaN
         raise ArtifactError(
-            f"the {kind} exported to {target} differs from ours by {difference:.3g} when {library} loads it",
+            f"the {kind_in_words(kind)} exported to {target} differs from ours by {difference:.3g} when {library} loads "
+            "it",
             expected=f"at most {MAX_DIFFERENCE}",
             remedy=f"check that the installed version of {library} is one this project supports",
         )
@@ -164,48 +199,28 @@ def _describe_retriever(folder: Path, metadata: dict[str, Any]) -> None:
     lengths = {QUERY: metadata["query_max_length"], DOCUMENT: metadata["max_length"]}
     dense: dict[str, list[str]] = metadata.get("dense", {})
     if metadata["tied"]:
-        _describe_tower(folder, lengths[DOCUMENT])
+        describe_tower(folder, lengths[DOCUMENT])
         _describe_pooling(folder / "1_Pooling", folder, metadata["pooling"])
         modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
         modules += [(path, "Dense") for path in dense.get(SHARED, ())]
     else:
-        structure: dict[str, list[str]] = {}
-        types: dict[str, str] = {}
+        routes = {}
         for tower, length in lengths.items():
             pooling = f"{tower}_pooling"
-            _describe_tower(folder / tower, length)
+            describe_tower(folder / tower, length)
             _describe_pooling(folder / pooling, folder / tower, metadata["pooling"])
-            structure[tower] = [tower, pooling, *dense.get(tower, ())]
-            types |= {tower: f"{_MODULES}Transformer", pooling: f"{_MODULES}Pooling"}
-            types |= {path: f"{_MODULES}Dense" for path in dense.get(tower, ())}
-        parameters = {"default_route": DOCUMENT, "allow_empty_key": True}
-        router = {"types": types, "structure": structure, "parameters": parameters}
-        write_json(folder / "router_config.json", router)
+            route = [(tower, "Transformer"), (pooling, "Pooling"), *((path, "Dense") for path in dense.get(tower, ()))]
+            routes[tower] = [(path, MODULES + kind) for path, kind in route]
+        write_router(folder, routes)
         modules = [("", "Router")]
     if metadata["similarity"] == "cosine":
         number = len(modules)
         (folder / f"{number}_Normalize").mkdir()
         modules.append((f"{number}_Normalize", "Normalize"))
-    write_json(
-        folder / "modules.json",
-        [
-            {"idx": number, "name": str(number), "path": path, "type": _MODULES + name}
-            for number, (path, name) in enumerate(modules)
-        ],
-    )
-    settings = {
-        "__version__": _versions("3.0.0" if metadata["tied"] else "5.0.0"),
-        "prompts": metadata.get("prompts", {}),
-        "default_prompt_name": None,
-        "similarity_fn_name": metadata["similarity"],
-    }
-    write_json(folder / "config_sentence_transformers.json", settings)
+    write_modules(folder, [(path, MODULES + kind) for path, kind in modules])
+    library, prompts = "3.0.0" if metadata["tied"] else "5.0.0", metadata.get("prompts", {})
+    write_settings(folder, library=library, prompts=prompts, similarity=metadata["similarity"])
     (folder / "README.md").write_text(_retriever_readme(metadata), encoding="utf-8")
-
-
-def _describe_tower(folder: Path, max_length: int) -> None:
-    write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
-    _limit_tokenizer(folder, max_length)
 
 
 def _describe_pooling(folder: Path, model_folder: Path, pooling: Pooling) -> None:
@@ -228,7 +243,7 @@ def _describe_ranker(folder: Path, metadata: dict[str, Any]) -> None:
     # Without an activation named here, CrossEncoder applies a sigmoid to a single logit.
     config["sentence_transformers"] = {"version": "4.0.0", "activation_fn": "torch.nn.modules.linear.Identity"}
     write_json(folder / "config.json", config)
-    _limit_tokenizer(folder, metadata["max_length"])
+    limit_tokenizer(folder, metadata["max_length"])
     (folder / "README.md").write_text(_ranker_readme(metadata), encoding="utf-8")
 
 
@@ -266,20 +281,6 @@ scores = CrossEncoder("this/folder").predict([(query, document) for document in 
 """
 
 
-def _limit_tokenizer(folder: Path, max_length: int) -> None:
-    """Make the length part of the tokenizer, from which transformers and CrossEncoder take it."""
-    path = folder / "tokenizer_config.json"
-    write_json(path, {**read_json(path, "the tokenizer's configuration"), "model_max_length": max_length})
-
-
-def _versions(sentence_transformers: str) -> dict[str, str]:
-    return {
-        "sentence_transformers": sentence_transformers,
-        "transformers": transformers.__version__,
-        "pytorch": str(torch.__version__),
-    }
-
-
 def _require_lengths(metadata: dict[str, Any], folder: Path, *names: str) -> None:
     missing = [name for name in names if not isinstance(metadata.get(name), int)]
     if missing:
@@ -297,9 +298,9 @@ def _compare_retriever(
     prompts = metadata.get("prompts", {})
     template = InputTemplate.from_tokenizer(tokenizer, prompts)
     query_length = metadata["max_length"] if metadata["tied"] else metadata["query_max_length"]
-    queries_BD = ours.encode_queries(_inputs(template.for_queries(), tokenizer, queries, query_length))
+    queries_BD = ours.encode_queries(padded_inputs(template.for_queries(), tokenizer, queries, query_length))
     documents_ND = ours.encode_documents(
-        _inputs(template.for_documents(), tokenizer, documents, metadata["max_length"])
+        padded_inputs(template.for_documents(), tokenizer, documents, metadata["max_length"])
     )
 
     def by_transformers(tower: str, texts: list[str]) -> Tensor:
@@ -316,22 +317,13 @@ def _compare_retriever(
         cosine = metadata["similarity"] == "cosine"
         return torch.nn.functional.normalize(embeddings, dim=-1) if cosine else embeddings
 
-    differences = {
-        "transformers": max(
-            _difference(queries_BD, by_transformers(QUERY, queries)),
-            _difference(documents_ND, by_transformers(DOCUMENT, documents)),
-        )
-    }
-    if importlib.util.find_spec("sentence_transformers") is not None:
+    def by_library() -> Any:
         from sentence_transformers import SentenceTransformer
 
-        model = SentenceTransformer(str(target), device="cpu", local_files_only=True)
-        options: dict[str, Any] = {"convert_to_tensor": True, "show_progress_bar": False}
-        differences["sentence-transformers"] = max(
-            _difference(queries_BD, model.encode_query(queries, **options)),
-            _difference(documents_ND, model.encode_document(documents, **options)),
-        )
-    return differences
+        return SentenceTransformer(str(target), device="cpu", local_files_only=True)
+
+    ours_of, texts = {QUERY: queries_BD, DOCUMENT: documents_ND}, {QUERY: queries, DOCUMENT: documents}
+    return compare_sides(ours_of, texts, by_transformers, by_library, convert_to_tensor=True)
 
 
 def _compare_ranker(weights_folder: Path, target: Path, queries: list[str], documents: list[str]) -> dict[str, float]:
@@ -340,35 +332,22 @@ def _compare_ranker(weights_folder: Path, target: Path, queries: list[str], docu
     template = InputTemplate.from_tokenizer(tokenizer)
     longest = (metadata["max_length"] - template.num_special_pair) // 2
     queries = [*queries, "?"]  # one that is short enough in any vocabulary
-    tokenized = zip(queries, _token_ids(tokenizer, queries), strict=True)
+    tokenized = zip(queries, token_ids(tokenizer, queries), strict=True)
     asked = [(query, ids) for query, ids in tokenized if len(ids) <= longest]
     pairs = [(query, document) for query, _ in asked for document in documents]
-    document_ids = _token_ids(tokenizer, documents)
+    document_ids = token_ids(tokenizer, documents)
     ours_N = Ranker.open(weights_folder)(
         template.pad([template.pair(ids, other, metadata["max_length"]) for _, ids in asked for other in document_ids])
     )
     reader = transformers.AutoTokenizer.from_pretrained(target, trust_remote_code=False)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(target, trust_remote_code=False).eval()
     batch = reader(*map(list, zip(*pairs, strict=True)), padding=True, truncation=True, return_tensors="pt")
-    differences = {"transformers": _difference(ours_N, model(**batch).logits.squeeze(-1))}
+    differences = {"transformers": largest_difference(ours_N, model(**batch).logits.squeeze(-1))}
     if importlib.util.find_spec("sentence_transformers") is not None:
         from sentence_transformers import CrossEncoder
 
         scores = CrossEncoder(str(target), device="cpu", local_files_only=True).predict(
             pairs, convert_to_tensor=True, show_progress_bar=False
         )
-        differences["sentence-transformers"] = _difference(ours_N, scores)
+        differences["sentence-transformers"] = largest_difference(ours_N, scores)
     return differences
-
-
-def _inputs(template: InputTemplate, tokenizer: Any, texts: list[str], max_length: int) -> dict[str, Tensor]:
-    return template.pad([template.single(ids, max_length) for ids in _token_ids(tokenizer, texts)])
-
-
-def _token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-    return ids
-
-
-def _difference(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours - theirs).abs().max() / ours.abs().max().clamp(min=1))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from engine.config.models import ModelConfig, RankerConfig, RetrieverConfig
+from engine.config.models import LexicalConfig, ModelConfig, RankerConfig, RetrieverConfig
 from engine.errors import ConfigError
 from engine.models.compiled import compile_layers
+from engine.models.dual import DualEncoder
+from engine.models.lexical import Lexical
 from engine.models.ranker import Ranker
 from engine.models.retriever import Retriever
 
 
-def load_untrained(section: ModelConfig, source: str, *, seed: int, name: str = "") -> Retriever | Ranker:
+def load_untrained(section: ModelConfig, source: str, *, seed: int, name: str = "") -> DualEncoder | Ranker:
     """Load a model as it is before any training, on the CPU.
 
     Args:
@@ -28,7 +30,7 @@ def load_untrained(section: ModelConfig, source: str, *, seed: int, name: str = 
     return model
 
 
-def _load(section: ModelConfig, source: str, seed: int, name: str) -> Retriever | Ranker:
+def _load(section: ModelConfig, source: str, seed: int, name: str) -> DualEncoder | Ranker:
     if isinstance(section, RetrieverConfig):
         return Retriever.load(
             source,
@@ -51,4 +53,16 @@ def _load(section: ModelConfig, source: str, seed: int, name: str) -> Retriever 
             seed=seed,
             section=name,
         )
-    raise ConfigError(f"no model of the kind {section.kind!r} can be loaded", expected="a retriever or a ranker")
+    if isinstance(section, LexicalConfig):
+        return Lexical.load(
+            source,
+            tied=section.tied,
+            num_layers=section.num_layers,
+            dropout=section.dropout,
+            attention=section.attention,
+            gradient_checkpointing=section.gradient_checkpointing is True,
+            section=name,
+        )
+    raise ConfigError(
+        f"no model of the kind {section.kind!r} can be loaded", expected="a retriever, a lexical one, or a ranker"
+    )

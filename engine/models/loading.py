@@ -32,6 +32,7 @@ from engine.models.architecture import (
     set_module_dropout,
 )
 from engine.models.failures import loading
+from engine.models.head import head_parameters
 from engine.models.sentence_transformers import Tower
 from engine.models.source import local_source, require_tokenizer_files
 from engine.models.start import transformers_of
@@ -96,6 +97,7 @@ def load_backbone(
     gradient_checkpointing: bool = False,
     settings: Mapping[str, Any] | None = None,
     may_be_fresh: Callable[[Any], Collection[str]] = lambda _model: (),
+    needs_head: bool = False,
     section: str = "retriever",
 ) -> Any:
     """Load a model in float32.
@@ -110,6 +112,7 @@ def load_backbone(
         gradient_checkpointing: Recompute activations in the backward pass.
         settings: Other values to set on the model's configuration.
         may_be_fresh: Names of the model's parameters that a checkpoint may lack, all of a module's or none.
+        needs_head: Say by its name if a checkpoint lacks the head for masked language modelling.
         section: The recipe's section, for remedies.
 
     Raises:
@@ -140,6 +143,8 @@ def load_backbone(
         )
     fresh = frozenset(may_be_fresh(model))
     _require_sizes(info["mismatched_keys"], model, name, fresh, section)
+    if needs_head:
+        _require_head(info["missing_keys"], model, name, section)
     _require_whole(info["missing_keys"], model, name, fresh)
     set_module_dropout(model, dropout)
     if gradient_checkpointing:
@@ -266,10 +271,22 @@ def _require_sizes(
     )
 
 
+def _require_head(missing: Collection[str], model: Any, name: str, section: str) -> None:
+    """Refuse a checkpoint without a trained head for masked language modelling."""
+    lacking = sorted(_lacking(missing, model) & head_parameters(model))
+    if lacking:
+        raise ModelError(
+            f"{name} has no masked-LM head: its weights lack {listed(lacking, _LISTED)}",
+            expected=f"a whole {type(model).__name__}, whose trained head weighs the words of the vocabulary: a new "
+            "one would weigh them at random",
+            remedy=f"name a checkpoint of a masked language model by {section}.name, such as the one that {name} was "
+            "made from, or a SPLADE",
+        )
+
+
 def _require_whole(missing: Collection[str], model: Any, name: str, head: Collection[str]) -> None:
     """Refuse a checkpoint that lacks weights; a head may be lacking, but no part of one."""
-    present = {name for alike in _tied_names(model) if set(alike) - set(missing) for name in alike}
-    lacking = sorted(key for key in missing if key not in present)
+    lacking = sorted(_lacking(missing, model))
     lost = [key for key in lacking if key not in head]
     by_module: dict[str, set[str]] = {}
     for key in head:
@@ -281,6 +298,12 @@ def _require_whole(missing: Collection[str], model: Any, name: str, head: Collec
             expected="a checkpoint of this architecture; what is missing would stay random",
             remedy="name another model, or complete the folder",
         )
+
+
+def _lacking(missing: Collection[str], model: nn.Module) -> set[str]:
+    """Return the missing names of the parameters of which a checkpoint has no other name either."""
+    present = {name for alike in _tied_names(model) if set(alike) - set(missing) for name in alike}
+    return set(missing) - present
 
 
 def _tied_names(model: nn.Module) -> Collection[list[str]]:

@@ -35,6 +35,8 @@ from engine.models.template import Batch, Input
 logger = get_logger(__name__)
 
 Pooling = Literal["cls", "mean"]
+PackedPooling = Callable[[Tensor, PackedBatch], Tensor]
+"""Maps what a backbone gives for a row [T, ...] to one vector of each input [N, D], in the order they were given in."""
 _PROBE_LENGTHS = (1, 2, 5, 5, 7)
 _TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 _STATES, _SCORES = 1.0, 0.05
@@ -91,10 +93,13 @@ class PackedEncoder:
 
     Args:
         backbone: Frozen and in evaluation mode; it is not changed.
-        pooling: What of the last layer is the embedding: the first token, or the mean over the tokens.
+        pooling: What of the last layer is the embedding: the first token, the mean over the tokens, or what a function
+            makes of the backbone's first output.
         normalize: Make embeddings unit vectors.
         projection: Layers above the pooling; None for none.
         compiles: Compile the layers.
+        tokens_at_once: Of a forward at most, where a row of more tokens would not fit into memory; a longer input has
+            one of its own. None for no limit.
 
     Raises:
         ModelError: The backbone cannot be packed: it has no attention interface, takes no positions, or gives other
@@ -105,16 +110,18 @@ class PackedEncoder:
         self,
         backbone: Any,
         *,
-        pooling: Pooling,
+        pooling: Pooling | PackedPooling,
         normalize: bool,
         projection: nn.Module | None = None,
         compiles: bool = False,
+        tokens_at_once: int | None = None,
     ) -> None:
         if backbone.training:
             raise ModelError(f"{type(backbone).__name__} is in training mode", expected="evaluation mode")
         self._form = input_form(backbone)
         self._device: torch.device = backbone.device
         self._pooling, self._normalize, self._projection = pooling, normalize, projection
+        self._tokens_at_once = tokens_at_once
         self._backbone = _frozen_copy(backbone)
         _compare(self._backbone, backbone, _states, least_scale=_STATES)
         if compiles:
@@ -129,35 +136,36 @@ class PackedEncoder:
         Returns:
             float32 [N, D] on the backbone's device, in the order of the inputs.
         """
+        parts = [inputs] if self._tokens_at_once is None else _cut(inputs, self._tokens_at_once)
+        rows = [self._embed(part) for part in parts]
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+    def _embed(self, inputs: Sequence[Input]) -> Tensor:
         types = [one.type_ids for one in inputs] if self._form.takes_types else None
         batch = pack([one.ids for one in inputs], types, self._form.first_position)
         if self._device.type == "cuda":
             batch = batch.pin_memory()  # from which the copy does not wait for the kernels that are queued
         batch = batch.to(self._device, non_blocking=True)
         states_1TH = packed_forward(self._backbone, batch)[0]
-        embeddings_ND = pool_packed(states_1TH[0], batch, self._pooling)
+        states_TH, pooling = states_1TH[0], self._pooling
+        embeddings_ND = pooling(states_TH, batch) if callable(pooling) else pool_packed(states_TH, batch, pooling)
         if self._projection is not None:
             embeddings_ND = self._projection(embeddings_ND)
         return nn.functional.normalize(embeddings_ND, dim=-1) if self._normalize else embeddings_ND
 
 
-def packed_encoder(
-    backbone: Any, *, pooling: Pooling, normalize: bool, projection: nn.Module | None = None, compiles: bool = False
-) -> PackedEncoder | None:
+def packed_encoder(backbone: Any, **settings: Any) -> PackedEncoder | None:
     """Build a packed encoder if the backbone allows it.
 
     Args:
         backbone: As in `PackedEncoder`.
-        pooling: As in `PackedEncoder`.
-        normalize: As in `PackedEncoder`.
-        projection: As in `PackedEncoder`.
-        compiles: As in `PackedEncoder`.
+        settings: Those of `PackedEncoder`.
 
     Returns:
         The encoder; None, and a line in the log, for a backbone that must be given padded batches.
     """
     try:
-        return PackedEncoder(backbone, pooling=pooling, normalize=normalize, projection=projection, compiles=compiles)
+        return PackedEncoder(backbone, **settings)
     except (ModelError, *FORWARD_ERRORS) as error:
         _say_padded(backbone, error)
         return None
@@ -239,6 +247,17 @@ def tower_can_be_packed(backbone: Any) -> bool:
 def classifier_can_be_packed(classifier: Any) -> bool:
     """Try a ranker's classifier with its head, as `tower_can_be_packed` tries a backbone."""
     return _can_be_packed(classifier, _logits, least_scale=_SCORES)
+
+
+def _cut(inputs: Sequence[Input], num_tokens: int) -> list[Sequence[Input]]:
+    """Cut inputs into neighbours of so many tokens together, or one longer input."""
+    parts, start, tokens = [], 0, 0
+    for place, one in enumerate(inputs):
+        if place > start and tokens + len(one.ids) > num_tokens:
+            parts.append(inputs[start:place])
+            start, tokens = place, 0
+        tokens += len(one.ids)
+    return [*parts, inputs[start:]]
 
 
 def _states(output: Any) -> Tensor:

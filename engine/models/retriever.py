@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,32 +17,28 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from engine.errors import ModelError
-from engine.models.architecture import ENCODERS, Attention, input_form, recorded_attention
+from engine.models.architecture import ENCODERS, Attention, recorded_attention
 from engine.models.batch import PackedBatch
+from engine.models.dual import DOCUMENT, QUERY, SHARED, DualEncoder
 from engine.models.head import head_parameters
-from engine.models.loading import load_backbone, own_weights, save_backbone, under_prefix
+from engine.models.loading import load_backbone, under_prefix
 from engine.models.packed import (
     PackedEncoder,
+    Pooling,
     packed_encoder,
     packed_forward,
     pool_packed,
     require_packing,
-    tower_can_be_packed,
 )
-from engine.models.packed import Pooling as Pooling
 from engine.models.projection import load_projection, projected_width, save_projection
 from engine.models.source import local_source, read_metadata, write_metadata
 from engine.models.start import read_retriever
-from engine.models.template import Batch, Collator, InputTemplate
+from engine.models.template import Batch
 
 Similarity = Literal["dot", "cosine"]
-PaddedEncoder = Callable[[dict[str, Tensor]], Tensor]
-"""Maps a padded batch (`input_ids` [N, L], ...) to embeddings [N, D]."""
-QUERY, DOCUMENT, SHARED = "query", "document", "shared"
-"""Names of the towers; a tied retriever has only the shared one."""
 
 
-class Retriever(nn.Module):
+class Retriever(DualEncoder):
     """A dual encoder with one tower for both sides (tied) or one for each.
 
     AR2's released code has two towers, CLS pooling and no normalisation; the paper writes one E_theta.
@@ -64,19 +60,10 @@ class Retriever(nn.Module):
         projections: Mapping[str, nn.Module] | None = None,
         prompts: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__()
-        # A shared backbone is registered once: wrappers that walk the modules would otherwise handle it twice.
-        self.towers = nn.ModuleDict(dict(towers))
+        super().__init__(towers, prompts=prompts)
         self.projections = nn.ModuleDict(dict(projections or {}))
-        self.prompts = dict(prompts or {})
         self.pooling: Pooling = pooling
         self.similarity: Similarity = similarity
-        self.form = input_form(self._tower(DOCUMENT))
-        """Which inputs the towers take."""
-        self.packs = all(tower_can_be_packed(tower) for tower in self.towers.values())
-        """Whether `forward` takes packed batches."""
-        self.compiles = False
-        """Whether its encoders compile their layers."""
 
     @classmethod
     def load(
@@ -165,74 +152,9 @@ class Retriever(nn.Module):
         )
 
     @property
-    def tied(self) -> bool:
-        """Whether queries and documents share a tower."""
-        return SHARED in self.towers
-
-    @property
     def dimension(self) -> int:
         """D, the length of an embedding."""
         return projected_width(self._projection(DOCUMENT), int(self._tower(DOCUMENT).config.hidden_size))
-
-    @property
-    def longest_input(self) -> int | None:
-        """Tokens that the model's positions allow; None where its configuration does not say."""
-        return self.form.longest
-
-    def collator(self, template: InputTemplate) -> Collator:
-        """Return what makes batches of queries or documents in the form that this model computes fastest.
-
-        Args:
-            template: Of the model's tokenizer.
-        """
-        return Collator(template, self.packs, self.form.first_position)
-
-    def forward(
-        self, queries: Batch | None = None, documents: Batch | None = None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Embed queries, documents or both in one call: under ZeRO-3 a forward is a collective.
-
-        Args:
-            queries: Padded or packed inputs of B queries, such as `collator` makes; None to leave them out.
-            documents: Padded or packed inputs of N documents; None to leave them out.
-
-        Returns:
-            Query embeddings [B, D] and document embeddings [N, D] in float32, None for what was left out.
-
-        Raises:
-            ModelError: It is given packed inputs, and takes none (`packs`).
-
-        Source: AR2 Eq. 1 and 4, E(q) and E(d).
-        """
-        return (
-            None if queries is None else self.encode_queries(queries),
-            None if documents is None else self.encode_documents(documents),
-        )
-
-    def encode_queries(self, inputs: Batch) -> Tensor:
-        """Embed padded or packed queries as float32 [B, D]."""
-        return self._encode(QUERY, inputs)
-
-    def encode_documents(self, inputs: Batch) -> Tensor:
-        """Embed padded or packed documents as float32 [N, D]."""
-        return self._encode(DOCUMENT, inputs)
-
-    def query_encoder(self) -> PackedEncoder | PaddedEncoder:
-        """Return what encodes queries fastest with the present weights, for inference only.
-
-        Returns:
-            As `document_encoder` does.
-        """
-        return self._packed(QUERY) or self.encode_queries
-
-    def document_encoder(self) -> PackedEncoder | PaddedEncoder:
-        """Return what encodes documents fastest with the present weights, for inference only.
-
-        Returns:
-            An encoder of inputs of any length, without padding, where the backbone allows it; else
-            `encode_documents`, which takes padded batches. Both give the same embeddings up to rounding.
-        """
-        return self._packed(DOCUMENT) or self.encode_documents
 
     def save(
         self,
@@ -254,10 +176,7 @@ class Retriever(nn.Module):
         Raises:
             ModelError: `state_dict` lacks a weight.
         """
-        weights = own_weights(self) if state_dict is None else state_dict
-        for name, tower in self.towers.items():
-            target = folder if name == SHARED else folder / name
-            save_backbone(tower, target, tokenizer, under_prefix(weights, f"towers.{name}."))
+        weights = self._save_towers(folder, tokenizer, state_dict)
         dense = {}
         for name, projection in self.projections.items():
             # Numbered as sentence-transformers numbers modules, of which the first two are transformer and pooling.
@@ -267,9 +186,6 @@ class Retriever(nn.Module):
         description = {"model": "retriever", "pooling": self.pooling, "similarity": self.similarity, "tied": self.tied}
         more = {key: value for key, value in (("dense", dense), ("prompts", self.prompts)) if value}
         write_metadata(folder, {**(metadata or {}), **description, **more})
-
-    def _tower(self, side: str) -> Any:
-        return self.towers[SHARED if self.tied else side]
 
     def _projection(self, side: str) -> nn.Module | None:
         name = SHARED if self.tied else side

@@ -21,6 +21,8 @@ from shards.files import read_json
 MODULES_FILE = "modules.json"
 SETTINGS_FILE = "config_sentence_transformers.json"
 SIDES = ("query", "document")
+TRANSFORMERS = ("Transformer", "MLMTransformer")
+"""The modules around a model of transformers; the second is how version 5 called that of a sparse encoder."""
 ALONE = "copy its transformer (config.json, weights, tokenizer) into a folder without modules.json, and name that"
 """A remedy: what is above the transformer is then the recipe's."""
 
@@ -51,7 +53,7 @@ _OLD_LOADING = {"model_args": "model_kwargs", "tokenizer_args": "processor_kwarg
 _KNOWN = {"max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name"} | {
     "unpad_inputs"
 }
-_EMBEDDING, _EMBEDS = "sentence_embedding", "feature-extraction"
+_EMBEDDING, _EMBEDS, _FILLS_MASKS = "sentence_embedding", "feature-extraction", "fill-mask"
 _LISTED = 3
 _NO_LIMIT = 1_000_000
 """A tokenizer without a length says a number far above this one."""
@@ -117,7 +119,7 @@ def transformer_folders(folder: Path) -> tuple[str, ...]:
         ArtifactError: A file is missing or damaged.
     """
     chains = read_chains(folder).sides.values()
-    return tuple(dict.fromkeys(one.path for chain in chains for one in chain if one.kind == "Transformer"))
+    return tuple(dict.fromkeys(one.path for chain in chains for one in chain if one.kind in TRANSFORMERS))
 
 
 def read_chains(folder: Path) -> Chains:
@@ -231,6 +233,41 @@ def read_transformer(folder: Path, path: str) -> tuple[str, int | None, bool]:
         )
     stated = renamed.get("max_seq_length") or loading["processor_kwargs"].get("model_max_length")
     return task, _length(stated) or _tokenizer_length(place), bool(renamed.get("do_lower_case"))
+
+
+def read_splade(folder: Path, chain: Sequence[Module]) -> Tower:
+    """Read one side's modules of a sparse encoder.
+
+    Args:
+        folder: The model's.
+        chain: The side's, as `read_chains` gave them.
+
+    Raises:
+        ModelError: It is not a transformer for masked language modelling with a SpladePooling by maximum and relu above
+            it, or a module has a setting that is not kept.
+        ArtifactError: A file is missing or damaged.
+    """
+    kinds = [one.kind for one in chain]
+    whole = len(kinds) == 2 and kinds[0] in TRANSFORMERS and kinds[1] == "SpladePooling"
+    task, max_length, lower_case = read_transformer(folder, chain[0].path) if whole else ("", None, False)
+    if not whole or (kinds[0] == "Transformer" and task != _FILLS_MASKS):
+        raise ModelError(
+            f"one side of {folder} is {', '.join(kinds) or 'empty'}" + (f", for {task}" if task else ""),
+            expected="a transformer for fill-mask and a SpladePooling above it, on both sides",
+            remedy=f"name a SPLADE of these modules, one whose queries have a model too; or {ALONE}",
+        )
+    file = folder / chain[1].path / "config.json"
+    found = _settings(file)
+    pooling = found.get("pooling_strategy", "max"), found.get("activation_function", "relu")
+    if pooling != ("max", "relu"):
+        raise ModelError(
+            f"{file} pools by {pooling[0]} with the activation {pooling[1]}: its weights would be others here",
+            expected="the maximum over the tokens, with relu",
+            remedy=f"name such a model; or, to train by the maximum from its transformer, {ALONE}",
+        )
+    return Tower(
+        transformer=chain[0].path, task=_FILLS_MASKS, pooling=("max",), max_length=max_length, lower_case=lower_case
+    )
 
 
 def read_dense(folder: Path, path: str) -> DenseLayer:

@@ -156,20 +156,27 @@ def saved_metadata(source: str | Path) -> dict[str, Any]:
     return dict(read_json(source / METADATA_FILE, "the description of the model"))
 
 
-def read_metadata(folder: Path, model: Literal["retriever", "ranker"]) -> dict[str, Any]:
+def kind_in_words(kind: str | None) -> str:
+    """Return how a person calls a kind of model."""
+    return "lexical retriever" if kind == "lexical" else str(kind)
+
+
+def read_metadata(folder: Path, model: Literal["retriever", "lexical", "ranker"]) -> dict[str, Any]:
     """Read what `write_metadata` wrote.
 
     Args:
-        folder: A folder saved by a retriever or a ranker.
-        model: Which of the two it must be.
+        folder: A folder saved by a model of ours.
+        model: The kind that it must be.
 
     Raises:
         ArtifactError: There is none, or it is damaged.
-        ModelError: The folder holds the other model.
+        ModelError: The folder holds another kind of model.
     """
-    metadata: dict[str, Any] = read_json(folder / METADATA_FILE, f"the description of the {model}")
+    metadata: dict[str, Any] = read_json(folder / METADATA_FILE, f"the description of the {kind_in_words(model)}")
     if metadata.get("model") != model:
-        raise ModelError(f"{folder} holds a {metadata.get('model')}", expected=f"a {model}")
+        raise ModelError(
+            f"{folder} holds a {kind_in_words(metadata.get('model'))}", expected=f"a {kind_in_words(model)}"
+        )
     return metadata
 
 

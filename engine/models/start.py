@@ -10,21 +10,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from engine.config.models import ModelConfig, RetrieverConfig
+from engine.config.models import LexicalConfig, ModelConfig, RetrieverConfig
 from engine.errors import ModelError
 from engine.models.sentence_transformers import (
     ALONE,
+    MODULES_FILE,
     Chains,
     Tower,
     is_sentence_transformers,
     read_chains,
     read_dense,
+    read_splade,
     read_tower,
     read_transformer,
 )
-from engine.models.source import METADATA_FILE, local_source, saved_metadata, transformer_paths
+from engine.models.source import METADATA_FILE, kind_in_words, local_source, saved_metadata, transformer_paths
 
 _SPARSE = frozenset({"MLMTransformer", "SpladePooling", "SparseAutoEncoder", "CSRSparsity", "IDF"}) | {
     "SparseStaticEmbedding"
@@ -35,7 +37,7 @@ _CLASSIFIER = "sequence-classification"
 
 @dataclass(frozen=True, slots=True)
 class RetrieverStart:
-    """What a folder says of the retriever in it.
+    """What a folder says of the retriever in it, a dense or a lexical one.
 
     Attributes:
         origin: The file that says so; empty for a plain checkpoint, of which nothing is said.
@@ -44,7 +46,7 @@ class RetrieverStart:
         tied: Whether both are one.
         similarity: How embeddings are compared; None where nothing says so.
         prompts: What is put before the texts of each side; sides without a prompt are left out.
-        truncate_dim: Numbers of an embedding that are kept; None for all.
+        truncate_dim: Numbers of an embedding that are kept, the first or, of a lexical one, the largest; None for all.
         head: What of the checkpoint is no part of a retriever and is left out.
     """
 
@@ -79,17 +81,66 @@ def read_retriever(source: str | Path) -> RetrieverStart:
     _require_dense(source, chains)
     if is_cross_encoder(chains):
         _, transformer = read_classifier(source, chains)
-        return RetrieverStart("modules.json", transformer, transformer, head="its head")
+        return RetrieverStart(MODULES_FILE, transformer, transformer, head="its head")
     query, document = (read_tower(source, chains.sides[side]) for side in ("query", "document"))
     settings = chains.settings
     return RetrieverStart(
-        origin="modules.json",
+        origin=MODULES_FILE,
         query=query,
         document=document,
         tied=query == document,
         similarity=settings.get("similarity_fn_name"),
         prompts=_prompts(settings),
         truncate_dim=settings.get("truncate_dim"),
+    )
+
+
+def read_lexical(source: str | Path) -> RetrieverStart:
+    """Read what a lexical retriever's start says.
+
+    Args:
+        source: What `local_source` found.
+
+    Raises:
+        ModelError: It is another kind of model, without a head for masked language modelling, or has a module or a
+            setting that is not kept.
+        ArtifactError: A description of ours is damaged.
+    """
+    if not isinstance(source, Path):
+        return RetrieverStart()
+    saved = saved_metadata(source)
+    if saved:
+        if saved.get("model") != "lexical":
+            _refuse_headless(source, f"a {kind_in_words(saved.get('model'))} of ours")
+        query, document = (
+            Tower(transformer="" if saved["tied"] else side, pooling=("max",), max_length=saved.get(length))
+            for side, length in (("query", "query_max_length"), ("document", "max_length"))
+        )
+        return RetrieverStart(METADATA_FILE, query, document, saved["tied"], "dot", dict(saved.get("prompts", {})))
+    if not is_sentence_transformers(source):
+        return RetrieverStart()
+    chains = read_chains(source)
+    kinds = {one.kind for chain in chains.sides.values() for one in chain}
+    if chains.model_type != "SparseEncoder" and not kinds & _SPARSE:
+        _refuse_headless(source, f"a {chains.model_type}")
+    query, document = (read_splade(source, chains.sides[side]) for side in ("query", "document"))
+    settings = chains.settings
+    return RetrieverStart(
+        origin=MODULES_FILE,
+        query=query,
+        document=document,
+        tied=query == document,
+        similarity=settings.get("similarity_fn_name"),
+        prompts=_prompts(settings),
+        truncate_dim=settings.get("max_active_dims"),
+    )
+
+
+def _refuse_headless(source: Path, what: str) -> NoReturn:
+    raise ModelError(
+        f"{source} holds {what}, which has no masked-LM head",
+        expected="a masked language model, whose trained head weighs the words of the vocabulary, or a SPLADE",
+        remedy="name the masked language model that it was made from",
     )
 
 
@@ -121,7 +172,7 @@ def transformers_of(source: str | Path) -> tuple[Tower, ...]:
 
 
 def prompts_of(section: ModelConfig, source: str | Path) -> Mapping[str, str]:
-    """Return what a model's texts begin with, by side: a retriever's as its start says; a ranker has none.
+    """Return what a retriever's texts begin with, by side, as its start says; a ranker's have nothing.
 
     Args:
         section: Of the model.
@@ -130,15 +181,18 @@ def prompts_of(section: ModelConfig, source: str | Path) -> Mapping[str, str]:
     Raises:
         ModelError: As in `read_retriever`.
     """
-    if not isinstance(section, RetrieverConfig):
-        return {}
-    return read_retriever(local_source(str(source))).prompts or {}
+    if isinstance(section, RetrieverConfig | LexicalConfig):
+        read = read_lexical if isinstance(section, LexicalConfig) else read_retriever
+        return read(local_source(str(source))).prompts or {}
+    return {}
 
 
 def _of_ours(source: Path, saved: Mapping[str, Any]) -> RetrieverStart:
     """Read what stands beside weights that we saved."""
     if saved.get("model") != "retriever":
-        return RetrieverStart(METADATA_FILE, head="its head")
+        sides = ("", "") if saved.get("tied", True) else ("query", "document")
+        query, document = (Tower(transformer=side) for side in sides)
+        return RetrieverStart(METADATA_FILE, query, document, sides[0] == sides[1], head="its head")
     query, document = (
         Tower(
             transformer="" if saved["tied"] else side,

@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from engine.config.models import ModelConfig
+from engine.config.models import LexicalConfig, ModelConfig
 from engine.errors import ConfigError, ModelError
 from engine.models.architecture import ENCODERS
 from engine.models.attention import PACKED_ATTENTIONS
+from engine.models.dual import DOCUMENT, QUERY, DualEncoder
 from engine.models.failures import FORWARD_ERRORS, quiet_transformers, reason_of
 from engine.models.ranker import Ranker
-from engine.models.retriever import DOCUMENT, QUERY, Retriever
 from engine.models.template import Batch, Input, InputTemplate
 from engine.models.weights import DTYPES
 from shards.errors import listed
@@ -68,7 +68,7 @@ class _Tokens(NamedTuple):
     other: int
 
 
-def require_forward(model: Retriever | Ranker, proof: Proof) -> None:
+def require_forward(model: DualEncoder | Ranker, proof: Proof) -> None:
     """Compute a trial batch, and refuse a model or a tokenizer with which that cannot be done.
 
     Args:
@@ -102,7 +102,7 @@ def require_forward(model: Retriever | Ranker, proof: Proof) -> None:
             torch.cuda.empty_cache()
 
 
-def _require_length(model: Retriever | Ranker, proof: Proof) -> None:
+def _require_length(model: DualEncoder | Ranker, proof: Proof) -> None:
     max_length, longest = proof.section.max_length, model.longest_input
     if longest is not None and max_length > longest:
         raise ConfigError(
@@ -136,16 +136,17 @@ def require_embeddings(tokenizer: Any, rows: int, *, name: str, section: str, lo
         )
 
 
-def _require_vocabulary(model: Retriever | Ranker, proof: Proof) -> _Tokens:
+def _require_vocabulary(model: DualEncoder | Ranker, proof: Proof) -> _Tokens:
     """Refuse a tokenizer that gives ids without an embedding; return its highest and its lowest ordinary id."""
     for backbone in _backbones(model):
-        has_head = any("SequenceClassification" in one for one in backbone.config.architectures or ())
+        classes = type(backbone).__name__, *(backbone.config.architectures or ())
+        head = next((one for one in ("SequenceClassification", "MaskedLM") if any(one in each for each in classes)), "")
         require_embeddings(
             proof.tokenizer,
             len(backbone.get_input_embeddings().weight),
             name=proof.section.name,
             section=proof.name,
-            loader="AutoModelForSequenceClassification" if has_head else "AutoModel",
+            loader=f"AutoModelFor{head}" if head else "AutoModel",
         )
     special = {*proof.tokenizer.all_special_ids, proof.template.pad_id}
     ids = sorted(proof.tokenizer.get_vocab().values())
@@ -153,7 +154,7 @@ def _require_vocabulary(model: Retriever | Ranker, proof: Proof) -> _Tokens:
     return _Tokens(ordinary[-1], ordinary[0])
 
 
-def _compute(model: Retriever | Ranker, proof: Proof, tokens: _Tokens, precision: str) -> None:
+def _compute(model: DualEncoder | Ranker, proof: Proof, tokens: _Tokens, precision: str) -> None:
     """Run the forward on copies of the weights in the recipe's type, and look at what comes out."""
     weights = {
         name: tensor.to(proof.device, DTYPES[precision] if tensor.is_floating_point() else tensor.dtype)
@@ -165,14 +166,14 @@ def _compute(model: Retriever | Ranker, proof: Proof, tokens: _Tokens, precision
         return torch.func.functional_call(model, weights, kwargs=there)
 
     with torch.inference_mode(), _tables_checked(model, proof), _uncompiled(proof.section):
-        if isinstance(model, Retriever):
+        if isinstance(model, DualEncoder):
             _compute_embeddings(model, proof, tokens, forward)
         else:
             scores_N = forward(pairs=model.collator(proof.template)(_pairs(proof, tokens)))
             _require_finite(scores_N, "score")
 
 
-def _require_no_padding_read(model: Retriever | Ranker, proof: Proof, tokens: _Tokens) -> None:
+def _require_no_padding_read(model: DualEncoder | Ranker, proof: Proof, tokens: _Tokens) -> None:
     """Refuse a model whose results depend on the padding of a batch; in float32, where rounding hides nothing."""
     if model.packs or proof.section.attention == "flash_attention_2":
         return  # without padding; compared with padded batches at load
@@ -180,7 +181,7 @@ def _require_no_padding_read(model: Retriever | Ranker, proof: Proof, tokens: _T
     short, longer = ([tokens.highest] * count for count in (1, length))
 
     def first(*texts: list[int]) -> Tensor:
-        if isinstance(model, Retriever):
+        if isinstance(model, DualEncoder):
             return model.encode_documents(template.pad([template.single(text, length) for text in texts], 1))[0]
         pairs = [template.pair([tokens.highest], text, length) for text in texts]
         scores_N: Tensor = model(template.pad(pairs, 1))
@@ -198,7 +199,7 @@ def _require_no_padding_read(model: Retriever | Ranker, proof: Proof, tokens: _T
         )
 
 
-def _compute_embeddings(model: Retriever, proof: Proof, tokens: _Tokens, forward: Callable[..., Any]) -> None:
+def _compute_embeddings(model: DualEncoder, proof: Proof, tokens: _Tokens, forward: Callable[..., Any]) -> None:
     template, collator = proof.template, model.collator(proof.template)
     longest = proof.section.max_length
     lengths = (proof.query_max_length, _SHORT)
@@ -213,15 +214,16 @@ def _compute_embeddings(model: Retriever, proof: Proof, tokens: _Tokens, forward
         _require_finite(embeddings_ND, f"{side}'s embedding")
         if embeddings_ND.shape[-1] != model.dimension:
             raise ModelError(
-                f"{_class_of(model)} of {proof.section.name} gives states of {embeddings_ND.shape[-1]} numbers",
-                expected=f"{model.dimension}, the hidden_size of its configuration",
+                f"{_class_of(model)} of {proof.section.name} gives {embeddings_ND.shape[-1]} numbers",
+                expected=f"{model.dimension}, as its configuration says",
                 remedy=f"name another model by {proof.name}.name",
             )
     if tokens.highest != tokens.other and torch.equal(embeddings[DOCUMENT][0], embeddings[DOCUMENT][2]):
         raise ModelError(
             f"{_class_of(model)} of {proof.section.name} gives two documents without a word in common one embedding",
             expected="a first state that has seen the text: a decoder's sees the first token alone",
-            remedy=f"set {proof.name}.pooling=mean, or name {ENCODERS} by {proof.name}.name",
+            remedy=("" if isinstance(proof.section, LexicalConfig) else f"set {proof.name}.pooling=mean, or ")
+            + f"name {ENCODERS} by {proof.name}.name",
         )
 
 
@@ -283,7 +285,7 @@ def _beyond(table: str, highest: int, rows: int, model: nn.Module, proof: Proof)
     return ModelError(fact, expected="ids within the table", remedy="name a model with its own tokenizer")
 
 
-def _what_helps(model: Retriever | Ranker, proof: Proof, tokens: _Tokens) -> str:
+def _what_helps(model: DualEncoder | Ranker, proof: Proof, tokens: _Tokens) -> str:
     """Try other settings than the recipe's, and name the first with which the forward is computed."""
     section = proof.section
     for precision in _OTHER_PRECISIONS[section.precision]:
@@ -308,7 +310,7 @@ def _what_helps(model: Retriever | Ranker, proof: Proof, tokens: _Tokens) -> str
     return f"name another model by {proof.name}.name"
 
 
-def _is_computed(model: Retriever | Ranker, proof: Proof, tokens: _Tokens, precision: str) -> bool:
+def _is_computed(model: DualEncoder | Ranker, proof: Proof, tokens: _Tokens, precision: str) -> bool:
     try:
         _compute(model, proof, tokens, precision)
     except (ModelError, *FORWARD_ERRORS):
@@ -317,7 +319,7 @@ def _is_computed(model: Retriever | Ranker, proof: Proof, tokens: _Tokens, preci
 
 
 @contextlib.contextmanager
-def _attention(model: Retriever | Ranker, attention: str) -> Iterator[None]:
+def _attention(model: DualEncoder | Ranker, attention: str) -> Iterator[None]:
     before = [backbone.config._attn_implementation for backbone in _backbones(model)]
     packs, model.packs = model.packs, model.packs and attention in PACKED_ATTENTIONS
     with quiet_transformers():
@@ -331,8 +333,8 @@ def _attention(model: Retriever | Ranker, attention: str) -> Iterator[None]:
             model.packs = packs
 
 
-def _backbones(model: Retriever | Ranker) -> list[Any]:
-    return list(model.towers.values()) if isinstance(model, Retriever) else [model.classifier]
+def _backbones(model: DualEncoder | Ranker) -> list[Any]:
+    return list(model.towers.values()) if isinstance(model, DualEncoder) else [model.classifier]
 
 
 def _class_of(model: Any) -> str:

@@ -14,13 +14,14 @@ from typing import TypeVar
 
 import torch
 
-from engine.config.models import ModelConfig, RankerConfig, RetrieverConfig
+from engine.config.models import LexicalConfig, ModelConfig, RankerConfig, RetrieverConfig
 from engine.errors import ArtifactError
+from engine.models.lexical import Lexical
 from engine.models.ranker import Ranker
 from engine.models.retriever import Retriever
 from shards.files import read_record, sha256_file
 
-M = TypeVar("M", Retriever, Ranker)
+M = TypeVar("M", Retriever, Lexical, Ranker)
 MARKER = "weights.json"
 """Beside published weights, written last."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -70,6 +71,16 @@ def frozen_retriever(section: RetrieverConfig, folder: Path, device: torch.devic
         attention=section.attention,
     )
     return _frozen(model, section, device)
+
+
+def frozen_lexical(section: LexicalConfig, folder: Path, device: torch.device) -> Lexical:
+    """Load published weights of a lexical retriever for inference, in the training's numeric type.
+
+    Raises:
+        ArtifactError: The weights are missing or damaged.
+    """
+    _verify(folder)
+    return _frozen(Lexical.load(str(folder), tied=section.tied, attention=section.attention), section, device)
 
 
 def frozen_ranker(section: RankerConfig, folder: Path, device: torch.device) -> Ranker:

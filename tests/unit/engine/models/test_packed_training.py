@@ -16,6 +16,8 @@ from torch import Tensor
 from engine.errors import ModelError
 from engine.models import attention
 from engine.models.batch import PackedBatch, pack
+from engine.models.dual import DualEncoder
+from engine.models.lexical import Lexical
 from engine.models.ranker import Ranker
 from engine.models.retriever import Retriever
 
@@ -65,6 +67,11 @@ def ranker(kind: str = "Bert", **changes: Any) -> Ranker:
     return Ranker(untrained(kind, transformers.AutoModelForSequenceClassification, **changes)).train()
 
 
+def lexical(kind: str = "Bert", tied: bool = True) -> Lexical:
+    tower = untrained(kind, transformers.AutoModelForMaskedLM)
+    return Lexical({"shared": tower} if tied else {"query": tower, "document": copy.deepcopy(tower)}).train()
+
+
 def _first_position(config: Any) -> int:
     return int(config.pad_token_id) + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet") else 0
 
@@ -108,7 +115,7 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         torch.testing.assert_close(found[name], gradient, atol=1e-9, rtol=1e-9, msg=name)
 
 
-def embeddings(model: Retriever, queries: Any, documents: Any) -> Tensor:
+def embeddings(model: DualEncoder, queries: Any, documents: Any) -> Tensor:
     queries_BD, documents_ND = model(queries=queries, documents=documents)
     return torch.cat([queries_BD, documents_ND])
 
@@ -130,6 +137,21 @@ def test_the_gradients_of_a_retriever(
         checkpoint(*model.towers.values())
     assert_equal(gradients(model, lambda: embeddings(model, packed_q, packed_d)), expected)
     assert float(expected["outcome"].std()) > 0.1
+
+
+@pytest.mark.parametrize(("tied", "checkpointing"), [(True, False), (False, True)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gradients_of_a_lexical_retriever(kind: str, tied: bool, checkpointing: bool) -> None:
+    model = lexical(kind, tied)
+    assert model.packs
+    config = next(iter(model.towers.values())).config
+    (packed_q, padded_q), (packed_d, padded_d) = both_forms(config, (4, 9, 2), seed=2), both_forms(config)
+    expected = gradients(model, lambda: embeddings(model, padded_q, padded_d))
+    if checkpointing:
+        checkpoint(*model.towers.values())
+    assert_equal(gradients(model, lambda: embeddings(model, packed_q, packed_d)), expected)
+    share = float((expected["outcome"] > 0).double().mean())
+    assert 0.3 < share < 0.999  # both sides of relu
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

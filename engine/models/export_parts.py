@@ -1,0 +1,133 @@
+"""What the exports of all kinds of model have in common: sentence-transformers' files, and the comparison of numbers.
+
+The files are written by hand in the form that the library wrote up to its version 5, which later versions read too.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from engine.models.dual import DOCUMENT, QUERY
+from engine.models.template import InputTemplate
+from shards.files import read_json, write_json
+
+MODULES = "sentence_transformers.models."
+"""Where the library's modules for dense models are, and those that all kinds of model have."""
+
+Chain = Sequence[tuple[str, str]]
+"""The modules that a text goes through: folder below the model's, and the library's class."""
+
+
+def write_modules(folder: Path, chain: Chain) -> None:
+    """Write the list of a model's modules."""
+    write_json(
+        folder / "modules.json",
+        [{"idx": number, "name": str(number), "path": path, "type": kind} for number, (path, kind) in enumerate(chain)],
+    )
+
+
+def write_router(folder: Path, routes: Mapping[str, Chain]) -> None:
+    """Write the settings of a Router, by which queries and documents go through modules of their own.
+
+    Args:
+        folder: The model's, where the Router's is too.
+        routes: Chain of each side.
+    """
+    router = {
+        "types": {path: kind for chain in routes.values() for path, kind in chain},
+        "structure": {side: [path for path, _ in chain] for side, chain in routes.items()},
+        "parameters": {"default_route": DOCUMENT, "allow_empty_key": True},
+    }
+    write_json(folder / "router_config.json", router)
+
+
+def write_settings(folder: Path, *, library: str, prompts: Mapping[str, str], similarity: str, **more: Any) -> None:
+    """Write what stands beside the list of modules.
+
+    Args:
+        folder: The model's.
+        library: The first version of sentence-transformers that reads such a model.
+        prompts: What texts begin with, by side.
+        similarity: `dot` or `cosine`.
+        more: Other settings.
+    """
+    versions = {
+        "sentence_transformers": library,
+        "transformers": transformers.__version__,
+        "pytorch": str(torch.__version__),
+    }
+    settings = {
+        "__version__": versions,
+        "prompts": dict(prompts),
+        "default_prompt_name": None,
+        "similarity_fn_name": similarity,
+    }
+    write_json(folder / "config_sentence_transformers.json", settings | more)
+
+
+def describe_tower(folder: Path, max_length: int) -> None:
+    """Write the length of a transformer's inputs, where the libraries look for it."""
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
+    limit_tokenizer(folder, max_length)
+
+
+def limit_tokenizer(folder: Path, max_length: int) -> None:
+    """Make the length part of the tokenizer, from which transformers and CrossEncoder take it."""
+    path = folder / "tokenizer_config.json"
+    write_json(path, {**read_json(path, "the tokenizer's configuration"), "model_max_length": max_length})
+
+
+def compare_sides(
+    ours: Mapping[str, Tensor],
+    texts: Mapping[str, list[str]],
+    by_transformers: Callable[[str, list[str]], Tensor],
+    by_library: Callable[[], Any],
+    **options: Any,
+) -> dict[str, float]:
+    """Compare our vectors of queries and documents with those that the libraries make of the same texts.
+
+    Args:
+        ours: Vectors [N, D] by side.
+        texts: What they are of.
+        by_transformers: Makes vectors of a side's texts by transformers alone.
+        by_library: Loads the export as sentence-transformers does; called where that is installed.
+        options: Of the loaded model's `encode_query` and `encode_document`.
+
+    Returns:
+        Largest difference by library.
+    """
+
+    def over_sides(theirs_of: Callable[[str, list[str]], Tensor]) -> float:
+        return max(largest_difference(ours[side], theirs_of(side, texts[side])) for side in (QUERY, DOCUMENT))
+
+    differences = {"transformers": over_sides(by_transformers)}
+    if importlib.util.find_spec("sentence_transformers") is not None:
+        model = by_library()
+        encoders = {QUERY: model.encode_query, DOCUMENT: model.encode_document}
+        differences["sentence-transformers"] = over_sides(
+            lambda side, given: encoders[side](given, show_progress_bar=False, **options)
+        )
+    return differences
+
+
+def padded_inputs(template: InputTemplate, tokenizer: Any, texts: list[str], max_length: int) -> dict[str, Tensor]:
+    """Make our own inputs of texts, as one padded batch."""
+    return template.pad([template.single(ids, max_length) for ids in token_ids(tokenizer, texts)])
+
+
+def token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Tokenise texts, without special tokens and uncut."""
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+    return ids
+
+
+def largest_difference(ours: Tensor, theirs: Tensor) -> float:
+    """Return the largest difference of two tensors, divided by the largest of our numbers where that is above 1."""
+    return float((ours - theirs).abs().max() / ours.abs().max().clamp(min=1))
