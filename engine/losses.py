@@ -1,7 +1,8 @@
-"""The objectives of AR2, one pure function an equation: scores in, a scalar out; no model, no collective.
+"""The objectives of AR2 and SPLADE, one pure function an equation: scores in, a scalar out; no model, no collective.
 
 Names of shapes: B queries on this rank; N = 1 + n documents of a query, column 0 its positive and columns 1..n its
-negatives; in `contrastive` alone, N counts all documents of the batch and the positive's column is given.
+negatives; in `contrastive` alone, N counts all documents of the batch and the positive's column is given; V words of a
+vocabulary.
 
 Scores are raw (`w·E([q,d])` or an inner product, Eq. 4). The paper's tau multiplies a score before a softmax and is
 called a scale here. Half-precision scores are raised to float32 first; float64 stays float64. All logarithms are
@@ -200,6 +201,45 @@ def distillation(
     return -(target_BN * F.log_softmax(logits_BN, dim=-1)).sum(dim=-1).mean()
 
 
+def flops(weights_NV: Tensor) -> Tensor:
+    """Return how many words two texts of a batch are expected to share, weighed by their weights: the FLOPS penalty.
+
+    An inverted index multiplies once for each word that query and document share. The share of texts with a word is no
+    function with a gradient; the mean of the word's weights is, and its square is high where many texts have it. So
+    words that all texts have are pressed towards 0 first, and the lists of the index become equally long.
+
+    The mean is over all rows that are given: SPLADE's released code adds up half of the penalty of the positives and
+    half of that of the negatives instead. With means over parts of a batch, one row each, it is that of the whole.
+
+    Args:
+        weights_NV: Weights >= 0 of N texts and V words, or one row with their means [N, V].
+
+    Returns:
+        Sum over the words of the squared mean over the texts, scalar >= 0.
+
+    Source: Paria et al. 2020 (arXiv 2004.05665) Eq. 4, as SPLADE uses it (arXiv 2109.10086 Eq. 4).
+    """
+    return _raised(weights_NV, "weights").mean(dim=0).square().sum()
+
+
+def quadratic_rise(step: int, steps: int) -> float:
+    """Return the share of a penalty's full weight at a step: it rises with the square of the steps that were taken.
+
+    A penalty of full weight at the start empties all vectors, from which no gradient leads back.
+
+    Args:
+        step: Number of the step, from 0. Its share is that of the step's end, so that the first is above 0, as in
+            SPLADE's released code.
+        steps: Steps until the full weight (T); 0 for the full weight from the start.
+
+    Returns:
+        min(1, (t / T)^2) with t = step + 1.
+
+    Source: arXiv 2109.10086, section 4 (lambda rises quadratically for the first 50k steps).
+    """
+    return 1.0 if step + 1 >= steps else ((step + 1) / steps) ** 2
+
+
 def entropy(scores_BN: Tensor, *, score_scale: float = 1.0) -> Tensor:
     """Measure how spread out the distribution over a query's documents is; a measurement, not a loss.
 
@@ -220,7 +260,7 @@ def entropy(scores_BN: Tensor, *, score_scale: float = 1.0) -> Tensor:
 def _raised(scores: Tensor, name: str) -> Tensor:
     """Give scores at least float32: a softmax in bf16 has three digits."""
     if scores.dim() != 2:
-        raise ValueError(f"{name} have shape {tuple(scores.shape)}, expected two dimensions: queries, documents")
+        raise ValueError(f"{name} have shape {tuple(scores.shape)}, expected two dimensions")
     return scores if scores.dtype == torch.float64 else scores.float()
 
 

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
+from torch.distributed.nn.functional import all_gather, all_reduce
 
 from engine import losses
 from engine.config.ar2 import Ar2Config
+from engine.config.lexical import FlopsConfig
 from engine.data.batches import Group, InputBuilder, MicroBatch, Samples
 from engine.data.corpus import Data
 from engine.metrics import Metric
@@ -57,11 +58,13 @@ class PooledBatch:
         chunks: The share in pieces that fit into memory.
         targets_B: Column of each query's positive in the pool, int64 [B].
         excluded_BP: Documents of the pool that are no negatives of a query, bool [B, P].
+        step: Its number, counted over all visits of the phase.
     """
 
     chunks: list[Inputs]
     targets_B: Tensor
     excluded_BP: Tensor
+    step: int
 
 
 class InBatchContrast:
@@ -91,19 +94,20 @@ class InBatchContrast:
             )
             for micro in self.samples.micro_batches(groups, step, self.token_counts)
         ]
-        return PooledBatch(chunks, targets_B, excluded_BP.scatter(1, targets_B[:, None], False))
+        return PooledBatch(chunks, targets_B, excluded_BP.scatter(1, targets_B[:, None], False), step)
 
     def backward(self, model: TrainedModel, batch: PooledBatch) -> dict[str, Metric]:
         """Differentiate the loss over the whole pool, chunk by chunk where there is more than one."""
         metrics = contrastive_backward(
             model,
             [chunk.of for chunk in batch.chunks],
-            lambda queries_BD, documents_ND: self._loss(batch, queries_BD, documents_ND),
+            lambda queries_BD, documents_ND: self.loss(batch, queries_BD, documents_ND),
             [chunk.micro.seed for chunk in batch.chunks],
         )
         return metrics | {"tokens": Metric(sum(chunk.num_tokens for chunk in batch.chunks), "sum")}
 
-    def _loss(self, batch: PooledBatch, queries_BD: Tensor, documents_ND: Tensor) -> tuple[Tensor, dict[str, Metric]]:
+    def loss(self, batch: PooledBatch, queries_BD: Tensor, documents_ND: Tensor) -> tuple[Tensor, dict[str, Metric]]:
+        """Return the loss of a rank's representations, and what is measured of it."""
         pool_PD = gather_documents(documents_ND) if self.samples.visit.phase.pool == "world" else documents_ND
         scores_BP = queries_BD @ pool_PD.T
         loss = losses.contrastive(
@@ -116,6 +120,46 @@ class InBatchContrast:
             "score_spread": spread(scores_BP),
         }
         return loss, {name: Metric(value) for name, value in measured.items()}
+
+
+class LexicalContrast(InBatchContrast):
+    """A lexical retriever's training: the contrast of the batch (Eq. 2), and a penalty for words that many texts have.
+
+    loss = contrast + rise(t) (query_flops FLOPS(queries) + document_flops FLOPS(documents)),
+
+    where the means of FLOPS are over the texts of all ranks, whether or not the ranks share their documents as
+    negatives: so the penalty is the same for any number of ranks, and for any cut of a batch. The documents are
+    positives and negatives together.
+
+    Args:
+        samples: Queries, positives and hard negatives.
+        builder: Makes the retriever's inputs.
+        score_scale: The tau of Eq. 2.
+        penalty: Weights of FLOPS, and how they rise.
+
+    Source: arXiv 2109.10086 Eq. 5; the released code for its schedule.
+    """
+
+    def __init__(self, samples: Samples, builder: InputBuilder, *, score_scale: float, penalty: FlopsConfig) -> None:
+        super().__init__(samples, builder, score_scale=score_scale)
+        self._penalty = penalty
+
+    def loss(self, batch: PooledBatch, queries_BD: Tensor, documents_ND: Tensor) -> tuple[Tensor, dict[str, Metric]]:
+        """Return the loss of a rank's weights of words, and what is measured of it."""
+        contrast, metrics = super().loss(batch, queries_BD, documents_ND)
+        means_2V = mean_over_ranks(torch.stack([queries_BD.mean(0), documents_ND.mean(0)]))
+        of_queries, of_documents = (losses.flops(mean_1V) for mean_1V in (means_2V[:1], means_2V[1:]))
+        rise = losses.quadratic_rise(batch.step, self._penalty.flops_steps)
+        loss = contrast + rise * (self._penalty.query_flops * of_queries + self._penalty.document_flops * of_documents)
+        measured = {
+            "loss": loss.detach(),
+            "contrastive": contrast.detach(),
+            "flops_query": of_queries.detach(),
+            "flops_document": of_documents.detach(),
+            "query_terms": num_terms(queries_BD),
+            "document_terms": num_terms(documents_ND),
+        }
+        return loss, metrics | {name: Metric(value) for name, value in measured.items()}
 
 
 class ListwiseRanking:
@@ -274,6 +318,11 @@ def spread(scores_BN: Tensor) -> Tensor:
     return (scores_BN.detach().amax(1) - scores_BN.detach().amin(1)).mean()
 
 
+def num_terms(weights_NV: Tensor) -> Tensor:
+    """Return how many words a text has a weight for, on average."""
+    return (weights_NV.detach() != 0).sum(1).double().mean()
+
+
 def no_negatives(data: Data, own: Sequence[Group], pool: Sequence[Group]) -> Tensor:
     """Mark pool documents that are positives or known false negatives of a query: bool [B, P]."""
     documents_P = np.concatenate([group.documents for group in pool])
@@ -285,3 +334,11 @@ def gather_documents(documents_ND: Tensor) -> Tensor:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return documents_ND
     return torch.cat(all_gather(documents_ND.contiguous()))  # type: ignore[no-untyped-call]
+
+
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """Average over the ranks with gradients; each rank has as many texts as any other."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return values
+    total: Tensor = all_reduce(values.contiguous())  # type: ignore[no-untyped-call]
+    return total / dist.get_world_size()
