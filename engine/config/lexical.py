@@ -9,7 +9,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from engine.config.sections import Section
-from engine.config.training import OptimConfig, Tokens
+from engine.config.training import CountedPhaseConfig, OptimConfig
 
 
 class FlopsConfig(Section):
@@ -26,20 +26,17 @@ class FlopsConfig(Section):
     weights from the start, which may empty all vectors. A phase of fewer steps does not come to the full weights."""
 
 
-class LexicalPhaseConfig(FlopsConfig):
+class LexicalPhaseConfig(FlopsConfig, CountedPhaseConfig):
     """The training of a lexical retriever: the contrast of the batch and hard negatives, and the FLOPS penalty."""
 
-    steps: int = Field(150_000, ge=0)
-    """Optimizer steps (released configuration: 150,000)."""
+    steps: int | None = Field(150_000, ge=0)
+    """Optimizer steps (released configuration: 150,000); null for `epochs`."""
     batch_size: int = Field(128, ge=1)
     """Queries of a step over all ranks (released configuration: 128); their positives and hard negatives are shared in
     one pool."""
     micro_batch_size: int = Field(16, ge=1)
     """Queries a rank holds in memory at once; more are taken by gradient caching, which changes no number. Logits weigh
     most: a number for each token and each word of the vocabulary."""
-    micro_batch_tokens: Tokens | None = None
-    """Tokens of one forward on one rank, in place of `micro_batch_size`: as many queries as fit, at least one. `auto`:
-    the most that a GPU's memory allows, found by trial before the phase's first step and recorded in the run folder."""
     hard_negatives: int = Field(1, ge=0)
     """Negatives of each query from its candidates, added to the shared pool (SPLADE: 1)."""
     gather_negatives: bool = True

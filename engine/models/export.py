@@ -160,8 +160,8 @@ def verify_export(
     library, difference = max(differences.items(), key=lambda item: item[1])
     if not difference <= MAX_DIFFERENCE:  # also where it is NaN
         raise ArtifactError(
-            f"the {kind_in_words(kind)} exported to {target} differs from ours by {difference:.3g} when {library} loads "
-            "it",
+            f"the {kind_in_words(kind)} exported to {target} differs from ours by {difference:.3g} when {library} "
+            "loads it",
             expected=f"at most {MAX_DIFFERENCE}",
             remedy=f"check that the installed version of {library} is one this project supports",
         )

@@ -79,7 +79,7 @@ def frozen_lexical(section: LexicalConfig, folder: Path, device: torch.device) -
     Raises:
         ArtifactError: The weights are missing or damaged.
     """
-    _verify(folder)
+    verify_weights(folder)
     return _frozen(Lexical.load(str(folder), tied=section.tied, attention=section.attention), section, device)
 
 

@@ -13,11 +13,12 @@ import torch
 
 from engine import losses
 from engine.config.ar2 import Ar2Config
+from engine.config.lexical import FlopsConfig
 from engine.config.timetable import Phase
 from engine.config.training import OptimConfig
 from engine.data.batches import Group, Samples
 from engine.data.corpus import TrainingQueries
-from engine.objectives import InBatchContrast, no_negatives, retriever_loss
+from engine.objectives import InBatchContrast, LexicalContrast, no_negatives, retriever_loss
 from shards.records import Query
 
 G_BN = torch.tensor([[2.0, 1.0, 0.5], [0.1, 0.3, -0.2]])
@@ -129,15 +130,26 @@ def test_a_rank_marks_its_own_queries_against_everybodys_documents() -> None:
 
 
 def warmup_loss(
-    groups: list[Group], data: Any, embeddings: tuple[torch.Tensor, torch.Tensor], score_scale: float = 1.0
+    groups: list[Group],
+    data: Any,
+    embeddings: tuple[torch.Tensor, torch.Tensor],
+    score_scale: float = 1.0,
+    *,
+    penalty: FlopsConfig | None = None,
+    step: int = 0,
 ) -> dict[str, float]:
-    """The warm-up's loss of given embeddings, without any model."""
+    """The warm-up's loss of given embeddings, without any model; a lexical retriever's with a penalty."""
     phase = Phase("warmup_retriever", "", "retriever", 1, len(groups), 8, 1, OptimConfig(), ("bm25",), pool="world")
     samples = Samples(phase.visit(0), 0, data, None, 0, 1)  # type: ignore[arg-type]
-    objective = InBatchContrast(samples, NoTokens(), score_scale=score_scale)  # type: ignore[arg-type]
+    builder: Any = NoTokens()
+    objective = (
+        InBatchContrast(samples, builder, score_scale=score_scale)
+        if penalty is None
+        else LexicalContrast(samples, builder, score_scale=score_scale, penalty=penalty)
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Samples, "groups", lambda self, step: groups)
-        batch = objective.prepare(0)
+        batch = objective.prepare(step)
     return {
         name: float(metric.value) for name, metric in objective.backward(GivenEmbeddings(embeddings), batch).items()
     }  # type: ignore[arg-type]
@@ -200,3 +212,37 @@ def test_equal_scores_have_no_spread() -> None:
     for documents, spread in ((torch.ones(4, 2), 0.0), (torch.eye(2).repeat(2, 1), 1.0)):
         measured = warmup_loss(groups, data_of([[5], [6]]), (torch.eye(2), documents))
         assert measured["score_spread"] == spread
+
+
+# --- a lexical retriever's objective ---------------------------------------------------------------------------------
+
+
+def lexical_case() -> tuple[list[Group], Any, tuple[torch.Tensor, torch.Tensor]]:
+    groups = [group(0, 5, 1), group(1, 5, 2), group(2, 7, 3)]
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(3, 8, generator=generator).relu(), torch.randn(6, 8, generator=generator).relu()
+    return groups, data_of([[5], [5], [7]]), weights
+
+
+@pytest.mark.parametrize(("step", "rise"), [(0, 1 / 16), (1, 4 / 16), (3, 1.0), (90, 1.0)])
+def test_the_lexical_loss_is_the_contrast_and_the_penalty_of_both_sides(step: int, rise: float) -> None:
+    case, penalty = lexical_case(), FlopsConfig(query_flops=0.5, document_flops=0.25, flops_steps=4)
+    plain = warmup_loss(*case, 1.5)
+    found = warmup_loss(*case, 1.5, penalty=penalty, step=step)
+    queries_BV, documents_NV = (weights.double() for weights in case[2])
+    of_queries = float(sum((column.sum() / 3) ** 2 for column in queries_BV.T))
+    of_documents = float(sum((column.sum() / 6) ** 2 for column in documents_NV.T))
+    assert found["contrastive"] == pytest.approx(plain["loss"], rel=1e-6)
+    assert found["flops_query"] == pytest.approx(of_queries, rel=1e-5)
+    assert found["flops_document"] == pytest.approx(of_documents, rel=1e-5)
+    expected = plain["loss"] + rise * (0.5 * of_queries + 0.25 * of_documents)
+    assert found["loss"] == pytest.approx(expected, rel=1e-5)
+    assert (found["accuracy"], found["score_spread"]) == (plain["accuracy"], plain["score_spread"])
+
+
+def test_the_terms_of_a_text_are_counted() -> None:
+    groups, data, (queries_BV, documents_NV) = lexical_case()
+    found = warmup_loss(groups, data, (queries_BV, documents_NV), penalty=FlopsConfig())
+    assert found["query_terms"] == sum(float(weight > 0) for row in queries_BV for weight in row) / 3
+    assert found["document_terms"] == sum(float(weight > 0) for row in documents_NV for weight in row) / 6
+    assert 0 < found["query_terms"] < 8
