@@ -202,11 +202,11 @@ def distillation(
 
 
 def flops(weights_NV: Tensor) -> Tensor:
-    """Return how many words two texts of a batch are expected to share, weighed by their weights: the FLOPS penalty.
+    """Return the FLOPS penalty: the inner product of two texts of a batch, on average over all pairs of them.
 
-    An inverted index multiplies once for each word that query and document share. The share of texts with a word is no
-    function with a gradient; the mean of the word's weights is, and its square is high where many texts have it. So
-    words that all texts have are pressed towards 0 first, and the lists of the index become equally long.
+    An inverted index multiplies once for each word that query and document share. How many texts have a word has no
+    gradient; the mean of its weights has, and its square is high where many texts have it. So words that all texts have
+    are pressed towards 0 first, and the lists of the index become equally long.
 
     The mean is over all rows that are given: SPLADE's released code adds up half of the penalty of the positives and
     half of that of the negatives instead. With means over parts of a batch, one row each, it is that of the whole.
@@ -217,7 +217,7 @@ def flops(weights_NV: Tensor) -> Tensor:
     Returns:
         Sum over the words of the squared mean over the texts, scalar >= 0.
 
-    Source: Paria et al. 2020 (arXiv 2004.05665) Eq. 4, as SPLADE uses it (arXiv 2109.10086 Eq. 4).
+    Source: Paria et al. 2020 (arXiv 2004.05665), as SPLADE uses it (arXiv 2109.10086).
     """
     return _raised(weights_NV, "weights").mean(dim=0).square().sum()
 
@@ -235,7 +235,7 @@ def quadratic_rise(step: int, steps: int) -> float:
     Returns:
         min(1, (t / T)^2) with t = step + 1.
 
-    Source: arXiv 2109.10086, section 4 (lambda rises quadratically for the first 50k steps).
+    Source: arXiv 2004.05665; SPLADE's released code has T = 50,000.
     """
     return 1.0 if step + 1 >= steps else ((step + 1) / steps) ** 2
 

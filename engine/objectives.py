@@ -137,7 +137,7 @@ class LexicalContrast(InBatchContrast):
         score_scale: The tau of Eq. 2.
         penalty: Weights of FLOPS, and how they rise.
 
-    Source: arXiv 2109.10086 Eq. 5; the released code for its schedule.
+    Source: arXiv 2109.10086, the ranking loss with in-batch negatives and both penalties.
     """
 
     def __init__(self, samples: Samples, builder: InputBuilder, *, score_scale: float, penalty: FlopsConfig) -> None:

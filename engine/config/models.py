@@ -76,8 +76,10 @@ class RetrieverConfig(EncoderConfig):
 class LexicalConfig(EncoderConfig):
     """A retriever that weighs the words of its vocabulary: SPLADE-max, on a masked language model.
 
-    Source: Formal et al. 2021, "SPLADE v2" (arXiv 2109.10086), section 3. What a text is given is a sparse vector of
-    V weights, of which an inverted index is made; its numbers of training are `engine.config.lexical`'s.
+    A text is given a sparse vector of weights, of which an inverted index is made. The numbers of its training are in
+    `engine.config.lexical`.
+
+    Source: Formal et al. 2021, "SPLADE v2" (arXiv 2109.10086).
     """
 
     kind: ClassVar[str] = "lexical"

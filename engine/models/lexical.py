@@ -13,7 +13,7 @@ win.
 
 Shapes: B queries, N documents of a query or in all, L tokens of an input, T of all inputs, V words of the vocabulary.
 
-Source: Formal et al. 2021, "SPLADE v2" (arXiv 2109.10086), Eq. 1 and 6.
+Source: Formal et al. 2021, "SPLADE v2" (arXiv 2109.10086), the model with max pooling (SPLADE-max).
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def weigh(logits_NLV: Tensor, mask_NL: Tensor) -> Tensor:
     Returns:
         Weights [N, V], 0 where no token has a positive logit of the word.
 
-    Source: arXiv 2109.10086 Eq. 1 and 6. Its code multiplies by the mask, with which a NaN would get through.
+    Source: arXiv 2109.10086, SPLADE-max. Its code multiplies by the mask, with which a NaN would get through.
     """
     return _weights(_highest(logits_NLV.masked_fill(~mask_NL.bool().unsqueeze(-1), -torch.inf)))
 

@@ -351,6 +351,11 @@ def test_flops_equals_brute_force() -> None:
         flops(torch.zeros(4))
 
 
+def test_flops_is_the_mean_inner_product_of_two_texts() -> None:
+    weights_NV = random_weights().detach()
+    torch.testing.assert_close(flops(weights_NV), (weights_NV @ weights_NV.T).mean())
+
+
 def test_flops_gradient_presses_a_words_texts_alike_and_common_words_more() -> None:
     weights_NV = random_weights()
     flops(weights_NV).backward()

@@ -10,13 +10,16 @@ from typing import Any
 import pytest
 import torch
 
+from engine.config.ar2 import Ar2Recipe
+from engine.config.models import LexicalConfig
 from engine.config.timetable import iteration_name
 from engine.data.corpus import ModelText, model_texts
-from engine.errors import ArtifactError
+from engine.errors import ArtifactError, ModelError
+from engine.models.lexical import Lexical
 from engine.models.random import make_random_model
 from engine.models.ranker import Ranker
 from engine.models.retriever import Retriever
-from engine.models.weights import frozen_ranker, frozen_retriever, weights_sha256
+from engine.models.weights import frozen_lexical, frozen_ranker, frozen_retriever, weights_sha256
 from engine.run import Run
 from engine.training.publishing import publish_weights
 
@@ -120,6 +123,41 @@ def test_a_damaged_ranker_is_refused_too(run: Run, base: Path, text: ModelText) 
     (folder / "weights.json").write_text(json.dumps({**marker, "sha256": "0" * 64}))
     with pytest.raises(ArtifactError, match="the weights in"):
         frozen_ranker(run.config.ranker, folder, CPU)
+
+
+class WithLexical(Ar2Recipe):
+    """AR2's recipe with a lexical retriever beside its models."""
+
+    lexical: LexicalConfig
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_lexical_retriever_is_published_and_frozen(run: Run, base: Path, tied: bool) -> None:
+    tree = run.config.model_dump()
+    tree["run"]["path"] = str(run.folder.path.parent / "lexical")
+    tree["lexical"] = {"name": str(base), "tied": tied, "max_length": 24, "query_max_length": 12, "precision": "bf16"}
+    own = Run.open(WithLexical.model_validate(tree), run.coordinator, CPU)
+    engine = Engine("lexical", Lexical.load(str(base), tied=tied))
+    with torch.no_grad():
+        next(engine.module.parameters()).add_(0.1)  # of the tied embeddings, which are the head's too
+    text = model_texts(own.config, {"lexical": base})["lexical"]
+    folder = publish(own, engine, text)
+    described = json.loads((folder / "sparring.json").read_text())
+    assert (described["model"], described["tied"], described["max_length"]) == ("lexical", tied, 24)
+    section = own.config.models["lexical"]
+    assert isinstance(section, LexicalConfig)
+    loaded = frozen_lexical(section, folder, CPU)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    expected_NV = embed(engine.module.eval())
+    assert embed(loaded).dtype == torch.float32
+    torch.testing.assert_close(embed(loaded), expected_NV, rtol=0.05, atol=0.05)
+    assert float(expected_NV.max()) > 0.5
+    with pytest.raises(ModelError, match="holds a lexical retriever"):
+        Retriever.open(folder)
+    next(folder.rglob("*.safetensors")).unlink()
+    with pytest.raises(ArtifactError, match="the weights in"):
+        frozen_lexical(section, folder, CPU)
 
 
 def test_weights_that_no_stage_has_published_are_an_error(run: Run) -> None:
