@@ -18,6 +18,7 @@ def forward_flops(shape: ModelShape, batches: Sequence[Inputs]) -> float:
     return float(
         sum(
             shape.layers * inputs.tokens * (2 * shape.layer_parameters + 4 * inputs.length * shape.hidden)
+            + 2 * inputs.tokens * shape.head_parameters
             for inputs in batches
         )
     )

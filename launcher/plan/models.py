@@ -71,6 +71,8 @@ class ModelShape:
     """Whether the layers are BERT's, for which the formulas were checked."""
     longest: int | None
     """Tokens that its positions allow."""
+    head_parameters: int = 0
+    """Weights of the matrices above the layers that every token goes through: a lexical retriever's."""
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -191,6 +193,7 @@ def describe(settings: Any, kind: str, *, name: str, tied: bool = True, dense: S
         attention_dropout=attention_dropout,
         plain=_is_plain(module),
         longest=module.longest_input,
+        head_parameters=_head_parameters(module) if isinstance(module, Lexical) else 0,
     )
 
 
@@ -290,6 +293,13 @@ def _read_dense(section: ModelConfig, words: str | None) -> tuple[DenseLayer, ..
     if words is not None or section.name == "random" or not isinstance(section, RetrieverConfig):
         return ()
     return read_retriever(cached_source(section.name)).document.dense
+
+
+def _head_parameters(module: Lexical) -> int:
+    tower: Any = next(iter(module.towers.values()))
+    below = set(tower.base_model.modules())
+    matrices = (one for one in tower.modules() if isinstance(one, nn.Linear) and one not in below)
+    return sum(one.weight.numel() for one in matrices)
 
 
 def _backbone(settings: Any) -> nn.Module:

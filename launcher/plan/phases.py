@@ -16,6 +16,7 @@ from engine.config.recipe import Config
 from engine.config.timetable import AUTO, Phase
 from engine.errors import ConfigError
 from engine.index.plan import IndexPlan
+from engine.models.lexical import LOGIT_BYTES
 from launcher.plan.activations import ELEMENT_BYTES, Inputs, Numerics, inference_bytes
 from launcher.plan.hardware import GIB, Gpu
 from launcher.plan.memory import StepMemory, buckets_of, idle_bytes, step_memory
@@ -241,7 +242,11 @@ def _inference(config: Config, shapes: Mapping[str, ModelShape], model: str, gpu
         rows = min(rows, settings.rerank_depth)
     inputs = Inputs(rows, section.max_length)
     copies = shapes[model].parameters * numerics.element
-    return {f"frozen {model}": copies, "a batch's activations": inference_bytes(shapes[model], inputs, numerics)}
+    parts = {f"frozen {model}": copies, "a batch's activations": inference_bytes(shapes[model], inputs, numerics)}
+    if isinstance(section, LexicalConfig):
+        logits = rows * section.max_length * shapes[model].dimension * numerics.element
+        parts["a batch's logits"] = min(LOGIT_BYTES, logits)
+    return parts
 
 
 def _idle(left: int) -> dict[str, int]:

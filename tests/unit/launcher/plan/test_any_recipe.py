@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from transformers import BertConfig
 
 from engine.config.ar2 import Ar2Recipe
 from engine.config.file import load_config
-from engine.config.models import RetrieverConfig
+from engine.config.models import LexicalConfig, RetrieverConfig
 from engine.config.timetable import Mining, Phase, Sizes, Timetable, WeightsOf, iteration_name
 from engine.config.training import OptimConfig
 from engine.errors import ConfigError
@@ -18,7 +20,7 @@ from launcher.plan.durations import Rates
 from launcher.plan.estimate import Plan, make_plan
 from launcher.plan.hardware import find_gpu
 from launcher.plan.models import encoder_of, reranker_of, shapes_of
-from launcher.plan.phases import training_work
+from launcher.plan.phases import NO_INDEX, phases, training_work
 from launcher.plan.report import report
 from launcher.plan.storage import token_streams
 from launcher.preflight.space import estimate_space
@@ -150,3 +152,29 @@ def test_a_shape_for_a_model_that_is_not_there_is_refused() -> None:
 def test_space_is_not_estimated_without_one_models_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
     assert estimate_space(distilling()).unknown == ("the student's weights",)
+
+
+class Weighing(Ar2Recipe):
+    """AR2's recipe, and a lexical retriever."""
+
+    words: LexicalConfig
+
+    def timetable_for(self, sizes: Sizes | None) -> Timetable:
+        table = super().timetable_for(sizes)
+        return replace(table, phases=(*table.phases, a_phase("words", "words", candidates=("bm25",), pool="world")))
+
+
+def test_a_lexical_retrievers_logits_are_planned() -> None:
+    """They weigh more than all else: a number for each token and each word."""
+    words = LexicalConfig(name="someone/words", max_length=40, query_max_length=16, precision="bf16")
+    config = Weighing(**load_config(ROOT / "configs" / "tiny.yaml").model_dump(), words=words)
+    shapes = shapes_of(config, {"words": "2x64"})
+    (work,) = (one for one in training_work(config, shapes, 2) if one.model == "words")
+    vocabulary = shapes["words"].dimension
+    assert vocabulary == BertConfig().vocab_size
+    tokens = 2 * config.query_max_length + 2 * 4 * 40
+    pool = 3 * 8 * 4 * vocabulary + 4 * 4 * 8 * 4
+    assert work.extra == 2 * tokens * vocabulary * 2 + 4 * pool
+    stages = {name: section.zero_stage for name, section in config.models.items()}
+    listed = phases(config, shapes, training_work(config, shapes, 2), stages, 2, NO_INDEX, find_gpu("a100-80gb"))
+    assert next(one.tensors for one in listed if one.name == "words") > work.extra

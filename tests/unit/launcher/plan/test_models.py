@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     BertConfig,
+    BertForMaskedLM,
     BertForSequenceClassification,
     BertModel,
     DistilBertConfig,
@@ -48,6 +49,16 @@ def test_counts_are_those_of_the_real_models() -> None:
     assert describe(small(), "retriever", name="").parameters == count
     assert describe(small(), "retriever", name="", tied=False).parameters == 2 * count
     assert describe(small(), "ranker", name="").parameters == sum(p.numel() for p in ranker.parameters())
+
+
+def test_a_lexical_retrievers_head_counts_and_its_vector_has_a_number_for_each_word() -> None:
+    model = BertForMaskedLM(small())
+    found = describe(small(), "lexical", name="")
+    assert found.parameters == sum(p.numel() for p in model.parameters())
+    assert found.head_parameters == 32 * 32 + 50 * 32
+    assert (found.dimension, found.towers) == (50, 1)
+    two = describe(small(), "lexical", name="", tied=False)
+    assert (two.parameters, two.head_parameters, two.towers) == (2 * found.parameters, found.head_parameters, 2)
 
 
 def test_the_layers_above_a_pooling_count_and_give_an_embeddings_length() -> None:
@@ -113,13 +124,14 @@ def test_a_width_that_has_another_name_is_found(tmp_path: Path) -> None:
     assert (shape.intermediate, shape.dropout, shape.attention_dropout) == (40, 0.3, 0.3)
 
 
-def test_forward_and_backward_are_counted_as_torch_counts_them() -> None:
+@pytest.mark.parametrize("kind", ["retriever", "lexical"])
+def test_forward_and_backward_are_counted_as_torch_counts_them(kind: str) -> None:
     settings, inputs = small(), Inputs(3, 16)
     settings._attn_implementation = "eager"  # the counter does not see inside fused attention on a CPU
-    model = BertModel(settings, add_pooling_layer=False).train()
-    shape = describe(small(), "retriever", name="")
+    model = BertModel(settings, add_pooling_layer=False) if kind == "retriever" else BertForMaskedLM(settings)
+    shape = describe(small(), kind, name="")
     with FlopCounterMode(display=False) as counter:
-        states = model(input_ids=torch.randint(0, 50, (3, 16))).last_hidden_state
+        states = model.train()(input_ids=torch.randint(0, 50, (3, 16)))[0]
         forward = counter.get_total_flops()
         states.sum().backward()
     assert forward_flops(shape, [inputs]) == pytest.approx(forward, rel=0.01)
