@@ -27,7 +27,7 @@ def three_models_on_every_rank() -> None:
 
     world = open_world(device="cpu")
     folder = Path(os.environ["TEST_FOLDER"])
-    student = Student(world, folder, "run")
+    student = Student(world, folder, "run", lexical=os.environ["TEST_KIND"] == "lexical")
     trained = student.train()
     again = Models.open(student.run, {"student": student.load("student")})
     found = {
@@ -40,6 +40,10 @@ def three_models_on_every_rank() -> None:
         },
         "resumed": again.checkpoints["student"].position and again.checkpoints["student"].position.step,
     }
+    if student.run.is_main:
+        from engine.models.export import export_model
+
+        found["difference"] = export_model(student.run.folder.weights("student", "000"), folder / "exported")
     print(json.dumps(found))
     world.close()
 
@@ -88,12 +92,14 @@ def auto_on_every_rank() -> None:
 class Student:
     """A recipe with a student beside retriever and ranker, which reads text with a tokenizer of its own."""
 
-    def __init__(self, world: Any, folder: Path, name: str, micro_batch_tokens: Any = None) -> None:
+    def __init__(
+        self, world: Any, folder: Path, name: str, micro_batch_tokens: Any = None, *, lexical: bool = False
+    ) -> None:
         import torch
         import yaml
 
         from engine.config.ar2 import Ar2Recipe
-        from engine.config.models import RetrieverConfig
+        from engine.config.models import LexicalConfig, RetrieverConfig
         from engine.config.timetable import Phase, Sizes, Timetable
         from engine.config.training import OptimConfig
         from engine.data.corpus import model_texts, open_data, write_shards
@@ -109,7 +115,7 @@ class Student:
         )
 
         class WithStudent(Ar2Recipe):
-            student: RetrieverConfig
+            student: LexicalConfig if lexical else RetrieverConfig  # type: ignore[valid-type]
 
             def timetable_for(self, sizes: Sizes | None) -> Timetable:
                 table = super().timetable_for(sizes)
@@ -117,6 +123,7 @@ class Student:
                     (*table.phases, phase), table.minings, table.iterations, table.in_each_iteration, True, False
                 )
 
+        self.lexical = lexical
         torch.set_num_threads(1)
         tree = yaml.safe_load(TINY.read_text())
         tree["run"] |= {"path": str(folder / name), "checkpoint_every_steps": 2}
@@ -145,12 +152,16 @@ class Student:
         return load_untrained(self.run.config.models[name], str(self.sources[name]), seed=1)
 
     def train(self) -> Trained:
-        from engine.objectives import InBatchContrast
+        from engine.config.lexical import FlopsConfig
+        from engine.objectives import InBatchContrast, LexicalContrast
         from engine.phases import builder_of, train_visit
         from engine.refresh.refresh import bm25_candidates
 
         def contrast(samples: Any) -> Any:
-            return InBatchContrast(samples, builder_of(stage_of[0], self.data, self.models, "student"), score_scale=1.0)
+            builder = builder_of(stage_of[0], self.data, self.models, "student")
+            if self.lexical:
+                return LexicalContrast(samples, builder, score_scale=0.1, penalty=FlopsConfig(flops_steps=4))
+            return InBatchContrast(samples, builder, score_scale=1.0)
 
         stage_of: list[Any] = []
 
@@ -165,10 +176,10 @@ class Student:
 # --- the test --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_a_third_model_is_trained_like_the_others(tmp_path: Path, world_size: int) -> None:
+@pytest.mark.parametrize(("world_size", "kind"), [(1, "retriever"), (2, "lexical")])
+def test_a_third_model_is_trained_like_the_others(tmp_path: Path, world_size: int, kind: str) -> None:
     """Symptom: whatever was not the retriever was taken for the ranker, so a student had no place."""
-    env = {"TEST_FOLDER": str(tmp_path)}
+    env = {"TEST_FOLDER": str(tmp_path), "TEST_KIND": kind}
     ranks = run_ranks(f"{HERE}:three_models_on_every_rank", world_size, "store", timeout=180, env=env)
     assert all(rank.returncode == 0 for rank in ranks), report(ranks)
     found = json.loads(ranks[0].stdout.splitlines()[-1])
@@ -176,6 +187,7 @@ def test_a_third_model_is_trained_like_the_others(tmp_path: Path, world_size: in
     assert (found["steps"], found["finite"], found["weights"]) == (4, True, True)
     assert found["checkpoints"] == {"retriever": None, "ranker": None, "student": 2}
     assert found["resumed"] == 4
+    assert found["difference"] < 1e-4  # in sentence-transformers
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
