@@ -2,16 +2,17 @@
 
 A part is an array and, written after it, a JSON marker; a part without a valid marker does not exist. Any rank may
 write any part, writing one again is harmless, and a store opens only when every part is there and carries the same
-stamp, so that an index can never mix two retrievers.
+stamp, so that an index can never mix two retrievers. What vouches for a part here does so for the parts of
+`shards.postings`, too: `PartMarker`, `publish_part`, `part_fault`, `open_markers`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -37,13 +38,24 @@ class Stamp:
 
 
 @dataclass(frozen=True, slots=True)
-class _Marker:
+class PartMarker:
+    """What vouches for a part; written after its array."""
+
     stamp: Stamp
+    """What made it."""
     shape: tuple[int, int]
+    """Documents, and numbers of each: embedding dimension or vocabulary."""
     dtype: str
+    """Of the numbers."""
     first_document: int
+    """Global index of the part's first document."""
     num_bytes: int
+    """Of the array's file."""
     sha256: str
+    """Of the array's file."""
+
+
+M = TypeVar("M", bound=PartMarker)
 
 
 def write_part(folder: Path, entry: ShardEntry, embeddings_ND: Embeddings, stamp: Stamp) -> None:
@@ -72,14 +84,14 @@ def write_part(folder: Path, entry: ShardEntry, embeddings_ND: Embeddings, stamp
             expected="finite numbers, which a search can compare",
             remedy=f"look for a training run that diverged; {dtype} holds numbers up to {np.finfo(dtype).max:.0f}",
         )
-    array_path, marker_path = _paths(folder, entry)
-    # A marker of an earlier iteration must not stand next to the new array, not even for a moment.
-    marker_path.unlink(missing_ok=True)
-    with write_atomically(array_path, num_bytes=embeddings_ND.nbytes) as temporary:
-        save_array(temporary, embeddings_ND)
-        num_bytes, sha256 = temporary.stat().st_size, sha256_file(temporary)
-    marker = _Marker(stamp, (shape[0], shape[1]), dtype, entry.first_document, num_bytes, sha256)
-    write_json(marker_path, asdict(marker))
+    publish_part(
+        folder,
+        entry,
+        [embeddings_ND],
+        lambda num_bytes, sha256: PartMarker(
+            stamp, (shape[0], shape[1]), dtype, entry.first_document, num_bytes, sha256
+        ),
+    )
 
 
 def part_is_complete(folder: Path, entry: ShardEntry, stamp: Stamp) -> bool:
@@ -93,7 +105,7 @@ def part_is_complete(folder: Path, entry: ShardEntry, stamp: Stamp) -> bool:
     Returns:
         Whether the part has a valid marker with an equal stamp, the shard's number of rows and the right size.
     """
-    return not _fault(folder, entry, stamp)[0]
+    return not part_fault(folder, entry, stamp, PartMarker)[0]
 
 
 class EmbeddingStore:
@@ -131,38 +143,8 @@ class EmbeddingStore:
         Raises:
             ArtifactError: Parts are missing, stale, short or damaged, or the stamp names another corpus.
         """
-        if stamp.corpus_sha256 != manifest.sha256:
-            raise ArtifactError(
-                f"embeddings@{stamp.iteration} were asked for corpus {stamp.corpus_sha256}",
-                expected=f"corpus {manifest.sha256}, which the shards hold",
-                remedy="encode the corpus again",
-            )
-        faults: list[tuple[ShardEntry, str]] = []
-        num_rows, forms = 0, set()
-        for entry in manifest.shards:
-            fault, marker = _fault(folder, entry, stamp)
-            if not fault and marker and verify and sha256_file(_paths(folder, entry)[0]) != marker.sha256:
-                fault, marker = "is damaged (its bytes do not have the recorded hash)", None
-            if fault:
-                faults.append((entry, fault))
-            if marker:
-                num_rows += marker.shape[0]
-                forms.add((marker.shape[1], marker.dtype))
-        if faults:
-            entry, fault = faults[0]
-            more = f", and {len(faults) - 1} more part(s) are not usable" if len(faults) > 1 else ""
-            raise ArtifactError(
-                f"embeddings@{stamp.iteration} has {num_rows} rows, the corpus manifest says "
-                f"{manifest.num_documents}; part {entry.number} {fault}{more}",
-                remedy=f"delete {Path(folder) / f'part-{entry.number:06d}'}.* and run the encoding again",
-            )
-        if len(forms) > 1:
-            raise ArtifactError(
-                f"embeddings@{stamp.iteration} mixes parts of (dimension, type) {sorted(forms)}",
-                expected="one dimension and one type",
-                remedy=f"delete {folder} and run the encoding again",
-            )
-        return cls(folder, manifest, stamp, *forms.pop())
+        marker = open_markers(folder, manifest, stamp, PartMarker, what="embeddings", verify=verify)[0]
+        return cls(folder, manifest, stamp, marker.shape[1], marker.dtype)
 
     def __reduce__(self) -> tuple[type[EmbeddingStore], tuple[Any, ...]]:
         return EmbeddingStore, (self.folder, self.manifest, self.stamp, self.dimension, self.dtype)
@@ -213,7 +195,7 @@ class EmbeddingStore:
 
     def _open_part(self, part: int) -> Embeddings:
         entry = self.manifest.shards[part]
-        path = _paths(self.folder, entry)[0]
+        path = part_paths(self.folder, entry)[0]
         expected = f"{self.dtype} {[entry.num_documents, self.dimension]}"
         remedy = f"delete {path.with_suffix('')}.* and run the encoding again"
         try:
@@ -254,18 +236,52 @@ def read_rows(part_ND: Any, rows_K: npt.NDArray[np.int64]) -> npt.NDArray[np.flo
     return found_KD.astype(np.float32, copy=False)
 
 
-def _paths(folder: Path, entry: ShardEntry) -> tuple[Path, Path]:
+def part_paths(folder: Path, entry: ShardEntry) -> tuple[Path, Path]:
+    """Return where a part's array and its marker lie."""
     stem = f"part-{entry.number:06d}"
     return Path(folder) / f"{stem}.npy", Path(folder) / f"{stem}.json"
 
 
-def _fault(folder: Path, entry: ShardEntry, stamp: Stamp) -> tuple[str, _Marker | None]:
-    """Return what is wrong with a part ("" if nothing), and its marker where its rows carry the right stamp."""
-    array_path, marker_path = _paths(folder, entry)
+def publish_part(
+    folder: Path,
+    entry: ShardEntry,
+    pieces: Sequence[npt.NDArray[Any]],
+    describe: Callable[[int, str], PartMarker],
+) -> None:
+    """Write a part of a store, the marker last.
+
+    Args:
+        folder: The store's folder; made if needed.
+        entry: The shard.
+        pieces: Of the array, as `shards.files.save_array` joins them.
+        describe: Takes the bytes and the sha256 of the array's file and gives the marker.
+    """
+    array_path, marker_path = part_paths(folder, entry)
+    # A marker of an earlier iteration must not stand next to the new array, not even for a moment.
+    marker_path.unlink(missing_ok=True)
+    with write_atomically(array_path, num_bytes=sum(piece.nbytes for piece in pieces)) as temporary:
+        save_array(temporary, *pieces)
+        marker = describe(temporary.stat().st_size, sha256_file(temporary))
+    write_json(marker_path, asdict(marker))
+
+
+def part_fault(folder: Path, entry: ShardEntry, stamp: Stamp, kind: type[M]) -> tuple[str, M | None]:
+    """Look at a part of a store without reading its array.
+
+    Args:
+        folder: The store's folder.
+        entry: The shard.
+        stamp: What must have made it.
+        kind: The form of its marker.
+
+    Returns:
+        What is wrong with the part ("" if nothing), and its marker where its rows carry the right stamp.
+    """
+    array_path, marker_path = part_paths(folder, entry)
     if not marker_path.is_file() or not array_path.is_file():
         return "is missing", None
     try:
-        marker = read_record(marker_path, _Marker, "the marker of an embedding part")
+        marker = read_record(marker_path, kind, "the marker of a part")
     except ArtifactError:
         return "has a damaged marker", None
     if marker.stamp != stamp:
@@ -280,3 +296,56 @@ def _fault(folder: Path, entry: ShardEntry, stamp: Stamp) -> tuple[str, _Marker 
         word = "short" if num_rows < entry.num_documents else "damaged"
         return f"is {word} ({num_rows} of {entry.num_documents} rows)", marker
     return "", marker
+
+
+def open_markers(
+    folder: Path, manifest: CorpusManifest, stamp: Stamp, kind: type[M], *, what: str, verify: bool
+) -> list[M]:
+    """Check that a store is whole: every part is there, with the right stamp and of one form.
+
+    Args:
+        folder: The store's folder.
+        manifest: The corpus that was encoded. Parts beyond its shards are ignored.
+        stamp: What must have made the store.
+        kind: The form of its markers.
+        what: The store's content, for errors.
+        verify: Hash every part too; without it, parts are checked by size.
+
+    Returns:
+        The markers of all parts, in order.
+
+    Raises:
+        ArtifactError: Parts are missing, stale, short or damaged, or the stamp names another corpus.
+    """
+    if stamp.corpus_sha256 != manifest.sha256:
+        raise ArtifactError(
+            f"{what}@{stamp.iteration} were asked for corpus {stamp.corpus_sha256}",
+            expected=f"corpus {manifest.sha256}, which the shards hold",
+            remedy="encode the corpus again",
+        )
+    faults: list[tuple[ShardEntry, str]] = []
+    markers: list[M] = []
+    for entry in manifest.shards:
+        fault, marker = part_fault(folder, entry, stamp, kind)
+        if not fault and marker and verify and sha256_file(part_paths(folder, entry)[0]) != marker.sha256:
+            fault, marker = "is damaged (its bytes do not have the recorded hash)", None
+        if fault:
+            faults.append((entry, fault))
+        if marker:
+            markers.append(marker)
+    if faults:
+        entry, fault = faults[0]
+        more = f", and {len(faults) - 1} more part(s) are not usable" if len(faults) > 1 else ""
+        raise ArtifactError(
+            f"{what}@{stamp.iteration} has {sum(marker.shape[0] for marker in markers)} rows, the corpus manifest "
+            f"says {manifest.num_documents}; part {entry.number} {fault}{more}",
+            remedy=f"delete {Path(folder) / f'part-{entry.number:06d}'}.* and run the encoding again",
+        )
+    forms = {(marker.shape[1], marker.dtype) for marker in markers}
+    if len(forms) > 1:
+        raise ArtifactError(
+            f"{what}@{stamp.iteration} mixes parts of (dimension, type) {sorted(forms)}",
+            expected="one dimension and one type",
+            remedy=f"delete {folder} and run the encoding again",
+        )
+    return markers

@@ -1,0 +1,123 @@
+"""Exact search over postings, term at a time, for a group of queries at once.
+
+A score is the inner product of two sparse vectors: products of float32 weights, exact in float64, are added up in the
+order of the terms and rounded once, to float32. So a score has the same bits whatever is searched with it, in whichever
+part, by whichever code (`engine.index.scan`), on one rank or many. A document that shares no term with a query is no
+hit. Equal scores go by document.
+
+What it takes of memory does not grow with the corpus: 12 bytes for each hit that is kept (queries x `top_k`); for each
+thread 12 bytes for each of `_SCORES_AT_A_TIME` pairs of query and document; with scipy also 12 bytes a posting of the
+block that the queries ask for. The block itself is mapped from its file.
+
+Shapes: Q queries, V terms of the vocabulary, N documents of a block, K = `top_k` ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sparse  # type: ignore[import-untyped]
+import torch
+
+from engine.index.exact import blocks, merge_hits
+from engine.index.plan import cut_parts
+from engine.index.scan import Found, Scan, fastest_scan
+from engine.search import Hits, top_of_row
+from shards.postings import PostingsStore
+
+_SCORES_AT_A_TIME = 2**19
+"""Pairs of query and document that a thread scores before it keeps the best of them."""
+
+
+class PostingsIndex:
+    """Finds the documents with the highest inner product from the postings of a query's terms.
+
+    Args:
+        store: The postings.
+        scan: What adds them up; left out, the fastest. The results are the same.
+    """
+
+    def __init__(self, store: PostingsStore, *, scan: type[Scan] | None = None) -> None:
+        self.store, self._scan = store, scan or fastest_scan()
+        self._parts = cut_parts([entry.num_documents for entry in store.manifest.shards])
+
+    @property
+    def num_parts(self) -> int:
+        """Parts that ranks may search one by one: a function of the corpus alone."""
+        return len(self._parts)
+
+    def search(self, queries_QV: sparse.csr_array, top_k: int) -> Hits:
+        """Search all parts; arguments and result as of `search_parts`."""
+        return self.search_parts(queries_QV, top_k, range(self.num_parts))
+
+    def search_parts(self, queries_QV: sparse.csr_array, top_k: int, parts: Sequence[int]) -> Hits:
+        """Search some parts.
+
+        Args:
+            queries_QV: float32 [Q, V], finite, no weight below 0.
+            top_k: Documents a query, at least 1.
+            parts: Numbers below `num_parts`, each once.
+
+        Returns:
+            Hits [Q, top_k], padded where fewer documents share a term with a query.
+
+        Raises:
+            ArtifactError: A part is damaged.
+            ValueError: The queries have another vocabulary than the postings, or `top_k` is below 1.
+        """
+        if queries_QV.ndim != 2 or queries_QV.shape[1] != self.store.num_terms or top_k < 1:
+            raise ValueError(
+                f"queries of shape {queries_QV.shape} and top_k {top_k}; expected [Q, {self.store.num_terms}] and 1 up"
+            )
+        queries_QV = sparse.csr_array(queries_QV, dtype=np.float64)
+        queries_QV.sort_indices()
+        num_queries, num_threads = queries_QV.shape[0], torch.get_num_threads()
+        best = _Best(num_queries, top_k)
+        with ThreadPoolExecutor(num_threads, "search") as threads:
+            for part in sorted(parts):
+                for block in self.store.blocks(self._parts[part]):
+                    scan = self._scan(block, queries_QV)
+                    size = max(1, min(_SCORES_AT_A_TIME // block.num_documents, -(-num_queries // num_threads)))
+
+                    def search(rows: slice, scan: Scan = scan, first: int = block.first_document) -> None:
+                        best.add(rows, first, scan.find(rows, best.least(rows)))
+
+                    # One after the other by block, so that documents come in their order; all must be asked for.
+                    for _ in threads.map(search, blocks(num_queries, size)):
+                        pass
+        return best.hits
+
+    def finish(self, found: Sequence[Hits], top_k: int) -> Hits:
+        """Merge what `search_parts` found in all parts: [Q, top_k], the same as `search` returns."""
+        return merge_hits(found, top_k)
+
+
+class _Best:
+    """The best documents of each query so far, where documents are looked at in ascending order."""
+
+    def __init__(self, num_queries: int, top_k: int) -> None:
+        self.hits = Hits(
+            np.full((num_queries, top_k), -1, dtype=np.int64),
+            np.full((num_queries, top_k), -np.inf, dtype=np.float32),
+        )
+
+    def least(self, rows: slice) -> npt.NDArray[np.float32]:
+        """Return what a score must exceed to be kept, float32 [Q]; one that is equal is of a later document."""
+        least_Q: npt.NDArray[np.float32] = np.maximum(self.hits.scores_QK[rows, -1], np.float32(0))
+        return least_Q
+
+    def add(self, rows: slice, first_document: int, found: Found) -> None:
+        """Take what was found in a block, all of it above `least`."""
+        bounds_Q, documents, scores = found
+        for row, (start, stop) in enumerate(pairwise(bounds_Q.tolist()), rows.start):
+            if start == stop:
+                continue
+            best_K, documents_K = self.hits.scores_QK[row], self.hits.documents_QK[row]
+            # Equal scores stand in the order of the documents here, so that places decide as documents would.
+            places_K, scores_K = top_of_row(np.concatenate([best_K, scores[start:stop]]), len(best_K))
+            documents_K[:] = np.concatenate([documents_K, documents[start:stop] + np.int64(first_document)])[places_K]
+            best_K[:] = scores_K
