@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,9 +98,15 @@ class Searcher(Protocol):
         ...
 
 
+E = TypeVar("E")
+
+
 @runtime_checkable
-class PartedSearcher(Searcher, Protocol):
+class PartedSearcher(Searcher, Protocol[E]):
     """A searcher whose index is in parts that ranks can search one by one.
+
+    What it makes of queries is its own affair: a dense array [Q, D], or a sparse one of scipy's [Q, V]. Either takes an
+    array of rows as its index, and `engine.refresh.part_search` stores either.
 
     Attributes:
         num_parts: Number of parts; 1 where it is searched as one.
@@ -111,15 +117,15 @@ class PartedSearcher(Searcher, Protocol):
         """Number of parts."""
         ...
 
-    def encode(self, queries: Sequence[Query]) -> NDArray[np.float32]:
-        """Encode queries: [Q, D]."""
+    def encode(self, queries: Sequence[Query]) -> E:
+        """Encode queries: a row each."""
         ...
 
-    def search_parts(self, queries_QD: NDArray[np.float32], top_k: int, parts: Sequence[int]) -> Hits:
+    def search_parts(self, queries: E, top_k: int, parts: Sequence[int]) -> Hits:
         """Search some parts: [Q, C]."""
         ...
 
-    def finish(self, queries_QD: NDArray[np.float32], found: Sequence[Hits], top_k: int) -> Hits:
+    def finish(self, queries: E, found: Sequence[Hits], top_k: int) -> Hits:
         """Merge what `search_parts` found in all parts: [Q, top_k], the same as `search` returns."""
         ...
 

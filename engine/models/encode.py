@@ -1,5 +1,7 @@
 """Turns token ids into embeddings: the corpus shard by shard into a store, queries into one array.
 
+`engine.models.encode_sparse` does the same for vectors over a vocabulary, by `unfinished_shards` and `encode_batches`.
+
 Each rank encodes its own shards in its own rhythm, so nothing here may be a collective operation: the encoder must
 hold whole weights (a ZeRO-3 engine's forward is a collective, and uneven shards would hang it), and it must be in
 evaluation mode, since dropout would show in no error. A shard whose part is finished is skipped, which is all that
@@ -31,10 +33,14 @@ from engine.models.dual import PaddedEncoder
 from engine.models.packed import PackedEncoder
 from engine.models.template import InputTemplate
 from shards.embeddings import Stamp, part_is_complete, write_part
+from shards.manifest import ShardEntry
 from shards.reader import CorpusShards
 
 Encoder = PackedEncoder | PaddedEncoder
 """`Retriever.document_encoder()` and `query_encoder()` return the best for a model."""
+
+TokenIds = npt.NDArray[np.uint32]
+"""Of one input, [L]."""
 
 _PAD_TO_MULTIPLE_OF = 8
 _CPU_TOKENS_PER_BATCH = 1024
@@ -77,13 +83,9 @@ def encode_documents(
     Raises:
         ArtifactError: A shard is damaged, or an embedding is not finite in `dtype`.
     """
-    for number in shard_numbers:
-        entry = shards.manifest.shards[number]
-        if part_is_complete(folder, entry, stamp):
-            progress(entry.num_documents, 0)
-            continue
-        # The whole shard is read before any of it is encoded: damage at its end would else show after the work.
-        ids = [ids_L for _, ids_L in shards.iterate(number, stream)]
+    for entry, ids in unfinished_shards(
+        shards, stream, shard_numbers, lambda entry: part_is_complete(folder, entry, stamp), progress
+    ):
         embeddings_ND = _encode(encoder, template, ids, max_length, tokens_per_batch, dtype, device, progress)
         write_part(folder, entry, embeddings_ND, stamp)
 
@@ -135,6 +137,81 @@ def encode_queries(
             remedy="look for a training run that diverged: lower the learning rate or start from an earlier checkpoint",
         )
     return queries_QD
+
+
+def unfinished_shards(
+    shards: CorpusShards,
+    stream: str,
+    shard_numbers: Iterable[int],
+    is_complete: Callable[[ShardEntry], bool],
+    progress: Callable[[int, int], None],
+) -> Iterator[tuple[ShardEntry, list[TokenIds]]]:
+    """Read the shards that are to be encoded.
+
+    Args:
+        shards: The corpus.
+        stream: The model's token stream.
+        shard_numbers: Those asked for; the next one is taken only when the caller has done with the last.
+        is_complete: Whether a shard is encoded already.
+        progress: Called with (documents, 0) for each that is.
+
+    Yields:
+        A shard, and the token ids of its documents in order.
+
+    Raises:
+        ArtifactError: A shard is damaged.
+    """
+    for number in shard_numbers:
+        entry = shards.manifest.shards[number]
+        if is_complete(entry):
+            progress(entry.num_documents, 0)
+            continue
+        # The whole shard is read before any of it is encoded: damage at its end would else show after the work.
+        yield entry, [ids_L for _, ids_L in shards.iterate(number, stream)]
+
+
+def encode_batches(
+    encoder: Encoder,
+    template: InputTemplate,
+    ids: Sequence[TokenIds],
+    convert: Callable[[Tensor], Tensor],
+    keep: Callable[[list[int], Tensor], None],
+    *,
+    max_length: int,
+    tokens_per_batch: int,
+    device: torch.device,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Encode inputs in batches of similar length, as fast as the device allows.
+
+    Args:
+        encoder: A tower, in evaluation mode, on `device`.
+        template: Adds the special tokens and pads.
+        ids: Of each input, without special tokens.
+        convert: Takes what the encoder gives for a batch, and gives what is kept of it, on the device; called by the
+            thread that encodes, in inference mode.
+        keep: Takes places in `ids` and the converted rows, on the CPU; called by one thread, in any order.
+        max_length: Tokens of an input, special tokens included.
+        tokens_per_batch: As in `encode_documents`.
+        device: Where the encoder is.
+        progress: Called with (inputs, tokens without padding) after each batch.
+    """
+    lengths = [min(len(ids_L) + template.num_special_single, max_length) for ids_L in ids]
+
+    @torch.inference_mode()  # here, because the mode is a thread's own
+    def forward(places: list[int]) -> Tensor:
+        batch = [template.single(ids[place], max_length) for place in places]
+        if isinstance(encoder, PackedEncoder):
+            return convert(encoder(batch))
+        padded = template.pad(batch, pad_to_multiple_of=_PAD_TO_MULTIPLE_OF)
+        return convert(encoder({name: tensor.to(device) for name, tensor in padded.items()}))
+
+    def keep_and_tell(places: list[int], rows: Tensor) -> None:
+        keep(places, rows)
+        progress(len(places), sum(lengths[place] for place in places))
+
+    padded = not isinstance(encoder, PackedEncoder)
+    compute_by_length(forward, lengths, keep_and_tell, tokens_per_batch=tokens_per_batch, padded=padded, device=device)
 
 
 def batches_by_length(lengths: Sequence[int], tokens_per_batch: int, *, padded: bool = True) -> Iterator[list[int]]:
@@ -194,7 +271,7 @@ def compute_by_length(
 def _encode(
     encoder: Encoder,
     template: InputTemplate,
-    ids: Sequence[npt.NDArray[np.uint32]],
+    ids: Sequence[TokenIds],
     max_length: int,
     tokens_per_batch: int,
     dtype: Literal["float16", "float32"],
@@ -202,28 +279,25 @@ def _encode(
     progress: Callable[[int, int], None],
 ) -> npt.NDArray[Any]:
     """Return embeddings [N, D] of `dtype`, in the order of the inputs."""
-    lengths = [min(len(ids_L) + template.num_special_single, max_length) for ids_L in ids]
     found: list[npt.NDArray[Any]] = []
-
-    @torch.inference_mode()  # here, because the mode is a thread's own
-    def forward(places: list[int]) -> Tensor:
-        batch = [template.single(ids[place], max_length) for place in places]
-        if isinstance(encoder, PackedEncoder):
-            encoded_ND = encoder(batch)
-        else:
-            padded = template.pad(batch, pad_to_multiple_of=_PAD_TO_MULTIPLE_OF)
-            encoded_ND = encoder({name: tensor.to(device) for name, tensor in padded.items()})
-        # Rounded by torch: numpy would warn of the overflow that `write_part` turns into an error.
-        return encoded_ND.to(torch.float16 if dtype == "float16" else torch.float32)
 
     def keep(places: list[int], rows_ND: Tensor) -> None:
         if not found:
             found.append(np.empty((len(ids), rows_ND.shape[1]), dtype=dtype))
         found[0][places] = rows_ND.numpy()
-        progress(len(places), sum(lengths[place] for place in places))
 
-    padded = not isinstance(encoder, PackedEncoder)
-    compute_by_length(forward, lengths, keep, tokens_per_batch=tokens_per_batch, padded=padded, device=device)
+    encode_batches(
+        encoder,
+        template,
+        ids,
+        # Rounded by torch: numpy would warn of the overflow that `write_part` turns into an error.
+        lambda rows_ND: rows_ND.to(torch.float16 if dtype == "float16" else torch.float32),
+        keep,
+        max_length=max_length,
+        tokens_per_batch=tokens_per_batch,
+        device=device,
+        progress=progress,
+    )
     return found[0]  # callers give at least one input: a shard holds one document or more
 
 

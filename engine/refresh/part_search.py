@@ -3,19 +3,22 @@
 Where the parts of an index are not merged, or exact search streams all embeddings, a rank that answers its share of the
 queries reads the whole corpus. Here each part is searched once, for a group of queries, by whichever rank is free, and
 the best of all parts are merged; the result is what a search by one rank gives. Encoded queries and what was found in a
-part are files, so an interrupted search goes on.
+part are files, so an interrupted search goes on. Encoded queries are stored as they are, dense or sparse: a group of
+8,192 queries with a number for each of 30,522 words would take 1 GB, their 30 words each 2 MB.
 
-Shapes: Q queries of a group, D embedding dimension, C candidates a query and part.
+Shapes: Q queries of a group, C candidates a query and part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
+import scipy.sparse as sparse  # type: ignore[import-untyped]
 
 from engine.coordination.coordinator import Coordinator
 from engine.errors import ArtifactError
@@ -36,7 +39,7 @@ class FoundInParts:
         folder: Where `search_over_ranks` has put what was found.
     """
 
-    def __init__(self, searcher: PartedSearcher, queries: Sequence[Query], top_k: int, folder: Path) -> None:
+    def __init__(self, searcher: PartedSearcher[Any], queries: Sequence[Query], top_k: int, folder: Path) -> None:
         self.source, self.block_size = searcher.source, searcher.block_size
         self._searcher, self._top_k, self._folder = searcher, top_k, folder
         self._row_of = {query.id: row for row, query in enumerate(queries)}
@@ -51,12 +54,13 @@ class FoundInParts:
             Hits(_read(path)[rows_Q], _read(_scores_of(path))[rows_Q])
             for path in (_documents_path(self._folder, part) for part in range(self._searcher.num_parts))
         ]
-        return self._searcher.finish(_read_queries(self._folder, len(self._row_of))[rows_Q], found, top_k)
+        encoded = _read_queries(self._folder, len(self._row_of))
+        return self._searcher.finish(encoded[rows_Q], found, top_k)
 
 
 def search_over_ranks(
     coordinator: Coordinator,
-    searcher: PartedSearcher,
+    searcher: PartedSearcher[Any],
     queries: Sequence[Query],
     top_k: int,
     folder: Path,
@@ -82,7 +86,7 @@ def search_over_ranks(
     starts = range(0, len(queries), _QUERIES_AT_A_TIME)
 
     def plan() -> list[list[int]]:
-        encoded = [number for number in range(len(starts)) if not _queries_path(folder, number).exists()]
+        encoded = [number for number in range(len(starts)) if not any(map(Path.exists, _queries_paths(folder, number)))]
         # The scores are written last: with them, a part is complete.
         parts = [part for part in range(searcher.num_parts) if not _scores_of(_documents_path(folder, part)).exists()]
         return [encoded, parts]
@@ -91,19 +95,20 @@ def search_over_ranks(
     with coordinator.agreement(f"{name}: encode queries"):
         for number in coordinator.hand_out(f"{name}: encode queries", blocks):
             block = queries[starts[number] : starts[number] + _QUERIES_AT_A_TIME]
-            _write(_queries_path(folder, number), searcher.encode(block))
+            _write_queries(folder, number, searcher.encode(block))
     with coordinator.agreement(f"{name}: search parts"):
-        queries_QD = _read_queries(folder, len(queries))
+        encoded = _read_queries(folder, len(queries))
         for part in coordinator.hand_out(f"{name}: search parts", parts):
-            found = searcher.search_parts(queries_QD, top_k, [part])
+            found = searcher.search_parts(encoded, top_k, [part])
             path = _documents_path(folder, part)
             _write(path, found.documents_QK)
             _write(_scores_of(path), found.scores_QK)
     return FoundInParts(searcher, queries, top_k, folder)
 
 
-def _queries_path(folder: Path, number: int) -> Path:
-    return folder / f"queries-{number:04d}.npy"
+def _queries_paths(folder: Path, number: int) -> tuple[Path, Path]:
+    """Return where a block of encoded queries lies if it is dense, and if it is sparse."""
+    return folder / f"queries-{number:04d}.npy", folder / f"queries-{number:04d}.npz"
 
 
 def _documents_path(folder: Path, part: int) -> Path:
@@ -114,9 +119,20 @@ def _scores_of(path: Path) -> Path:
     return path.with_name(path.name.replace(".documents.", ".scores."))
 
 
-def _read_queries(folder: Path, num_queries: int) -> npt.NDArray[np.float32]:
-    blocks = range(-(-num_queries // _QUERIES_AT_A_TIME))
-    return np.concatenate([_read(_queries_path(folder, number)) for number in blocks])
+def _write_queries(folder: Path, number: int, encoded: Any) -> None:
+    dense, sparse_ = _queries_paths(folder, number)
+    if not sparse.issparse(encoded):
+        _write(dense, encoded)
+        return
+    with write_atomically(sparse_) as temporary, open(temporary, "wb") as file:
+        sparse.save_npz(file, encoded, compressed=False)
+
+
+def _read_queries(folder: Path, num_queries: int) -> Any:
+    paths = [_queries_paths(folder, number) for number in range(-(-num_queries // _QUERIES_AT_A_TIME))]
+    if any(dense.exists() for dense, _ in paths):
+        return np.concatenate([_read(dense) for dense, _ in paths])
+    return sparse.vstack([_read(sparse_, sparse.load_npz) for _, sparse_ in paths], format="csr")
 
 
 def _write(path: Path, array: npt.NDArray[Any]) -> None:
@@ -124,11 +140,14 @@ def _write(path: Path, array: npt.NDArray[Any]) -> None:
         save_array(temporary, array)
 
 
-def _read(path: Path) -> npt.NDArray[Any]:
+def _mapped(path: Path) -> Any:
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _read(path: Path, load: Callable[[Path], Any] = _mapped) -> Any:
     try:
-        array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-        return array
-    except (OSError, ValueError) as error:
+        return load(path)
+    except (OSError, ValueError, BadZipFile) as error:
         raise ArtifactError(
             f"{path} cannot be read ({error})",
             expected="what a rank found in a part of the index",

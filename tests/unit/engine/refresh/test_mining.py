@@ -10,12 +10,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
+import scipy.sparse as sparse
 
 from engine.config.timetable import Visit
 from engine.data.batches import Samples, rows_drawn
 from engine.data.candidates import Candidates
 from engine.data.corpus import Data, TrainingQueries
-from engine.errors import DataError
+from engine.errors import ArtifactError, DataError
 from engine.refresh.mining import mine
 from engine.run import Run, Stage
 from engine.search import Hits
@@ -412,18 +413,37 @@ class PartedSearcher(FakeSearcher):
         return Hits(np.take_along_axis(documents_QK, order, 1), np.take_along_axis(scores_QK, order, 1))
 
 
+class SparselyPartedSearcher(PartedSearcher):
+    """As `PartedSearcher`, with a sparse matrix as encoded queries."""
+
+    def encode(self, queries: Sequence[Query]) -> sparse.csr_array:
+        dense_Q1 = super().encode(queries)
+        return sparse.csr_array(np.hstack([np.zeros((len(queries), 30_000), np.float32), dense_Q1]))
+
+    def search_parts(self, queries: sparse.csr_array, top_k: int, parts: Sequence[int]) -> Hits:
+        return super().search_parts(self.dense(queries), top_k, parts)
+
+    def finish(self, queries: sparse.csr_array, found: Sequence[Hits], top_k: int) -> Hits:
+        return super().finish(self.dense(queries), found, top_k)
+
+    def dense(self, queries: sparse.csr_array) -> np.ndarray:
+        assert sparse.issparse(queries)
+        return queries[:, [30_000]].toarray()
+
+
 @pytest.fixture
 def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.refresh.mining._BLOCKS_A_GROUP", 2)
 
 
 @pytest.mark.usefixtures("small_groups")
-def test_parts_are_searched_once_for_a_group_and_give_the_same(open_run: Open) -> None:
+@pytest.mark.parametrize("kind", [PartedSearcher, SparselyPartedSearcher])
+def test_parts_are_searched_once_for_a_group_and_give_the_same(open_run: Open, kind: type[PartedSearcher]) -> None:
     """Symptom: each rank went through the whole unmerged index for its own few queries."""
     run, data = open_run(), data_of([[row, row + 1] for row in range(7)])
     whole = mined(run, data, FakeSearcher(block_size=2))
     shutil.rmtree(run.folder.candidates("001"))
-    searcher = PartedSearcher(block_size=2)
+    searcher = kind(block_size=2)
     found = mined(run, data, searcher)
     np.testing.assert_array_equal(found.documents_QK, whole.documents_QK)
     np.testing.assert_array_equal(found.scores_QK, whole.scores_QK)
@@ -435,16 +455,29 @@ def test_parts_are_searched_once_for_a_group_and_give_the_same(open_run: Open) -
 
 
 @pytest.mark.usefixtures("small_groups")
-def test_an_interrupted_search_of_parts_goes_on(open_run: Open) -> None:
+@pytest.mark.parametrize("kind", [PartedSearcher, SparselyPartedSearcher])
+def test_an_interrupted_search_of_parts_goes_on(open_run: Open, kind: type[PartedSearcher]) -> None:
     run, data = open_run(), data_of([[row] for row in range(7)])
     with pytest.raises(KeyboardInterrupt):
-        mined(run, data, PartedSearcher(block_size=2, dies_after=4))
-    again = PartedSearcher(block_size=2)
+        mined(run, data, kind(block_size=2, dies_after=4))
+    again = kind(block_size=2)
     found = mined(run, data, again)
     assert again.searched == [(1, 3), (2, 3)]
     assert again.encoded == []
     shutil.rmtree(run.folder.candidates("001"))
     np.testing.assert_array_equal(found.documents_QK, mined(run, data, FakeSearcher(block_size=2)).documents_QK)
+
+
+@pytest.mark.usefixtures("small_groups")
+@pytest.mark.parametrize("kind", [PartedSearcher, SparselyPartedSearcher])
+def test_encoded_queries_that_are_damaged_are_named(open_run: Open, kind: type[PartedSearcher]) -> None:
+    run, data = open_run(), data_of([[row] for row in range(7)])
+    with pytest.raises(KeyboardInterrupt):
+        mined(run, data, kind(block_size=2, dies_after=1))
+    (path,) = run.folder.candidates("001").parent.rglob("queries-*")
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(ArtifactError, match=rf"(?s){path.name} cannot be read.*delete {path.parent}"):
+        mined(run, data, kind(block_size=2))
 
 
 @pytest.mark.usefixtures("small_groups")
