@@ -7,11 +7,7 @@ weights that made them.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass
-from itertools import accumulate
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -19,7 +15,6 @@ import torch
 from engine.config.models import RetrieverConfig
 from engine.config.timetable import WeightsOf
 from engine.data.corpus import Data, ModelText
-from engine.data.reuse import take_over_same_weights
 from engine.errors import ArtifactError
 from engine.index.build import BuiltIndex, build_index
 from engine.index.dense import DenseIndex, IndexManifest
@@ -28,28 +23,15 @@ from engine.index.plan import FLAT, IndexPlan, for_other_corpus, plan_index
 from engine.log import get_logger
 from engine.models.encode import encode_documents, encode_queries
 from engine.models.retriever import Retriever
-from engine.models.weights import frozen_retriever, weights_sha256
-from engine.reliability.pace import Pace, slow_ranks, slowest_share
-from engine.reliability.progress import progress_bar
+from engine.models.weights import frozen_retriever
 from engine.retrievers.choice import Choice
+from engine.retrievers.encoding import EncodedCorpus, encode_over_ranks, stamp_of_weights
 from engine.run import Run, RunFolder, Stage
 from engine.search import Hits
 from shards.embeddings import EmbeddingStore, Stamp, part_is_complete
 from shards.records import Query
 
 log = get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedCorpus:
-    """Result of a stage `encode/ITERATION`."""
-
-    documents: int
-    encoded: int
-    """Documents that were not encoded already."""
-    documents_per_second: float | None = None
-    """Of all ranks together; None where there was nothing to do."""
-    tokens_per_second: float | None = None
 
 
 class DenseSearcher:
@@ -136,9 +118,7 @@ def open_dense(run: Run, data: Data, folder: RunFolder, choice: Choice) -> Dense
 
 def dense_stamp(run: Run, data: Data, choice: Choice) -> Stamp:
     """Return what embeddings, index and candidates of published weights must carry."""
-    weights = choice.trained
-    digest = weights_sha256(run.folder.weights(weights.model, weights.state))
-    return Stamp(run.timetable.artifact(weights), digest, data.shards.manifest.sha256)
+    return stamp_of_weights(run, data, choice)
 
 
 def encode_corpus(stage: Stage, data: Data, folder: RunFolder, choice: Choice) -> EncodedCorpus:
@@ -151,59 +131,34 @@ def encode_corpus(stage: Stage, data: Data, folder: RunFolder, choice: Choice) -
         choice: Whose published weights encode.
     """
     run, config, weights = stage.run, stage.run.config, choice.trained
-    text, name = data.texts[weights.model], run.timetable.artifact(weights)
-    stream = text.stream
-    stamp, store = dense_stamp(run, data, choice), folder.index(name) / "embeddings"
+    text, stamp = data.texts[weights.model], dense_stamp(run, data, choice)
+    index = folder.index(run.timetable.artifact(weights))
 
-    def plan() -> list[int]:
-        take_over_same_weights(folder.index(name), stamp)
-        missing = [entry for entry in data.shards.manifest.shards if not part_is_complete(store, entry, stamp)]
-        # The longest first, so that no rank is left with a long one at the end.
-        return [entry.number for entry in sorted(missing, key=lambda entry: (-entry.num_tokens[stream], entry.number))]
+    def encode(shard_numbers: Iterator[int], progress: Callable[[int, int], None]) -> None:
+        encode_documents(
+            frozen_encoder(run, weights).document_encoder(),
+            text.template.for_documents(),
+            data.shards,
+            text.stream,
+            shard_numbers,
+            index / "embeddings",
+            stamp,
+            max_length=config.models[weights.model].max_length,
+            tokens_per_batch=config.evaluation.tokens_per_batch,
+            dtype=config.index.embedding_dtype,
+            device=run.device,
+            progress=progress,
+        )
 
-    missing: list[int] = run.coordinator.only_rank_zero(f"{stage.name}: plan", plan)
-    num_missing = sum(data.shards.manifest.shards[number].num_documents for number in missing)
-    start, own = time.monotonic(), Pace()
-    with (
-        run.coordinator.agreement(f"{stage.name}: encode"),
-        progress_bar(stage.name, num_missing, "doc", shown=run.is_main) as bar,
-    ):
-        if missing:
-            encode_documents(
-                frozen_encoder(run, weights).document_encoder(),
-                text.template.for_documents(),
-                data.shards,
-                stream,
-                own.timed(_with_progress(run.coordinator.hand_out(stage.name, missing), missing, data, bar)),
-                store,
-                stamp,
-                max_length=config.models[weights.model].max_length,
-                tokens_per_batch=config.evaluation.tokens_per_batch,
-                dtype=config.index.embedding_dtype,
-                device=run.device,
-                progress=own.count,
-            )
-    paces = [Pace(*one) for one in run.coordinator.gather(f"{stage.name}: pace", astuple(own))]
-    seconds = max(time.monotonic() - start, 1e-9)
-    tokens = sum(pace.tokens for pace in paces)
-    if not missing:
-        return EncodedCorpus(data.shards.num_documents, 0)
-    speed = {"documents_per_second": num_missing / seconds, "tokens_per_second": tokens / seconds}
-    share = slowest_share(paces)
-    measured = speed if share is None else speed | {"slowest_rank": share}
-    run.metrics.write(stage.name, weights.iteration or 0, {f"encode/{key}": value for key, value in measured.items()})
-    if run.is_main and (slow := slow_ranks(paces, run.coordinator.hosts)):
-        log.warning("%s: %s", stage.name, slow)
-    return EncodedCorpus(data.shards.num_documents, num_missing, **speed)
-
-
-def _with_progress(handed_out: Iterator[int], order: Sequence[int], data: Data, bar: Any) -> Iterator[int]:
-    """Yield what is handed out; all that stands before it in the order has been taken, by whichever rank."""
-    sizes = [data.shards.manifest.shards[number].num_documents for number in order]
-    taken_before = dict(zip(order, accumulate(sizes, initial=0), strict=False))
-    for number in handed_out:
-        bar.update(taken_before[number] - bar.n)
-        yield number
+    return encode_over_ranks(
+        stage,
+        data,
+        weights,
+        index,
+        stamp,
+        is_complete=lambda entry: part_is_complete(index / "embeddings", entry, stamp),
+        encode=encode,
+    )
 
 
 def index_corpus(stage: Stage, data: Data, folder: RunFolder, choice: Choice) -> BuiltIndex:
