@@ -152,7 +152,8 @@ class IndexConfig(Section):
     recall_floor: float = Field(0.9, ge=0.0, le=1.0)
     """The run stops with the reason where the measured recall is below this."""
     embedding_dtype: Literal["float16", "float32"] = "float32"
-    """Type of the stored embeddings, from which hits are re-scored."""
+    """Type of the stored embeddings, from which hits are re-scored, and of the weights in a lexical retriever's
+    postings."""
 
 
 class EvaluationConfig(Section):

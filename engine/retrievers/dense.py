@@ -28,7 +28,7 @@ from engine.retrievers.choice import Choice
 from engine.retrievers.encoding import EncodedCorpus, encode_over_ranks, stamp_of_weights
 from engine.run import Run, RunFolder, Stage
 from engine.search import Hits
-from shards.embeddings import EmbeddingStore, Stamp, part_is_complete
+from shards.embeddings import EmbeddingStore, part_is_complete
 from shards.records import Query
 
 log = get_logger(__name__)
@@ -105,7 +105,7 @@ def open_dense(run: Run, data: Data, folder: RunFolder, choice: Choice) -> Dense
         ArtifactError: Index or embeddings are missing, damaged, or of other weights.
     """
     config, index = run.config, folder.index(run.timetable.artifact(choice.trained))
-    store = EmbeddingStore.open(index / "embeddings", data.shards.manifest, dense_stamp(run, data, choice))
+    store = EmbeddingStore.open(index / "embeddings", data.shards.manifest, stamp_of_weights(run, data, choice))
     return DenseSearcher(
         frozen_encoder(run, choice.trained),
         data.texts[choice.trained.model],
@@ -114,11 +114,6 @@ def open_dense(run: Run, data: Data, folder: RunFolder, choice: Choice) -> Dense
         tokens_per_batch=config.evaluation.tokens_per_batch,
         device=run.device,
     )
-
-
-def dense_stamp(run: Run, data: Data, choice: Choice) -> Stamp:
-    """Return what embeddings, index and candidates of published weights must carry."""
-    return stamp_of_weights(run, data, choice)
 
 
 def encode_corpus(stage: Stage, data: Data, folder: RunFolder, choice: Choice) -> EncodedCorpus:
@@ -131,7 +126,7 @@ def encode_corpus(stage: Stage, data: Data, folder: RunFolder, choice: Choice) -
         choice: Whose published weights encode.
     """
     run, config, weights = stage.run, stage.run.config, choice.trained
-    text, stamp = data.texts[weights.model], dense_stamp(run, data, choice)
+    text, stamp = data.texts[weights.model], stamp_of_weights(run, data, choice)
     index = folder.index(run.timetable.artifact(weights))
 
     def encode(shard_numbers: Iterator[int], progress: Callable[[int, int], None]) -> None:
@@ -165,7 +160,7 @@ def index_corpus(stage: Stage, data: Data, folder: RunFolder, choice: Choice) ->
     """Train, fill and merge the index over all ranks, and tune its search by recall against exact search."""
     run, settings, weights = stage.run, stage.run.config.index, choice.trained
     index = folder.index(run.timetable.artifact(weights))
-    store = EmbeddingStore.open(index / "embeddings", data.shards.manifest, dense_stamp(run, data, choice))
+    store = EmbeddingStore.open(index / "embeddings", data.shards.manifest, stamp_of_weights(run, data, choice))
     plan = _plan(run, folder, num_documents=store.num_documents, dimension=store.dimension)
     if plan.exact and settings.factory != FLAT and folder != run.folder:
         log.info(
@@ -191,16 +186,16 @@ def index_corpus(stage: Stage, data: Data, folder: RunFolder, choice: Choice) ->
     return built
 
 
-def dense_is_built(run: Run, folder: RunFolder, weights: WeightsOf) -> bool:
+def dense_is_built(run: Run, folder: RunFolder, choice: Choice) -> bool:
     """Tell whether an index is there, made as the settings have it now; what it holds is not looked at.
 
     Args:
         run: For the settings.
         folder: As for `build_dense`.
-        weights: Those that the index was made with.
+        choice: With the weights that the index was made with.
     """
     try:
-        manifest = IndexManifest.load(folder.index(run.timetable.artifact(weights)))
+        manifest = IndexManifest.load(folder.index(run.timetable.artifact(choice.trained)))
     except ArtifactError:
         return False
     return manifest.plan == _plan(run, folder, num_documents=manifest.num_documents, dimension=manifest.dimension)

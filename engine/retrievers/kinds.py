@@ -1,7 +1,7 @@
 """The kinds of retrievers: how each is built, opened and stamped.
 
 Whoever needs a retriever (a refresh, mining, evaluation, the search command) names one by a `Choice`, and gets a
-`Searcher` and a `Stamp`. A new kind is a module with three functions and an entry in `KINDS`.
+`Searcher` and a `Stamp`. A new kind is a module with these functions and an entry in `KINDS`.
 
     first = dense(WeightsOf("retriever", 1))
     build(run, data, run.folder, first)
@@ -18,7 +18,9 @@ from engine.data.corpus import Data
 from engine.errors import ConfigError
 from engine.retrievers.bm25_index import bm25_stamp, build_bm25_index, open_bm25
 from engine.retrievers.choice import Choice
-from engine.retrievers.dense import build_dense, dense_stamp, open_dense
+from engine.retrievers.dense import build_dense, dense_is_built, open_dense
+from engine.retrievers.encoding import stamp_of_weights
+from engine.retrievers.lexical import build_lexical, lexical_is_built, open_lexical
 from engine.retrievers.run_file import build_run_file, open_run_file, run_file_stamp
 from engine.run import Run, RunFolder
 from engine.search import Searcher
@@ -38,13 +40,17 @@ class RetrieverKind:
     something else."""
     stamp: Callable[[Run, Data, Choice], Stamp]
     """(run, data, choice): what its index and its candidates must carry."""
+    is_built: Callable[[Run, RunFolder, Choice], bool] = lambda _run, _folder, _choice: True
+    """(run, folder, choice): whether what a finished `build` made is still there, as the settings have it now; kinds
+    whose `build` looks itself say so."""
 
 
 KINDS = {
     kind.name: kind
     for kind in (
         RetrieverKind("bm25", build_bm25_index, open_bm25, bm25_stamp),
-        RetrieverKind("dense", build_dense, open_dense, dense_stamp),
+        RetrieverKind("dense", build_dense, open_dense, stamp_of_weights, dense_is_built),
+        RetrieverKind("lexical", build_lexical, open_lexical, stamp_of_weights, lexical_is_built),
         RetrieverKind("run_file", build_run_file, open_run_file, run_file_stamp),
     )
 }
@@ -109,6 +115,20 @@ def stamp_of(run: Run, data: Data, choice: Choice) -> Stamp:
         DataError: There is no such run file.
     """
     return _kind(choice).stamp(run, data, choice)
+
+
+def is_built(run: Run, folder: RunFolder, choice: Choice) -> bool:
+    """Tell whether what a finished `build` made is still there, by the settings as they are now.
+
+    Args:
+        run: For the settings.
+        folder: As for `build`.
+        choice: Which retriever.
+
+    Raises:
+        ConfigError: There is no such kind.
+    """
+    return _kind(choice).is_built(run, folder, choice)
 
 
 def _kind(choice: Choice) -> RetrieverKind:

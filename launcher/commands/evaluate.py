@@ -23,14 +23,14 @@ from engine.config.file import with_overrides
 from engine.config.recipe import Config
 from engine.data.corpus import write_shards
 from engine.errors import ConfigError, DataError
-from engine.evaluation.evaluate import evaluate_systems, require_measurable_splits
+from engine.evaluation.evaluate import evaluate_systems, require_measurable_splits, retriever_of
 from engine.evaluation.summary import summary_table
 from engine.evaluation.systems import System, every_system, pairs_of
 from engine.log import get_logger
 from engine.models.weights import MARKER
 from engine.refresh.refresh import drop_old_indexes
 from engine.reliability.run_lock import hold
-from engine.retrievers.dense import dense_is_built
+from engine.retrievers.kinds import is_built
 from engine.run import Run, RunFolder, Stage
 from launcher.commands.finished import data_of, fingerprint_of, last_iteration, open_run, texts_of
 from launcher.commands.iterations import iterations_in
@@ -189,10 +189,10 @@ def _systems(run: Run, asked: Asked, last: int) -> list[list[System]]:
 def _forget_what_is_lost(run: Run, folder: RunFolder, systems: Sequence[System]) -> None:
     """Let indexes be built again that are older than those kept, or of other settings than now."""
     prefix = "" if folder == run.folder else f"{folder.path.name}/"
-    states = [system.weights for system in systems if system.over is None and system.weights]
+    choices = [retriever_of(system) for system in systems if system.over is None and system.weights]
 
     def lost() -> list[str]:
-        return [run.timetable.artifact(state) for state in states if not dense_is_built(run, folder, state)]
+        return [run.timetable.artifact(one.trained) for one in choices if not is_built(run, folder, one)]
 
     gone = run.coordinator.only_rank_zero("look for indexes", lost)
     names = [f"{prefix}{stage}/{state}" for state in gone for stage in ("encode", "index")]

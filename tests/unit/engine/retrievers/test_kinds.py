@@ -100,6 +100,6 @@ def test_a_dense_retriever_is_stamped_by_the_runs_weights(open_run: Open, tmp_pa
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones(open_run: Open, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no retriever 'bm52'.*one of bm25, dense, run_file"):
+    with pytest.raises(ConfigError, match=r"no retriever 'bm52'.*one of bm25, dense, lexical, run_file"):
         stamp_of(open_run(), data_in(tmp_path), Choice("bm52"))
     assert all(name == kind.name for name, kind in KINDS.items())
