@@ -5,9 +5,10 @@ order of the terms and rounded once, to float32. So a score has the same bits wh
 part, by whichever code (`engine.index.scan`), on one rank or many. A document that shares no term with a query is no
 hit. Equal scores go by document.
 
-What it takes of memory does not grow with the corpus: 12 bytes for each hit that is kept (queries x `top_k`); for each
-thread 12 bytes for each of `_SCORES_AT_A_TIME` pairs of query and document; with scipy also 12 bytes a posting of the
-block that the queries ask for. The block itself is mapped from its file.
+What it takes of memory does not grow with the corpus: 12 bytes for each hit that is returned (queries x `top_k`); for
+512 queries at a time the best so far, 24 MiB and 12 bytes x `top_k` for each; for each thread 12 bytes for each of
+`_SCORES_AT_A_TIME` pairs of query and document; with scipy 12 bytes for each posting of a block. The block itself is
+mapped from its file.
 
 Shapes: Q queries, V terms of the vocabulary, N documents of a block, K = `top_k` ranks.
 """
@@ -29,8 +30,11 @@ from engine.index.scan import Found, Scan, fastest_scan
 from engine.search import Hits, top_of_row
 from shards.postings import PostingsStore
 
+_QUERIES_AT_A_TIME = 512
 _SCORES_AT_A_TIME = 2**19
 """Pairs of query and document that a thread scores before it keeps the best of them."""
+_WAITING = 4096
+"""Documents of a query that wait until the best are taken of them: choosing often costs more than adding up."""
 
 
 class PostingsIndex:
@@ -75,21 +79,33 @@ class PostingsIndex:
             )
         queries_QV = sparse.csr_array(queries_QV, dtype=np.float64)
         queries_QV.sort_indices()
-        num_queries, num_threads = queries_QV.shape[0], torch.get_num_threads()
-        best = _Best(num_queries, top_k)
-        with ThreadPoolExecutor(num_threads, "search") as threads:
-            for part in sorted(parts):
-                for block in self.store.blocks(self._parts[part]):
-                    scan = self._scan(block, queries_QV)
-                    size = max(1, min(_SCORES_AT_A_TIME // block.num_documents, -(-num_queries // num_threads)))
+        num_queries = queries_QV.shape[0]
+        hits = Hits(
+            np.full((num_queries, top_k), -1, dtype=np.int64),
+            np.full((num_queries, top_k), -np.inf, dtype=np.float32),
+        )
+        with ThreadPoolExecutor(torch.get_num_threads(), "search") as threads:
+            for group in blocks(num_queries, _QUERIES_AT_A_TIME):
+                best = _Best(Hits(hits.documents_QK[group], hits.scores_QK[group]))
+                self._search_group(queries_QV[group], best, sorted(parts), threads)
+                best.settle()
+        return hits
 
-                    def search(rows: slice, scan: Scan = scan, first: int = block.first_document) -> None:
-                        best.add(rows, first, scan.find(rows, best.least(rows)))
+    def _search_group(
+        self, queries_QV: sparse.csr_array, best: _Best, parts: Sequence[int], threads: ThreadPoolExecutor
+    ) -> None:
+        """Go through parts, block by block, so that documents come in their order."""
+        num_queries, share = queries_QV.shape[0], -(-queries_QV.shape[0] // torch.get_num_threads())
+        for part in parts:
+            for block in self.store.blocks(self._parts[part]):
+                scan = self._scan(block, queries_QV)
+                size = max(1, min(_SCORES_AT_A_TIME // block.num_documents, share))
 
-                    # One after the other by block, so that documents come in their order; all must be asked for.
-                    for _ in threads.map(search, blocks(num_queries, size)):
-                        pass
-        return best.hits
+                def search(rows: slice, scan: Scan = scan, first: int = block.first_document) -> None:
+                    best.add(rows, first, scan.find(rows, best.least(rows)))
+
+                for _ in threads.map(search, blocks(num_queries, size)):
+                    pass  # an error of a thread is raised where its result is asked for
 
     def finish(self, found: Sequence[Hits], top_k: int) -> Hits:
         """Merge what `search_parts` found in all parts: [Q, top_k], the same as `search` returns."""
@@ -99,15 +115,16 @@ class PostingsIndex:
 class _Best:
     """The best documents of each query so far, where documents are looked at in ascending order."""
 
-    def __init__(self, num_queries: int, top_k: int) -> None:
-        self.hits = Hits(
-            np.full((num_queries, top_k), -1, dtype=np.int64),
-            np.full((num_queries, top_k), -np.inf, dtype=np.float32),
-        )
+    def __init__(self, hits: Hits) -> None:
+        self._hits = hits
+        self._waiting: list[list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]] = [
+            [] for _ in range(len(hits))
+        ]
+        self._num_waiting = [0] * len(hits)
 
     def least(self, rows: slice) -> npt.NDArray[np.float32]:
         """Return what a score must exceed to be kept, float32 [Q]; one that is equal is of a later document."""
-        least_Q: npt.NDArray[np.float32] = np.maximum(self.hits.scores_QK[rows, -1], np.float32(0))
+        least_Q: npt.NDArray[np.float32] = np.maximum(self._hits.scores_QK[rows, -1], np.float32(0))
         return least_Q
 
     def add(self, rows: slice, first_document: int, found: Found) -> None:
@@ -116,8 +133,23 @@ class _Best:
         for row, (start, stop) in enumerate(pairwise(bounds_Q.tolist()), rows.start):
             if start == stop:
                 continue
-            best_K, documents_K = self.hits.scores_QK[row], self.hits.documents_QK[row]
-            # Equal scores stand in the order of the documents here, so that places decide as documents would.
-            places_K, scores_K = top_of_row(np.concatenate([best_K, scores[start:stop]]), len(best_K))
-            documents_K[:] = np.concatenate([documents_K, documents[start:stop] + np.int64(first_document)])[places_K]
-            best_K[:] = scores_K
+            # Copies: the arrays that these are cut from would all be held.
+            self._waiting[row].append((documents[start:stop] + np.int64(first_document), scores[start:stop].copy()))
+            self._num_waiting[row] += stop - start
+            if self._num_waiting[row] >= _WAITING:
+                self._settle(row)
+
+    def settle(self) -> None:
+        """Take the best of what still waits."""
+        for row in range(len(self._waiting)):
+            if self._waiting[row]:
+                self._settle(row)
+
+    def _settle(self, row: int) -> None:
+        best_K, documents_K = self._hits.scores_QK[row], self._hits.documents_QK[row]
+        documents, scores = zip(*self._waiting[row], strict=True)
+        # Equal scores stand in the order of the documents here, so that places decide as documents would.
+        places_K, scores_K = top_of_row(np.concatenate([best_K, *scores]), len(best_K))
+        documents_K[:] = np.concatenate([documents_K, *documents])[places_K]
+        best_K[:] = scores_K
+        self._waiting[row], self._num_waiting[row] = [], 0

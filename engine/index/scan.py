@@ -21,6 +21,9 @@ import scipy.sparse as sparse  # type: ignore[import-untyped]
 
 from shards.postings import Block
 
+_FEW_TERMS = 1024
+"""Of all queries together; beyond as many, a whole block is converted faster than it is cut."""
+
 Found = tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.float32]]
 """Where each query's finds begin and the last one's end, int64 [Q + 1]; their documents, ascending for a query, as
 places in the block; their scores."""
@@ -50,18 +53,22 @@ class ProductScan:
     """
 
     def __init__(self, block: Block, queries_QV: sparse.csr_array) -> None:
-        # The postings of the queries' terms alone are brought into scipy's types.
-        terms_T, places = np.unique(queries_QV.indices, return_inverse=True)
-        spans = [slice(*span) for span in zip(block.starts_V[terms_T], block.starts_V[terms_T + 1], strict=True)]
-        weights = np.concatenate([np.empty(0), *(block.weights_P[span] for span in spans)], dtype=np.float64)
-        documents = np.concatenate([np.empty(0, np.int32), *(block.documents_P[span] for span in spans)])
-        lengths_T = np.array([span.stop - span.start for span in spans], dtype=np.int64)
-        starts_T = np.concatenate([[0], np.cumsum(lengths_T)])
-        shape = (len(terms_T), block.num_documents)
-        self._postings_TN = sparse.csr_array((weights, documents, starts_T), shape=shape)
-        self._queries_QT = sparse.csr_array(
-            (queries_QV.data, places, queries_QV.indptr), shape=(queries_QV.shape[0], len(terms_T))
-        )
+        if queries_QV.nnz > _FEW_TERMS:
+            postings_VN = (block.weights_P.astype(np.float64), block.documents_P.astype(np.int32), block.starts_V)
+            self._queries_QT, num_terms = queries_QV, len(block.starts_V) - 1
+        else:  # the postings of these terms alone are brought into scipy's types
+            terms_T, places = np.unique(queries_QV.indices, return_inverse=True)
+            spans = [slice(*span) for span in zip(block.starts_V[terms_T], block.starts_V[terms_T + 1], strict=True)]
+            postings_VN = (
+                np.concatenate([np.empty(0), *(block.weights_P[span] for span in spans)], dtype=np.float64),
+                np.concatenate([np.empty(0, np.int32), *(block.documents_P[span] for span in spans)]),
+                np.cumsum([0, *(span.stop - span.start for span in spans)]),
+            )
+            num_terms = len(terms_T)
+            self._queries_QT = sparse.csr_array(
+                (queries_QV.data, places, queries_QV.indptr), shape=(queries_QV.shape[0], num_terms)
+            )
+        self._postings_TN = sparse.csr_array(postings_VN, shape=(num_terms, block.num_documents))
 
     def find(self, rows: slice, least_Q: npt.NDArray[np.float32]) -> Found:
         """Return the documents that score above a bound; see `Scan.find`."""

@@ -58,17 +58,22 @@ def assert_same(found: Hits, expected: Hits) -> None:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of 16 documents, and few scores at a time, so that there are many of both."""
+    """Blocks of 16 documents, and little of everything at a time, so that there is much of all."""
     monkeypatch.setattr(shards.postings, "DOCUMENTS_PER_BLOCK", 16)
-    monkeypatch.setattr("engine.index.postings._SCORES_AT_A_TIME", 64)
+    for name, number in (("_SCORES_AT_A_TIME", 64), ("_QUERIES_AT_A_TIME", 10), ("_WAITING", 24)):
+        monkeypatch.setattr(f"engine.index.postings.{name}", number)
 
 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("scan", SCANS)
 @pytest.mark.parametrize("steps", [None, 3])
 @pytest.mark.parametrize("top_k", [1, 10, N + 5])
-def test_the_same_as_brute_force(tmp_path: Path, scan: type[Scan], steps: int | None, top_k: int) -> None:
+@pytest.mark.parametrize("few_terms", [0, 10**6])
+def test_the_same_as_brute_force(
+    tmp_path: Path, scan: type[Scan], steps: int | None, top_k: int, few_terms: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With three different weights most scores tie; to a depth beyond the corpus, all are asked for."""
+    monkeypatch.setattr(scans, "_FEW_TERMS", few_terms)
     weights_NV = random_sparse(N, V, seed=1, steps=steps)
     queries_QV = random_sparse(Q, V, seed=2, share=0.3, steps=steps)
     expected = brute_force(queries_QV, weights_NV, top_k)
