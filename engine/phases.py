@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from engine.config.ar2 import Ar2Config
+from engine.config.lexical import FlopsConfig
 from engine.config.models import RankerConfig
 from engine.config.timetable import ZERO_SHOT, Visit, iteration_name
 from engine.data.batches import InputBuilder, Samples
@@ -20,7 +21,7 @@ from engine.data.candidates import Candidates
 from engine.data.corpus import Data
 from engine.models.kinds import load_untrained
 from engine.models.weights import frozen_ranker, verify_weights
-from engine.objectives import AdversarialGame, InBatchContrast, ListwiseRanking
+from engine.objectives import AdversarialGame, InBatchContrast, LexicalContrast, ListwiseRanking
 from engine.results import NOT_SHOWN
 from engine.run import Run, Stage
 from engine.training.loop import Objective, train
@@ -46,8 +47,16 @@ class Trained:
     weights_sha256: str = field(metadata=NOT_SHOWN)
 
 
-def train_by_contrast(stage: Stage, models: Models, data: Data, candidates: Candidates, *, phase: str) -> Trained:
-    """Train a dense retriever with the negatives of the whole batch, and some of its candidates (AR2 Eq. 2).
+def train_by_contrast(
+    stage: Stage,
+    models: Models,
+    data: Data,
+    candidates: Candidates,
+    *,
+    phase: str,
+    penalty: FlopsConfig | None = None,
+) -> Trained:
+    """Train a retriever with the negatives of the whole batch, and some of its candidates (AR2 Eq. 2).
 
     Args:
         stage: Where this runs.
@@ -55,12 +64,15 @@ def train_by_contrast(stage: Stage, models: Models, data: Data, candidates: Cand
         data: Corpus and training queries.
         candidates: BM25's in AR2 (Algorithm 1 line 2); in R2ANKER, BM25's or the retriever's own (section 4.2).
         phase: Of the timetable; it has one visit.
+        penalty: What makes the vectors of a lexical retriever sparse; None for a dense one.
     """
     visit = stage.run.timetable.phase(phase).visits[0]
 
     def contrast(samples: Samples) -> Objective:
         builder = builder_of(stage, data, models, visit.phase.model)
         score_scale = stage.run.config.models[visit.phase.model].score_scale
+        if penalty is not None:
+            return LexicalContrast(samples, builder, score_scale=score_scale, penalty=penalty)
         return InBatchContrast(samples, builder, score_scale=score_scale)
 
     return train_visit(stage, models, data, candidates, contrast, visit)

@@ -7,34 +7,34 @@ on what and for how long stands in the timetable (`engine.config.r2anker`).
 
 from __future__ import annotations
 
-from engine.config.r2anker import FIRST, JOINT, RANKER_STATE, SECOND
+from engine.config.r2anker import FIRST, JOINT, RANKER_STATE, SECOND, R2ankerConfig, R2ankerRecipe
 from engine.data.corpus import Data
 from engine.evaluation.evaluate import evaluate_iteration
 from engine.evaluation.systems import measured_systems
 from engine.evaluation.yardsticks import evaluate_yardsticks, publish_starts
 from engine.phases import train_by_contrast, train_listwise
-from engine.refresh.refresh import bm25_candidates, pool_of, refresh_index
+from engine.refresh.refresh import pool_of, refresh_index
 from engine.run import Run
 from engine.training.models import Models
 
 
 def train(models: Models, data: Data, run: Run) -> None:
     """Train the retrievers, the ranker on what they find together, and measure it on what each of them finds."""
+    game = run.recipe(R2ankerRecipe).r2anker
     run.once("starts", publish_starts, models, data)
     run.once("evaluate/yardsticks", evaluate_yardsticks, models, data)
     for model in run.timetable.encoders:
-        train_retriever(model, models, data, run)  # section 3.4, 4.2
+        train_retriever(model, models, data, game, run)  # sections 3.4 and 4.2
     pool = pool_of(run, data, JOINT)  # Eq. 9, Appendix B
     run.once("ranker", train_listwise, models, data, pool, phase="ranker", iteration=RANKER_STATE)  # Eq. 8, 5
     run.once("evaluate/ranker", evaluate_iteration, data, measured_systems(run.config, run.timetable.states("ranker")))
 
 
-def train_retriever(model: str, models: Models, data: Data, run: Run) -> None:
+def train_retriever(model: str, models: Models, data: Data, game: R2ankerConfig, run: Run) -> None:
     """Train a retriever on BM25's negatives, then from its beginning again on those that it finds itself."""
-    first, second = f"{model}_{FIRST}", f"{model}_{SECOND}"
-    run.once(first, train_by_contrast, models, data, bm25_candidates(run, data), phase=first)
-    refresh_index(run, data, model=model, iteration=FIRST)
-    pool = pool_of(run, data, run.timetable.phase(second).candidates[0])
-    run.once(second, train_by_contrast, models, data, pool, phase=second)
-    refresh_index(run, data, model=model, iteration=SECOND)
+    for state in (FIRST, SECOND):
+        phase = run.timetable.phase(f"{model}_{state}")
+        pool, penalty = pool_of(run, data, phase.candidates[0]), game.penalty(phase.name)
+        run.once(phase.name, train_by_contrast, models, data, pool, phase=phase.name, penalty=penalty)
+        refresh_index(run, data, model=model, iteration=state)
     run.once(f"evaluate/{model}", evaluate_iteration, data, measured_systems(run.config, run.timetable.states(model)))

@@ -6,17 +6,21 @@ is silent, the field says what was chosen.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from engine.config.ar2 import BM25, DENSE
-from engine.config.models import RankerConfig, RetrieverConfig
+from engine.config.lexical import FlopsConfig, LexicalPhaseConfig
+from engine.config.models import LexicalConfig, RankerConfig, RetrieverConfig
 from engine.config.recipe import Config
 from engine.config.sections import Section
 from engine.config.timetable import Mining, Phase, Pool, Sizes, Timetable, WeightsOf, steps_of
 from engine.config.training import CountedPhaseConfig, OptimConfig
 
+RUN_FILE = "run_file"
+"""The kind of retriever that a ranking in a file is."""
 JOINT = "joint"
 """Name of the pool that the ranker's negatives are drawn from."""
 FIRST, SECOND = 1, 2
@@ -60,10 +64,10 @@ class RankerStageConfig(CountedPhaseConfig):
 class R2ankerConfig(Section):
     """A ranker hardened by several retrievers (section 3)."""
 
-    retrievers: tuple[str, ...] = Field(("bm25", "dense"), min_length=1)
-    """Whose candidates make the joint pool (Eq. 9): `bm25`, names of models that search (`dense`, in their last state;
-    `dense@1` in their first), and paths of TREC run files that rank the training queries. The paper's best set is
-    BM25, D2 and L2."""
+    retrievers: tuple[str, ...] | None = Field(None, min_length=1)
+    """Whose candidates make the joint pool (Eq. 9): `bm25`, names of models that search (`dense` and `lexical`, in
+    their last state; `dense@1` in their first), and paths of TREC run files that rank the training queries. Left out,
+    BM25 and the last states of all models that search: the paper's best set, BM25, D2 and L2."""
     top_k: int = Field(200, ge=1)
     """Candidates of each retriever in the pool, positives taken out (N of Appendix B: 200)."""
     bm25_depth: int = Field(200, ge=1)
@@ -79,8 +83,17 @@ class R2ankerConfig(Section):
     """D1: the dense retriever on BM25's negatives."""
     dense_2: RetrieverStageConfig = RetrieverStageConfig()
     """D2: from the pre-trained weights again, on hard negatives of D1."""
+    lexical_1: LexicalPhaseConfig = LexicalPhaseConfig()
+    """L1: the lexical retriever on BM25's negatives."""
+    lexical_2: LexicalPhaseConfig = LexicalPhaseConfig()
+    """L2: from the pre-trained weights again, on hard negatives of L1."""
     ranker: RankerStageConfig = RankerStageConfig()
     """The ranker."""
+
+    def penalty(self, phase: str) -> FlopsConfig | None:
+        """Return what makes the vectors of a retriever's phase sparse; None of a dense one."""
+        stage = {"lexical_1": self.lexical_1, "lexical_2": self.lexical_2}.get(phase)
+        return stage
 
 
 class R2ankerRecipe(Config):
@@ -90,8 +103,10 @@ class R2ankerRecipe(Config):
 
     recipe: Literal["r2anker"] = "r2anker"
     """The algorithm's name."""
-    dense: RetrieverConfig
-    """The dense retriever (D1, D2)."""
+    dense: RetrieverConfig | None = None
+    """The dense retriever (D1, D2); left out, there is none."""
+    lexical: LexicalConfig | None = None
+    """The lexicon-weighting retriever (L1, L2); left out, there is none."""
     ranker: RankerConfig
     """The ranker."""
     r2anker: R2ankerConfig = R2ankerConfig()
@@ -101,132 +116,150 @@ class R2ankerRecipe(Config):
     def counts_epochs(self) -> bool:
         """Whether a phase is counted in epochs."""
         game = self.r2anker
-        return any(phase.steps is None for phase in (game.dense_1, game.dense_2, game.ranker))
+        stages: list[CountedPhaseConfig] = [game.ranker]
+        stages += [game.dense_1, game.dense_2] if self.dense else []
+        stages += [game.lexical_1, game.lexical_2] if self.lexical else []
+        return any(stage.steps is None for stage in stages)
 
     def timetable_for(self, sizes: Sizes | None) -> Timetable:
         """Lay out sections 3.4 and 4.2 and Appendix B for data of some size."""
-        return r2anker_timetable(self.r2anker, None if sizes is None else sizes.queries)
+        searching = tuple(model for model in ("dense", "lexical") if model in self.models)
+        return r2anker_timetable(self.r2anker, searching, None if sizes is None else sizes.queries)
 
     @model_validator(mode="after")
     def _retrievers_are_there(self) -> Self:
-        for name in self.r2anker.retrievers:
-            model, _, state = name.partition("@")
-            if state and (model not in self.models or state not in ("1", "2")):
+        searching = [model for model in ("dense", "lexical") if model in self.models]
+        if not searching:
+            raise ValueError("neither dense nor lexical is given: expected a retriever that is trained")
+        known = {BM25, *searching, *(f"{model}@{state}" for model in searching for state in (FIRST, SECOND))}
+        for name in self.r2anker.retrievers or ():
+            if name.partition("@")[0] in (BM25, "dense", "lexical") and name not in known:
                 raise ValueError(
-                    f"r2anker.retrievers names {name!r}: expected bm25, a model that searches, such as dense or "
-                    "dense@1, or the path of a run file"
+                    f"r2anker.retrievers names {name!r}: expected of {', '.join(sorted(known))} or the path of a run "
+                    "file, since the recipe has no other models"
                 )
         return self
 
 
-def r2anker_timetable(game: R2ankerConfig, num_queries: int | None) -> Timetable:
-    """Lay out what is trained on what: D1, D2, the ranker.
+def r2anker_timetable(game: R2ankerConfig, searching: tuple[str, ...], num_queries: int | None) -> Timetable:
+    """Lay out what is trained on what: D1, D2, L1, L2, the ranker.
 
     Args:
         game: Its numbers.
+        searching: The models that search, of `dense` and `lexical`.
         num_queries: Training queries, for phases that are counted in epochs; None where that is not known.
 
     Raises:
         ConfigError: A phase is counted in epochs, and the queries are not.
     """
-    minings = {BM25: Mining(BM25, BM25, None, max(game.bm25_depth, game.top_k), "r2anker.bm25_depth")}
-    joint: dict[str, tuple[str, ...]] = {}
-    phases = _retriever_phases("dense", DENSE, game.dense_1, game.dense_2, game, num_queries, minings, joint)
-    joint[JOINT] = tuple(_member(name, game, minings) for name in game.retrievers)
+    rows = _Rows(game, num_queries)
+    for model in searching:
+        rows.add_retriever(model)
+    rows.add_pool(game.retrievers or (BM25, *searching))
     ranker = WeightsOf("ranker", RANKER_STATE)
-    phases.append(
-        Phase(
-            name="ranker",
-            section="r2anker.ranker",
-            model="ranker",
-            steps=_steps(game.ranker, num_queries, "r2anker.ranker"),
-            batch_size=game.ranker.batch_size,
-            micro_batch_size=game.ranker.micro_batch_size,
-            micro_batch_tokens=game.ranker.micro_batch_tokens,
-            num_negatives=game.ranker.num_negatives,
-            optim=game.ranker.optim,
-            candidates=(JOINT,),
-            first_iteration=RANKER_STATE,
-            single=True,
-        )
+    rows.add(
+        "ranker", "ranker", game.ranker, JOINT, num_negatives=game.ranker.num_negatives, first_iteration=RANKER_STATE
     )
-    states = [WeightsOf("dense", FIRST), WeightsOf("dense", SECOND)]
-    names = {weights: f"{weights.model[0].upper()}{weights.iteration}" for weights in states}
+    states = [WeightsOf(model, state) for model in searching for state in (FIRST, SECOND)]
+    last = [weights for weights in states if weights.iteration == SECOND]
     return Timetable(
-        phases=tuple(phases),
-        minings=tuple(minings.values()),
+        phases=tuple(rows.phases),
+        minings=tuple(rows.minings.values()),
         iterations=0,
         in_each_iteration=(),
         mine_all=game.mine == "all",
         remove_answers=game.remove_answers,
-        names=names | {ranker: "R"},
+        names={weights: f"{weights.model[0].upper()}{weights.iteration}" for weights in states} | {ranker: "R"},
         several_search=True,
-        joint=joint,
-        ends=(WeightsOf("dense", SECOND), ranker),
+        joint=rows.joint,
+        ends=(*last, ranker),
         measured=(*states, ranker),
-        reranked=(BM25, "dense-002"),
+        reranked=(BM25, *(f"{weights.model}-{weights.state}" for weights in last)),
     )
 
 
-def _retriever_phases(
-    model: str,
-    kind: str,
-    first: RetrieverStageConfig,
-    second: RetrieverStageConfig,
-    game: R2ankerConfig,
-    num_queries: int | None,
-    minings: dict[str, Mining],
-    joint: dict[str, tuple[str, ...]],
-) -> list[Phase]:
-    """Make a retriever's two rows, with the minings and the pool that they draw from or that are drawn of them."""
-    names = {state: f"{model}-{WeightsOf(model, state).state}" for state in (FIRST, SECOND)}
-    for state, name in names.items():
-        minings[name] = Mining(name, kind, WeightsOf(model, state), game.top_k, "r2anker.top_k")
-    mined = names[FIRST]
-    if game.second_stage == "mined_and_bm25":
-        mined = f"{model}-hard"
-        joint[mined] = (BM25, names[FIRST])
-    return [
-        _retriever_phase(model, state, stage, candidates, num_queries)
-        for state, stage, candidates in ((FIRST, first, BM25), (SECOND, second, mined))
-    ]
+class _Rows:
+    """The rows of the timetable while they are laid out.
 
+    Args:
+        game: Their numbers.
+        num_queries: As of `r2anker_timetable`.
+    """
 
-def _retriever_phase(
-    model: str, state: int, stage: RetrieverStageConfig, candidates: str, num_queries: int | None
-) -> Phase:
-    pool: Pool = "world" if stage.gather_negatives else "rank"
-    name = f"{model}_{state}"
-    return Phase(
-        name=name,
-        section=f"r2anker.{name}",
-        model=model,
-        steps=_steps(stage, num_queries, f"r2anker.{name}"),
-        batch_size=stage.batch_size,
-        micro_batch_size=stage.micro_batch_size,
-        micro_batch_tokens=stage.micro_batch_tokens,
-        num_negatives=stage.hard_negatives,
-        optim=stage.optim,
-        candidates=(candidates,),
-        first_iteration=state,
-        single=True,
-        restarts=state == SECOND,
-        pool=pool,
-    )
+    def __init__(self, game: R2ankerConfig, num_queries: int | None) -> None:
+        self.phases: list[Phase] = []
+        self.joint: dict[str, tuple[str, ...]] = {}
+        depth = max(game.bm25_depth, game.top_k)
+        self.minings = {BM25: Mining(BM25, BM25, None, depth, "r2anker.bm25_depth")}
+        self._game, self._num_queries = game, num_queries
 
+    def add_retriever(self, model: str) -> None:
+        """Add a retriever's two phases, and the minings of both its states."""
+        game, kind = self._game, {"dense": DENSE}.get(model, model)
+        names = {state: f"{model}-{WeightsOf(model, state).state}" for state in (FIRST, SECOND)}
+        for state, name in names.items():
+            self.minings[name] = Mining(name, kind, WeightsOf(model, state), game.top_k, "r2anker.top_k")
+        mined = names[FIRST]
+        if game.second_stage == "mined_and_bm25":
+            mined = f"{model}-hard"
+            self.joint[mined] = (BM25, names[FIRST])
+        for state, candidates in ((FIRST, BM25), (SECOND, mined)):
+            stage: RetrieverStageConfig | LexicalPhaseConfig = getattr(game, f"{model}_{state}")
+            self.add(
+                f"{model}_{state}",
+                model,
+                stage,
+                candidates,
+                num_negatives=stage.hard_negatives,
+                first_iteration=state,
+                restarts=state == SECOND,
+                pool="world" if stage.gather_negatives else "rank",
+            )
 
-def _member(name: str, game: R2ankerConfig, minings: dict[str, Mining]) -> str:
-    """Return the name of the candidates that a member of the pool stands for; a run file's mining is added."""
-    model, _, state = name.partition("@")
-    if name in minings:
-        return name
-    found = f"{model}-{WeightsOf(model, int(state or SECOND)).state}" if state.isdigit() or not state else name
-    if found in minings:
+    def add(
+        self,
+        name: str,
+        model: str,
+        stage: CountedPhaseConfig,
+        candidates: str,
+        *,
+        num_negatives: int,
+        first_iteration: int,
+        restarts: bool = False,
+        pool: Pool = "none",
+    ) -> None:
+        """Add a phase of one visit."""
+        section = f"r2anker.{name}"
+        self.phases.append(
+            Phase(
+                name=name,
+                section=section,
+                model=model,
+                steps=steps_of(stage.steps, stage.epochs, stage.batch_size, self._num_queries, section),
+                batch_size=stage.batch_size,
+                micro_batch_size=stage.micro_batch_size,
+                micro_batch_tokens=stage.micro_batch_tokens,
+                num_negatives=num_negatives,
+                optim=stage.optim,
+                candidates=(candidates,),
+                first_iteration=first_iteration,
+                single=True,
+                restarts=restarts,
+                pool=pool,
+            )
+        )
+
+    def add_pool(self, retrievers: Sequence[str]) -> None:
+        """Add the pool of the ranker, and the minings of run files in it."""
+        self.joint[JOINT] = tuple(self._member(name) for name in retrievers)
+
+    def _member(self, name: str) -> str:
+        """Return the name of the candidates that a member of the pool stands for."""
+        model, _, state = name.partition("@")
+        for found in (name, f"{model}-{WeightsOf(model, int(state) if state in ('1', '2') else SECOND).state}"):
+            if found in self.minings:
+                return found
+        number = sum(one.retriever == RUN_FILE for one in self.minings.values())
+        found = f"run-file-{number}"
+        self.minings[found] = Mining(found, RUN_FILE, None, self._game.top_k, "r2anker.top_k", name)
         return found
-    number = sum(one.retriever == "run_file" for one in minings.values())
-    minings[f"run-file-{number}"] = Mining(f"run-file-{number}", "run_file", None, game.top_k, "r2anker.top_k", name)
-    return f"run-file-{number}"
-
-
-def _steps(phase: CountedPhaseConfig, num_queries: int | None, section: str) -> int:
-    return steps_of(phase.steps, phase.epochs, phase.batch_size, num_queries, section)

@@ -76,7 +76,7 @@ def yardsticks(config: Config) -> list[System]:
     if config.evaluation.zero_shot:
         systems += [
             System(
-                "zero-shot" if len(encoders) == 1 else f"zero-shot {model}",
+                "zero-shot" if len(encoders) == 1 else f"zero-shot-{model}",
                 config.models[model].kind,
                 WeightsOf(model, None),
             )
