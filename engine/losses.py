@@ -5,10 +5,11 @@ negatives; in `contrastive` alone, N counts all documents of the batch and the p
 vocabulary.
 
 Scores are raw (`w·E([q,d])` or an inner product, Eq. 4). The paper's tau multiplies a score before a softmax and is
-called a scale here. Half-precision scores are raised to float32 first; float64 stays float64. All logarithms are
-natural ones.
+called a scale here, in distillation too: a temperature T, which divides, is a scale of 1 / T. Half-precision scores are
+raised to float32 first; float64 stays float64. All logarithms are natural ones.
 
-Source: AR2 (Zhang et al., 2022), equations as noted; where the authors' released code differs, the function says so.
+Source: AR2 (Zhang et al., 2022), equations as noted, and for the losses of distillation R2ANKER (Zhou et al., 2023) and
+Hofstaetter et al. (2020); where the authors' released code differs, the function says so.
 """
 
 from __future__ import annotations
@@ -257,6 +258,102 @@ def entropy(scores_BN: Tensor, *, score_scale: float = 1.0) -> Tensor:
     return nats_BN.sum(dim=-1).mean()
 
 
+def kl_distillation(
+    student_scores_BN: Tensor,
+    teacher_scores_BN: Tensor,
+    *,
+    student_score_scale: float = 1.0,
+    teacher_score_scale: float = 1.0,
+) -> Tensor:
+    """Return KL(p_teacher || p_student) over a query's documents: what the student has still to learn.
+
+    Its gradient is that of `distillation`, whose value is higher by the entropy of the teacher's distribution. Unlike
+    that one it is 0 for a student that has learnt all, and comparable between teachers. It is not multiplied by the
+    square of a temperature, as some do: where a scale changes, so does the size of the gradient.
+
+    Args:
+        student_scores_BN: Student scores, the positive in column 0 [B, N].
+        teacher_scores_BN: Raw scores of the same documents [B, N]; the target, no gradient flows into them.
+        student_score_scale: The tau of the student's softmax.
+        teacher_score_scale: The tau of the teacher's softmax.
+
+    Returns:
+        Mean over the queries, scalar >= 0. A constant added to all scores of a query, of either, changes nothing.
+
+    Raises:
+        ValueError: The shapes differ.
+
+    Source: R2ANKER Appendix C ("a simple KL divergence loss" in the place of the contrastive one; no equation, no
+        temperature given).
+    """
+    _check_same_documents(student_scores_BN, teacher_scores_BN, "student", "teacher")
+    target_BN = (_raised(teacher_scores_BN, "teacher scores").detach() * teacher_score_scale).log_softmax(dim=-1)
+    logits_BN = _raised(student_scores_BN, "student scores") * student_score_scale
+    terms_BN = F.kl_div(logits_BN.log_softmax(dim=-1), target_BN, reduction="none", log_target=True)
+    return terms_BN.sum(dim=-1).mean()
+
+
+def margin_mse(
+    student_scores_BN: Tensor,
+    teacher_scores_BN: Tensor,
+    *,
+    student_score_scale: float = 1.0,
+    teacher_score_scale: float = 1.0,
+) -> Tensor:
+    """Return the mean squared difference of student and teacher in how far the positive is above each negative.
+
+    Args:
+        student_scores_BN: Student scores, the positive in column 0 [B, N], N >= 2.
+        teacher_scores_BN: Raw scores of the same documents [B, N]; the target, no gradient flows into them.
+        student_score_scale: Multiplies the student's scores.
+        teacher_score_scale: Multiplies the teacher's scores.
+
+    Returns:
+        Mean over queries and negatives, scalar >= 0. A constant added to all scores of a query, of either, changes
+        nothing.
+
+    Raises:
+        ValueError: The shapes differ, or there is no negative.
+
+    Source: Hofstaetter et al. 2020, "Improving Efficient Neural Ranking Models with Cross-Architecture Knowledge
+        Distillation", Margin-MSE; there with one negative of a query.
+    """
+    _check_same_documents(student_scores_BN, teacher_scores_BN, "student", "teacher")
+    if student_scores_BN.shape[1] < 2:
+        raise ValueError(f"scores have shape {tuple(student_scores_BN.shape)}; a margin needs at least one negative")
+    student_BN = _raised(student_scores_BN, "student scores") * student_score_scale
+    teacher_BN = _raised(teacher_scores_BN, "teacher scores").detach() * teacher_score_scale
+    return F.mse_loss(student_BN[:, :1] - student_BN[:, 1:], teacher_BN[:, :1] - teacher_BN[:, 1:])
+
+
+def score_mse(
+    student_scores_BN: Tensor,
+    teacher_scores_BN: Tensor,
+    *,
+    student_score_scale: float = 1.0,
+    teacher_score_scale: float = 1.0,
+) -> Tensor:
+    """Return the mean squared difference of the scores themselves.
+
+    Args:
+        student_scores_BN: Student scores [B, N].
+        teacher_scores_BN: Raw scores of the same documents [B, N]; the target, no gradient flows into them.
+        student_score_scale: Multiplies the student's scores.
+        teacher_score_scale: Multiplies the teacher's scores.
+
+    Returns:
+        Mean over queries and documents, scalar >= 0. Only a constant added to both sides changes nothing.
+
+    Raises:
+        ValueError: The shapes differ.
+
+    Source: Hofstaetter et al. 2020, the pointwise MSE that Margin-MSE is compared with.
+    """
+    _check_same_documents(student_scores_BN, teacher_scores_BN, "student", "teacher")
+    student_BN = _raised(student_scores_BN, "student scores") * student_score_scale
+    return F.mse_loss(student_BN, _raised(teacher_scores_BN, "teacher scores").detach() * teacher_score_scale)
+
+
 def _raised(scores: Tensor, name: str) -> Tensor:
     """Give scores at least float32: a softmax in bf16 has three digits."""
     if scores.dim() != 2:
@@ -264,12 +361,14 @@ def _raised(scores: Tensor, name: str) -> Tensor:
     return scores if scores.dtype == torch.float64 else scores.float()
 
 
-def _check_same_documents(retriever_scores_BN: Tensor, ranker_scores_BN: Tensor) -> None:
+def _check_same_documents(
+    first_BN: Tensor, second_BN: Tensor, first: str = "retriever", second: str = "ranker"
+) -> None:
     # Without this, a [B, 1] would broadcast to a plausible number.
-    if retriever_scores_BN.shape != ranker_scores_BN.shape:
+    if first_BN.shape != second_BN.shape:
         raise ValueError(
-            f"retriever scores have shape {tuple(retriever_scores_BN.shape)}, ranker scores "
-            f"{tuple(ranker_scores_BN.shape)}; both score the same documents"
+            f"{first} scores have shape {tuple(first_BN.shape)}, {second} scores {tuple(second_BN.shape)}; both score "
+            "the same documents"
         )
 
 

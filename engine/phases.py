@@ -13,15 +13,18 @@ from typing import Any
 from torch import Tensor
 
 from engine.config.ar2 import Ar2Config
+from engine.config.distillation import DistillationConfig
 from engine.config.lexical import FlopsConfig
 from engine.config.models import RankerConfig
 from engine.config.timetable import ZERO_SHOT, Visit, iteration_name
 from engine.data.batches import InputBuilder, Samples
 from engine.data.candidates import Candidates
 from engine.data.corpus import Data
+from engine.data.teacher_scores import TeacherScores
 from engine.models.kinds import load_untrained
 from engine.models.weights import frozen_ranker, verify_weights
 from engine.objectives import AdversarialGame, InBatchContrast, LexicalContrast, ListwiseRanking
+from engine.objectives.distillation import Distillation, DistillationInBatch, require_scores
 from engine.results import NOT_SHOWN
 from engine.run import Run, Stage
 from engine.training.loop import Objective, train
@@ -191,3 +194,40 @@ def train_visit(
         progress = train(stage, visit, model, models.checkpoints[name], objective)
         digest = publish_weights(run, model, data.texts[name], iteration_name(visit.iteration))
     return Trained(progress.steps, progress.loss, progress.checkpoint, digest)
+
+
+def train_student(
+    stage: Stage,
+    models: Models,
+    data: Data,
+    candidates: Candidates,
+    scores: TeacherScores,
+    settings: DistillationConfig,
+    *,
+    phase: str,
+) -> Trained:
+    """Train a retriever on what a teacher says of its queries' documents (R2ANKER Appendix C).
+
+    Args:
+        stage: Where this runs.
+        models: All models.
+        data: Corpus and training queries.
+        candidates: From which the negatives are drawn.
+        scores: The teacher's, of all that is drawn.
+        settings: Which loss, and its scales.
+        phase: Of the timetable; it has one visit.
+
+    Raises:
+        DataError: A document that a step will draw has no score; found before the first step.
+    """
+    visit = stage.run.timetable.phase(phase).visits[0]
+
+    def lessons(samples: Samples) -> Objective:
+        with stage.run.coordinator.agreement(f"{stage.name}: a score for every pair"):
+            require_scores(samples, scores)
+        builder = builder_of(stage, data, models, visit.phase.model)
+        score_scale = stage.run.config.models[visit.phase.model].score_scale
+        objective = Distillation if visit.phase.pool == "none" else DistillationInBatch
+        return objective(samples, builder, scores, settings, score_scale=score_scale)
+
+    return train_visit(stage, models, data, candidates, lessons, visit)

@@ -107,6 +107,10 @@ class RunFolder:
         """Negatives to sample from, by the iteration whose retriever found them, or `bm25`."""
         return self.path / "candidates" / name
 
+    def teacher_scores(self, name: str) -> Path:
+        """What a ranker says of the training queries' documents."""
+        return self.path / "teacher_scores" / name
+
     def export(self, model: str) -> Path:
         """What other libraries load."""
         return self.path / "export" / model

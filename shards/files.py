@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -105,11 +105,32 @@ def save_array(path: Path, *pieces: npt.NDArray[Any]) -> None:
             ever being held together; not of objects.
     """
     shape = (sum(len(piece) for piece in pieces), *pieces[0].shape[1:])
-    header = {"descr": np.lib.format.dtype_to_descr(pieces[0].dtype), "fortran_order": False, "shape": shape}
+    save_pieces(path, shape, pieces[0].dtype, pieces)
+
+
+def save_pieces(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike, pieces: Iterable[npt.NDArray[Any]]) -> None:
+    """Write an array as `save_array` does, of pieces that need not be there until their turn.
+
+    Args:
+        path: The file to make.
+        shape: Of the whole.
+        dtype: Of the whole.
+        pieces: Taken once, in order, and joined along the first dimension.
+
+    Raises:
+        ValueError: The pieces are not of this shape and type.
+    """
+    kind, num_rows = np.dtype(dtype), 0
+    header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
     with open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         for piece in pieces:
+            if piece.dtype != kind or piece.shape[1:] != shape[1:]:
+                raise ValueError(f"a piece is {piece.dtype} {piece.shape} of an array that is {kind} {shape}")
             file.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
+            num_rows += len(piece)
+    if num_rows != shape[0]:
+        raise ValueError(f"the pieces have {num_rows} rows of an array that is {shape}")
 
 
 def as_full_disk(error: BaseException) -> DiskFullError | None:

@@ -8,20 +8,18 @@ Names of shapes: Q queries, K candidates a query.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.data.arrays import Pieces, digest_of_qids, joined_qids, map_array, require_stamp, row_numbers, write_arrays
 from engine.errors import ArtifactError, DataError
 from shards.embeddings import Stamp
-from shards.files import read_record, save_array, sha256_file, write_atomically, write_json
+from shards.files import read_record, write_json
 
 _MANIFEST, _DOCUMENTS, _SCORES = "candidates.json", "documents.npy", "scores.npy"
 _VERSION = 3
@@ -73,10 +71,7 @@ class Candidates:
                 f"{self.scores_QK.shape} and {len(self.qids)} query ids",
                 expected="[Q, K], [Q, K] and Q",
             )
-        self._row_of = {qid: row for row, qid in enumerate(self.qids)}
-        if len(self._row_of) != len(self.qids):
-            twice = next(qid for row, qid in enumerate(self.qids) if self._row_of[qid] != row)
-            raise ArtifactError(f"Candidates of {self.source} list query {twice!r} twice", expected="every query once")
+        self._row_of = row_numbers(f"Candidates of {self.source}", self.qids)
 
     def __len__(self) -> int:
         return len(self.qids)
@@ -128,16 +123,11 @@ class Candidates:
         remedy = f"delete {folder} and run the stage that writes it again"
         manifest = _read_manifest(folder, remedy)
         found, qids = manifest.stamp, list(manifest.qids)
-        if stamp is not None and found != stamp:
-            raise ArtifactError(
-                f"The candidates in {folder} are stale: they were made by {_describe(found)}",
-                expected=_describe(stamp),
-                remedy=remedy,
-            )
-        if _digest(qids) != manifest.qids_sha256:
+        require_stamp("candidates", folder, found, stamp, remedy)
+        if digest_of_qids(qids) != manifest.qids_sha256:
             raise ArtifactError(f"The query ids in {folder / _MANIFEST} are not those that were saved", remedy=remedy)
         documents_QK, scores_QK = (
-            _load_array(folder / name, manifest.sha256.get(name), manifest.shape, remedy)
+            map_array(folder / name, manifest.sha256.get(name), manifest.shape, remedy)
             for name in (_DOCUMENTS, _SCORES)
         )
         return cls(manifest.source, found, qids, documents_QK, scores_QK, Counter(manifest.counts))
@@ -160,7 +150,8 @@ def join(parts: Sequence[Candidates], folder: Path, *, search: str = "") -> None
     """Publish parts of one search as one, in the order given; they are copied one by one, not held together.
 
     Args:
-        parts: At least one; the same source, stamp and K; no query in two of them. Counts are added up.
+        parts: At least one; the same source, stamp and K; no query in two of them. Counts are added up. Gone through
+            several times, as `OpenedInTurn` can be.
         folder: Made if missing; what lies there is replaced.
         search: As in `Candidates.save`.
 
@@ -169,7 +160,7 @@ def join(parts: Sequence[Candidates], folder: Path, *, search: str = "") -> None
     """
     if not parts:
         raise ArtifactError("There are no candidates to join", expected="one part or more")
-    first = parts[0]
+    first, listed, counts = parts[0], list[list[str]](), Counter[str]()
     for number, part in enumerate(parts):
         for name, here, there in (
             ("source", part.source, first.source),
@@ -182,29 +173,30 @@ def join(parts: Sequence[Candidates], folder: Path, *, search: str = "") -> None
                     expected="parts of one search",
                     remedy="delete the parts and mine again",
                 )
-    qids = [qid for part in parts for qid in part.qids]
-    if len(set(qids)) < len(qids):
-        twice = Counter(qids).most_common(1)[0][0]
-        raise ArtifactError(f"Two parts of the candidates list query {twice!r}", expected="every query once")
+        listed.append(part.qids)
+        counts += part.counts
+    qids = joined_qids("candidates", listed)
+    shape = len(qids), first.documents_QK.shape[1]
     folder.mkdir(parents=True, exist_ok=True)
     # Without its manifest the folder is unfinished, and says so, until the new one stands.
     (folder / _MANIFEST).unlink(missing_ok=True)
-    for name, arrays in (
-        (_DOCUMENTS, [part.documents_QK for part in parts]),
-        (_SCORES, [part.scores_QK for part in parts]),
-    ):
-        with write_atomically(folder / name, num_bytes=sum(array.nbytes for array in arrays)) as temporary:
-            save_array(temporary, *arrays)
+    sha256 = write_arrays(
+        folder,
+        {
+            _DOCUMENTS: Pieces(shape, np.int64, (part.documents_QK for part in parts)),
+            _SCORES: Pieces(shape, np.float32, (part.scores_QK for part in parts)),
+        },
+    )
     manifest = _Manifest(
         version=_VERSION,
         source=first.source,
         stamp=first.stamp,
         search=search,
-        shape=(len(qids), first.documents_QK.shape[1]),
-        counts=dict(sum((part.counts for part in parts), Counter())),
-        sha256={name: sha256_file(folder / name) for name in (_DOCUMENTS, _SCORES)},
-        qids_sha256=_digest(qids),
-        qids=tuple(qids),
+        shape=shape,
+        counts=dict(counts),
+        sha256=sha256,
+        qids_sha256=digest_of_qids(qids),
+        qids=qids,
     )
     write_json(folder / _MANIFEST, asdict(manifest))
 
@@ -218,24 +210,3 @@ def _read_manifest(folder: Path, remedy: str) -> _Manifest:
     if manifest.version != _VERSION:
         raise ArtifactError(f"{folder / _MANIFEST} is not a candidates manifest of version {_VERSION}", remedy=remedy)
     return manifest
-
-
-def _load_array(path: Path, sha256: str | None, shape: tuple[int, ...], remedy: str) -> NDArray[Any]:
-    if not path.is_file():
-        raise ArtifactError(f"{path} is missing", expected="the array that the manifest names", remedy=remedy)
-    found = sha256_file(path)
-    if found != sha256:
-        raise ArtifactError(f"{path} has sha256 {found}", expected=f"{sha256}, as in the manifest", remedy=remedy)
-    # An array without rows cannot be mapped.
-    array: NDArray[Any] = np.load(path, mmap_mode="r" if shape[0] else None, allow_pickle=False)
-    if array.shape != shape:
-        raise ArtifactError(f"{path} has shape {array.shape}", expected=f"{shape}, as in the manifest", remedy=remedy)
-    return array
-
-
-def _digest(qids: Sequence[str]) -> str:
-    return hashlib.sha256(json.dumps(list(qids)).encode()).hexdigest()
-
-
-def _describe(stamp: Stamp) -> str:
-    return f"iteration {stamp.iteration}, weights {stamp.weights_sha256[:12]}, corpus {stamp.corpus_sha256[:12]}"

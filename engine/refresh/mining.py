@@ -6,8 +6,8 @@ query itself are taken out, and the search goes deeper for queries that keep too
 (no other document shares a word with the query), what is missing is drawn from the corpus at random: easy negatives,
 which the counts tell of.
 
-The queries are searched in blocks, each a finished part on disk: blocks are handed out to the ranks, and what an
-interrupted search finished is not searched again.
+The queries are searched in blocks (`engine.refresh.blocks`), which are handed out to the ranks; what an interrupted
+search finished is not searched again.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from pathlib import Path
 import numpy as np
 
 from engine.data.answers import AnswerMatcher
+from engine.data.arrays import OpenedInTurn
 from engine.data.candidates import Candidates, is_saved, join
 from engine.data.corpus import FALSE_NEGATIVES, IDENTICAL_IDS, POSITIVES, Data
 from engine.data.negatives import ANSWERS, draw_from_corpus, remove_known, step_rng
 from engine.data.reuse import take_over_same_weights
 from engine.errors import DataError
 from engine.log import get_logger
+from engine.refresh.blocks import Blocks
 from engine.refresh.part_search import search_over_ranks
 from engine.reliability.progress import progress_bar
 from engine.run import Stage
@@ -99,37 +101,24 @@ def mine(
     """
     coordinator, folder = stage.run.coordinator, stage.run.folder.candidates(name)
     search = _describe_search(stage, rows, top_k, needed)
-    parts = folder.with_name(f".{name}.parts-{search[:12]}")
-    blocks = [rows[start : start + searcher.block_size] for start in range(0, len(rows), searcher.block_size)]
-    blocks = blocks or [rows]  # without a query, there are still candidates, of nothing
+    cut = [rows[start : start + searcher.block_size] for start in range(0, len(rows), searcher.block_size)]
+    # Without a query, there are still candidates, of nothing.
+    blocks = Blocks(stage, folder, search, cut or [rows], lambda path: is_saved(path, stamp, search))
     plan = _Plan(data, stamp, stage.seed, top_k, needed, *_first_depth(stage, data, rows, top_k))
-
-    def look() -> list[int]:
-        take_over_same_weights(folder, stamp)
-        for other in folder.parent.glob(f".{name}.parts-*"):
-            if other != parts:
-                shutil.rmtree(other)  # of another search, which nobody will go on with
-        return [] if is_saved(folder, stamp, search) else _missing(parts, len(blocks), stamp, search)
-
-    missing: list[int] = coordinator.only_rank_zero(f"{stage.name}: plan", look)
+    missing = blocks.missing(before=lambda: take_over_same_weights(folder, stamp))
     with progress_bar(stage.name, len(rows), "query", shown=stage.run.is_main) as bar:
         for group, numbers in _groups(searcher, missing):
-            prepared = _search_group(stage, plan, searcher, blocks, group, parts)
+            prepared = _search_group(stage, plan, searcher, blocks, group)
             with coordinator.agreement(f"{stage.name}: search"):
                 for number in coordinator.hand_out(stage.name, numbers):
                     bar.update(number * searcher.block_size - bar.n)
-                    found = _mine_block(plan, prepared, blocks[number])
-                    found.save(_part_of(parts, number), search=search)
-            shutil.rmtree(_found_of(parts, group), ignore_errors=True)
+                    found = _mine_block(plan, prepared, blocks.rows[number])
+                    found.save(blocks.part(number), search=search)
+            shutil.rmtree(_found_of(blocks, group), ignore_errors=True)
 
     def publish() -> list[int]:
-        if not is_saved(folder, stamp, search):
-            join(
-                [Candidates.load(_part_of(parts, number), stamp) for number in range(len(blocks))],
-                folder,
-                search=search,
-            )
-        shutil.rmtree(parts, ignore_errors=True)
+        load = partial(Candidates.load, stamp=stamp)
+        blocks.publish(lambda parts: join(OpenedInTurn(load, parts), folder, search=search))
         whole = Candidates.load(folder, stamp)
         if warning := finds_too_little(searcher.source, whole.counts[_WITHOUT_HITS], len(whole)):
             log.warning("%s", warning)
@@ -172,17 +161,15 @@ def _groups(searcher: Searcher, missing: list[int]) -> Iterator[tuple[int, list[
         yield group, list(numbers)
 
 
-def _search_group(
-    stage: Stage, plan: _Plan, searcher: Searcher, blocks: list[np.ndarray], group: int, parts: Path
-) -> Searcher:
+def _search_group(stage: Stage, plan: _Plan, searcher: Searcher, blocks: Blocks, group: int) -> Searcher:
     """Let all ranks search the parts of an index for a group of blocks; an index in one piece needs no such thing."""
     if not isinstance(searcher, PartedSearcher) or searcher.num_parts == 1:
         return searcher
-    rows = np.concatenate(blocks[group * _BLOCKS_A_GROUP : (group + 1) * _BLOCKS_A_GROUP]).tolist()
+    rows = np.concatenate(blocks.rows[group * _BLOCKS_A_GROUP : (group + 1) * _BLOCKS_A_GROUP]).tolist()
     if not rows:
         return searcher
     queries = [plan.data.train.queries[row] for row in rows]
-    folder, name = _found_of(parts, group), f"{stage.name} group {group}"
+    folder, name = _found_of(blocks, group), f"{stage.name} group {group}"
     return search_over_ranks(stage.run.coordinator, searcher, queries, plan.depth, folder, name=name)
 
 
@@ -194,16 +181,8 @@ def _describe_search(stage: Stage, rows: np.ndarray, top_k: int, needed: int) ->
     return hashlib.sha256(canonical_json(asked).encode()).hexdigest()
 
 
-def _missing(parts: Path, num_blocks: int, stamp: Stamp, search: str) -> list[int]:
-    return [number for number in range(num_blocks) if not is_saved(_part_of(parts, number), stamp, search)]
-
-
-def _part_of(parts: Path, number: int) -> Path:
-    return parts / f"{number:06d}"
-
-
-def _found_of(parts: Path, group: int) -> Path:
-    return parts / f"found-{group:06d}"
+def _found_of(blocks: Blocks, group: int) -> Path:
+    return blocks.parts / f"found-{group:06d}"
 
 
 def answer_predicate(data: Data, rows: np.ndarray) -> Callable[[int, int], bool]:

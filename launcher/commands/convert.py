@@ -21,8 +21,8 @@ from engine.reliability.progress import progress_bar
 from launcher.terminal.arguments import positive_whole_number, typed_path
 from shards.convert.conversion import Report, convert
 from shards.convert.options import FORMATS, Options
-from shards.convert.tables import fetch_from_hub
 from shards.errors import DataError
+from shards.formats.tables import fetch_from_hub
 
 log = get_logger(__name__)
 

@@ -13,12 +13,12 @@ from typing import Any
 from shards.convert import fields, parse
 from shards.convert.options import Options
 from shards.convert.sources import Source
-from shards.convert.tables import columns_of, read_rows
 from shards.errors import DataError
 from shards.formats import dpr, msmarco
 from shards.formats.items import Consumed, Item, Outcome, Training, attempt, read_lines_as
 from shards.formats.lines import json_object, read_jsonl
 from shards.formats.stream import MAX_LINE_BYTES, BadRecord, Mark, decoded, place, raw_lines
+from shards.formats.tables import columns_of, read_rows
 from shards.records import Document
 
 _GROUP_ROWS = 10_000

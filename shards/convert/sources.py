@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from shards.convert.options import Options
-from shards.convert.tables import hf_files
 from shards.errors import DataError
 from shards.formats.compressed import SUFFIXES, plain_name
 from shards.formats.lines import read_jsonl
+from shards.formats.tables import hf_files
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from launcher.__main__ import main
-from shards.convert import tables
-from shards.formats import open_dataset
+from shards.formats import open_dataset, tables
 
 
 @pytest.fixture(autouse=True)
