@@ -7,13 +7,16 @@ on what and for how long stands in the timetable (`engine.config.r2anker`).
 
 from __future__ import annotations
 
-from engine.config.r2anker import FIRST, JOINT, RANKER_STATE, SECOND, R2ankerConfig, R2ankerRecipe
+from engine.config.r2anker import FIRST, JOINT, RANKER_STATE, SECOND, STUDENT_STATE, R2ankerConfig, R2ankerRecipe
+from engine.config.timetable import WeightsOf
+from engine.data.candidates import Candidates
 from engine.data.corpus import Data
 from engine.evaluation.evaluate import evaluate_iteration
 from engine.evaluation.systems import measured_systems
 from engine.evaluation.yardsticks import evaluate_yardsticks, publish_starts
-from engine.phases import train_by_contrast, train_listwise
-from engine.refresh.refresh import pool_of, refresh_index
+from engine.phases import train_by_contrast, train_listwise, train_student
+from engine.refresh.lessons import lessons_of
+from engine.refresh.refresh import index_corpus, pool_of, refresh_index
 from engine.run import Run
 from engine.training.models import Models
 
@@ -27,7 +30,9 @@ def train(models: Models, data: Data, run: Run) -> None:
         train_retriever(model, models, data, game, run)  # sections 3.4 and 4.2
     pool = pool_of(run, data, JOINT)  # Eq. 9, Appendix B
     run.once("ranker", train_listwise, models, data, pool, phase="ranker", iteration=RANKER_STATE)  # Eq. 8, 5
-    run.once("evaluate/ranker", evaluate_iteration, data, measured_systems(run.config, run.timetable.states("ranker")))
+    evaluate("ranker", data, run)
+    if run.timetable.phases_of("student"):
+        distil(models, data, pool, game, run)  # Appendix C
 
 
 def train_retriever(model: str, models: Models, data: Data, game: R2ankerConfig, run: Run) -> None:
@@ -37,4 +42,21 @@ def train_retriever(model: str, models: Models, data: Data, game: R2ankerConfig,
         pool, penalty = pool_of(run, data, phase.candidates[0]), game.penalty(phase.name)
         run.once(phase.name, train_by_contrast, models, data, pool, phase=phase.name, penalty=penalty)
         refresh_index(run, data, model=model, iteration=state)
+    evaluate(model, data, run)
+
+
+def distil(models: Models, data: Data, pool: Candidates, game: R2ankerConfig, run: Run) -> None:
+    """Train a retriever on the ranker's scores, in place of labels (Appendix C: KL replaces the contrastive loss)."""
+    teacher = WeightsOf("ranker", RANKER_STATE)
+    lessons = lessons_of(run, data, pool, teacher, game.student, phase="student")
+    taught, candidates, scores = lessons.data, lessons.candidates, lessons.scores
+    run.once("student", train_student, models, taught, candidates, scores, game.student, phase="student")
+    index_corpus(run, data, model="student", iteration=STUDENT_STATE)
+    run.once(
+        "evaluate/student", evaluate_iteration, data, measured_systems(run.config, run.timetable.states("student"))
+    )
+
+
+def evaluate(model: str, data: Data, run: Run) -> None:
+    """Measure all states of a model on the dev split; a ranker over each of the retrievers."""
     run.once(f"evaluate/{model}", evaluate_iteration, data, measured_systems(run.config, run.timetable.states(model)))

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from engine.config.ar2 import BM25, DENSE
+from engine.config.distillation import DistillationConfig, student_phase
 from engine.config.lexical import FlopsConfig, LexicalPhaseConfig
 from engine.config.models import LexicalConfig, RankerConfig, RetrieverConfig
 from engine.config.recipe import Config
@@ -25,8 +26,8 @@ JOINT = "joint"
 """Name of the pool that the ranker's negatives are drawn from."""
 FIRST, SECOND = 1, 2
 """The states of a retriever: trained on BM25's negatives (D1, L1), then on its own (D2, L2)."""
-RANKER_STATE = 1
-"""The ranker's one state."""
+RANKER_STATE = STUDENT_STATE = 1
+"""The one state of the ranker, and of its student."""
 
 
 class RetrieverStageConfig(CountedPhaseConfig):
@@ -89,6 +90,8 @@ class R2ankerConfig(Section):
     """L2: from the pre-trained weights again, on hard negatives of L1."""
     ranker: RankerStageConfig = RankerStageConfig()
     """The ranker."""
+    student: DistillationConfig = DistillationConfig()
+    """The student, where the recipe has one: a retriever that learns from the ranker (Appendix C)."""
 
     def penalty(self, phase: str) -> FlopsConfig | None:
         """Return what makes the vectors of a retriever's phase sparse; None of a dense one."""
@@ -109,6 +112,9 @@ class R2ankerRecipe(Config):
     """The lexicon-weighting retriever (L1, L2); left out, there is none."""
     ranker: RankerConfig
     """The ranker."""
+    student: RetrieverConfig | None = None
+    """The retriever that the ranker is distilled into; left out, there is none. The paper begins it from the weights
+    that the dense retriever begins from."""
     r2anker: R2ankerConfig = R2ankerConfig()
     """How they are trained."""
 
@@ -119,12 +125,15 @@ class R2ankerRecipe(Config):
         stages: list[CountedPhaseConfig] = [game.ranker]
         stages += [game.dense_1, game.dense_2] if self.dense else []
         stages += [game.lexical_1, game.lexical_2] if self.lexical else []
+        stages += [game.student] if self.student else []
         return any(stage.steps is None for stage in stages)
 
     def timetable_for(self, sizes: Sizes | None) -> Timetable:
         """Lay out sections 3.4 and 4.2 and Appendix B for data of some size."""
         searching = tuple(model for model in ("dense", "lexical") if model in self.models)
-        return r2anker_timetable(self.r2anker, searching, None if sizes is None else sizes.queries)
+        return r2anker_timetable(
+            self.r2anker, searching, None if sizes is None else sizes.queries, with_student=self.student is not None
+        )
 
     @model_validator(mode="after")
     def _retrievers_are_there(self) -> Self:
@@ -141,13 +150,16 @@ class R2ankerRecipe(Config):
         return self
 
 
-def r2anker_timetable(game: R2ankerConfig, searching: tuple[str, ...], num_queries: int | None) -> Timetable:
-    """Lay out what is trained on what: D1, D2, L1, L2, the ranker.
+def r2anker_timetable(
+    game: R2ankerConfig, searching: tuple[str, ...], num_queries: int | None, *, with_student: bool = False
+) -> Timetable:
+    """Lay out what is trained on what: D1, D2, L1, L2, the ranker, its student.
 
     Args:
         game: Its numbers.
         searching: The models that search, of `dense` and `lexical`.
         num_queries: Training queries, for phases that are counted in epochs; None where that is not known.
+        with_student: Whether the ranker is distilled.
 
     Raises:
         ConfigError: A phase is counted in epochs, and the queries are not.
@@ -160,6 +172,19 @@ def r2anker_timetable(game: R2ankerConfig, searching: tuple[str, ...], num_queri
     rows.add(
         "ranker", "ranker", game.ranker, JOINT, num_negatives=game.ranker.num_negatives, first_iteration=RANKER_STATE
     )
+    ends = [ranker]
+    if with_student:
+        ends.append(WeightsOf("student", STUDENT_STATE))
+        rows.phases.append(
+            student_phase(
+                game.student,
+                model="student",
+                candidates=JOINT,
+                iteration=STUDENT_STATE,
+                num_queries=num_queries,
+                section="r2anker.student",
+            )
+        )
     states = [WeightsOf(model, state) for model in searching for state in (FIRST, SECOND)]
     last = [weights for weights in states if weights.iteration == SECOND]
     return Timetable(
@@ -169,11 +194,12 @@ def r2anker_timetable(game: R2ankerConfig, searching: tuple[str, ...], num_queri
         in_each_iteration=(),
         mine_all=game.mine == "all",
         remove_answers=game.remove_answers,
-        names={weights: f"{weights.model[0].upper()}{weights.iteration}" for weights in states} | {ranker: "R"},
+        names={weights: f"{weights.model[0].upper()}{weights.iteration}" for weights in states}
+        | {weights: weights.model[0].upper() for weights in ends},
         several_search=True,
         joint=rows.joint,
-        ends=(*last, ranker),
-        measured=(*states, ranker),
+        ends=(*last, *ends),
+        measured=(*states, *ends),
         reranked=(BM25, *(f"{weights.model}-{weights.state}" for weights in last)),
     )
 

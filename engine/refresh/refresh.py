@@ -18,7 +18,7 @@ from engine.data.batches import rows_drawn
 from engine.data.candidates import Candidates, is_of
 from engine.data.corpus import Data
 from engine.refresh.mining import MinedQueries, mine
-from engine.retrievers.kinds import BM25, build, choice_of, open_searcher, stamp_of
+from engine.retrievers.kinds import BM25, build, choice_of, dense, open_searcher, stamp_of
 from engine.run import Run, RunFolder, Stage
 
 
@@ -40,6 +40,11 @@ def refresh_index(run: Run, data: Data, *, iteration: int, model: str | None = N
     """
     weights = WeightsOf(model or run.timetable.encoder, iteration)
     return candidates_of(run, data, run.timetable.artifact(weights))
+
+
+def index_corpus(run: Run, data: Data, *, model: str, iteration: int) -> None:
+    """Make what a dense retriever of an iteration searches with, for whoever searches with it later."""
+    build(run, data, run.folder, dense(WeightsOf(model, iteration)))
 
 
 def candidates_of(run: Run, data: Data, name: str) -> Candidates:
