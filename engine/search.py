@@ -20,6 +20,7 @@ from shards.records import Query
 __all__ = [
     "Hits",
     "PartedSearcher",
+    "Rescorer",
     "Searcher",
     "finds_too_little",
     "search_others",
@@ -99,6 +100,23 @@ class Searcher(Protocol):
 
 
 E = TypeVar("E")
+
+
+@runtime_checkable
+class Rescorer(Protocol):
+    """What gives its own scores to documents that somebody else found: a ranker, or a retriever in its place."""
+
+    def score(self, queries: Sequence[Query], documents: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Score documents for queries.
+
+        Args:
+            queries: Any queries.
+            documents: Global document indices for each of them.
+
+        Returns:
+            Scores for each query, in the order of its documents; higher is better.
+        """
+        ...
 
 
 @runtime_checkable

@@ -2,7 +2,7 @@
 
     before a run    convert, docstrings, plan, preflight
     a run           submit, cancel, status, supervise
-    after a run     search, evaluate, export
+    after a run     search, evaluate, matrix, analyse, export
 
 Training itself is started by `deepspeed launcher/run.py`, or by the job that `submit` hands to SLURM.
 """
@@ -24,6 +24,8 @@ COMMANDS = {
     "supervise": ("launcher.commands.supervise", "start a run's command, and again after failures"),
     "search": ("launcher.commands.search", "retrieve, re-rank and print the ten best documents"),
     "evaluate": ("launcher.commands.evaluate", "score the trained models on a data folder"),
+    "matrix": ("launcher.commands.matrix", "measure every ranker of some runs over every retriever's list"),
+    "analyse": ("launcher.commands.analyse", "compare rankers by the negatives that they were trained on"),
     "export": ("launcher.commands.export", "write the models of an iteration for other libraries"),
 }
 """Name -> (module, what it is for). A module has `add_arguments(parser)` and `run_command(arguments)`, which returns an

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-JUDGED, ANSWERED = ("R", "MRR", "nDCG"), ("A",)
+JUDGED, ANSWERED = ("R", "MRR", "nDCG", "MAP"), ("A",)
 """Families: those by judgements, and those by answers in the text."""
 DEFAULT_METRICS = (
     *("R@1", "R@5", "R@10", "R@20", "R@50", "R@100", "R@1000", "MRR@10", "nDCG@10"),

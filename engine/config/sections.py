@@ -160,11 +160,12 @@ class EvaluationConfig(Section):
     """What is measured, on which queries, to which depth (AR2 section 4.1)."""
 
     metrics: tuple[str, ...] = Field(DEFAULT_METRICS, min_length=1)
-    """What is reported, at any rank k: `R@k` (recall), `MRR@k` and `nDCG@k` by judgements, `A@k` (a document of the top
-    k has an answer) by answers. The default is what AR2 reports (Tables 2 and 3), and nDCG@10 as BEIR and TREC do."""
+    """What is reported, at any rank k: `R@k` (recall), `MRR@k`, `nDCG@k` and `MAP@k` (mean average precision) by
+    judgements, `A@k` (a document of the top k has an answer) by answers. The default is what AR2 reports (Tables 2 and
+    3), and nDCG@10 as BEIR and TREC do."""
     relevance_threshold: int = Field(1, ge=1)
-    """Grade from which a document is relevant, for `R@k` and `MRR@k`; TREC's Deep Learning tracks take 2. nDCG has the
-    grades themselves as gains."""
+    """Grade from which a document is relevant, for `R@k`, `MRR@k` and `MAP@k`; TREC's Deep Learning tracks take 2. nDCG
+    has the grades themselves as gains."""
     depth: int = Field(100, ge=1)
     """Documents retrieved and kept for a query, at least: as many as the deepest of `metrics` where that is more."""
     rerank_depth: int = Field(100, ge=1)

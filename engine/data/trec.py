@@ -25,6 +25,8 @@ class RunLine:
     """In the file, from 1."""
     qid: str
     docid: str
+    rank: int
+    """As the file has it; some begin with 0, and some have the same number everywhere."""
     score: float
     """May be NaN or infinite, if the file says so."""
 
@@ -68,11 +70,12 @@ def write_trec(path: Path, run: Rankings, tag: str) -> None:
                 file.write(f"{qid} Q0 {docid} {rank} {float(scores[docid])!r} {tag}\n")
 
 
-def read_trec(path: Path) -> dict[str, dict[str, float]]:
+def read_trec(path: Path, top: int | None = None) -> dict[str, dict[str, float]]:
     """Read a TREC run file.
 
     Args:
         path: The file.
+        top: Leave out what has a higher rank, counted from 1; None reads all.
 
     Returns:
         Query id -> document id -> score, in the order of the file.
@@ -82,7 +85,7 @@ def read_trec(path: Path) -> dict[str, dict[str, float]]:
             line is named.
     """
     run: dict[str, dict[str, float]] = {}
-    for line in run_lines(path):
+    for line in run_lines(path, top=top):
         scores = run.setdefault(line.qid, {})
         if line.docid in scores:
             raise DataError(
@@ -93,13 +96,14 @@ def read_trec(path: Path) -> dict[str, dict[str, float]]:
     return run
 
 
-def run_lines(path: Path, *, or_ranks_alone: bool = False) -> Iterator[RunLine]:
+def run_lines(path: Path, *, or_ranks_alone: bool = False, top: int | None = None) -> Iterator[RunLine]:
     """Read a run file line by line, so that one of any size can be taken.
 
     Args:
         path: The file.
         or_ranks_alone: Take also a file whose lines are `qid docid rank`, as MS MARCO has them; the score is then minus
             the rank. The first line decides for the whole file.
+        top: Leave out lines with a higher rank; None reads all.
 
     Yields:
         The lines in order.
@@ -117,11 +121,15 @@ def run_lines(path: Path, *, or_ranks_alone: bool = False) -> Iterator[RunLine]:
                 layout = _THREE if len(fields) == 3 else _SIX
             try:
                 if layout == _SIX:
-                    qid, _, docid, _, score, _ = fields
-                    yield RunLine(number, qid, docid, float(score))
+                    qid, _, docid, rank, score, _ = fields
+                    if top is not None and int(rank) > top:  # most lines of a deep ranking, so it is seen first
+                        continue
+                    yield RunLine(number, qid, docid, int(rank), float(score))
                 else:
                     qid, docid, rank = fields
-                    yield RunLine(number, qid, docid, -float(int(rank)))
+                    if top is not None and int(rank) > top:
+                        continue
+                    yield RunLine(number, qid, docid, int(rank), -float(int(rank)))
             except ValueError as error:
                 raise DataError(
                     f"{path}, line {number} reads {text.strip()!r}",

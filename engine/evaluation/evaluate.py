@@ -6,6 +6,7 @@ on command. All ranks take part, each with its share of the queries; every ranki
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from engine.config.recipe import Config
 from engine.data.answers import AnswerMatcher
 from engine.data.corpus import Data, sample_queries
 from engine.data.trec import best_first, read_trec, write_trec
+from engine.errors import ModelError
 from engine.evaluation.measures import answer_measures, require_measurable, score_run
 from engine.evaluation.pairs import PairScorer
 from engine.evaluation.summary import Row, add_row
@@ -26,7 +28,7 @@ from engine.results import Measured, Score
 from engine.retrievers.choice import Choice
 from engine.retrievers.kinds import build, open_searcher
 from engine.run import Run, RunFolder, Stage
-from engine.search import Searcher, finds_too_little, search_others
+from engine.search import Rescorer, Searcher, finds_too_little, search_others
 from shards.partition import split_range
 from shards.records import Dataset, Query
 
@@ -38,7 +40,7 @@ _SEARCHED_BY = {RETRIEVER: "dense"}
 ENTROPY_DEPTH = 15
 """Documents over which the entropy of the retriever's distribution is taken (Table 6)."""
 RERANKED_TOGETHER = 8
-"""Queries whose pairs are scored in one call."""
+"""Queries whose pairs a ranker scores in one call."""
 
 
 def evaluate_iteration(stage: Stage, data: Data, systems: Sequence[System]) -> Measured:
@@ -117,7 +119,7 @@ def evaluate_system(
     else:
         found = read_trec(folder.results / system.over.run_file_name(split, sample))
         ranking = rerank(stage, data, system, queries, found)
-    return [_record(stage, data, folder, ranking, system, split, sample)]
+    return [record_ranking(stage, data, folder, ranking, system, split, sample)]
 
 
 def retriever_of(system: System) -> Choice:
@@ -196,43 +198,97 @@ def rerank(stage: Stage, data: Data, system: System, queries: Sequence[Query], f
     """
     if system.weights is None:
         raise ValueError(f"{system.name} re-orders a ranking without the weights of a ranker")
-    coordinator, config = stage.run.coordinator, stage.run.config
     scorer = PairScorer.open(stage.run, data, system.weights.model, system.weights.state)
-    blocks = [queries[start : start + RERANKED_TOGETHER] for start in range(0, len(queries), RERANKED_TOGETHER)]
+    return rerank_by(stage, data, scorer, queries, found, system.name)
+
+
+def rerank_by(
+    stage: Stage, data: Data, scorer: Rescorer, queries: Sequence[Query], found: Ranking, label: str
+) -> Ranking:
+    """Re-order the top of a ranking by any scores, on all ranks; arguments and result as of `rerank`.
+
+    Args:
+        stage: Where this runs.
+        data: Corpus and queries.
+        scorer: Gives the scores.
+        queries: Whose ranking.
+        found: The ranking that is re-ordered.
+        label: Who re-orders, for messages.
+    """
+    coordinator, config = stage.run.coordinator, stage.run.config
+    # A retriever passes over its index for as many queries as it is searched with.
+    together = scorer.block_size if isinstance(scorer, Searcher) else RERANKED_TOGETHER
+    blocks = [queries[start : start + together] for start in range(0, len(queries), together)]
     own = [blocks[place] for place in split_range(len(blocks), coordinator.rank, coordinator.world_size)]
     ranking: Ranking = {}
     with (
-        coordinator.agreement(f"{stage.name}: rerank {system.name}"),
-        progress_bar(f"{stage.name} {system.name}", sum(map(len, own)), "query", shown=stage.run.is_main) as bar,
+        coordinator.agreement(f"{stage.name}: rerank {label}"),
+        progress_bar(f"{stage.name} {label}", sum(map(len, own)), "query", shown=stage.run.is_main) as bar,
     ):
         for block in own:
             docids = [best_first(query.id, found.get(query.id, {})) for query in block]
             tops = [one[: config.evaluation.rerank_depth] for one in docids]
             scores = scorer.score(block, [[data.shards.index_of(docid) for docid in top] for top in tops])
             for query, whole, top, own_scores in zip(block, docids, tops, scores, strict=True):
+                _require_finite(label, query, top, own_scores)
                 below = min(own_scores, default=0.0)
                 ranking[query.id] = dict(zip(top, own_scores, strict=True)) | {
                     docid: below - place for place, docid in enumerate(whole[len(top) :], start=1)
                 }
             bar.update(len(block))
-    return _together(stage, f"ranking {system.name}", ranking)
+    return _together(stage, f"ranking {label}", ranking)
 
 
-def _record(
-    stage: Stage, data: Data, folder: RunFolder, ranking: Ranking, system: System, split: str, sample: int | None
+def _require_finite(label: str, query: Query, docids: Sequence[str], scores: Sequence[float]) -> None:
+    for docid, score in zip(docids, scores, strict=True):
+        if not math.isfinite(score):
+            raise ModelError(
+                f"{label} gives document {docid!r} the score {score} for query {query.id!r}",
+                expected="finite scores, which can be ordered",
+                remedy="look at the losses of its training, which may have diverged, and at its precision: float16 "
+                "holds numbers up to 65504",
+            )
+
+
+def record_ranking(
+    stage: Stage,
+    data: Data,
+    folder: RunFolder,
+    ranking: Ranking,
+    system: System,
+    split: str,
+    sample: int | None,
+    names: Sequence[str] | None = None,
 ) -> Score:
+    """Measure a ranking and write its row, its file and its points of the curves; all ranks call it alike.
+
+    Args:
+        stage: Where this runs.
+        data: Corpus and queries.
+        folder: Takes row and file.
+        ranking: Of the queries that are measured, on every rank.
+        system: Whose.
+        split: Of the queries.
+        sample: Number of queries of a sample; None for what the recipe measures.
+        names: Metrics; None for those of the recipe.
+
+    Returns:
+        The score.
+    """
     config, qrels = stage.run.config, {qid: data.dataset.qrels[split][qid] for qid in ranking}
     settings, metrics = config.evaluation, {}
+    names = settings.metrics if names is None else names
     if any(qrels.values()):  # some splits have answers, no judgements
-        metrics = score_run(ranking, qrels, settings.metrics, relevance_threshold=settings.relevance_threshold)
-    answered = _answered(stage, data, ranking, system.name)
+        metrics = score_run(ranking, qrels, names, relevance_threshold=settings.relevance_threshold)
+    answered = _answered(stage, data, ranking, system.name, names)
     if answered:
-        metrics |= answer_measures(ranking, answered, settings.metrics)
+        metrics |= answer_measures(ranking, answered, names)
     row = Row.of(
-        *(system, split, {name: metrics[name] for name in settings.metrics if name in metrics}),
+        *(system, split, {name: metrics[name] for name in names if name in metrics}),
         num_queries=len(ranking),
         split_queries=len(data.dataset.qrels[split]),
         relevance_threshold=settings.relevance_threshold,
+        rerank_depth=settings.rerank_depth,
     )
 
     def write() -> None:
@@ -249,10 +305,10 @@ def _record(
     return Score.of(system.name, system.kind, model, system.iteration, metrics, config.run.keep_best)
 
 
-def _answered(stage: Stage, data: Data, ranking: Ranking, label: str) -> dict[str, set[str]]:
+def _answered(stage: Stage, data: Data, ranking: Ranking, label: str, names: Sequence[str]) -> dict[str, set[str]]:
     """Find the documents that hold an answer, as deep as a metric looks, for the queries that have answers."""
     coordinator = stage.run.coordinator
-    by_answers = [name for name in stage.run.config.evaluation.metrics if family_of(name) in ANSWERED]
+    by_answers = [name for name in names if family_of(name) in ANSWERED]
     depth = max(map(cutoff_of, by_answers), default=0)
     qids = [qid for qid in ranking if data.dataset.queries[qid].answers] if by_answers else []
     found: dict[str, list[str]] = {}

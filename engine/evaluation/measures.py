@@ -1,4 +1,4 @@
-"""How good a ranking is: recall, reciprocal rank and nDCG by judgements, hit accuracy by answer match.
+"""How good a ranking is: recall, reciprocal rank, nDCG and average precision by judgements, hits by answer match.
 
 All numbers come from ir_measures, so that they are those of trec_eval. Two things are settled here, because they
 change published numbers without a word elsewhere:
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 
 import ir_measures
-from ir_measures import RR, Measure, R, Success, nDCG
+from ir_measures import AP, RR, Measure, R, Success, nDCG
 
 from engine.config.metric_names import ANSWERED, DEFAULT_METRICS, JUDGED, cutoff_of, family_of
 from engine.config.sections import EvaluationConfig
@@ -42,17 +42,43 @@ def score_run(
     Returns:
         For each of these metrics, in their order, the mean over all judged queries, 0..1: `R@k` is the share of a
         query's relevant documents in its top k, `MRR@k` one over the rank of the first relevant one (0 beyond k),
-        `nDCG@k` has the grades as gains, whatever the threshold.
+        `nDCG@k` has the grades as gains, whatever the threshold; `MAP@k` sums the precision at the ranks of the
+        relevant documents in the top k and divides by the number of all relevant ones.
 
     Raises:
         DataError: No query has a relevant document.
 
     Source: AR2 section 4.1, Table 2. TREC Deep Learning 2019 and 2020 take threshold 2.
     """
-    judged = {qid: dict(grades) for qid, grades in qrels.items() if any(grade > 0 for grade in grades.values())}
+    judged = _judged(qrels)
     _require_relevant(qrels, relevance_threshold)
     named = {name: _judged_measure(name, relevance_threshold) for name in metrics if family_of(name) in JUDGED}
     return _means(named, run, judged)
+
+
+def query_values(
+    run: Rankings, qrels: Mapping[str, Mapping[str, int]], metric: str, *, relevance_threshold: int = 1
+) -> dict[str, float]:
+    """Measure a ranking by judgements, query by query: the mean of what is returned is what `score_run` returns.
+
+    Args:
+        run: As of `score_run`, and so are `qrels` and `relevance_threshold`.
+        qrels: Judgements.
+        metric: One that is by judgements, such as `MRR@10`.
+        relevance_threshold: Grade from which a document is relevant.
+
+    Returns:
+        Query id -> value 0..1, for the queries over which the mean is taken, in the order of the judgements.
+
+    Raises:
+        DataError: No query has a relevant document.
+    """
+    judged = _judged(qrels)
+    _require_relevant(qrels, relevance_threshold)
+    values = dict.fromkeys(judged, 0.0)
+    for one in ir_measures.iter_calc([_judged_measure(metric, relevance_threshold)], judged, _by_rank(run, judged)):
+        values[one.query_id] = float(one.value)
+    return values
 
 
 def answer_measures(
@@ -122,9 +148,19 @@ def _require_relevant(qrels: Mapping[str, Mapping[str, int]], threshold: int) ->
         )
 
 
+def _judged(qrels: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    """Return the judgements of the queries that have a grade above 0: those over which a mean is taken."""
+    return {qid: dict(grades) for qid, grades in qrels.items() if any(grade > 0 for grade in grades.values())}
+
+
 def _judged_measure(name: str, threshold: int) -> Measure:
     family, cutoff = family_of(name), cutoff_of(name)
-    measures: dict[str, Measure] = {"R": R(rel=threshold), "MRR": RR(rel=threshold), "nDCG": nDCG}
+    measures: dict[str, Measure] = {
+        "R": R(rel=threshold),
+        "MRR": RR(rel=threshold),
+        "nDCG": nDCG,
+        "MAP": AP(rel=threshold),
+    }
     return measures[family] @ cutoff
 
 

@@ -38,6 +38,8 @@ class Row:
     """Queries that the split has: more than were measured where these are a sample."""
     relevance_threshold: int = 1
     """Grade from which a document counted as relevant."""
+    rerank_depth: int | None = None
+    """Documents of a query that were re-ranked at most; None for who searches, and in summaries written without it."""
 
     @classmethod
     def of(
@@ -49,6 +51,7 @@ class Row:
         num_queries: int,
         split_queries: int,
         relevance_threshold: int = 1,
+        rerank_depth: int | None = None,
     ) -> Row:
         """Make the row of what was measured."""
         over = system.over
@@ -64,6 +67,7 @@ class Row:
             num_queries,
             split_queries,
             relevance_threshold,
+            rerank_depth if over else None,
         )
 
     def replaces(self, other: Row) -> bool:
@@ -112,7 +116,7 @@ def summary_table(folder: RunFolder) -> str:
     table: list[list[object]] = []
     for row in rows:
         place: list[object] = [row.split, _queries(row), row.iteration, row.system]
-        place.append(f"{row.over} top" if row.over else "")
+        place.append(f"{row.over} top {row.rerank_depth or ''}".rstrip() if row.over else "")
         place += [row.over_iteration if row.over else None] * mixed
         place += [row.relevance_threshold] * graded
         table.append([*place, *(row.metrics.get(name) for name in metrics)])

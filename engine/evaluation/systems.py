@@ -15,7 +15,9 @@ from engine.config.timetable import Timetable, WeightsOf, iteration_name
 
 __all__ = ["System", "WeightsOf"]
 BM25, RUN_FILE, RETRIEVER, LEXICAL, RANKER = "bm25", "run_file", "retriever", "lexical", "ranker"
-_ORDER = (BM25, RUN_FILE, RETRIEVER, LEXICAL, RANKER)
+CANDIDATES = "candidates"
+"""Sets of documents that somebody else chose for re-ranking, in no order."""
+_ORDER = (BM25, RUN_FILE, CANDIDATES, RETRIEVER, LEXICAL, RANKER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,27 +161,21 @@ def every_system(config: Config, *, last: int) -> list[System]:
     return [*yardsticks(config), *trained_systems(config, sorted({0, last}))]
 
 
-def pairs_of(config: Config, retrievers: Sequence[int], rankers: Sequence[int]) -> list[list[System]]:
-    """Return rankers of some iterations over retrievers of others, such as D over G0 (AR2 Table 3).
+def pairs_of(config: Config, retrievers: Sequence[WeightsOf], rankers: Sequence[WeightsOf]) -> list[list[System]]:
+    """Return some states of rankers over some of retrievers, such as D over G0 (AR2 Table 3) or R over D1.
 
     Args:
-        config: Its models; the retriever is the one that searches the corpus.
-        retrievers: Iterations; 0 is the warm-up.
-        rankers: Iterations, each over every one of these retrievers.
+        config: Its models.
+        retrievers: States of models that search the corpus.
+        rankers: States of rankers, each over every one of these retrievers.
 
     Returns:
         For each retriever the systems that need its index: itself, and the rankers behind it.
     """
-    table, groups = config.timetable, []
-    for iteration in retrievers:
-        first = system_of(config, WeightsOf(table.encoder, iteration))
-        behind = [
-            system_of(config, WeightsOf(model, other), first)
-            for other in rankers
-            for model, kind in _models(config).items()
-            if kind == RANKER
-        ]
-        groups.append([first, *behind])
+    groups, names_over = [], config.timetable.reranked is not None
+    for retriever in retrievers:
+        first = system_of(config, retriever)
+        groups.append([first, *(system_of(config, ranker, first, names_over=names_over) for ranker in rankers)])
     return groups
 
 

@@ -175,6 +175,21 @@ class BM25Searcher:
             documents_QK[row], scores_QK[row] = top_matches(scores_N, top_k)
         return Hits(documents_QK, scores_QK)
 
+    def score(self, queries: Sequence[Query], documents: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Score documents that somebody else found; those that share no word with their query have 0.
+
+        Args:
+            queries: Any queries.
+            documents: Global document indices for each of them.
+
+        Returns:
+            Scores for each query, in the order of its documents, as a search has them.
+        """
+        return [
+            self._index.get_scores_from_ids(self._analyzer.look_up(query.text))[np.array(own, dtype=np.int64)].tolist()
+            for query, own in zip(queries, documents, strict=True)
+        ]
+
 
 def _replace_folder(new: Path, target: Path) -> None:
     """Rename a finished folder into place; a crash on the way leaves the old one, or none, never a mixture."""

@@ -82,6 +82,19 @@ class DenseSearcher:
             device=self._device,
         )
 
+    def score(self, queries: Sequence[Query], documents: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Score documents that somebody else found, by inner products with their stored embeddings (Eq. 1).
+
+        Args:
+            queries: Any queries.
+            documents: Global document indices for each of them.
+
+        Returns:
+            Scores for each query, in the order of its documents, as a search has them.
+        """
+        rows = (self._index.store.rows(np.array(own, dtype=np.int64)) for own in documents)
+        return [(rows_KD @ query_D).tolist() for rows_KD, query_D in zip(rows, self.encode(queries), strict=True)]
+
     def search_parts(self, queries_QD: Floats, top_k: int, parts: Sequence[int]) -> Hits:
         """Search some parts of the index; see `DenseIndex.search_parts`."""
         return self._index.search_parts(queries_QD, top_k, parts)

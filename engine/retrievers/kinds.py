@@ -10,7 +10,7 @@ Whoever needs a retriever (a refresh, mining, evaluation, the search command) na
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from engine.config.timetable import Mining, WeightsOf
@@ -82,6 +82,25 @@ def build(run: Run, data: Data, folder: RunFolder, choice: Choice) -> None:
     """
     prefix = "" if folder == run.folder else f"{folder.path.name}/"
     _kind(choice).build(run, data, folder, choice, prefix)
+
+
+def forget_what_is_lost(run: Run, folder: RunFolder, choices: Sequence[Choice]) -> None:
+    """Let indexes be built again that are older than those kept, or of other settings than now.
+
+    Args:
+        run: Whose ledger has them as built.
+        folder: As for `build`.
+        choices: Retrievers that are about to be built; those without weights look for themselves.
+    """
+    prefix = "" if folder == run.folder else f"{folder.path.name}/"
+    trained = [choice for choice in choices if choice.weights is not None]
+
+    def lost() -> list[str]:
+        return [run.timetable.artifact(one.trained) for one in trained if not is_built(run, folder, one)]
+
+    gone = run.coordinator.only_rank_zero("look for indexes", lost)
+    names = [f"{prefix}{stage}/{state}" for state in gone for stage in ("encode", "index")]
+    run.forget([name for name in names if run.is_finished(name)])
 
 
 def open_searcher(run: Run, data: Data, folder: RunFolder, choice: Choice) -> Searcher:

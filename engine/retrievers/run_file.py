@@ -1,7 +1,8 @@
 """A ranking in a file as a retriever: what any other system found, to mine negatives from or to measure.
 
 The file is TREC's (`qid Q0 docid rank score tag`) or has the ranks alone (`qid docid rank`, as MS MARCO has them). It
-answers the queries that it holds, by their ids, and no others.
+answers the queries that it holds, by their ids, and no others. Its order is that of the scores, as trec_eval has it;
+ranks that say otherwise stop the reading, since nobody knows which of the two was meant.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class RunFileSearcher:
 
     @classmethod
     def open(cls, path: Path, index_of: Callable[[str], int | None]) -> RunFileSearcher:
-        """Read a run file whole: 16 bytes of memory for each of its lines.
+        """Read a run file whole: 24 bytes of memory for each of its lines.
 
         Args:
             path: The file. The lines of a query need not stand together, nor in the order of the ranks.
@@ -55,10 +56,11 @@ class RunFileSearcher:
 
         Raises:
             DataError: The file is missing or empty, a line has another form, a document is not in the corpus, a score
-                is not a number, or a query has a document twice.
+                is not a number, a query has a document or a rank twice, or its ranks contradict its scores.
         """
         documents: dict[str, array[int]] = {}
         scores: dict[str, array[float]] = {}
+        ranks: dict[str, array[int]] = {}
         unknown: list[str] = []
         unordered: list[str] = []
         for line in run_lines(path, or_ranks_alone=True):
@@ -70,10 +72,12 @@ class RunFileSearcher:
                 unordered.append(f"{line.score} in line {line.number}")
             documents.setdefault(line.qid, array("q")).append(document)
             scores.setdefault(line.qid, array("d")).append(line.score)
+            ranks.setdefault(line.qid, array("q")).append(line.rank)
         _refuse(path, unknown, "documents that the corpus does not have", "a ranking of this corpus, by its docids")
         _refuse(path, unordered, "scores that are no finite numbers", "a number for every document")
         if not documents:
             raise DataError(f"{path} is empty", expected="a ranking of at least one query")
+        _require_ranks_of_scores(path, ranks, scores)
         found = {qid: _best_first(documents.pop(qid), scores.pop(qid)) for qid in list(documents)}
         repeated = [qid for qid, (documents_N, _) in found.items() if len(np.unique(documents_N)) < len(documents_N)]
         _refuse(
@@ -133,6 +137,34 @@ def _best_first(documents: array[int], scores: array[float]) -> tuple[npt.NDArra
     documents_N, scores_N = np.array(documents, dtype=np.int64), np.array(scores, dtype=np.float64)
     order_N = np.lexsort((documents_N, -scores_N))
     return documents_N[order_N], scores_N[order_N]
+
+
+def _require_ranks_of_scores(path: Path, ranks: dict[str, array[int]], scores: dict[str, array[float]]) -> None:
+    """Refuse ranks that say another order than the scores."""
+    numbers = {rank for own in ranks.values() for rank in (min(own), max(own))}
+    if len(numbers) == 1 and {-float(*numbers)} != {score for own in scores.values() for score in own}:
+        return  # one number in all lines is no rank; but where it is all that a line has, nothing else is there
+    repeated: list[str] = []
+    contrary: list[str] = []
+    for qid, own in ranks.items():
+        ranks_N, scores_N = np.array(own, dtype=np.int64), np.array(scores[qid], dtype=np.float64)
+        order_N = np.argsort(ranks_N, kind="stable")
+        if (np.diff(ranks_N[order_N]) == 0).any():
+            repeated.append(repr(qid))
+        elif (rises_N := np.flatnonzero(np.diff(scores_N[order_N]) > 0)).size:
+            better, worse = order_N[rises_N[0]], order_N[rises_N[0] + 1]
+            contrary.append(
+                f"{qid!r} has score {float(scores_N[better])} at rank {ranks_N[better]} and {float(scores_N[worse])} "
+                f"at rank {ranks_N[worse]}"
+            )
+    _refuse(path, repeated, "queries with a rank twice", "every rank once for a query, or the same number in all lines")
+    _refuse(
+        path,
+        contrary,
+        "queries whose ranks contradict their scores",
+        "scores that fall from rank to rank: where lower is better, as with distances, write their negatives; where "
+        "the ranks alone are meant, leave the scores out (qid docid rank)",
+    )
 
 
 def _refuse(path: Path, cases: list[str], what: str, expected: str) -> None:

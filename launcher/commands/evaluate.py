@@ -6,6 +6,8 @@ done beside a running training, and needs nothing of the data that the run was t
 
     --max-queries 100                        a sample of the split; its rows stand beside those of the whole split
     --retriever 0,3 --ranker 0..3            rankers of some iterations over retrievers of others, in one table
+    --candidates bm25 --depth 1000           rankers over the top 1000 of BM25
+    --candidates top1000.dev                 rankers over candidates in a file (qid, docid, query, passage)
     --set evaluation.relevance_threshold=2   other metrics, depths and grades than the recipe's
 """
 
@@ -13,33 +15,42 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from engine.config.file import with_overrides
-from engine.config.recipe import Config
-from engine.data.corpus import write_shards
+from engine.config.text import absolute_path
+from engine.data.candidate_sets import CandidateSets, read_candidate_sets
+from engine.data.corpus import Data, write_shards
 from engine.errors import ConfigError, DataError
-from engine.evaluation.evaluate import evaluate_systems, require_measurable_splits, retriever_of
+from engine.evaluation.candidates import evaluate_candidates
+from engine.evaluation.evaluate import evaluate_systems, require_measurable_splits, retriever_of, split_queries
 from engine.evaluation.summary import summary_table
-from engine.evaluation.systems import System, every_system, pairs_of
+from engine.evaluation.systems import BM25, CANDIDATES, System, every_system, pairs_of, system_of
 from engine.log import get_logger
 from engine.models.weights import MARKER
 from engine.refresh.refresh import drop_old_indexes
-from engine.reliability.run_lock import hold
-from engine.retrievers.kinds import is_built
+from engine.retrievers.kinds import forget_what_is_lost
 from engine.run import Run, RunFolder, Stage
-from launcher.commands.finished import data_of, fingerprint_of, last_iteration, open_run, texts_of
-from launcher.commands.iterations import iterations_in
+from launcher.commands.finished import (
+    change_settings,
+    data_of,
+    fingerprint_of,
+    keep_others_out,
+    last_iteration,
+    open_run,
+    texts_of,
+)
+from launcher.commands.iterations import states_in
 from launcher.terminal.arguments import positive_whole_number, typed_path
 from launcher.world.opening import open_world
 from shards.formats import open_dataset
 from shards.records import Dataset
 
 log = get_logger(__name__)
+_BM25 = "bm25"
+"""The word for the candidates that BM25 finds; a file of that name is `./bm25`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +69,10 @@ class Asked:
     """Iterations, as `iterations_in` reads them; None with `rankers` for the usual systems."""
     rankers: str | None = None
     """Iterations, each over every one of the retrievers'."""
+    candidates: str | None = None
+    """What the rankers re-order in place of what retrievers find: `bm25`, or a file of candidates."""
+    depth: int | None = None
+    """Documents of a query that a retriever finds and rankers re-order; None for the recipe's numbers."""
     settings: tuple[str, ...] = ()
     """`key=value` words over the recipe's `evaluation` section, and on another corpus its `index` section."""
 
@@ -79,6 +94,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--retriever", metavar="T", help="retrievers of these iterations: 0, 0,3, 0..3, last or all")
     parser.add_argument("--ranker", metavar="T", help="rankers of these iterations, over each of these retrievers")
     parser.add_argument(
+        "--candidates",
+        metavar="FILE",
+        help="what rankers re-order: bm25 for what BM25 finds, or a file with lines of qid, docid, query and passage",
+    )
+    parser.add_argument(
+        "--depth", type=positive_whole_number, metavar="N", help="documents found and re-ranked for a query"
+    )
+    parser.add_argument(
         "--set",
         nargs="+",
         default=[],
@@ -90,8 +113,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run_command(arguments: argparse.Namespace) -> None:
     """Score the models and print the table."""
     asked = Asked(
-        *(arguments.data, arguments.format, arguments.split, arguments.max_queries),
-        *(arguments.retriever, arguments.ranker, tuple(arguments.set)),
+        data=arguments.data,
+        format=arguments.format,
+        split=arguments.split,
+        max_queries=arguments.max_queries,
+        retrievers=arguments.retriever,
+        rankers=arguments.ranker,
+        candidates=arguments.candidates,
+        depth=arguments.depth,
+        settings=tuple(arguments.set),
     )
     evaluate_run(arguments.run, asked)
 
@@ -111,8 +141,9 @@ def evaluate_run(path: Path, asked: Asked) -> None:
     world = open_world()
     run = open_run(path, world.coordinator, world.device)
     last = last_iteration(run)
-    run.config = _settings(run.config, asked)
-    groups = _systems(run, asked, last)
+    change_settings(run, _words(asked))
+    given = None if asked.candidates in (None, _BM25) else absolute_path(asked.candidates or "")
+    groups = _over_candidates(run, asked, given) if asked.candidates else _systems(run, asked, last)
     dataset = open_dataset(asked.data, asked.format)
     is_own = dataset.fingerprint == fingerprint_of(run)
     if is_own:
@@ -126,23 +157,25 @@ def evaluate_run(path: Path, asked: Asked) -> None:
     require_measurable_splits(run.config, dataset, [asked.split])
     folder = run.folder if is_own else _folder_of(run, dataset, asked.data)
     with ExitStack() as stack:
-        run.coordinator.only_rank_zero(f"lock {folder.path.name}", lambda: _lock(stack, folder, run))
+        run.coordinator.only_rank_zero(f"lock {folder.path.name}", lambda: keep_others_out(stack, folder, run))
         if not is_own:
             run.keep_ledger_in(folder)
             run.once(f"{folder.path.name}/shards", write_shards, dataset, texts_of(run, last), folder)
-        data = data_of(run, last, dataset, folder)
+        data, stage = data_of(run, last, dataset, folder), Stage(run, f"evaluate {asked.split}")
         for systems in groups:
-            _forget_what_is_lost(run, folder, systems)
-            evaluate_systems(
-                Stage(run, f"evaluate {asked.split}"), data, folder, asked.split, systems, asked.max_queries
-            )
+            if given is not None:
+                sets = _candidates(run, data, asked.split, given)
+                evaluate_candidates(stage, data, folder, asked.split, sets, systems, asked.max_queries)
+                continue
+            forget_what_is_lost(run, folder, [retriever_of(one) for one in systems if one.over is None])
+            evaluate_systems(stage, data, folder, asked.split, systems, asked.max_queries)
             run.coordinator.only_rank_zero("drop indexes", lambda: drop_old_indexes(run, folder, last))
     if run.is_main:
         log.info("results (%s)\n\n%s\n", folder.summary, summary_table(folder))
 
 
-def _settings(config: Config, asked: Asked) -> Config:
-    """Return the run's configuration with what the command's words change of it."""
+def _words(asked: Asked) -> list[str]:
+    """Return what the command's words change of the run's configuration."""
     for word in asked.settings:
         if not word.startswith(("evaluation.", "index.")):
             raise ConfigError(
@@ -151,9 +184,11 @@ def _settings(config: Config, asked: Asked) -> Config:
                 remedy="leave the word out; a recipe with it is another run",
             )
     words = list(asked.settings)
+    if asked.depth is not None:
+        words += [f"evaluation.{key}={asked.depth}" for key in ("depth", "rerank_depth")]
     if asked.max_queries is not None:
         words += [f"evaluation.max_{split}_queries={asked.max_queries}" for split in ("dev", "test")]
-    return with_overrides(config, words)
+    return words
 
 
 def _require_no_other_index(asked: Asked) -> None:
@@ -171,8 +206,8 @@ def _systems(run: Run, asked: Asked, last: int) -> list[list[System]]:
     if asked.retrievers is None and asked.rankers is None:
         groups = [every_system(run.config, last=last)]
     else:
-        retrievers = iterations_in(asked.retrievers or "last", last=last, option="--retriever")
-        rankers = iterations_in(asked.rankers or "last", last=last, option="--ranker")
+        retrievers = states_in(run, asked.retrievers, rankers=False, option="--retriever")
+        rankers = states_in(run, asked.rankers, rankers=True, option="--ranker")
         groups = pairs_of(run.config, retrievers, rankers)
     for weights in (system.weights for systems in groups for system in systems if system.weights):
         folder = run.folder.weights(weights.model, weights.state)
@@ -186,24 +221,28 @@ def _systems(run: Run, asked: Asked, last: int) -> list[list[System]]:
     return groups
 
 
-def _forget_what_is_lost(run: Run, folder: RunFolder, systems: Sequence[System]) -> None:
-    """Let indexes be built again that are older than those kept, or of other settings than now."""
-    prefix = "" if folder == run.folder else f"{folder.path.name}/"
-    choices = [retriever_of(system) for system in systems if system.over is None and system.weights]
+def _over_candidates(run: Run, asked: Asked, given: Path | None) -> list[list[System]]:
+    """Return rankers over what BM25 finds, or over candidates in a file, which all are re-ranked."""
+    if asked.retrievers is not None or (given is not None and asked.depth is not None):
+        word = "--retriever" if asked.retrievers is not None else "--depth"
+        raise ConfigError(
+            f"{word} says nothing about the candidates in {asked.candidates}",
+            expected="--candidates FILE, all of which are re-ranked, or --candidates bm25 with --depth",
+            remedy=f"leave {word} out",
+        )
+    first = System("BM25", BM25, None) if given is None else System(given.name, CANDIDATES, None)
+    states = states_in(run, asked.rankers, rankers=True, option="--ranker")
+    return [[first, *(system_of(run.config, weights, first, names_over=True) for weights in states)]]
 
-    def lost() -> list[str]:
-        return [run.timetable.artifact(one.trained) for one in choices if not is_built(run, folder, one)]
 
-    gone = run.coordinator.only_rank_zero("look for indexes", lost)
-    names = [f"{prefix}{stage}/{state}" for state in gone for stage in ("encode", "index")]
-    run.forget([name for name in names if run.is_finished(name)])
-
-
-def _lock(stack: ExitStack, folder: RunFolder, run: Run) -> None:
-    """Keep other starts out of what is written: a training run out of its own folder, or a twin of this evaluation."""
-    seconds = run.config.run.heartbeat_seconds
-    ranks = run.coordinator.world_size
-    stack.enter_context(hold(folder.lock, num_ranks=ranks, touch_seconds=seconds, patience_seconds=6 * seconds))
+def _candidates(run: Run, data: Data, split: str, path: Path) -> CandidateSets:
+    """Read candidates on every rank, and let all of them be re-ranked."""
+    queries = split_queries(run, data, split)
+    with run.coordinator.agreement(f"read {path.name}"):
+        sets = read_candidate_sets(path, queries, data.shards.docids.index_of)
+    log.info("%s", sets.told(path))
+    change_settings(run, [f"evaluation.{key}={max(1, sets.largest)}" for key in ("depth", "rerank_depth")])
+    return sets
 
 
 def _folder_of(run: Run, dataset: Dataset, data_path: Path) -> RunFolder:

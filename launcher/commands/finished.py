@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 
-from engine.config.timetable import WeightsOf
+from engine.config.file import with_overrides
+from engine.config.timetable import Sizes, WeightsOf
 from engine.coordination.coordinator import Coordinator, LocalTransport
 from engine.data.corpus import Data, ModelText, model_texts, open_corpus, open_data
 from engine.data.tokenization import WrittenCorpus
 from engine.errors import ArtifactError, ConfigError
 from engine.evaluation.systems import end_states
-from engine.run import Run, RunFolder
+from engine.reliability.run_lock import hold
+from engine.run import SIZES, Run, RunFolder
 from shards.formats import open_dataset
 from shards.manifest import MANIFEST_NAME
 from shards.records import Dataset
@@ -32,6 +36,37 @@ def open_run(path: Path, coordinator: Coordinator | None = None, device: torch.d
     if device is None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Run.reopen(path, coordinator or Coordinator(LocalTransport()), device)
+
+
+def change_settings(run: Run, words: Sequence[str]) -> None:
+    """Change settings of an opened run; what is known of its data stays known.
+
+    Args:
+        run: Its configuration is replaced, not that in its folder.
+        words: `key=value` words.
+
+    Raises:
+        ConfigError: A key is unknown, a value does not fit it, or values contradict each other.
+    """
+    run.config = with_overrides(run.config, words)
+    if (sizes := run.result_of(SIZES, Sizes)) is not None:
+        run.size(sizes)
+
+
+def keep_others_out(stack: ExitStack, folder: RunFolder, run: Run) -> None:
+    """Keep other starts out of what is written: a training run out of its own folder, or a twin of this command.
+
+    Args:
+        stack: Lets them in again when it is closed.
+        folder: The run's, or one below it.
+        run: For the settings and the ranks.
+
+    Raises:
+        ConfigError: Another start works in the folder.
+    """
+    seconds = run.config.run.heartbeat_seconds
+    ranks = run.coordinator.world_size
+    stack.enter_context(hold(folder.lock, num_ranks=ranks, touch_seconds=seconds, patience_seconds=6 * seconds))
 
 
 def last_iteration(run: Run) -> int:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import re
 
+from engine.config.timetable import WeightsOf
 from engine.errors import ConfigError
+from engine.evaluation.contestants import published
+from engine.evaluation.evaluate import retriever_of
+from engine.evaluation.systems import RANKER, system_of
+from engine.retrievers.kinds import KINDS
+from engine.run import Run
 
 _PART = re.compile(r"(\d+|last)(?:\.\.(\d+|last))?")
 
@@ -36,3 +42,42 @@ def iterations_in(words: str, *, last: int, option: str) -> list[int]:
             )
         found.update(range(first, end + 1))
     return sorted(found)
+
+
+def states_in(run: Run, words: str | None, *, rankers: bool, option: str) -> list[WeightsOf]:
+    """Return the states of a run's rankers, or of what searches its corpus, whose iterations are named.
+
+    Args:
+        run: The run.
+        words: As of `iterations_in`, where the last is the newest of these models; None for the last of each, or for
+            the states that have rows in the recipe's own table.
+        rankers: Which of the two.
+        option: Where the words come from, for the error.
+
+    Raises:
+        ConfigError: The words are of another form, or name what is not there.
+    """
+    there = [one for one in published(run) if _is_ranker(run, one) == rankers and (rankers or _searches(run, one))]
+    newest = max((one.iteration or 0 for one in there), default=0)
+    measured = run.timetable.measured
+    if words is not None:
+        wanted = iterations_in(words, last=newest, option=option)
+        found = [one for one in there if one.iteration in wanted]
+    elif measured is not None:
+        found = [one for one in there if one in measured]
+    else:
+        found = list({one.model: one for one in there}.values())
+    if not found:
+        raise ConfigError(
+            f"{run.folder.path} has no {'ranker' if rankers else 'retriever'} of the iterations that were asked for",
+            expected=f"one of {', '.join(f'{one.model} {one.iteration}' for one in there) or 'none: it has none'}",
+        )
+    return found
+
+
+def _is_ranker(run: Run, weights: WeightsOf) -> bool:
+    return run.config.models[weights.model].kind == RANKER
+
+
+def _searches(run: Run, weights: WeightsOf) -> bool:
+    return retriever_of(system_of(run.config, weights)).kind in KINDS

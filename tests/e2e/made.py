@@ -51,3 +51,12 @@ def ledger_of(folder: Path) -> dict[str, Any]:
         return {}
     stages: dict[str, Any] = json.loads(path.read_text())["stages"]
     return stages
+
+
+def ranking_of(path: Path) -> dict[str, list[tuple[str, float]]]:
+    """Return the documents of each query with their scores, best first."""
+    ranked: dict[str, list[tuple[str, float]]] = {}
+    for line in path.read_text().splitlines():
+        qid, _, docid, _, score, _ = line.split()
+        ranked.setdefault(qid, []).append((docid, float(score)))
+    return ranked

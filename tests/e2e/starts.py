@@ -35,6 +35,15 @@ class Ended:
     seconds: float
 
 
+def refused(ended: Ended, *words: str) -> None:
+    """Check that a start ended because the user can mend something, with one message that has these words."""
+    assert ended.code == 2, ended.err
+    assert ended.err.count("error:") == 1
+    assert "Traceback" not in ended.err
+    for word in words:
+        assert word in ended.err
+
+
 def on_the_cpu(**variables: str) -> dict[str, str]:
     """The environment of all starts: one thread a rank, so that sums are made in the same order everywhere."""
     return clean_environment({"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **variables})
@@ -145,13 +154,16 @@ class Zygote:
         argv = [str(ROOT / "launcher" / "run.py"), "--config", str(config), *words, "run.device=cpu"]
         if num_ranks == 1:
             return Started([self._fork(argv, "", {})])
-        world = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        ranks = [
-            self._fork(argv, "", {**world, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(num_ranks)
-        ]
-        return Started(ranks)
+        return Started([self._fork(argv, "", rank) for rank in self._world(num_ranks)])
 
-    def launcher(self, *words: str, stdin: str = "", encoding: str = "utf-8", unread: bool = False) -> Ended:
+    def _world(self, num_ranks: int) -> list[dict[str, str]]:
+        """What a starter tells each rank."""
+        world = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        return [{**world, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_ranks)]
+
+    def launcher(
+        self, *words: str, stdin: str = "", encoding: str = "utf-8", unread: bool = False, num_ranks: int = 1
+    ) -> Ended:
         """Run `python -m launcher WORDS`.
 
         Args:
@@ -159,9 +171,11 @@ class Zygote:
             stdin: Likewise.
             encoding: Of the terminal.
             unread: Whether nobody reads the outputs any more.
+            num_ranks: How many processes share the work.
         """
-        env = {"PYTHONIOENCODING": encoding}
-        return Started([self._fork(["launcher", *words], "launcher", env, stdin, unread=unread)]).wait()
+        env, argv = {"PYTHONIOENCODING": encoding}, ["launcher", *words]
+        world = [{}] if num_ranks == 1 else self._world(num_ranks)
+        return Started([self._fork(argv, "launcher", env | rank, stdin, unread=unread) for rank in world]).wait()
 
     def close(self) -> None:
         for rank in self._ranks.values():

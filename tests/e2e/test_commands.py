@@ -13,8 +13,8 @@ import pytest
 
 from tests.distributed.processes import ROOT
 from tests.e2e.conftest import Finished
-from tests.e2e.made import ledger_of, summary_of, weights_of
-from tests.e2e.starts import Ended, Zygote, on_the_cpu
+from tests.e2e.made import ledger_of, ranking_of, summary_of, weights_of
+from tests.e2e.starts import Zygote, on_the_cpu, refused
 
 HIT = re.compile(r"^ *(-?\d+\.\d{3}) +(-?\d+\.\d{3})  (\S.*)$", re.MULTILINE)
 
@@ -25,14 +25,6 @@ def run(tiny: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("commands") / "run"
     shutil.copytree(tiny.folder, folder)
     return folder
-
-
-def refused(ended: Ended, *words: str) -> None:
-    assert ended.code == 2, ended.err
-    assert ended.err.count("error:") == 1
-    assert "Traceback" not in ended.err
-    for word in words:
-        assert word in ended.err
 
 
 # --- search ----------------------------------------------------------------------------------------------------------
@@ -164,20 +156,11 @@ def test_evaluate_any_retriever_under_any_ranker(zygote: Zygote, run: Path) -> N
     assert ranking_of(run / "results" / "test-D-002-over-G-001-4-queries.trec") != over
 
 
-def ranking_of(path: Path) -> dict[str, list[tuple[str, float]]]:
-    """Return the documents of each query with their scores, best first."""
-    ranked: dict[str, list[tuple[str, float]]] = {}
-    for line in path.read_text().splitlines():
-        qid, _, docid, _, score, _ = line.split()
-        ranked.setdefault(qid, []).append((docid, float(score)))
-    return ranked
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (("--ranker", "3"), "--ranker names 3, but the newest finished iteration is 2"),
-        (("--set", "evaluation.metrics=[MAP@5]"), "'MAP@5' is no metric"),
+        (("--set", "evaluation.metrics=[bpref@5]"), "'bpref@5' is no metric"),
         (("--set", "ranker.max_length=9"), "--set ranker.max_length=9 would change what the run has computed"),
         (("--set", "index.factory=Flat"), "would replace the index of the run's own data"),
         (("--set", "evaluation.relevance_threshold=2"), "the highest grade is 1"),

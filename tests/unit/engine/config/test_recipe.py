@@ -43,7 +43,11 @@ def test_all_problems_are_named_at_once() -> None:
         ("ar2", {"num_negatives": 1, "distillation_weight": 0}, "gradient of Eq. 9 as printed is 0"),
         ("warmup_retriever", {"hard_negatives": 5, "bm25_depth": 4}, "at most warmup_retriever.bm25_depth"),
         ("evaluation", {"depth": 10, "rerank_depth": 20, "metrics": ["R@5"]}, "deeper than evaluation.depth"),
-        ("evaluation", {"metrics": ["R@5", "MAP@10"]}, r"'MAP@10' is no metric: there are R@k, MRR@k, nDCG@k, A@k"),
+        (
+            "evaluation",
+            {"metrics": ["R@5", "bpref@10"]},
+            r"'bpref@10' is no metric: there are R@k, MRR@k, nDCG@k, MAP@k, A@k",
+        ),
         ("evaluation", {"metrics": ["R@0"]}, "'R@0' is no metric"),
         ("evaluation", {"metrics": ["R@5", "R@5"]}, "R@5 stands there more than once"),
         ("evaluation", {"metrics": []}, "evaluation.metrics"),

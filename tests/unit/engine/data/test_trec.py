@@ -79,3 +79,9 @@ def test_one_file_has_one_layout(tmp_path: Path, first: str, second: str) -> Non
     path.write_text(f"{first}\n{second}\n")
     with pytest.raises(DataError, match=r"line 2 reads.*as the first line has it"):
         list(run_lines(path, or_ranks_alone=True))
+
+
+def test_the_top_of_a_file_is_read_alone(tmp_path: Path) -> None:
+    path = tmp_path / "run.trec"
+    write_trec(path, {"q1": {"a": 1.0, "b": 3.0, "c": 2.0}, "q2": {"d": 5.0}}, tag="t")
+    assert read_trec(path, top=2) == {"q1": {"b": 3.0, "c": 2.0}, "q2": {"d": 5.0}}

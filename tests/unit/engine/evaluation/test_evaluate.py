@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,13 +15,17 @@ import numpy as np
 import pytest
 
 from engine.config.file import load_config
+from engine.config.timetable import Sizes
+from engine.data.candidate_sets import CandidateSets
 from engine.data.trec import read_trec
+from engine.errors import ModelError
 from engine.evaluation import evaluate
+from engine.evaluation.candidates import evaluate_candidates
 from engine.evaluation.evaluate import (
     _mean_entropy,
-    _record,
     evaluate_iteration,
     evaluate_system,
+    record_ranking,
     rerank,
     retrieve,
     retriever_of,
@@ -105,6 +110,42 @@ def test_a_ranking_shorter_than_the_depth_is_reranked_whole(open_run: Open, monk
     ranking = rerank(Stage(open_run(), "evaluate/1"), data, D, list(data.dataset.queries.values()), found)
     assert order_of(ranking["q0"]) == ["d1", "d0"]
     assert ranking["q1"] == {}
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+def test_a_score_that_cannot_be_ordered_stops_with_who_gave_it(
+    open_run: Open, monkeypatch: pytest.MonkeyPatch, score: float
+) -> None:
+    monkeypatch.setattr(evaluate, "PairScorer", scores_by({"d0": 1.0, "d1": score}))
+    data = data_of(1)
+    with pytest.raises(ModelError, match=f"D gives document 'd1' the score {score} for query 'q0'.*diverged"):
+        rerank(Stage(open_run(), "e"), data, D, list(data.dataset.queries.values()), {"q0": {"d0": 2.0, "d1": 1.0}})
+
+
+def test_given_candidates_are_all_re_ranked_and_measured_by_recall_alone(
+    open_run: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are in no order: of the metrics, only a recall that looks deeper than every set means anything."""
+    monkeypatch.setattr(evaluate, "PairScorer", scores_by({docid: float(place) for place, docid in enumerate(DOCIDS)}))
+    run, data = open_run("evaluation.metrics=[R@1,R@3,R@5,MRR@10]", "evaluation.rerank_depth=3"), data_of(3)
+    sets = CandidateSets({"q0": [0, 4, 5], "q1": [2, 3], "q2": []}, 0)
+    given = System("top.tsv", "candidates", None)
+    over = replace(D, over=given, names_over=True)
+    stage = Stage(run, "evaluate dev")
+    evaluate_candidates(stage, data, run.folder, "dev", sets, [given, over])
+    rows = json.loads(run.folder.summary.read_text())
+    assert [(row["system"], row["over"], row["rerank_depth"]) for row in rows] == [
+        ("top.tsv", None, None),
+        ("D", "top.tsv", 3),
+    ]
+    assert rows[0]["metrics"] == pytest.approx({"R@3": 1 / 3, "R@5": 1 / 3})
+    assert rows[1]["metrics"] == pytest.approx({"R@1": 0, "R@3": 1 / 3, "R@5": 1 / 3, "MRR@10": 1 / 9})
+    ranked = read_trec(run.folder.results / over.run_file_name("dev"))
+    assert {qid: order_of(scores) for qid, scores in ranked.items()} == {"q0": ["d5", "d4", "d0"], "q1": ["d3", "d2"]}
+    assert read_trec(run.folder.results / "dev-top.tsv.trec").keys() == {"q0", "q1"}
+    many = CandidateSets({"q0": list(range(7))}, 0)
+    evaluate_candidates(stage, data, run.folder, "dev", many, [given])
+    assert json.loads(run.folder.summary.read_text())[-1]["metrics"] == {"R@7": 1.0}, "none of the recipe's is as deep"
 
 
 # --- retrieving ------------------------------------------------------------------------------------------------------
@@ -194,7 +235,7 @@ BM25, ZERO_SHOT = yardsticks(CONFIG)
 def record(
     run: Run, data: Any, ranking: dict[str, dict[str, float]], system: System = G, *, sample: int | None = None
 ) -> Any:
-    return _record(Stage(run, "evaluate/1"), data, run.folder, ranking, system, "dev", sample)
+    return record_ranking(Stage(run, "evaluate/1"), data, run.folder, ranking, system, "dev", sample)
 
 
 def test_a_record_is_a_row_a_trec_file_and_points_of_a_curve(open_run: Open) -> None:
@@ -204,7 +245,7 @@ def test_a_record_is_a_row_a_trec_file_and_points_of_a_curve(open_run: Open) -> 
     assert {key: value for key, value in row.items() if key != "metrics"} == {
         **{"system": "G", "kind": "retriever", "retriever": "G", "over": None},
         **{"iteration": 1, "split": "dev", "over_iteration": None, "relevance_threshold": 1},
-        **{"num_queries": 2, "split_queries": 2},
+        **{"num_queries": 2, "split_queries": 2, "rerank_depth": None},
     }
     assert row["metrics"]["R@1"] == 0.5
     assert row["metrics"]["MRR@10"] == 0.75
@@ -334,7 +375,8 @@ def test_rankers_of_all_iterations_are_one_curve() -> None:
 
 def test_rankers_of_any_iteration_over_retrievers_of_any_other_have_a_file_of_their_own() -> None:
     """Symptom: D over G0 would have replaced D over G (AR2 Table 3 has both)."""
-    groups = pairs_of(CONFIG, [0, 2], [0, 1, 2])
+    retrievers, rankers = [WeightsOf("retriever", 0), WeightsOf("retriever", 2)], [0, 1, 2]
+    groups = pairs_of(CONFIG, retrievers, [WeightsOf("ranker", iteration) for iteration in rankers])
     assert [[system.run_file_name("test") for system in systems] for systems in groups] == [
         ["test-G0-000.trec", "test-D0-000.trec", "test-D-001-over-G0-000.trec", "test-D-002-over-G0-000.trec"],
         ["test-G-002.trec", "test-D0-000-over-G-002.trec", "test-D-001-over-G-002.trec", "test-D-002.trec"],
@@ -342,6 +384,20 @@ def test_rankers_of_any_iteration_over_retrievers_of_any_other_have_a_file_of_th
     assert all(system.over in (None, systems[0]) for systems in groups for system in systems)
     assert groups[1][2].run_file_name("test", 30) == "test-D-001-over-G-002-30-queries.trec"
     assert (groups[0][1], groups[1][0]) == (D0, trained_systems(CONFIG, [2])[0]), "the usual systems are among them"
+
+
+def test_a_ranker_that_re_orders_several_lists_in_its_own_table_names_them_here_too() -> None:
+    """Else R over D1, both of the first state, would have the file of R over D2."""
+    config = load_config(TINY.with_name("r2anker_tiny.yaml")).sized(Sizes(queries=40, documents=100))
+    states = [WeightsOf("dense", 1), WeightsOf("dense", 2)]
+    names = [
+        [system.run_file_name("dev") for system in systems]
+        for systems in pairs_of(config, states, [WeightsOf("ranker", 1)])
+    ]
+    assert names == [
+        ["dev-D1-001.trec", "dev-R-001-over-D1-001.trec"],
+        ["dev-D2-002.trec", "dev-R-001-over-D2-002.trec"],
+    ]
 
 
 def test_a_ranking_in_a_file_is_measured_like_any_system(open_run: Open, tmp_path: Path) -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import ir_measures
 import numpy as np
 import pytest
+import pytrec_eval  # type: ignore[import-untyped]
 from ir_measures import RR, R, nDCG
 
 from engine.config.metric_names import DEFAULT_METRICS
 from engine.config.sections import EvaluationConfig
+from engine.data.corpus import sample_queries
 from engine.errors import DataError, SparringError
-from engine.evaluation.measures import answer_measures, require_measurable, score_run
+from engine.evaluation.measures import answer_measures, query_values, require_measurable, score_run
+from shards.formats import open_dataset
 from shards.records import Query
 
 
@@ -167,3 +171,65 @@ def test_metrics_that_a_split_cannot_have_are_refused(dataset: Any, settings: di
 def test_one_metric_that_can_be_measured_is_enough() -> None:
     require_measurable(dataset_of({"q": {}}, "Paris"), "test", ["q"], EvaluationConfig())
     require_measurable(dataset_of({"q": {"a": 1}}), "test", ["q"], EvaluationConfig())
+
+
+def test_average_precision_by_hand() -> None:
+    qrels = {"q": {"a": 2, "b": 1, "c": 1, "x": 0}}
+    run = {"q": ranking("a", "x", "b", "y")}
+    found = score_run(run, qrels, ("MAP@10", "MAP@2"))
+    assert found == pytest.approx({"MAP@10": (1 + 2 / 3) / 3, "MAP@2": 1 / 3})
+    assert score_run(run, qrels, ("MAP@10",), relevance_threshold=2) == pytest.approx({"MAP@10": 1.0})
+
+
+def graded_track(seed: int) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, float]]]:
+    """As TREC's Deep Learning track of 2019: 200 queries are ranked, 43 are judged with grades 0 to 3."""
+    generator = np.random.default_rng(seed)
+    qids = [str(number) for number in generator.choice(100_000, 200, replace=False)]
+    docids = [str(number) for number in range(500)]
+    run = {qid: ranking(*generator.permutation(docids)[:150]) for qid in qids}
+    qrels = {
+        qid: {
+            docid: int(grade)
+            for docid, grade in zip(docids, generator.choice(4, 500, p=(0.6, 0.2, 0.15, 0.05)), strict=True)
+        }
+        for qid in qids[:43]
+    }
+    return qrels, run
+
+
+def test_a_graded_track_is_measured_as_trec_eval_does_over_the_judged_queries_alone(tmp_path: Path) -> None:
+    """Threshold 2 for MRR, MAP and recall, the grades themselves for nDCG; 157 of 200 queries have no judgement."""
+    qrels, run = graded_track(19)
+    (tmp_path / "collection.tsv").write_text("".join(f"{number}\tpassage {number}\n" for number in range(500)))
+    (tmp_path / "queries.test.tsv").write_text("".join(f"{qid}\tquery {qid}\n" for qid in run))
+    lines = [f"{qid} 0 {docid} {grade}\n" for qid, grades in qrels.items() for docid, grade in grades.items()]
+    (tmp_path / "qrels.test.tsv").write_text("".join(lines))
+    dataset = open_dataset(tmp_path)
+    assert {query.id for query in sample_queries(dataset, "test", None, seed=0)} == set(qrels), "these are searched"
+
+    metrics = ("nDCG@10", "MRR@10", "MAP@1000", "R@100")
+    found = score_run(run, dataset.qrels["test"], metrics, relevance_threshold=2)
+    names = {"ndcg_cut_10", "recip_rank", "map_cut_1000", "recall_100"}
+    by_query = pytrec_eval.RelevanceEvaluator(qrels, names, relevance_level=2).evaluate(run)
+    assert len(by_query) == 43
+
+    def mean(name: str) -> float:
+        return sum(values[name] for values in by_query.values()) / 43
+
+    within = sum(rank if rank >= 0.1 else 0.0 for rank in (values["recip_rank"] for values in by_query.values())) / 43
+    expected = (mean("ndcg_cut_10"), within, mean("map_cut_1000"), mean("recall_100"))
+    assert found == pytest.approx(dict(zip(metrics, expected, strict=True)))
+    assert len({round(value, 6) for value in found.values()}) == 4
+
+
+def test_values_of_queries_make_the_mean() -> None:
+    qrels, run = graded_track(20)
+    gone = next(iter(qrels))
+    del run[gone]
+    for name in ("MRR@10", "nDCG@10", "MAP@100"):
+        values = query_values(run, qrels, name, relevance_threshold=2)
+        assert list(values) == list(qrels), "in the order of the judgements"
+        assert values[gone] == 0.0
+        mean = score_run(run, qrels, (name,), relevance_threshold=2)[name]
+        assert sum(values.values()) / len(values) == pytest.approx(mean, abs=1e-12)
+        assert len(set(values.values())) > 2

@@ -19,7 +19,7 @@ from engine.config.bm25 import Bm25Config
 from engine.errors import ArtifactError, DataError
 from engine.retrievers.bm25 import BM25Searcher, build_bm25
 from engine.retrievers.words import Words
-from engine.search import Hits, Searcher, top_of_row
+from engine.search import Hits, Rescorer, Searcher, top_of_row
 from shards.records import Query
 
 TEXTS = [
@@ -227,3 +227,17 @@ def test_the_same_corpus_gives_the_same_bytes_in_any_process(tmp_path: Path) -> 
         subprocess.run([sys.executable, "-c", code], env=environment, check=True)
         digests.add(hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.iterdir()))).hexdigest())
     assert len(digests) == 1
+
+
+def test_documents_that_others_found_have_the_scores_of_a_search(searcher: BM25Searcher) -> None:
+    """BM25 as a re-ranker (R2ANKER Table 4)."""
+    assert isinstance(searcher, Rescorer)
+    queries = [Query("q1", "red fox"), Query("q2", "sleeping dogs"), Query("q3", "nothing")]
+    found = searcher.score(queries, [[4, 2, 0], [3, 2], []])
+    expected = by_hand(["red", "fox"], 0.9, 0.4)
+    assert found[0] == pytest.approx([expected[4], 0.0, expected[0]], rel=1e-5)
+    assert found[1] == pytest.approx([0.0, by_hand(["sleep", "dog"], 0.9, 0.4)[2]], rel=1e-5)
+    assert found[2] == []
+    hits = searcher.search(queries[:1], 2)
+    again = searcher.score(queries[:1], hits.documents_QK.tolist())
+    assert again == [pytest.approx(hits.scores_QK[0].tolist(), rel=1e-6)]

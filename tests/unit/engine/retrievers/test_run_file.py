@@ -65,21 +65,21 @@ def asked(searcher: RunFileSearcher, top_k: int, *qids: str) -> tuple[list[list[
 def test_queries_are_answered_by_their_ids_in_the_order_of_the_scores(tmp_path: Path) -> None:
     path = written(
         tmp_path,
-        *("q1 Q0 d3 1 0.5 other", "q2 Q0 d0 1 7 other", "q1 Q0 d7 2 2.5 other", "q1 Q0 d1 3 0.5 other"),
+        *("q1 Q0 d3 2 0.5 other", "q2 Q0 d0 1 7 other", "q1 Q0 d7 1 2.5 other", "q1 Q0 d1 3 0.5 other"),
         "q1 Q0 d5 4 -1e3 other",
     )
     searcher = opened(path)
     assert isinstance(searcher, Searcher)
     assert searcher.source == "run_file"
     documents, scores = asked(searcher, 3, "q2", "q1")
-    assert documents == [[0, -1, -1], [7, 1, 3]], "the ranks in the file count for nothing; equal scores go by index"
+    assert documents == [[0, -1, -1], [7, 1, 3]], "in the order of the scores; equal ones go by index"
     assert scores == [[7.0, -np.inf, -np.inf], [2.5, 0.5, 0.5]]
     assert asked(searcher, 1, "q1") == ([[7]], [[2.5]])
 
 
 def test_scores_that_differ_in_their_last_digits_keep_their_order(tmp_path: Path) -> None:
     """Symptom guarded against: rounded to single precision they tie, and the documents come in another order."""
-    searcher = opened(written(tmp_path, "q Q0 d1 1 20.00000001 tag", "q Q0 d6 2 20.00000002 tag"))
+    searcher = opened(written(tmp_path, "q Q0 d1 2 20.00000001 tag", "q Q0 d6 1 20.00000002 tag"))
     assert asked(searcher, 2, "q")[0] == [[6, 1]]
 
 
@@ -153,3 +153,40 @@ def test_candidates_are_mined_from_a_file(tmp_path: Path, open_run: Open) -> Non
     assert counts.drawn_at_random == 1, "the file has no third one for q1"
     with pytest.raises(DataError, match="lacks 1 of 3 queries: 'q2'"):
         mine(stage, data_of([[3], [0], [1]]), searcher, np.arange(3), stamp, top_k=3, needed=1, name="given")
+
+
+# --- ranks and scores ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (
+            ["q1 Q0 d1 1 9 t", "q1 Q0 d2 2 8 t", "q2 Q0 d1 1 0.25 t", "q2 Q0 d2 2 0.5 t"],
+            "1 queries whose ranks contradict their scores: 'q2' has score 0.25 at rank 1 and 0.5 at rank 2",
+        ),
+        (["q1 Q0 d1 1 9 t", "q1 Q0 d2 2 8 t", "q1 Q0 d3 2 7 t"], "1 queries with a rank twice: 'q1'"),
+        (["q1 d1 1", "q1 d2 1", "q1 d3 2"], "1 queries with a rank twice: 'q1'"),
+        (["q1 d1 1", "q1 d2 1"], "1 queries with a rank twice: 'q1'"),
+        (["q1 Q0 d1 first 9 t"], "line 1 reads 'q1 Q0 d1 first 9 t'"),
+    ],
+)
+def test_ranks_that_say_something_else_than_the_scores_are_refused(
+    tmp_path: Path, lines: list[str], message: str
+) -> None:
+    """Symptom: a file of distances, best first, was read from its end, and measured as a very bad retriever."""
+    with pytest.raises(DataError, match=message):
+        opened(written(tmp_path, *lines))
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["q1 Q0 d1 0 9 t", "q1 Q0 d2 0 8 t", "q2 Q0 d3 0 7 t"],
+        ["q1 Q0 d2 3 8 t", "q1 Q0 d1 1 9 t", "q2 Q0 d3 1 7 t"],
+        ["q1 Q0 d1 0 9 t", "q1 Q0 d2 1 9 t", "q2 Q0 d3 0 7 t"],
+    ],
+)
+def test_ranks_that_say_nothing_or_the_same_are_taken(tmp_path: Path, lines: list[str]) -> None:
+    """One number everywhere, as trec_eval ignores ranks; gaps and another order of lines; ranks of equal scores."""
+    assert asked(opened(written(tmp_path, *lines)), 3, "q1", "q2")[0] == [[1, 2, -1], [3, -1, -1]]

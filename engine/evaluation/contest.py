@@ -1,0 +1,193 @@
+"""Lists of retrievers, and what rankers make of them: each measured once, by all ranks, and kept as a TREC file.
+
+A file's name has a hash of what its ranking depends on: the data, the queries, the depth, and the identities of who
+found the list and who re-ordered it. So a file that is there is right, a comparison that was stopped goes on, and a
+second one of other runs takes what it shares with the first.
+
+Source: R2ANKER section 4 (full ranking), Table 4.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.config.metric_names import cutoff_of
+from engine.data.trec import read_trec, write_trec
+from engine.evaluation.contestants import Contestant
+from engine.evaluation.evaluate import Ranking, rerank_by, retrieve
+from engine.evaluation.measures import query_values
+from engine.log import get_logger
+from engine.retrievers.kinds import build, forget_what_is_lost, open_searcher
+from engine.run import Stage
+from shards.files import canonical_json
+from shards.records import Query
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What all contestants are measured by.
+
+    Attributes:
+        split: Name of the split.
+        queries: Those of it that are measured.
+        qrels: Their judgements.
+        fingerprint: Of the data.
+        depth: Documents of a query that a retriever finds and a ranker re-orders; the runs' settings say the same.
+        metric: One by judgements.
+        relevance_threshold: Grade from which a document is relevant.
+        split_queries: Queries that the split has.
+    """
+
+    split: str
+    queries: Sequence[Query]
+    qrels: Mapping[str, Mapping[str, int]]
+    fingerprint: str
+    depth: int
+    metric: str
+    relevance_threshold: int
+    split_queries: int
+
+    @property
+    def told(self) -> str:
+        """What a title says of them."""
+        count = len(self.queries)
+        of = "" if count == self.split_queries else f" of {self.split_queries}"
+        graded = "" if self.relevance_threshold == 1 else f", relevant from grade {self.relevance_threshold}"
+        return (
+            f"{self.metric} on {self.split} ({count}{of} queries{graded}), top {self.depth} of each retriever re-ranked"
+        )
+
+    @property
+    def file_name(self) -> str:
+        """What the name of a file says of them: `dev-MRR@10-top-1000`, and the size of a sample."""
+        sample = "" if len(self.queries) == self.split_queries else f"-{len(self.queries)}-queries"
+        return f"{self.split}-{self.metric}-top-{self.depth}{sample}"
+
+    def positives(self) -> dict[str, set[str]]:
+        """Return the relevant documents of each query."""
+        threshold = self.relevance_threshold
+        return {
+            query.id: {docid for docid, grade in self.qrels[query.id].items() if grade >= threshold}
+            for query in self.queries
+        }
+
+
+class Contest:
+    """Measures what has not been measured yet; all ranks call each method alike.
+
+    Args:
+        folder: Takes the rankings.
+        terms: By which all are measured.
+    """
+
+    def __init__(self, folder: Path, terms: Terms) -> None:
+        self.terms, self._folder = terms, folder
+        qids = [query.id for query in terms.queries]
+        self._key = [terms.fingerprint, terms.split, qids, terms.depth]
+        self._last_list: tuple[Path, Ranking] | None = None
+        self._seen: set[str] = set()
+
+    def list_of(self, finder: Contestant) -> Path:
+        """Return the file with what a retriever finds; it is searched, and its index built, where that is missing.
+
+        Raises:
+            DataError: A run file lacks a query, or is none of this corpus.
+            ArtifactError: The index or the weights are damaged.
+        """
+        path, is_there = self._place(finder)
+        if not is_there:
+            run, choice = finder.run, finder.choice
+            if choice is None:
+                raise ValueError(f"{finder.label} finds nothing")
+            self._build(finder)
+            searcher = open_searcher(run, finder.data, run.folder, choice)
+            found = retrieve(self._stage(finder), finder.data, searcher, self.terms.queries, finder.label)
+            self._write(finder, path, found)
+        return path
+
+    def reordered(self, orderer: Contestant, finder: Contestant) -> Path:
+        """Return the file with a retriever's list in the order of somebody's scores, which is made where it is missing.
+
+        Raises:
+            ConfigError: The contestant cannot score what others found.
+            ModelError: A score is not finite.
+            ArtifactError: The index or the weights are damaged.
+        """
+        path, is_there = self._place(finder, orderer)
+        if not is_there:
+            found = self._read(self.list_of(finder))
+            if orderer.choice is not None:
+                self._build(orderer)
+            label = f"{orderer.label} over {finder.label}"
+            ranked = rerank_by(self._stage(orderer), orderer.data, orderer.scorer(), self.terms.queries, found, label)
+            self._write(orderer, path, ranked)
+        return path
+
+    def values(self, who: Contestant, path: Path) -> dict[str, float]:
+        """Return the metric of each query for a file of this contest.
+
+        Args:
+            who: Of whose run the ranks are.
+            path: The file.
+
+        Raises:
+            DataError: No query has a relevant document.
+        """
+        terms = self.terms
+
+        def measure() -> dict[str, float]:
+            ranking = read_trec(path, top=cutoff_of(terms.metric))
+            return query_values(ranking, terms.qrels, terms.metric, relevance_threshold=terms.relevance_threshold)
+
+        values: dict[str, float] = who.run.coordinator.only_rank_zero(f"measure {path.name}", measure)
+        return values
+
+    def _place(self, finder: Contestant, orderer: Contestant | None = None) -> tuple[Path, bool]:
+        """Return where a ranking lies, whatever its labels were then, or where it goes; and whether it is there."""
+        labels, identities = [self.terms.split], [finder.identity]
+        if orderer is not None:
+            labels += [_slug(orderer.label), "over"]
+            identities.append(orderer.identity)
+        digest = hashlib.sha256(canonical_json([self._key, identities]).encode()).hexdigest()[:16]
+        new = "-".join([*labels, _slug(finder.label), digest]) + ".trec"
+
+        def look() -> str:
+            return min((path.name for path in self._folder.glob(f"*-{digest}.trec")), default="")
+
+        found: str = finder.run.coordinator.only_rank_zero(f"look for {new}", look)
+        if found and found not in self._seen:
+            log.info("%-28s measured earlier", found)
+        self._seen.add(found or new)
+        return self._folder / (found or new), bool(found)
+
+    def _build(self, who: Contestant) -> None:
+        if who.choice is not None:
+            forget_what_is_lost(who.run, who.run.folder, [who.choice])
+            build(who.run, who.data, who.run.folder, who.choice)
+
+    def _read(self, path: Path) -> Ranking:
+        """Read a list, or take the one that was read last, which one after the other re-orders."""
+        if self._last_list is None or self._last_list[0] != path:
+            self._last_list = (path, read_trec(path))
+        return self._last_list[1]
+
+    def _write(self, who: Contestant, path: Path, ranking: Ranking) -> None:
+        def write() -> None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_trec(path, ranking, tag=_slug(who.label))
+
+        who.run.coordinator.only_rank_zero(f"write {path.name}", write)
+
+    def _stage(self, who: Contestant) -> Stage:
+        return Stage(who.run, f"compare on {self.terms.split}")
+
+
+def _slug(label: str) -> str:
+    """Return a label as one word of a file's name."""
+    return re.sub(r"[^A-Za-z0-9.]+", "_", label)

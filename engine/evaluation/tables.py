@@ -1,0 +1,141 @@
+"""Tables of comparisons: made of values query by query, printed, and written as CSV.
+
+A table of a comparison says for each number how far it could be from that of other queries (standard error), and
+whether it differs from the one that it is compared with (`engine.evaluation.significance`).
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tabulate import tabulate
+
+from engine.evaluation.significance import against, standard_error
+from shards.files import write_atomically
+
+LEVEL = 0.05
+"""Corrected p below which a difference is marked."""
+Value = float | int | str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What is printed and written.
+
+    Attributes:
+        title: With all that the numbers depend on: metric, split, queries, depth.
+        headers: Of the columns.
+        rows: A value for each column.
+        notes: What must be known to read it.
+    """
+
+    title: str
+    headers: tuple[str, ...]
+    rows: tuple[tuple[Value, ...], ...]
+    notes: tuple[str, ...] = ()
+
+    def text(self) -> str:
+        """Return the table for a terminal."""
+        body: str = tabulate(
+            [list(row) for row in self.rows], headers=list(self.headers), floatfmt=".4f", missingval=""
+        )
+        return "\n".join([self.title, "", body, *(["", *self.notes] if self.notes else [])])
+
+    def write_csv(self, path: Path) -> None:
+        """Write headers and rows, numbers with all their digits; what is not known is empty."""
+        with write_atomically(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(self.headers)
+            writer.writerows(["" if value is None or value != value else value for value in row] for row in self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A mean over queries, and what is known of it.
+
+    Attributes:
+        mean: Of the metric.
+        standard_error: Of the mean; NaN for a single query.
+        num_queries: Over which it is taken.
+        p: Of the difference to the one that is compared with, corrected; None for that one itself.
+    """
+
+    mean: float
+    standard_error: float
+    num_queries: int
+    p: float | None = None
+
+    @property
+    def differs(self) -> bool:
+        """Whether the difference is marked."""
+        return self.p is not None and self.p < LEVEL
+
+    @property
+    def shown(self) -> str:
+        """The cell of a printed table: 0.4112 ±0.0046, and * where it differs."""
+        error = "" if math.isnan(self.standard_error) else f" ±{self.standard_error:.4f}"
+        return f"{self.mean:.4f}{error}{'*' if self.differs else ''}"
+
+
+def compare(values: Mapping[str, Mapping[str, float]], compared: str | None, *, seed: int) -> dict[str, Measured]:
+    """Compare systems on the same queries with one of them.
+
+    Args:
+        values: System -> query id -> value; the same queries for all.
+        compared: With whom; None for the best, the first of those that are.
+        seed: Of the tests.
+
+    Returns:
+        For each system what was measured; Holm's correction is over all of them.
+
+    Raises:
+        ValueError: The systems have other queries than the first, or there are none.
+    """
+    qids = list(next(iter(values.values())))
+    if not qids or any(one.keys() != set(qids) for one in values.values()):
+        raise ValueError(f"a comparison of {', '.join(values)} on different queries, or on none")
+    by_system = {name: np.array([one[qid] for qid in qids]) for name, one in values.items()}
+    best = compared or max(by_system, key=lambda name: float(by_system[name].mean()))
+    p_values = against(by_system, best, seed=seed)
+    return {
+        name: Measured(float(one.mean()), standard_error(one), len(qids), p_values.get(name))
+        for name, one in by_system.items()
+    }
+
+
+def matrix_tables(
+    title: str, cells: Mapping[str, Mapping[str, Measured]], columns: Sequence[str], metric: str, compared: str | None
+) -> tuple[Table, Table]:
+    """Return a matrix as people read it, and the same with a line for each cell.
+
+    Args:
+        title: Of both.
+        cells: Row -> column -> what was measured.
+        columns: In their order.
+        metric: Its name, for the header.
+        compared: The row that all are compared with; None for the best of each column.
+
+    Returns:
+        The printed table, and the one for CSV.
+
+    Source: R2ANKER Table 4.
+    """
+    star = f"*: differs from {compared or 'the best of its column'} (p < {LEVEL:g}, paired randomisation test, Holm)"
+    printed = Table(
+        title,
+        ("re-ranker", *columns),
+        tuple((row, *(cells[row][column].shown for column in columns)) for row in cells),
+        (f"± standard error over queries; {star}",),
+    )
+    lines = tuple(
+        (row, column, one.mean, one.standard_error, one.num_queries, one.p)
+        for row, own in cells.items()
+        for column, one in own.items()
+    )
+    headers = ("re_ranker", "retriever", metric, "standard_error", "num_queries", "p_corrected")
+    return printed, Table(title, headers, lines)

@@ -1,0 +1,298 @@
+"""Several finished runs, opened side by side to be compared: the words, the checks, and what is printed and written.
+
+Runs that are compared are measured on the same queries of the same data, to the same depth, by the same metric; where
+that cannot be, nothing is measured. Rankings go below `--out`, where a later comparison finds them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from engine.config.metric_names import JUDGED, family_of
+from engine.config.text import absolute_path
+from engine.coordination.coordinator import Coordinator
+from engine.data.corpus import sample_queries
+from engine.errors import ConfigError, DataError
+from engine.evaluation.contest import Contest, Terms
+from engine.evaluation.contestants import Contestant, Entrant, without_repetitions
+from engine.evaluation.figures import require_matplotlib, write_figure
+from engine.evaluation.measures import require_measurable
+from engine.evaluation.tables import Table
+from engine.log import get_logger
+from engine.refresh.refresh import drop_old_indexes
+from engine.retrievers.choice import Choice
+from engine.run import Run
+from launcher.commands.finished import (
+    change_settings,
+    data_of,
+    fingerprint_of,
+    keep_others_out,
+    last_iteration,
+    open_run,
+)
+from launcher.commands.iterations import states_in
+from launcher.terminal.arguments import positive_whole_number, typed_path
+from launcher.world.opening import open_world
+from shards.formats import open_dataset
+from shards.records import Dataset
+
+log = get_logger(__name__)
+_NAME = re.compile(r"[\w.+-]+")
+FOLDER = "comparisons"
+"""Where the first run keeps them."""
+
+
+def add_comparison_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the words that all comparisons have."""
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or NAME=FOLDER to name it in the table")
+    parser.add_argument("--data", type=typed_path, metavar="DIR", help="where the runs' data folder lies now")
+    parser.add_argument("--split", default="dev", help="split to measure (dev)")
+    parser.add_argument("--metric", default="MRR@10", help="by judgements, such as nDCG@10 (MRR@10)")
+    parser.add_argument(
+        "--depth", type=positive_whole_number, default=1000, metavar="N", help="documents re-ranked for a query (1000)"
+    )
+    parser.add_argument("--max-queries", type=positive_whole_number, metavar="N", help="measure a sample of the split")
+    parser.add_argument("--ranker", metavar="T", help="rankers of these iterations: 0, 0,3, 0..3, last or all (last)")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the section evaluation")
+    parser.add_argument("--out", type=typed_path, metavar="DIR", help=f"results folder (the first RUN's {FOLDER}/)")
+    parser.add_argument("--no-figure", action="store_true", help="print and write the table alone")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared.
+
+    Attributes:
+        entrants: The runs.
+        contests: Split -> what is measured on it.
+        metric: The metric's name.
+        coordinator: Of all ranks.
+        seed: Of the tests.
+        rankers: Words for iterations, as they were typed.
+    """
+
+    entrants: tuple[Entrant, ...]
+    contests: Mapping[str, Contest]
+    metric: str
+    coordinator: Coordinator
+    seed: int
+    rankers: str | None
+    _out: Path
+    _board: Path
+    _draws: bool
+
+    def bm25(self) -> list[Contestant]:
+        """Return BM25 by the settings of the runs: the first run's, and others where they differ from it."""
+        found = without_repetitions(entrant.bm25() for entrant in self.entrants)
+        return [replace(found[0], label="BM25")] if len(found) == 1 else found
+
+    def rankers_of(self, entrant: Entrant) -> list[Contestant]:
+        """Return the rankers of a run that were asked for.
+
+        Raises:
+            ConfigError: It has none of these iterations.
+        """
+        return [entrant.state(one) for one in states_in(entrant.run, self.rankers, rankers=True, option="--ranker")]
+
+    def publish(self, name: str, printed: Table, written: Table, draw: Callable[[], Any]) -> None:
+        """Print a table, write it as CSV, and draw it as a PNG and for TensorBoard; rank 0 does.
+
+        Args:
+            name: Of the comparison, a word.
+            printed: For the terminal.
+            written: For the CSV.
+            draw: Makes the figure.
+        """
+
+        def write() -> None:
+            self._out.mkdir(parents=True, exist_ok=True)
+            written.write_csv(self._out / f"{name}.csv")
+            places = f"{self._out / name}.csv"
+            if self._draws:
+                write_figure(draw(), self._out / f"{name}.png", self._board / name, name)
+                places += f", .png, and TensorBoard: {self._board}"
+            print(f"{printed.text()}\n\n{places}", flush=True)
+
+        self.coordinator.only_rank_zero(f"publish {name}", write)
+
+
+@contextmanager
+def open_comparison(
+    arguments: argparse.Namespace, samples: Mapping[str, int | None] | None = None
+) -> Iterator[Comparison]:
+    """Open runs to compare them; nobody else writes their folders meanwhile.
+
+    Args:
+        arguments: Those of `add_comparison_arguments`.
+        samples: Further split -> size of its sample; None for as many queries as the first split has.
+
+    Yields:
+        The comparison.
+
+    Raises:
+        ConfigError: A folder holds no finished run or another start writes it; runs of different data or settings of
+            the evaluation; a word is of another form; or the figure cannot be drawn.
+        DataError: The data has no such split, or nothing of it can be measured.
+    """
+    if not arguments.no_figure:
+        require_matplotlib()
+    world = open_world()
+    named = _named_paths(arguments.runs, "RUN")
+    runs = {name: open_run(path, world.coordinator, world.device) for name, path in named.items()}
+    lasts = {name: last_iteration(run) for name, run in runs.items()}
+    _set(runs, arguments)
+    first = next(iter(runs.values()))
+    dataset = open_dataset(
+        arguments.data or first.config.data.path or first.folder.path / "data", first.config.data.format
+    )
+    _require_same_data(runs, dataset)
+    terms = _terms(first, dataset, arguments, samples or {})
+    out = arguments.out or first.folder.path / FOLDER
+    board = out / "tensorboard" if arguments.out else first.folder.path / "tensorboard" / FOLDER
+    with ExitStack() as stack:
+        for name, run in runs.items():
+            run.coordinator.only_rank_zero(f"lock {name}", partial(keep_others_out, stack, run.folder, run))
+        entrants = tuple(
+            Entrant(name if len(runs) > 1 else "", run, data_of(run, lasts[name], dataset))
+            for name, run in runs.items()
+        )
+        yield Comparison(
+            entrants,
+            {split: Contest(out / "rankings", one) for split, one in terms.items()},
+            arguments.metric,
+            world.coordinator,
+            first.config.run.seed,
+            arguments.ranker,
+            out,
+            board,
+            not arguments.no_figure,
+        )
+        for name, run in runs.items():
+            drop = partial(drop_old_indexes, run, run.folder, lasts[name])
+            run.coordinator.only_rank_zero(f"drop indexes of {name}", drop)
+
+
+def run_files(words: Sequence[str], entrant: Entrant) -> list[Contestant]:
+    """Return the rankings in files that take part as retrievers.
+
+    Args:
+        words: `NAME=PATH`, or paths.
+        entrant: By whose corpus they are read.
+
+    Raises:
+        ConfigError: Two have one name.
+    """
+    return [
+        Contestant(name, entrant.run, entrant.data, Choice("run_file", path=str(path)))
+        for name, path in _named_paths(words, "--run-file").items()
+    ]
+
+
+def _named_paths(words: Sequence[str], option: str) -> dict[str, Path]:
+    """Read words of the form NAME=PATH or PATH, whose name is then its last part; a path may hold an = itself."""
+    found: dict[str, Path] = {}
+    for word in words:
+        name, equals, rest = word.partition("=")
+        try:
+            path = absolute_path(word)
+            if equals and _NAME.fullmatch(name) and not path.exists():
+                path = absolute_path(rest)
+            else:
+                name = path.name
+        except ValueError as error:
+            raise ConfigError(f"{option} {word!r}: {error}", expected="PATH or NAME=PATH") from error
+        if name in found:
+            raise ConfigError(
+                f"{option} has the name {name!r} twice, for {found[name]} and {path}",
+                expected="a name of its own for each",
+                remedy="write NAME=PATH with other names",
+            )
+        if path.resolve() in {other.resolve() for other in found.values()}:
+            raise ConfigError(f"{option} names {path} twice", expected="each once", remedy="leave one of them out")
+        found[name] = path
+    return found
+
+
+def _set(runs: Mapping[str, Run], arguments: argparse.Namespace) -> None:
+    """Give all runs the metric and the depth that are asked for."""
+    try:
+        is_judged = family_of(arguments.metric) in JUDGED
+    except ValueError as error:
+        raise ConfigError(f"--metric: {error}") from error
+    if not is_judged:
+        raise ConfigError(
+            f"--metric {arguments.metric} is by answers", expected="a metric by judgements, such as MRR@10 or nDCG@10"
+        )
+    words = [f"evaluation.metrics=[{arguments.metric}]"]
+    words += [f"evaluation.{key}={arguments.depth}" for key in ("depth", "rerank_depth")]
+    for word in arguments.set:
+        if not word.startswith("evaluation.") or word.split("=")[0] in {one.split("=")[0] for one in words}:
+            raise ConfigError(
+                f"--set {word} is not for a comparison",
+                expected="settings of the section evaluation beside --metric and --depth, such as "
+                "evaluation.relevance_threshold=2",
+            )
+    for run in runs.values():
+        change_settings(run, [*words, *arguments.set])
+
+
+def _require_same_data(runs: Mapping[str, Run], dataset: Dataset) -> None:
+    """Refuse runs whose numbers could not be compared."""
+    for name, run in runs.items():
+        if fingerprint_of(run) != dataset.fingerprint:
+            raise ConfigError(
+                f"{name} ({run.folder.path}) was trained on other data than those in {dataset.path}",
+                expected="runs of one corpus with the same queries and judgements",
+                remedy="compare runs of the same data; if their folder was moved or restored elsewhere, name it by "
+                "--data",
+            )
+    for key in ("evaluation.relevance_threshold", "data.ignore_identical_ids"):
+        section, field = key.split(".")
+        by_name = {name: getattr(getattr(run.config, section), field) for name, run in runs.items()}
+        if len({str(value) for value in by_name.values()}) > 1:
+            raise ConfigError(
+                f"the runs differ in {key}: {', '.join(f'{name} has {value}' for name, value in by_name.items())}",
+                expected="one notion of what is found",
+                remedy=f"give all of them the same by --set {key}=VALUE"
+                if section == "evaluation"
+                else "compare runs with the same setting",
+            )
+
+
+def _terms(
+    first: Run, dataset: Dataset, arguments: argparse.Namespace, samples: Mapping[str, int | None]
+) -> dict[str, Terms]:
+    """Say on which queries of which splits everything is measured, by the first run's seed."""
+    settings = first.config.evaluation
+    terms: dict[str, Terms] = {}
+    limits: dict[str, int | None] = {arguments.split: arguments.max_queries}
+    for split, limit in {**limits, **samples}.items():
+        if not dataset.qrels.get(split):
+            raise DataError(
+                f"{dataset.path} has no judged queries in the split {split!r}",
+                expected=f"one of {', '.join(dataset.qrels) or 'train, dev, test'}",
+                remedy="name another split by --split",
+            )
+        if limit is None and terms:
+            limit = len(next(iter(terms.values())).queries)
+        queries = sample_queries(dataset, split, limit, first.config.run.seed)
+        require_measurable(dataset, split, [query.id for query in queries], settings)
+        qrels = {query.id: dataset.qrels[split][query.id] for query in queries}
+        terms[split] = Terms(
+            split,
+            queries,
+            qrels,
+            f"{dataset.fingerprint} {first.config.data.ignore_identical_ids}",
+            arguments.depth,
+            arguments.metric,
+            settings.relevance_threshold,
+            len(dataset.qrels[split]),
+        )
+    return terms
