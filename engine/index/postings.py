@@ -28,7 +28,7 @@ from engine.index.exact import blocks, merge_hits
 from engine.index.plan import cut_parts
 from engine.index.scan import Found, Scan, fastest_scan
 from engine.search import Hits, top_of_row
-from shards.postings import PostingsStore
+from shards.postings import Block, PostingsStore
 
 _QUERIES_AT_A_TIME = 512
 _SCORES_AT_A_TIME = 2**19
@@ -107,9 +107,56 @@ class PostingsIndex:
                 for _ in threads.map(search, blocks(num_queries, size)):
                     pass  # an error of a thread is raised where its result is asked for
 
+    def score(self, queries_QV: sparse.csr_array, documents: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Score documents that somebody else found, in one pass over the postings for all queries.
+
+        Args:
+            queries_QV: As of `search_parts`.
+            documents: Global document indices for each query.
+
+        Returns:
+            Scores for each query, in the order of its documents, with the bits that a search gives them; 0 for a
+            document that shares no term with its query.
+
+        Raises:
+            ArtifactError: A part is damaged.
+        """
+        queries_QV = sparse.csr_array(queries_QV, dtype=np.float64)
+        queries_QV.sort_indices()
+        wanted = [np.unique(np.array(own, dtype=np.int64), return_inverse=True) for own in documents]
+        scores = [np.zeros(len(own_N), dtype=np.float64) for own_N, _ in wanted]
+        for block in self.store.blocks():
+            ends = [block.first_document, block.first_document + block.num_documents]
+            for row, (own_N, _) in enumerate(wanted):
+                start, stop = np.searchsorted(own_N, ends).tolist()
+                if start < stop:
+                    terms = slice(*queries_QV.indptr[row : row + 2].tolist())
+                    query_T = (queries_QV.indices[terms], queries_QV.data[terms])
+                    _add_scores(block, query_T, own_N[start:stop] - block.first_document, scores[row][start:stop])
+        return [
+            own_scores.astype(np.float32)[places].tolist()
+            for own_scores, (_, places) in zip(scores, wanted, strict=True)
+        ]
+
     def finish(self, found: Sequence[Hits], top_k: int) -> Hits:
         """Merge what `search_parts` found in all parts: [Q, top_k], the same as `search` returns."""
         return merge_hits(found, top_k)
+
+
+def _add_scores(
+    block: Block,
+    query_T: tuple[npt.NDArray[np.integer], npt.NDArray[np.float64]],
+    places_N: npt.NDArray[np.int64],
+    scores_N: npt.NDArray[np.float64],
+) -> None:
+    """Add to the scores of documents at ascending places of a block what they share with a query, term by term."""
+    for term, weight in zip(*query_T, strict=True):
+        span = slice(*block.starts_V[term : term + 2].tolist())
+        documents_P = block.documents_P[span]
+        if len(documents_P):
+            found_N = np.searchsorted(documents_P, places_N).clip(max=len(documents_P) - 1)
+            has_N = documents_P[found_N] == places_N
+            scores_N[has_N] += weight * block.weights_P[span][found_N[has_N]].astype(np.float64)
 
 
 class _Best:

@@ -80,6 +80,10 @@ class LexicalSearcher:
             device=self._device,
         )
 
+    def score(self, queries: Sequence[Query], documents: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Score documents that somebody else found; see `PostingsIndex.score`."""
+        return self._index.score(self.encode(queries), documents)
+
     def search_parts(self, queries_QV: sparse.csr_array, top_k: int, parts: Sequence[int]) -> Hits:
         """Search some parts of the postings; see `PostingsIndex.search_parts`."""
         return self._index.search_parts(queries_QV, top_k, parts)

@@ -167,3 +167,21 @@ def test_a_damaged_part_stops_a_search(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(ArtifactError, match=r"part-000004\.npy has postings beyond its 60 documents"):
         index.search(sparse.csr_array(random_sparse(Q, V, seed=2)), 3)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_documents_that_others_found_have_the_scores_of_a_search(tmp_path: Path, dtype: str) -> None:
+    """A lexical retriever as a re-ranker (R2ANKER Table 4): any documents in any order, some with nothing in common."""
+    weights_NV, queries_QV = random_sparse(N, V, seed=1), random_sparse(Q, V, seed=2, share=0.3)
+    index = PostingsIndex(make_postings(tmp_path, weights_NV, SIZES, dtype=dtype))
+    generator = np.random.default_rng(3)
+    documents = [generator.permutation(N)[: generator.integers(0, N)].tolist() for _ in range(Q)]
+    documents[0] = [5, 5, 2]
+    found = index.score(sparse.csr_array(queries_QV), documents)
+    hits = index.search(sparse.csr_array(queries_QV), N)
+    for row, own in enumerate(documents):
+        by_search = dict(zip(hits.documents_QK[row].tolist(), hits.scores_QK[row].tolist(), strict=True))
+        assert found[row] == [by_search.get(document, 0.0) for document in own], "bit by bit"
+    assert any(score == 0 for own in found for score in own)
+    assert any(score > 0 for own in found for score in own)
