@@ -119,7 +119,8 @@ def require_class(config: Any, auto_class: Any, name: str, *, section: str, atte
     """
     mapping = auto_class._model_mapping
     if type(config) not in mapping:
-        kind = "sequence classifier" if "Classification" in auto_class.__name__ else "model"
+        heads = {"Classification": "sequence classifier", "MaskedLM": "masked language model"}
+        kind = next((words for head, words in heads.items() if head in auto_class.__name__), "model")
         raise ModelError(
             f"transformers has no {kind} of the architecture of {name} (model_type {config.model_type})",
             expected=ENCODERS,

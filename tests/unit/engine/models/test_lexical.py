@@ -14,13 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, GPT2Config
 
 import engine.models.lexical
 from engine.config.models import LexicalConfig
 from engine.errors import ModelError
 from engine.models.agreement import require_agreement
 from engine.models.batch import PackedBatch, pack
+from engine.models.export import export_model
 from engine.models.kinds import load_untrained
 from engine.models.lexical import Lexical, weigh, weigh_packed
 from engine.models.loading import load_tokenizer
@@ -31,6 +32,7 @@ from engine.models.source import resolve_model
 from engine.models.start import prompts_of
 from engine.models.template import Input, InputTemplate
 from engine.models.trial import Proof, require_forward
+from tests.distributed.tiny_architectures import ARCHITECTURES, LONGEST, make
 
 VOCABULARY = 13
 QUERIES = ["what is a container?", "which documents does the retriever like?"]
@@ -280,6 +282,37 @@ def test_models_of_ours_without_a_head_are_refused(random_model: Path, tmp_path:
     Ranker.load(str(random_model)).save(tmp_path / "ranker", tokenizer)
     with pytest.raises(ModelError, match="holds a ranker of ours"):
         Lexical.load(str(tmp_path / "ranker"))
+
+
+def test_an_architecture_without_masked_language_models_is_refused(tmp_path: Path) -> None:
+    GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=20).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(ModelError, match=r"no masked language model of the architecture .*gpt2.*lexical\.name"):
+        Lexical.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["roberta", "distilbert", "electra", "modernbert", "mpnet"])
+def test_an_architecture_goes_from_its_head_to_an_export(name: str, tmp_path: Path) -> None:
+    base = make(name, tmp_path / "base")
+    with pytest.raises(ModelError, match="no masked-LM head"):
+        Lexical.load(str(base), attention=None)
+    tokenizer, attention = load_tokenizer(str(base)), ARCHITECTURES[name].attention
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(base)).save_pretrained(tmp_path / "m")
+    tokenizer.save_pretrained(tmp_path / "m")
+    section = LexicalConfig(
+        name=str(tmp_path / "m"),
+        max_length=LONGEST,
+        query_max_length=16,
+        attention=attention,  # type: ignore[arg-type]
+    )
+    model = load_untrained(section, section.name, seed=0)
+    assert isinstance(model, Lexical)
+    template = InputTemplate.from_tokenizer(tokenizer)
+    require_forward(model, Proof("lexical", section, 16, tokenizer, template, torch.device("cpu")))
+    model.save(tmp_path / "w", tokenizer, metadata={"max_length": LONGEST, "query_max_length": 16})
+    assert export_model(tmp_path / "w", tmp_path / "e") < 1e-5
 
 
 def test_a_lexical_model_is_proved_before_work(random_model: Path) -> None:
