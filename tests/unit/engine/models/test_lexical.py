@@ -118,6 +118,25 @@ def test_the_gradient_goes_to_the_token_that_won() -> None:
     torch.testing.assert_close(logits_TV.grad, torch.tensor(expected, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("form", ["packed", "padded"])
+def test_logits_are_not_kept_for_the_backward(form: str) -> None:
+    """They would be the most of a micro-batch's memory; the places of the maxima are enough."""
+    kept: list[int] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    logits_NLV = torch.randn(3, 50, VOCABULARY, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        if form == "padded":
+            weigh(logits_NLV, torch.ones(3, 50))
+        else:
+            weigh_packed(logits_NLV.flatten(0, 1), pack([list(range(50))] * 3, None, 0))
+    assert 3 * VOCABULARY in kept
+    assert max(kept) <= 3 * 50  # the mask
+
+
 # --- the model ------------------------------------------------------------------------------------------------------
 
 
