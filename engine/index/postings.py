@@ -6,9 +6,9 @@ part, by whichever code (`engine.index.scan`), on one rank or many. A document t
 hit. Equal scores go by document.
 
 What it takes of memory does not grow with the corpus: 12 bytes for each hit that is returned (queries x `top_k`); for
-512 queries at a time the best so far, 24 MiB and 12 bytes x `top_k` for each; for each thread 12 bytes for each of
-`_SCORES_AT_A_TIME` pairs of query and document; with scipy 12 bytes for each posting of a block. The block itself is
-mapped from its file.
+each thread 12 bytes for each of `_SCORES_AT_A_TIME` pairs of query and document; 14 bytes for each of twice `_WAITING`
+documents that may be among the best; with scipy 12 bytes for each posting of a block. The block itself is mapped from
+its file.
 
 Shapes: Q queries, V terms of the vocabulary, N documents of a block, K = `top_k` ranks.
 """
@@ -33,8 +33,8 @@ from shards.postings import Block, PostingsStore
 _QUERIES_AT_A_TIME = 512
 _SCORES_AT_A_TIME = 2**19
 """Pairs of query and document that a thread scores before it keeps the best of them."""
-_WAITING = 4096
-"""Documents of a query that wait until the best are taken of them: choosing often costs more than adding up."""
+_WAITING = 2**21
+"""Documents of all these queries that wait until the best are taken of them: choosing often costs more than adding."""
 
 
 class PostingsIndex:
@@ -100,12 +100,14 @@ class PostingsIndex:
             for block in self.store.blocks(self._parts[part]):
                 scan = self._scan(block, queries_QV)
                 size = max(1, min(_SCORES_AT_A_TIME // block.num_documents, share))
+                most = _WAITING * size // num_queries
 
-                def search(rows: slice, scan: Scan = scan, first: int = block.first_document) -> None:
-                    best.add(rows, first, scan.find(rows, best.least(rows)))
+                def search(rows: slice, scan: Scan = scan, first: int = block.first_document, most: int = most) -> None:
+                    best.add(rows, first, scan.find(rows, best.least(rows)), most)
 
                 for _ in threads.map(search, blocks(num_queries, size)):
                     pass  # an error of a thread is raised where its result is asked for
+                best.settle(_WAITING)
 
     def score(self, queries_QV: sparse.csr_array, documents: Sequence[Sequence[int]]) -> list[list[float]]:
         """Score documents that somebody else found, in one pass over the postings for all queries.
@@ -160,43 +162,54 @@ def _add_scores(
 
 
 class _Best:
-    """The best documents of each query so far, where documents are looked at in ascending order."""
+    """The best documents of each query so far, where documents are looked at in ascending order.
+
+    Of equal scores the earlier document is better. Where documents of one query are put together here, they stand so
+    that of two with equal scores the earlier comes first; a choice by place is a choice by document then.
+    """
 
     def __init__(self, hits: Hits) -> None:
         self._hits = hits
-        self._waiting: list[list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]] = [
-            [] for _ in range(len(hits))
-        ]
-        self._num_waiting = [0] * len(hits)
+        self._waiting: list[tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64], npt.NDArray[np.float32]]] = []
 
     def least(self, rows: slice) -> npt.NDArray[np.float32]:
         """Return what a score must exceed to be kept, float32 [Q]; one that is equal is of a later document."""
         least_Q: npt.NDArray[np.float32] = np.maximum(self._hits.scores_QK[rows, -1], np.float32(0))
         return least_Q
 
-    def add(self, rows: slice, first_document: int, found: Found) -> None:
-        """Take what was found in a block, all of it above `least`."""
-        bounds_Q, documents, scores = found
-        for row, (start, stop) in enumerate(pairwise(bounds_Q.tolist()), rows.start):
+    def add(self, rows: slice, first_document: int, found: Found, most: int) -> None:
+        """Take what was found in a block for some queries, all of it above `least`; threads may call it.
+
+        Args:
+            rows: Which queries.
+            first_document: Of the block.
+            found: Places in the block, and scores.
+            most: Of these documents that wait as they are; of more, the best of each query are taken at once.
+        """
+        bounds_Q, places, scores = found
+        lengths_Q = np.diff(bounds_Q)
+        if len(scores) > most:
+            kept = []
+            for start, stop in pairwise(bounds_Q.tolist()):
+                best_K, _ = top_of_row(scores[start:stop], self._hits.scores_QK.shape[1])
+                kept.append(start + best_K[best_K >= 0])
+            lengths_Q = np.array([len(one) for one in kept])
+            places, scores = places[np.concatenate(kept)], scores[np.concatenate(kept)]
+        numbers = np.repeat(np.arange(rows.start, rows.stop, dtype=np.uint16), lengths_Q)
+        self._waiting.append((numbers, places + np.int64(first_document), np.array(scores)))
+
+    def settle(self, fewest: int = 0) -> None:
+        """Take the best of what waits, where that is so much."""
+        if not self._waiting or sum(len(numbers) for numbers, _, _ in self._waiting) < fewest:
+            return
+        numbers, documents, scores = (np.concatenate(pieces) for pieces in zip(*self._waiting, strict=True))
+        self._waiting = []
+        order = np.argsort(numbers, kind="stable")
+        bounds_Q = np.searchsorted(numbers[order], np.arange(len(self._hits) + 1))
+        for row, (start, stop) in enumerate(pairwise(bounds_Q.tolist())):
             if start == stop:
                 continue
-            # Copies: the arrays that these are cut from would all be held.
-            self._waiting[row].append((documents[start:stop] + np.int64(first_document), scores[start:stop].copy()))
-            self._num_waiting[row] += stop - start
-            if self._num_waiting[row] >= _WAITING:
-                self._settle(row)
-
-    def settle(self) -> None:
-        """Take the best of what still waits."""
-        for row in range(len(self._waiting)):
-            if self._waiting[row]:
-                self._settle(row)
-
-    def _settle(self, row: int) -> None:
-        best_K, documents_K = self._hits.scores_QK[row], self._hits.documents_QK[row]
-        documents, scores = zip(*self._waiting[row], strict=True)
-        # Equal scores stand in the order of the documents here, so that places decide as documents would.
-        places_K, scores_K = top_of_row(np.concatenate([best_K, *scores]), len(best_K))
-        documents_K[:] = np.concatenate([documents_K, *documents])[places_K]
-        best_K[:] = scores_K
-        self._waiting[row], self._num_waiting[row] = [], 0
+            best_K, documents_K, own = self._hits.scores_QK[row], self._hits.documents_QK[row], order[start:stop]
+            places_K, scores_K = top_of_row(np.concatenate([best_K, scores[own]]), len(best_K))
+            documents_K[:] = np.concatenate([documents_K, documents[own]])[places_K]
+            best_K[:] = scores_K
