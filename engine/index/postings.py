@@ -6,9 +6,9 @@ part, by whichever code (`engine.index.scan`), on one rank or many. A document t
 hit. Equal scores go by document.
 
 What it takes of memory does not grow with the corpus: 12 bytes for each hit that is returned (queries x `top_k`); for
-each thread 12 bytes for each of `_SCORES_AT_A_TIME` pairs of query and document; 14 bytes for each of twice `_WAITING`
-documents that may be among the best; with scipy 12 bytes for each posting of a block. The block itself is mapped from
-its file.
+each thread 12 bytes for each of `_SCORES_AT_A_TIME` pairs of query and document; 14 bytes for each of `_WAITING`
+documents that may be among the best, and for `top_k` of each of 512 queries; with scipy 12 bytes for each posting of a
+block. The block itself is mapped from its file.
 
 Shapes: Q queries, V terms of the vocabulary, N documents of a block, K = `top_k` ranks.
 """
@@ -34,7 +34,9 @@ _QUERIES_AT_A_TIME = 512
 _SCORES_AT_A_TIME = 2**19
 """Pairs of query and document that a thread scores before it keeps the best of them."""
 _WAITING = 2**21
-"""Documents of all these queries that wait until the best are taken of them: choosing often costs more than adding."""
+"""Documents of these queries that a block may leave for later to choose from; of more, the best are taken at once."""
+_FEWEST_CHOSEN = 256
+"""Documents a query that must wait, and `top_k` at least, before the best are taken of them: often costs more."""
 
 
 class PostingsIndex:
@@ -107,7 +109,7 @@ class PostingsIndex:
 
                 for _ in threads.map(search, blocks(num_queries, size)):
                     pass  # an error of a thread is raised where its result is asked for
-                best.settle(_WAITING)
+                best.settle(num_queries * max(_FEWEST_CHOSEN, best.top_k))
 
     def score(self, queries_QV: sparse.csr_array, documents: Sequence[Sequence[int]]) -> list[list[float]]:
         """Score documents that somebody else found, in one pass over the postings for all queries.
@@ -169,7 +171,7 @@ class _Best:
     """
 
     def __init__(self, hits: Hits) -> None:
-        self._hits = hits
+        self._hits, self.top_k = hits, hits.scores_QK.shape[1]
         self._waiting: list[tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64], npt.NDArray[np.float32]]] = []
 
     def least(self, rows: slice) -> npt.NDArray[np.float32]:
@@ -191,7 +193,7 @@ class _Best:
         if len(scores) > most:
             kept = []
             for start, stop in pairwise(bounds_Q.tolist()):
-                best_K, _ = top_of_row(scores[start:stop], self._hits.scores_QK.shape[1])
+                best_K, _ = top_of_row(scores[start:stop], self.top_k)
                 kept.append(start + best_K[best_K >= 0])
             lengths_Q = np.array([len(one) for one in kept])
             places, scores = places[np.concatenate(kept)], scores[np.concatenate(kept)]

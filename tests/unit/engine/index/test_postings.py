@@ -60,7 +60,12 @@ def assert_same(found: Hits, expected: Hits) -> None:
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 16 documents, and little of everything at a time, so that there is much of all."""
     monkeypatch.setattr(shards.postings, "DOCUMENTS_PER_BLOCK", 16)
-    for name, number in (("_SCORES_AT_A_TIME", 64), ("_QUERIES_AT_A_TIME", 10), ("_WAITING", 240)):
+    for name, number in (
+        ("_SCORES_AT_A_TIME", 64),
+        ("_QUERIES_AT_A_TIME", 10),
+        ("_WAITING", 240),
+        ("_FEWEST_CHOSEN", 4),
+    ):
         monkeypatch.setattr(f"engine.index.postings.{name}", number)
 
 
