@@ -43,6 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--document-bytes", type=positive_number, default=620.0, metavar="B", help="text of a document on average (620)"
     )
+    add(
+        "--document-terms",
+        type=positive_number,
+        default=180.0,
+        metavar="N",
+        help="terms of a document in a lexical retriever's vectors on average (180)",
+    )
     add("--training-share", type=share, metavar="X", help="share of the peak rate that training reaches (0.3)")
     add("--inference-share", type=share, metavar="X", help="the same for encoding and scoring (0.4)")
     add(
@@ -97,6 +104,7 @@ def run_command(arguments: argparse.Namespace) -> int:
         dev=arguments.dev_queries,
         test=arguments.test_queries,
         text_bytes=arguments.document_bytes,
+        terms=arguments.document_terms,
     )
     between = Rates().network_bytes if arguments.nodes > 1 else gpu.link_bytes
     given = {

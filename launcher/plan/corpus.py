@@ -37,6 +37,8 @@ class Corpus:
     """Of a document in the shards on average, special tokens not counted, before it is cut to a model's length."""
     sources: tuple[str, ...]
     """Where the numbers come from, in words."""
+    terms: float = 180.0
+    """Of a document in a lexical retriever's vectors on average."""
 
     @property
     def words(self) -> float:
@@ -57,6 +59,7 @@ def corpus_of(
     dev: int | None = None,
     test: int | None = None,
     text_bytes: float = 620.0,
+    terms: float = 180.0,
 ) -> Corpus:
     """Find the sizes of a recipe's data; the corpus itself is never gone through.
 
@@ -67,6 +70,7 @@ def corpus_of(
         dev: Of the dev split, before `evaluation.max_dev_queries`.
         test: Of the test split.
         text_bytes: Of a document on average.
+        terms: Of a document in a lexical retriever's vectors on average.
 
     Raises:
         ConfigError: Nothing tells how many documents or training queries there are.
@@ -105,6 +109,7 @@ def corpus_of(
         text_bytes,
         text_bytes / _BYTES_PER_TOKEN,
         tuple(notes),
+        terms,
     )
 
 

@@ -19,6 +19,7 @@ from launcher.plan.flops import forward_flops, training_flops
 from launcher.plan.hardware import Gpu
 from launcher.plan.models import ModelShape, encoder_of, reranker_of
 from launcher.plan.phases import Work
+from launcher.plan.postings import PostingsUse
 from launcher.plan.storage import DiskUse, mined_queries, refreshes
 from launcher.plan.traffic import ASSUMED_REFINE, gradient_bytes, pool_bytes
 
@@ -46,6 +47,9 @@ class Rates:
     """Passages that rank 0 takes into BM25's index a second (measured on one core: 6,300)."""
     bm25_scored: float = 0.15e9
     """Passages that a rank scores by BM25 a second, over all queries (measured: 0.11e9 with 80,000, more with more)."""
+    postings_scored: float = 0.03e9
+    """Passages that a rank scores by a lexical retriever a second, over all queries, by scipy (measured on one core:
+    0.028e9 with 106,098, 0.126e9 by numba)."""
 
     def assumptions(self, gpu: Gpu, precisions: set[str]) -> list[str]:
         """Say what the hours rest on."""
@@ -87,6 +91,7 @@ def phase_hours(
     world_size: int,
     plan: IndexPlan,
     needs: IndexEstimate,
+    postings: PostingsUse | None,
     disk: DiskUse,
     gpu: Gpu,
     rates: Rates,
@@ -107,9 +112,10 @@ def phase_hours(
             "tokenise, index, search once",
         ),
         *[context.training(work) for work in works],
-        context.encoding(encoded),
+        context.encoding(context.encoder, encoded, needs.embeddings_bytes),
         *context.indexing(encoded),
         *context.mining(mined),
+        *context.lexical(postings),
         context.evaluation(),
         context.saving(works),
         PhaseHours("export", 1, 4 * disk.exports / rates.disk_bytes + 10, 0.0, "written, loaded again, compared"),
@@ -194,14 +200,26 @@ class _Context:
         how = f"{steps} steps" + (f", {clock(moving)} of it on the network" if moving else "")
         return PhaseHours(title, work.visits, seconds + moving, flops, how)
 
-    def encoding(self, times: int) -> PhaseHours:
+    def encoding(self, model: str, times: int, written: int, title: str = "encode") -> PhaseHours:
         """Estimate the encoding of the corpus: packed, so that only real tokens are computed."""
-        length = round(min(self.corpus.tokens + 2, self.config.models[self.encoder].max_length))
-        flops = forward_flops(self.shapes[self.encoder], [Inputs(self.corpus.documents, length)])
-        computing = flops / self.rate(self.encoder, self.rates.inference_share)
-        moving = (self.disk.shards + self.needs.embeddings_bytes) / self.rates.disk_bytes
+        length = round(min(self.corpus.tokens + 2, self.config.models[model].max_length))
+        flops = forward_flops(self.shapes[model], [Inputs(self.corpus.documents, length)])
+        computing = flops / self.rate(model, self.rates.inference_share)
+        moving = (self.disk.shards + written) / self.rates.disk_bytes
         how = f"{length} tokens a passage; each time {clock(moving)} for the disk"
-        return PhaseHours("encode", times, times * max(computing, moving), times * flops, how)
+        return PhaseHours(title, times, times * max(computing, moving), times * flops, how)
+
+    def lexical(self, use: PostingsUse | None) -> list[PhaseHours]:
+        """Estimate the encoding and the exact search of lexical retrievers, for negatives and for measurements."""
+        if use is None:
+            return []
+        encoded = [self.encoding(model, times, use.num_bytes, f"encode {model}") for model, times in use.states.items()]
+        scoring = use.queries * self.corpus.documents / self.rates.postings_scored / self.world_size
+        reading = use.passes * use.num_bytes / self.rates.disk_bytes
+        how = (
+            f"{use.queries} queries, exact; mining reads all postings {use.passes} times, {clock(reading)} of the disk"
+        )
+        return [*encoded, PhaseHours("lexical search", len(use.states), max(scoring, reading), 0.0, how)]
 
     def indexing(self, times: int) -> list[PhaseHours]:
         """Estimate training, filling, merging and tuning of the index."""

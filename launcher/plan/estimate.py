@@ -15,6 +15,7 @@ from launcher.plan.hardware import Gpu
 from launcher.plan.memory import STAGES, StepMemory
 from launcher.plan.models import ModelShape, encoder_of
 from launcher.plan.phases import NO_INDEX, PhaseMemory, Work, memory_of, needed_bytes, phases, training_work
+from launcher.plan.postings import PostingsUse, postings_use
 from launcher.plan.recomputation import decide_recomputation
 from launcher.plan.storage import DiskUse, disk_use, host_memory, index_needs
 from launcher.plan.traffic import Traffic, gradient_bytes, iteration_traffic
@@ -48,6 +49,8 @@ class Plan:
     works: list[Work]
     index: IndexPlan
     needs: IndexEstimate
+    postings: PostingsUse | None
+    """None where no lexical retriever searches."""
     stage_rows: list[StageRow]
     recommended: Mapping[str, int | None]
     """Stage of each model; None where none fits."""
@@ -104,7 +107,8 @@ def make_plan(
     dimension = shapes[encoder_of(config)].dimension
     plan = plan_index(config.index, num_documents=corpus.documents, dimension=dimension)
     needs = index_needs(config, corpus, plan, dimension, rates.gigaflops)
-    disk = disk_use(config, corpus, shapes, needs)
+    postings = postings_use(config, corpus, shapes)
+    disk = disk_use(config, corpus, shapes, needs, postings=postings.disk_bytes if postings else 0)
     rows = [
         row
         for model in shapes
@@ -123,6 +127,7 @@ def make_plan(
         works=works,
         index=plan,
         needs=needs,
+        postings=postings,
         stage_rows=rows,
         recommended={model: recommend([row for row in rows if row.model == model], gpu) for model in shapes},
         phases=listed,
@@ -136,9 +141,10 @@ def make_plan(
             ranks_per_host=ranks_per_node,
             world_size=world_size,
             training=max(phase.tensors for phase in listed) if gpu.is_cpu else None,
+            postings=postings.rank_bytes if postings else 0,
         ),
         traffic=traffic,
-        hours=phase_hours(config, corpus, shapes, works, stages, world_size, plan, needs, disk, gpu, rates),
+        hours=phase_hours(config, corpus, shapes, works, stages, world_size, plan, needs, postings, disk, gpu, rates),
         rates=rates,
     )
 

@@ -220,6 +220,11 @@ def phases(
     return [
         PhaseMemory("start and resume", {f"{all_of(len(shapes))} engines": sum(resident.values())}),
         *trained,
+        *(
+            PhaseMemory(f"encode, mine {model}", _inference(config, shapes, model, gpu) | idle)
+            for model in config.timetable.encoders
+            if isinstance(config.models[model], LexicalConfig) and model != encoder
+        ),
         PhaseMemory("encode, mine", _inference(config, shapes, encoder, gpu) | searching | idle),
         PhaseMemory("evaluate", _inference(config, shapes, reranker or encoder, gpu) | idle),
     ]

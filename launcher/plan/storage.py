@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from tarfile import BLOCKSIZE
 
+from engine.config.ar2 import DENSE
 from engine.config.recipe import Config
 from engine.config.timetable import Mining, Timetable
 from engine.index.estimate import IndexEstimate, estimate_index
@@ -62,6 +63,8 @@ class DiskUse:
     checkpoints_writing: int
     """Of the largest that is written while the old ones are kept."""
     exports: int
+    postings: int = 0
+    """Of all states of lexical retrievers."""
 
     @property
     def parts(self) -> dict[str, tuple[int, str]]:
@@ -72,6 +75,7 @@ class DiskUse:
             "BM25 index": (self.bm25, "once"),
             "embeddings": ((kept + 1) * self.embeddings, f"{kept} kept and the new one"),
             "index": (kept * self.index + self.index_building, f"{kept} kept and the new one with its parts"),
+            **({"postings": (self.postings, "of every state of a lexical retriever")} if self.postings else {}),
             "candidates": (self.candidates, "of every iteration, and BM25's"),
             "weights": (self.weights, "of every iteration"),
             "checkpoints": (self.checkpoints + self.checkpoints_writing, "those kept and the one being written"),
@@ -136,8 +140,8 @@ def index_needs(config: Config, corpus: Corpus, plan: IndexPlan, dimension: int,
 
 
 def refreshes(timetable: Timetable) -> list[Mining]:
-    """Return the minings for which a model encodes the corpus anew."""
-    return [mining for mining in timetable.minings if mining.model is not None]
+    """Return the minings for which a model encodes the corpus anew and indexes it; postings are `plan.postings`'s."""
+    return [mining for mining in timetable.minings if mining.model is not None and mining.retriever == DENSE]
 
 
 def mined_queries(timetable: Timetable, corpus: Corpus, mining: Mining) -> int:
@@ -159,7 +163,9 @@ def mined_queries(timetable: Timetable, corpus: Corpus, mining: Mining) -> int:
     return min(corpus.train, drawn)
 
 
-def disk_use(config: Config, corpus: Corpus, shapes: Mapping[str, ModelShape], needs: IndexEstimate) -> DiskUse:
+def disk_use(
+    config: Config, corpus: Corpus, shapes: Mapping[str, ModelShape], needs: IndexEstimate, *, postings: int = 0
+) -> DiskUse:
     """Estimate the run folder.
 
     Args:
@@ -167,6 +173,7 @@ def disk_use(config: Config, corpus: Corpus, shapes: Mapping[str, ModelShape], n
         corpus: Sizes of the data.
         shapes: Of all models, by name.
         needs: From `index_needs`.
+        postings: Bytes of lexical retrievers' postings, of all their states.
     """
     documents, table = corpus.documents, config.timetable
     num_shards = len(shard_sizes(config, documents))
@@ -190,6 +197,7 @@ def disk_use(config: Config, corpus: Corpus, shapes: Mapping[str, ModelShape], n
         checkpoints=_STATE_BYTES * kept,
         checkpoints_writing=_STATE_BYTES * max(shape.parameters for shape in shapes.values()),
         exports=_WEIGHT_BYTES * sum(shape.parameters for shape in shapes.values()),
+        postings=postings,
     )
 
 
@@ -203,6 +211,7 @@ def host_memory(
     ranks_per_host: int,
     world_size: int,
     training: int | None,
+    postings: int = 0,
 ) -> dict[str, tuple[int, str]]:
     """Estimate the memory of the host that needs most, the one with rank 0.
 
@@ -215,6 +224,7 @@ def host_memory(
         ranks_per_host: Ranks on it.
         world_size: Ranks in all.
         training: Where ranks compute on the CPU, what each holds of models and activations at most; None on GPUs.
+        postings: What a rank holds while a lexical retriever encodes or searches.
 
     Returns:
         What -> (bytes, how that comes about). Files that are mapped (shards, embeddings, docids, candidates, BM25)
@@ -239,6 +249,7 @@ def host_memory(
         "index": (ranks_per_host * searched, "loaded by each rank" if searched else "searched from disk"),
         "index training": (needs.training_bytes, "rank 0, at each refresh"),
         "index filling": (ranks_per_host * needs.rank_bytes, "each rank, at each refresh"),
+        "postings": (ranks_per_host * postings, "each rank, while a lexical retriever encodes or searches"),
         "BM25 building": (bm25, "rank 0, once"),
         "weights gathered": (gathered, "rank 0, when they are published"),
         "checkpoint files": (ranks_per_host * 2 * STATE_FILE_BYTES, "each rank, while one is written"),
@@ -247,7 +258,10 @@ def host_memory(
 
 def host_peak(parts: dict[str, tuple[int, str]]) -> int:
     """Return the most of a host at a time: what stays, and the largest of what takes turns."""
-    turns = ("index", "index training", "index filling", "BM25 building", "weights gathered", "checkpoint files")
+    turns = (
+        *("index", "index training", "index filling", "postings"),
+        *("BM25 building", "weights gathered", "checkpoint files"),
+    )
     lasting = sum(size for name, (size, _) in parts.items() if name not in turns)
     filling = parts["index training"][0], parts["index filling"][0]
     return lasting + max(max(filling), *(parts[name][0] for name in turns if name not in ("index training",)))

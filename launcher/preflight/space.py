@@ -15,6 +15,7 @@ from engine.errors import ConfigError, SparringError
 from engine.index.plan import plan_index
 from launcher.plan.corpus import Corpus, corpus_of
 from launcher.plan.models import ModelShape, encoder_of, shape_of
+from launcher.plan.postings import postings_use
 from launcher.plan.storage import disk_use, index_needs
 
 _ASSUMED_QUERIES = 500_000
@@ -74,7 +75,9 @@ def estimate_space(config: Config) -> Space:
     except ConfigError:  # the recipe itself tells it, by the exact number of documents
         return Space({}, ("the index",))
     needs = index_needs(config, corpus, plan, dimension, _GIGAFLOPS)
-    parts = {what: size for what, (size, _) in disk_use(config, corpus, shapes, needs).parts.items()}
+    postings = postings_use(config, corpus, shapes)
+    disk = disk_use(config, corpus, shapes, needs, postings=postings.disk_bytes if postings else 0)
+    parts = {what: size for what, (size, _) in disk.parts.items()}
     return Space(parts, (), min(_size_of(config.run.path), sum(parts.values())))
 
 
