@@ -34,7 +34,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.report import machine_line, peak_rss_bytes, table
+from benchmarks.index_worlds import status_bytes
+from benchmarks.report import machine_line, table
 from engine.index.postings import PostingsIndex
 from engine.index.scan import CompiledScan, ProductScan
 from engine.search import Hits, top_matches
@@ -170,7 +171,7 @@ def serve(
         wall, start = time.perf_counter(), time.process_time()
         hits = search(queries_QV[:count])
         pipe.send((hits, time.process_time() - start, time.perf_counter() - wall))
-    pipe.send(peak_rss_bytes())
+    pipe.send(status_bytes("VmHWM"))
 
 
 # --- the comparison --------------------------------------------------------------------------------------------------
@@ -223,7 +224,7 @@ def compare(
             "ms a query": 1000 * middle[name],
             "of ours, scipy": middle[name] / middle[OURS_SCIPY],
             "wall ms": 1000 * statistics.median(wall[name]),
-            "peak MiB": pipes[name].recv() / MIB,
+            "VmHWM MiB": pipes[name].recv() / MIB,
         }
     for process in processes:
         process.join()

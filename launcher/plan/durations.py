@@ -47,9 +47,9 @@ class Rates:
     """Passages that rank 0 takes into BM25's index a second (measured on one core: 6,300)."""
     bm25_scored: float = 0.15e9
     """Passages that a rank scores by BM25 a second, over all queries (measured: 0.11e9 with 80,000, more with more)."""
-    postings_scored: float = 0.03e9
-    """Passages that a rank scores by a lexical retriever a second, over all queries, by scipy (measured on one core:
-    0.028e9 with 106,098, 0.126e9 by numba)."""
+    postings_scored: float = 0.028e9
+    """Passages that a rank scores by a lexical retriever a second, over all queries (measured on one core by scipy; by
+    numba 0.126e9)."""
 
     def assumptions(self, gpu: Gpu, precisions: set[str]) -> list[str]:
         """Say what the hours rest on."""

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.sparse as sparse
+import torch
 
 import shards.postings
 from engine.index import scan as scans
 from engine.index.exact import merge_hits
 from engine.index.postings import PostingsIndex
-from engine.index.scan import CompiledScan, ProductScan, Scan, add_postings
+from engine.index.scan import CompiledScan, Found, ProductScan, Scan, add_postings
 from engine.search import Hits
 from shards.errors import ArtifactError
 from tests.sparse_stores import make_postings, random_sparse
@@ -114,6 +115,28 @@ def test_a_score_does_not_depend_on_its_company(tmp_path: Path, scan: type[Scan]
         alone = index.search(sparse.csr_array(queries_QV[row : row + 1]), 20)
         np.testing.assert_array_equal(alone.scores_QK[0], together.scores_QK[row])
         np.testing.assert_array_equal(alone.documents_QK[0], together.documents_QK[row])
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("scan", SCANS)
+def test_threads_share_the_queries_and_find_the_same(tmp_path: Path, scan: type[Scan]) -> None:
+    weights_NV, queries_QV = random_sparse(N, V, seed=3, steps=3), random_sparse(Q, V, seed=4, steps=3)
+    index, before = PostingsIndex(make_postings(tmp_path, weights_NV, SIZES), scan=scan), torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert_same(index.search(sparse.csr_array(queries_QV), 9), brute_force(queries_QV, weights_NV, 9))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_error_of_a_thread_stops_a_search(tmp_path: Path) -> None:
+    class Failing(ProductScan):
+        def find(self, rows: slice, least_Q: np.ndarray) -> Found:
+            raise MemoryError("no room")
+
+    index = PostingsIndex(make_postings(tmp_path, random_sparse(N, V, seed=1), SIZES), scan=Failing)
+    with pytest.raises(MemoryError, match="no room"):
+        index.search(sparse.csr_array(random_sparse(Q, V, seed=2)), 3)
 
 
 @pytest.mark.parametrize("scan", SCANS)
