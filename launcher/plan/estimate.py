@@ -116,7 +116,6 @@ def make_plan(
         if (row := _stage_row(config, shapes, works, model, stage, stages, world_size, gpu)) is not None
     ]
     listed = phases(config, shapes, works, stages, world_size, plan, gpu)
-    traffic = iteration_traffic(config, corpus, shapes, works, stages, world_size, plan, needs, disk.shards)
     return Plan(
         config=config,
         gpu=gpu,
@@ -143,7 +142,7 @@ def make_plan(
             training=max(phase.tensors for phase in listed) if gpu.is_cpu else None,
             postings=postings.rank_bytes if postings else 0,
         ),
-        traffic=traffic,
+        traffic=iteration_traffic(config, corpus, shapes, works, stages, world_size, plan, needs, disk.shards),
         hours=phase_hours(config, corpus, shapes, works, stages, world_size, plan, needs, postings, disk, gpu, rates),
         rates=rates,
     )

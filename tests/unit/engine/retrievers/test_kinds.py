@@ -13,7 +13,7 @@ from engine.config.bm25 import Bm25Config
 from engine.config.timetable import WeightsOf
 from engine.errors import ArtifactError, ConfigError
 from engine.retrievers.bm25_index import BuiltBM25, is_indexed, prepared_place
-from engine.retrievers.kinds import BM25, KINDS, Choice, build, dense, open_searcher, stamp_of
+from engine.retrievers.kinds import BM25, KINDS, Choice, build, dense, is_built, open_searcher, stamp_of
 from engine.run import Run, RunFolder
 from shards.files import write_json
 from shards.records import Document, Query
@@ -97,6 +97,16 @@ def test_a_dense_retriever_is_stamped_by_the_runs_weights(open_run: Open, tmp_pa
     write_json(run.folder.weights("retriever", "003") / "weights.json", {"sha256": "a" * 64, "files": {}})
     stamp = stamp_of(run, data, dense(WeightsOf("retriever", 3)))
     assert (stamp.iteration, stamp.weights_sha256, stamp.corpus_sha256) == ("003", "a" * 64, "c" * 64)
+
+
+def test_indexes_that_are_gone_are_told_by_their_kind(open_run: Open) -> None:
+    """Symptom guarded against: an evaluation takes a lexical retriever's postings for a dense index that is lost."""
+    run, lexical, trained = open_run(), Choice("lexical", WeightsOf("retriever", 1)), dense(WeightsOf("retriever", 1))
+    assert is_built(run, run.folder, BM25), "its build looks itself"
+    assert not is_built(run, run.folder, lexical)
+    (run.folder.index("001") / "postings").mkdir(parents=True)
+    assert is_built(run, run.folder, lexical)
+    assert not is_built(run, run.folder, trained)
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones(open_run: Open, tmp_path: Path) -> None:
