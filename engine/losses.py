@@ -258,6 +258,25 @@ def entropy(scores_BN: Tensor, *, score_scale: float = 1.0) -> Tensor:
     return nats_BN.sum(dim=-1).mean()
 
 
+def masked_language_model(logits_MV: Tensor, labels_M: Tensor, *, num_masked: Tensor | float) -> Tensor:
+    """Return the cross-entropy of masked tokens, summed here and divided by the number of all that are masked.
+
+    Args:
+        logits_MV: Over the vocabulary, at M masked tokens [M, V].
+        labels_M: What they were, int64 [M].
+        num_masked: Of the whole step, at least 1; these may be a part of it, so that a step may be cut in any way.
+
+    Returns:
+        Scalar >= 0; 0 where nothing is masked.
+
+    Raises:
+        ValueError: The shapes do not fit.
+
+    Source: SimLM (Wang et al., 2022) section 3.1, of encoder and decoder; its code averages each device's batch.
+    """
+    return F.cross_entropy(_raised(logits_MV, "logits"), labels_M, reduction="sum") / num_masked
+
+
 def kl_distillation(
     student_scores_BN: Tensor,
     teacher_scores_BN: Tensor,

@@ -184,10 +184,24 @@ def train_visit(
         objective_of: From the samples of the visit to what its steps compute.
         visit: Of the timetable.
     """
+    coordinator = stage.run.coordinator
+    samples = Samples(visit, stage.seed, data, candidates, coordinator.rank, coordinator.world_size)
+    return train_by(stage, models, data, lambda: objective_of(samples), visit)
+
+
+def train_by(stage: Stage, models: Models, data: Data, objective_of: Callable[[], Objective], visit: Visit) -> Trained:
+    """Train a model for one visit by an objective that has its samples; as `train_visit`.
+
+    Args:
+        stage: Where this runs.
+        models: All models.
+        data: How the model reads text.
+        objective_of: Makes what the visit's steps compute, while the model is on its device.
+        visit: Of the timetable.
+    """
     run, name = stage.run, visit.phase.model
-    samples = Samples(visit, stage.seed, data, candidates, run.coordinator.rank, run.coordinator.world_size)
     with models.training(name) as model:
-        objective = objective_of(samples)
+        objective = objective_of()
         if visit.phase.restarts and not models.checkpoints[name].is_within(stage.name):
             model.load_weights(state_before_training(run, name))
         fit_micro_batches(stage, model, models.checkpoints[name], objective)

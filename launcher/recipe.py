@@ -35,10 +35,8 @@ from engine.evaluation.systems import end_states, every_system
 from engine.index.plan import plan_index
 from engine.log import get_logger
 from engine.models.agreement import require_agreement
-from engine.models.dual import DualEncoder
 from engine.models.export import export_model
-from engine.models.kinds import load_untrained
-from engine.models.ranker import Ranker
+from engine.models.kinds import Model, load_untrained
 from engine.models.retriever import Retriever
 from engine.models.trial import Proof, require_forward
 from engine.run import SIZES, Run, Stage
@@ -87,12 +85,12 @@ def play(config: Config, world: World) -> None:
     data = _data(run, dataset, texts)
     models = Models.open(run, modules)
     importlib.import_module(config.algorithm).train(models, data, run)
-    if config.evaluation.test_at_end:
+    if config.learns_from_queries and config.evaluation.test_at_end:
         systems = every_system(run.config, last=run.timetable.iterations)
         run.once("evaluate/test", evaluate_systems, data, run.folder, "test", systems)
     run.once("export", export_models, iteration=run.timetable.iterations)
     run.metrics.close()
-    if run.is_main:
+    if run.is_main and config.learns_from_queries:
         log.info("results (%s)\n\n%s\n", run.folder.summary, summary_table(run.folder))
 
 
@@ -110,7 +108,7 @@ def _decided(run: Run) -> Config:
     return found
 
 
-def load_models(config: Config, sources: Mapping[str, str]) -> dict[str, DualEncoder | Ranker]:
+def load_models(config: Config, sources: Mapping[str, str]) -> dict[str, Model]:
     """Load all models as they are before any training, on the CPU.
 
     Args:
@@ -132,8 +130,10 @@ def check_settings(run: Run, dataset: Dataset) -> None:
             in a numeric type, or a split has nothing that the metrics are made of.
         DataError: There is no training query, or no judgement reaches the threshold of relevance.
     """
-    require_training_queries(dataset)
-    require_measurable_splits(run.config, dataset, ["dev", *(["test"] if run.config.evaluation.test_at_end else [])])
+    if run.config.learns_from_queries:
+        splits = ["dev", *(["test"] if run.config.evaluation.test_at_end else [])]
+        require_training_queries(dataset)
+        require_measurable_splits(run.config, dataset, splits)
     for name, section in run.config.models.items():
         require_precision(section, name)
     for phase in run.timetable.phases:
@@ -157,7 +157,7 @@ def check_starts(run: Run, sources: Mapping[str, str]) -> None:
             log.log(logging.WARNING if note.warns else logging.INFO, "%s", note.text)
 
 
-def check_sizes(config: Config, dataset: Dataset, modules: Mapping[str, DualEncoder | Ranker]) -> None:
+def check_sizes(config: Config, dataset: Dataset, modules: Mapping[str, Model]) -> None:
     """Refuse a corpus that is too small, before any work is done.
 
     Raises:
@@ -171,7 +171,7 @@ def check_sizes(config: Config, dataset: Dataset, modules: Mapping[str, DualEnco
 
 
 def try_models(
-    config: Config, modules: Mapping[str, DualEncoder | Ranker], texts: Mapping[str, ModelText], device: torch.device
+    config: Config, modules: Mapping[str, Model], texts: Mapping[str, ModelText], device: torch.device
 ) -> None:
     """Compute one batch with each model, of the longest inputs of the recipe and in its settings.
 
@@ -223,18 +223,18 @@ def _dataset(run: Run) -> Dataset:
 def _open_together(run: Run, path: Path) -> Dataset:
     """Open the data on all ranks; one of them goes through the corpus."""
     opened: list[Dataset] = []
+    needs_queries = run.config.learns_from_queries
 
     def check() -> list[str | int]:
-        opened.append(open_dataset(path, run.config.data.format))
+        opened.append(open_dataset(path, run.config.data.format, needs_queries=needs_queries))
         return [opened[0].fingerprint, opened[0].num_documents]
 
     fingerprint, num_documents = run.coordinator.only_rank_zero("check data", check)
     with run.coordinator.agreement("read data"):
-        return (
-            opened[0]
-            if opened
-            else open_dataset(path, run.config.data.format, checked=Checked(fingerprint, num_documents))
-        )
+        if opened:
+            return opened[0]
+        checked = Checked(fingerprint, num_documents)
+        return open_dataset(path, run.config.data.format, checked=checked, needs_queries=needs_queries)
 
 
 def _generate(stage: Stage, *, path: Path, num_documents: int, seed: int) -> Generated:

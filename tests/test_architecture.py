@@ -117,7 +117,7 @@ OFFENCES = [
     ),
     (files_too_long, {"engine.a": "x = 1\n" * (MAX_FILE_LINES + 1)}, f"has {MAX_FILE_LINES + 1} lines"),
     (functions_too_long, {"engine.a": "def f():\n" + "    x = 1\n" * MAX_FUNCTION_LINES}, "engine.a:1 f has 61 lines"),
-    (too_many_entries, {f"engine.a{number}.b": "" for number in range(23)}, "engine has 23 entries"),
+    (too_many_entries, {f"engine.a{number}.b": "" for number in range(24)}, "engine has 24 entries"),
     (
         too_many_untyped_records,
         {"engine.a": "class C:\n" + "    def f(self) -> dict[str, Any] | None: ...\n" * (MAX_UNTYPED_RECORDS + 1)},

@@ -95,3 +95,14 @@ class RankerConfig(ModelConfig):
 
     max_length: int = Field(160, ge=8)
     """Tokens of query and document together, special tokens included."""
+
+
+class BottleneckConfig(ModelConfig):
+    """A masked language model with a shallow decoder above its first state (SimLM section 3.1)."""
+
+    kind: ClassVar[str] = "bottleneck"
+
+    max_length: int = Field(144, ge=8)
+    """Tokens of a document, special tokens included (Appendix C: 144)."""
+    decoder_layers: int = Field(2, ge=1)
+    """Layers of the decoder, which begin as copies of the encoder's last ones (SimLM: 2)."""

@@ -33,6 +33,9 @@ class Config(Section):
     algorithm: ClassVar[str] = ""
     """The module of `engine` that carries it out: its function `train(models, data, run)`."""
 
+    learns_from_queries: ClassVar[bool] = True
+    """Whether it trains on judged queries and is measured by retrieval; without, a corpus is enough."""
+
     recipe: str
     """The algorithm's name."""
     run: RunConfig

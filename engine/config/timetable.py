@@ -262,6 +262,7 @@ class Timetable:
         mine_all: Whether all training queries are searched, or those that are drawn.
         remove_answers: Whether documents that contain an answer are no candidates.
         names: What the table of results calls the models' states; a model's own name where nothing is said.
+        held_out: Documents of the corpus that no step takes.
         several_search: Whether more than one model may search the corpus, so that artifacts have a model's name.
         joint: Pools of several candidates: a pool's name to the names of those that are in it.
         ends: The states that the recipe leaves behind, one a model; None where all models go through the iterations
@@ -278,6 +279,7 @@ class Timetable:
     mine_all: bool
     remove_answers: bool
     names: Mapping[WeightsOf, str] = field(default_factory=dict)
+    held_out: int = 0
     several_search: bool = False
     joint: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     ends: tuple[WeightsOf, ...] | None = None

@@ -3,7 +3,7 @@
 Everything is a function of (seed, stream, step): the order of the queries is a fresh permutation for each epoch, the
 negatives of a query are drawn by a generator keyed by the step and its place in the batch. So any number of ranks sees
 the same samples in the same order, a rank takes its slice of the step's batch, and a resumed run needs no more state
-than the step's number.
+than the step's number. How ranks share a step and cut it does not depend on what it is made of: `StepSamples`.
 
 Shapes: B queries, n negatives of a query, N = B * (1 + n) documents or pairs, group by group.
 """
@@ -13,7 +13,8 @@ from __future__ import annotations
 import functools
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +27,10 @@ from engine.errors import ConfigError
 from engine.models.template import Batch, Collator
 from shards.partition import split_range
 
-GroupTokens = Callable[["Group"], int]
-"""From a group to the number of tokens of the inputs that one model takes of it."""
+G = TypeVar("G")
+"""What the samples of a step are: groups of a query with its documents, or documents alone."""
+GroupTokens = Callable[[Any], int]
+"""From a sample to the number of tokens of the inputs that one model takes of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +47,18 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class MicroBatch:
+class MicroBatch(Generic[G]):
     """What a rank computes at once of its share of a step.
 
     Attributes:
-        groups: Its queries with their documents.
-        share: Of the mean over the rank's queries.
+        groups: Its samples: queries with their documents, or documents.
+        share: Of the mean over the rank's samples.
         last: Whether the optimizer step follows.
-        seed: Of its dropout. It follows from the place of the first query in the batch of all ranks, so whichever rank
+        seed: Of its dropout. It follows from the place of the first sample in the batch of all ranks, so whichever rank
             has it draws the same.
     """
 
-    groups: Sequence[Group]
+    groups: Sequence[G]
     share: float
     last: bool
     seed: int
@@ -70,8 +73,73 @@ class SampledQuery:
     documents: list[str]
 
 
+class StepSamples(Generic[G]):
+    """How the ranks share the samples of a step and cut them into micro-batches; a class of samples has the fields.
+
+    Attributes:
+        visit: The phase, and which of its visits.
+        seed: Of the run.
+        rank: This rank.
+        world_size: Number of ranks.
+    """
+
+    __slots__ = ()
+    visit: Visit
+    seed: int
+    rank: int
+    world_size: int
+
+    def groups(self, step: int) -> list[G]:
+        """Draw the whole step's samples, the same on every rank."""
+        raise NotImplementedError
+
+    def of(self, visit: Visit) -> StepSamples[G]:
+        """Return the same samples for a visit whose phase is cut otherwise."""
+        return replace(self, visit=visit)  # type: ignore[type-var]  # its classes are dataclasses
+
+    def names(self, step: int) -> Sequence[Any]:
+        """Name what a step is made of, rank by rank, as dataclasses for the post-mortem."""
+        raise NotImplementedError
+
+    def share(self, groups: Sequence[G]) -> Sequence[G]:
+        """Return this rank's slice of a step's groups."""
+        own = split_range(len(groups), self.rank, self.world_size)
+        return groups[own.start : own.stop]
+
+    def micro_batches(self, groups: Sequence[G], step: int, inputs: Iterable[GroupTokens]) -> Iterator[MicroBatch[G]]:
+        """Cut this rank's share of a step.
+
+        Args:
+            groups: Of the whole step.
+            step: Its number in the phase's schedule.
+            inputs: Counts the tokens that each model takes of a sample; asked where micro-batches are cut by tokens.
+        """
+        own, place = self.share(groups), self.rank * (len(groups) // self.world_size)
+        for piece in self._pieces(groups, list(inputs)):
+            chunk, last = own[piece.start : piece.stop], piece.stop == len(own)
+            seed = dropout_seed(self.seed, self.visit.stage, step, place + piece.start)
+            yield MicroBatch(chunk, len(chunk) / len(own), last, seed)
+
+    def _pieces(self, groups: Sequence[G], inputs: Sequence[GroupTokens]) -> list[range]:
+        """Cut this rank's places into runs, on every rank equally many: under ZeRO-3 a forward is a collective."""
+        phase, share = self.visit.phase, len(groups) // self.world_size
+        assert phase.micro_batch_tokens != AUTO, "found before the first step"
+        if phase.micro_batch_tokens is None:
+            size = phase.micro_batch_size
+            return [range(start, min(start + size, share)) for start in range(0, share, size)]
+        tokens = [max(count(group) for count in inputs) for group in groups]
+        of_ranks = [tokens[rank * share : (rank + 1) * share] for rank in range(self.world_size)]
+        cuts = [cut_by_tokens(costs, phase.micro_batch_tokens) for costs in of_ranks]
+        most = max(map(len, cuts))
+        return (
+            cuts[self.rank]
+            if len(cuts[self.rank]) == most
+            else cut_by_tokens(of_ranks[self.rank], phase.micro_batch_tokens, num_pieces=most)
+        )
+
+
 @dataclass(frozen=True, slots=True)
-class Samples:
+class Samples(StepSamples[Group]):
     """What the steps of one visit to a phase are made of.
 
     Attributes:
@@ -106,7 +174,7 @@ class Samples:
             ConfigError: A query has fewer candidates than n.
         """
         phase, train = self.visit.phase, self.data.train
-        rows = query_rows(self.seed, phase.name, step * phase.batch_size, phase.batch_size, len(train))
+        rows = shuffled_rows(self.seed, phase.name, step * phase.batch_size, phase.batch_size, len(train))
         groups = []
         for place, row in enumerate(rows.tolist()):
             rng = step_rng(self.seed, f"negatives/{phase.name}", step, place)
@@ -116,42 +184,6 @@ class Samples:
                 documents.append(sample_negatives(candidates_K, phase.num_negatives, rng))
             groups.append(Group(row, np.concatenate(documents)))
         return groups
-
-    def share(self, groups: Sequence[Group]) -> Sequence[Group]:
-        """Return this rank's slice of a step's groups."""
-        own = split_range(len(groups), self.rank, self.world_size)
-        return groups[own.start : own.stop]
-
-    def micro_batches(self, groups: Sequence[Group], step: int, inputs: Iterable[GroupTokens]) -> Iterator[MicroBatch]:
-        """Cut this rank's share of a step.
-
-        Args:
-            groups: Of the whole step.
-            step: Its number in the phase's schedule.
-            inputs: Counts the tokens that each model takes of a group; asked where micro-batches are cut by tokens.
-        """
-        own, place = self.share(groups), self.rank * (len(groups) // self.world_size)
-        for piece in self._pieces(groups, list(inputs)):
-            chunk, last = own[piece.start : piece.stop], piece.stop == len(own)
-            seed = dropout_seed(self.seed, self.visit.stage, step, place + piece.start)
-            yield MicroBatch(chunk, len(chunk) / len(own), last, seed)
-
-    def _pieces(self, groups: Sequence[Group], inputs: Sequence[GroupTokens]) -> list[range]:
-        """Cut this rank's places into runs, on every rank equally many: under ZeRO-3 a forward is a collective."""
-        phase, share = self.visit.phase, len(groups) // self.world_size
-        assert phase.micro_batch_tokens != AUTO, "found before the first step"
-        if phase.micro_batch_tokens is None:
-            size = phase.micro_batch_size
-            return [range(start, min(start + size, share)) for start in range(0, share, size)]
-        tokens = [max(count(group) for count in inputs) for group in groups]
-        of_ranks = [tokens[rank * share : (rank + 1) * share] for rank in range(self.world_size)]
-        cuts = [cut_by_tokens(costs, phase.micro_batch_tokens) for costs in of_ranks]
-        most = max(map(len, cuts))
-        return (
-            cuts[self.rank]
-            if len(cuts[self.rank]) == most
-            else cut_by_tokens(of_ranks[self.rank], phase.micro_batch_tokens, num_pieces=most)
-        )
 
     def names(self, step: int) -> list[SampledQuery]:
         """Name the queries and documents of a step, rank by rank."""
@@ -202,7 +234,7 @@ def require_equal_shares(phase: Phase, world_size: int) -> None:
     """
     if phase.batch_size % world_size:
         raise ConfigError(
-            f"the batch of {phase.batch_size} queries of {phase.name!r} cannot be shared equally by {world_size} ranks",
+            f"{phase.section}.batch_size is {phase.batch_size}, which {world_size} ranks cannot share equally",
             expected="a batch_size that the number of ranks divides",
             remedy=f"use a multiple of {world_size} for {phase.section}.batch_size",
         )
@@ -220,39 +252,41 @@ def dropout_seed(seed: int, stage: str, step: int, place: int) -> int:
     return zlib.crc32(f"{seed}/{stage}/{step}/{place}".encode())
 
 
-def query_rows(seed: int, stream: str, start: int, count: int, num_queries: int) -> np.ndarray:
-    """Return places `start` to `start + count` of an endless order of the training queries.
+def shuffled_rows(seed: int, stream: str, start: int, count: int, num_rows: int) -> NDArray[np.int64]:
+    """Return places `start` to `start + count` of an endless order of rows: training queries, or documents.
 
     Args:
         seed: Of the run.
         stream: Names the order.
         start: First place; epochs follow each other, each a permutation of its own.
         count: Number of places.
-        num_queries: Size of the train split.
+        num_rows: How many there are.
 
     Returns:
         Row numbers, int64 [count]; within an epoch none repeats.
     """
     rows: list[np.ndarray] = []
     while count > 0:
-        epoch, offset = divmod(start, num_queries)
-        taken = _epoch(seed, stream, epoch, num_queries)[offset : offset + count]
+        epoch, offset = divmod(start, num_rows)
+        taken = _epoch(seed, stream, epoch, num_rows)[offset : offset + count]
         rows.append(taken)
         start, count = start + len(taken), count - len(taken)
     return np.concatenate(rows).astype(np.int64)
 
 
 @functools.lru_cache(maxsize=4)
-def _epoch(seed: int, stream: str, epoch: int, num_queries: int) -> NDArray[np.int64]:
-    """Return the order of an epoch; kept, since half a million queries take 9 ms to shuffle, at every step of it."""
-    order = step_rng(seed, f"order/{stream}", epoch, 0).permutation(num_queries)
+def _epoch(seed: int, stream: str, epoch: int, num_rows: int) -> NDArray[np.int64]:
+    """Return the order of an epoch; kept, since half a million rows take 9 ms to shuffle, at every step of it."""
+    order = step_rng(seed, f"order/{stream}", epoch, 0).permutation(num_rows)
     order.flags.writeable = False
     return order
 
 
 def rows_drawn(visits: Iterable[Visit], seed: int, num_queries: int) -> NDArray[np.int64]:
     """Return the training rows that visits will draw, sorted, each once."""
-    drawn = [query_rows(seed, visit.phase.name, visit.places.start, len(visit.places), num_queries) for visit in visits]
+    drawn = [
+        shuffled_rows(seed, visit.phase.name, visit.places.start, len(visit.places), num_queries) for visit in visits
+    ]
     return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *drawn]))
 
 

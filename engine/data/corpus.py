@@ -284,9 +284,15 @@ def require_enough_documents(config: Config, dataset: Dataset) -> None:
     """Refuse a corpus that is too small for the negatives a step draws, before any work is done.
 
     Raises:
-        DataError: Even with all documents but the positive, n cannot be drawn.
+        DataError: Even with all documents but the positive, n cannot be drawn; or all are held out.
     """
-    needed = config.timetable.most_negatives
+    needed, held_out = config.timetable.most_negatives, config.timetable.held_out
+    if held_out >= dataset.num_documents:
+        raise DataError(
+            f"the corpus has {dataset.num_documents} documents, {held_out} of which are to be held out",
+            expected="documents that are left to train on",
+            remedy=f"lower {config.recipe}.held_out, or use a larger corpus",
+        )
     if dataset.num_documents <= needed:
         raise DataError(
             f"the corpus has {dataset.num_documents} documents, a step draws {needed} negatives and a positive",

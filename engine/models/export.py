@@ -36,13 +36,14 @@ from engine.models.export_parts import (
     write_router,
     write_settings,
 )
+from engine.models.export_pretrained import compare_masked_lm, describe_masked_lm
 from engine.models.failures import quiet_transformers
 from engine.models.loading import load_tokenizer
 from engine.models.packed import Pooling
 from engine.models.projection import load_projection
 from engine.models.ranker import Ranker
 from engine.models.retriever import Retriever, pool
-from engine.models.source import METADATA_FILE, kind_in_words, read_metadata, saved_metadata
+from engine.models.source import BOTTLENECK, METADATA_FILE, kind_in_words, read_metadata, saved_metadata
 from engine.models.start import read_retriever
 from engine.models.template import InputTemplate
 from shards.files import fsync, read_json, write_json
@@ -50,7 +51,8 @@ from shards.files import fsync, read_json, write_json
 MAX_DIFFERENCE = 1e-4
 """Largest difference between our numbers and a library's; relative to the largest number where that is above 1."""
 
-_LEFT_BEHIND = ("weights.json",)
+_LEFT_BEHIND = ("weights.json", "decoder")
+"""What is of no use to others: the record of the weights, and the decoder that served pre-training alone."""
 _QUERIES = ("what is this?", "Who wrote the second letter, and when?", "tables", "naïve café 東京 42%")
 _DOCUMENTS = (
     "A short one.",
@@ -124,9 +126,29 @@ def export_lexical(weights_folder: Path, target: Path) -> float:
     return _publish(weights_folder, target, lambda folder: describe_lexical(folder, metadata))
 
 
+def export_masked_lm(weights_folder: Path, target: Path) -> float:
+    """Export a pre-trained encoder with its masked-language-model head for transformers, without its decoder.
+
+    AutoModel and AutoModelForMaskedLM load it, and so do recipes that name it as the start of a model.
+
+    Args:
+        weights_folder: A folder that `BottleneckLM.save` wrote, with `max_length` in its metadata.
+        target: Folder to make; an earlier export there is replaced.
+
+    Returns:
+        The largest difference found by `verify_export`.
+
+    Raises:
+        ArtifactError: As in `export_retriever`.
+    """
+    metadata = saved_metadata(weights_folder)
+    _require_lengths(metadata, weights_folder, "max_length")
+    return _publish(weights_folder, target, lambda folder: describe_masked_lm(folder, metadata))
+
+
 def export_model(weights_folder: Path, target: Path) -> float:
-    """Write a model of whatever kind; see `export_retriever`, `export_lexical` and `export_ranker`."""
-    exports = {"ranker": export_ranker, "lexical": export_lexical}
+    """Write a model of whatever kind, by the function for it."""
+    exports = {"ranker": export_ranker, "lexical": export_lexical, BOTTLENECK: export_masked_lm}
     export = exports.get(saved_metadata(weights_folder).get("model", ""), export_retriever)
     return export(weights_folder, target)
 
@@ -139,7 +161,8 @@ def verify_export(
 ) -> float:
     """Load an export with the libraries it is made for and compare it with our own model on raw text.
 
-    Retrievers are compared by the components of their vectors, rankers by the scores of all pairs.
+    Retrievers are compared by the components of their vectors, rankers by the scores of all pairs, encoders that were
+    pre-trained by their states of first tokens and by what they predict at every token.
 
     Args:
         weights_folder: Where our own model is.
@@ -154,7 +177,8 @@ def verify_export(
         ArtifactError: It is above `MAX_DIFFERENCE`.
     """
     kind = str(saved_metadata(weights_folder).get("model"))
-    compare = {"ranker": _compare_ranker, "lexical": compare_lexical}.get(kind, _compare_retriever)
+    comparisons = {"ranker": _compare_ranker, "lexical": compare_lexical, BOTTLENECK: compare_masked_lm}
+    compare = comparisons.get(kind, _compare_retriever)
     with torch.inference_mode(), quiet_transformers():
         differences = compare(weights_folder, target, list(queries), list(documents))
     library, difference = max(differences.items(), key=lambda item: item[1])

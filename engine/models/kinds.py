@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from engine.config.models import LexicalConfig, ModelConfig, RankerConfig, RetrieverConfig
+from engine.config.models import BottleneckConfig, LexicalConfig, ModelConfig, RankerConfig, RetrieverConfig
 from engine.errors import ConfigError
+from engine.models.bottleneck import BottleneckLM
 from engine.models.compiled import compile_layers
 from engine.models.dual import DualEncoder
 from engine.models.lexical import Lexical
 from engine.models.ranker import Ranker
 from engine.models.retriever import Retriever
 
+Model = DualEncoder | Ranker | BottleneckLM
+"""A model of any kind."""
 
-def load_untrained(section: ModelConfig, source: str, *, seed: int, name: str = "") -> DualEncoder | Ranker:
+
+def load_untrained(section: ModelConfig, source: str, *, seed: int, name: str = "") -> Model:
     """Load a model as it is before any training, on the CPU.
 
     Args:
@@ -30,7 +34,7 @@ def load_untrained(section: ModelConfig, source: str, *, seed: int, name: str = 
     return model
 
 
-def _load(section: ModelConfig, source: str, seed: int, name: str) -> DualEncoder | Ranker:
+def _load(section: ModelConfig, source: str, seed: int, name: str) -> Model:
     if isinstance(section, RetrieverConfig):
         return Retriever.load(
             source,
@@ -63,6 +67,14 @@ def _load(section: ModelConfig, source: str, seed: int, name: str) -> DualEncode
             gradient_checkpointing=section.gradient_checkpointing is True,
             section=name,
         )
-    raise ConfigError(
-        f"no model of the kind {section.kind!r} can be loaded", expected="a retriever, a lexical one, or a ranker"
-    )
+    if isinstance(section, BottleneckConfig):
+        return BottleneckLM.load(
+            source,
+            num_decoder_layers=section.decoder_layers,
+            num_layers=section.num_layers,
+            dropout=section.dropout,
+            attention=section.attention,
+            gradient_checkpointing=section.gradient_checkpointing is True,
+            section=name,
+        )
+    raise ConfigError(f"no model of the kind {section.kind!r} can be loaded", expected="a kind of `engine.models`")

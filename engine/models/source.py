@@ -25,6 +25,9 @@ from shards.files import read_json, write_json
 
 METADATA_FILE = "sparring.json"
 """Beside the weights that we save: pooling, similarity, lengths, and whatever else gives the same scores elsewhere."""
+BOTTLENECK, MASKED_LM = "bottleneck", "masked_lm"
+"""What descriptions call a pre-trained model with its decoder, and its export: both start others as a checkpoint of a
+masked language model does, of which nothing is said."""
 
 _PACKAGE = "package:"
 _WEIGHTS = ("*.safetensors", "*.bin")

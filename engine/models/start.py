@@ -26,7 +26,15 @@ from engine.models.sentence_transformers import (
     read_tower,
     read_transformer,
 )
-from engine.models.source import METADATA_FILE, kind_in_words, local_source, saved_metadata, transformer_paths
+from engine.models.source import (
+    BOTTLENECK,
+    MASKED_LM,
+    METADATA_FILE,
+    kind_in_words,
+    local_source,
+    saved_metadata,
+    transformer_paths,
+)
 
 _SPARSE = frozenset({"MLMTransformer", "SpladePooling", "SparseAutoEncoder", "CSRSparsity", "IDF"}) | {
     "SparseStaticEmbedding"
@@ -73,6 +81,8 @@ def read_retriever(source: str | Path) -> RetrieverStart:
     if not isinstance(source, Path):
         return RetrieverStart()
     saved = saved_metadata(source)
+    if saved.get("model") in (BOTTLENECK, MASKED_LM):
+        return RetrieverStart()
     if saved:
         return _of_ours(source, saved)
     if not is_sentence_transformers(source):
@@ -109,6 +119,8 @@ def read_lexical(source: str | Path) -> RetrieverStart:
     if not isinstance(source, Path):
         return RetrieverStart()
     saved = saved_metadata(source)
+    if saved.get("model") in (BOTTLENECK, MASKED_LM):
+        return RetrieverStart()
     if saved:
         if saved.get("model") != "lexical":
             _refuse_headless(source, f"a {kind_in_words(saved.get('model'))} of ours")

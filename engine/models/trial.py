@@ -23,9 +23,10 @@ from engine.config.models import LexicalConfig, ModelConfig
 from engine.errors import ConfigError, ModelError
 from engine.models.architecture import ENCODERS
 from engine.models.attention import PACKED_ATTENTIONS
+from engine.models.bottleneck import BottleneckLM, MaskedInputs
 from engine.models.dual import DOCUMENT, QUERY, DualEncoder
 from engine.models.failures import FORWARD_ERRORS, quiet_transformers, reason_of
-from engine.models.ranker import Ranker
+from engine.models.kinds import Model
 from engine.models.template import Batch, Input, InputTemplate
 from engine.models.weights import DTYPES
 from shards.errors import listed
@@ -68,7 +69,7 @@ class _Tokens(NamedTuple):
     other: int
 
 
-def require_forward(model: DualEncoder | Ranker, proof: Proof) -> None:
+def require_forward(model: Model, proof: Proof) -> None:
     """Compute a trial batch, and refuse a model or a tokenizer with which that cannot be done.
 
     Args:
@@ -102,7 +103,7 @@ def require_forward(model: DualEncoder | Ranker, proof: Proof) -> None:
             torch.cuda.empty_cache()
 
 
-def _require_length(model: DualEncoder | Ranker, proof: Proof) -> None:
+def _require_length(model: Model, proof: Proof) -> None:
     max_length, longest = proof.section.max_length, model.longest_input
     if longest is not None and max_length > longest:
         raise ConfigError(
@@ -136,7 +137,7 @@ def require_embeddings(tokenizer: Any, rows: int, *, name: str, section: str, lo
         )
 
 
-def _require_vocabulary(model: DualEncoder | Ranker, proof: Proof) -> _Tokens:
+def _require_vocabulary(model: Model, proof: Proof) -> _Tokens:
     """Refuse a tokenizer that gives ids without an embedding; return its highest and its lowest ordinary id."""
     for backbone in _backbones(model):
         classes = type(backbone).__name__, *(backbone.config.architectures or ())
@@ -154,26 +155,29 @@ def _require_vocabulary(model: DualEncoder | Ranker, proof: Proof) -> _Tokens:
     return _Tokens(ordinary[-1], ordinary[0])
 
 
-def _compute(model: DualEncoder | Ranker, proof: Proof, tokens: _Tokens, precision: str) -> None:
+def _compute(model: Model, proof: Proof, tokens: _Tokens, precision: str) -> None:
     """Run the forward on copies of the weights in the recipe's type, and look at what comes out."""
     weights = {
         name: tensor.to(proof.device, DTYPES[precision] if tensor.is_floating_point() else tensor.dtype)
         for name, tensor in (*model.named_parameters(), *model.named_buffers())
     }
 
-    def forward(**batches: Batch) -> Any:
+    def forward(**batches: Any) -> Any:
         there = {name: _to(batch, proof.device) for name, batch in batches.items()}
         return torch.func.functional_call(model, weights, kwargs=there)
 
     with torch.inference_mode(), _tables_checked(model, proof), _uncompiled(proof.section):
         if isinstance(model, DualEncoder):
             _compute_embeddings(model, proof, tokens, forward)
+        elif isinstance(model, BottleneckLM):
+            for logits_MV in forward(**_masked(model, proof, tokens)):
+                _require_finite(logits_MV, "prediction")
         else:
             scores_N = forward(pairs=model.collator(proof.template)(_pairs(proof, tokens)))
             _require_finite(scores_N, "score")
 
 
-def _require_no_padding_read(model: DualEncoder | Ranker, proof: Proof, tokens: _Tokens) -> None:
+def _require_no_padding_read(model: Model, proof: Proof, tokens: _Tokens) -> None:
     """Refuse a model whose results depend on the padding of a batch; in float32, where rounding hides nothing."""
     if model.packs or proof.section.attention == "flash_attention_2":
         return  # without padding; compared with padded batches at load
@@ -183,6 +187,9 @@ def _require_no_padding_read(model: DualEncoder | Ranker, proof: Proof, tokens: 
     def first(*texts: list[int]) -> Tensor:
         if isinstance(model, DualEncoder):
             return model.encode_documents(template.pad([template.single(text, length) for text in texts], 1))[0]
+        if isinstance(model, BottleneckLM):
+            batch = template.pad([template.single(text, length) for text in texts], 1)
+            return model.first_states(batch)[0]
         pairs = [template.pair([tokens.highest], text, length) for text in texts]
         scores_N: Tensor = model(template.pad(pairs, 1))
         return scores_N[:1]
@@ -225,6 +232,15 @@ def _compute_embeddings(model: DualEncoder, proof: Proof, tokens: _Tokens, forwa
             remedy=("" if isinstance(proof.section, LexicalConfig) else f"set {proof.name}.pooling=mean, or ")
             + f"name {ENCODERS} by {proof.name}.name",
         )
+
+
+def _masked(model: BottleneckLM, proof: Proof, tokens: _Tokens) -> dict[str, MaskedInputs]:
+    """Make inputs whose every ordinary token is to be predicted, behind the first."""
+    lengths = (proof.section.max_length, _SHORT + proof.template.num_special_single)
+    inputs = [proof.template.single([tokens.highest] * length, length) for length in lengths]
+    batch, places_M = model.collator(proof.template)(inputs), torch.arange(1, _SHORT)
+    one = MaskedInputs(batch, places_M, torch.full_like(places_M, tokens.highest))
+    return {"encoder": one, "decoder": one}
 
 
 def _pairs(proof: Proof, tokens: _Tokens) -> list[Input]:
@@ -285,7 +301,7 @@ def _beyond(table: str, highest: int, rows: int, model: nn.Module, proof: Proof)
     return ModelError(fact, expected="ids within the table", remedy="name a model with its own tokenizer")
 
 
-def _what_helps(model: DualEncoder | Ranker, proof: Proof, tokens: _Tokens) -> str:
+def _what_helps(model: Model, proof: Proof, tokens: _Tokens) -> str:
     """Try other settings than the recipe's, and name the first with which the forward is computed."""
     section = proof.section
     for precision in _OTHER_PRECISIONS[section.precision]:
@@ -310,7 +326,7 @@ def _what_helps(model: DualEncoder | Ranker, proof: Proof, tokens: _Tokens) -> s
     return f"name another model by {proof.name}.name"
 
 
-def _is_computed(model: DualEncoder | Ranker, proof: Proof, tokens: _Tokens, precision: str) -> bool:
+def _is_computed(model: Model, proof: Proof, tokens: _Tokens, precision: str) -> bool:
     try:
         _compute(model, proof, tokens, precision)
     except (ModelError, *FORWARD_ERRORS):
@@ -319,7 +335,7 @@ def _is_computed(model: DualEncoder | Ranker, proof: Proof, tokens: _Tokens, pre
 
 
 @contextlib.contextmanager
-def _attention(model: DualEncoder | Ranker, attention: str) -> Iterator[None]:
+def _attention(model: Model, attention: str) -> Iterator[None]:
     before = [backbone.config._attn_implementation for backbone in _backbones(model)]
     packs, model.packs = model.packs, model.packs and attention in PACKED_ATTENTIONS
     with quiet_transformers():
@@ -333,7 +349,9 @@ def _attention(model: DualEncoder | Ranker, attention: str) -> Iterator[None]:
             model.packs = packs
 
 
-def _backbones(model: DualEncoder | Ranker) -> list[Any]:
+def _backbones(model: Model) -> list[Any]:
+    if isinstance(model, BottleneckLM):
+        return [model.masked_lm]
     return list(model.towers.values()) if isinstance(model, DualEncoder) else [model.classifier]
 
 
@@ -341,7 +359,7 @@ def _class_of(model: Any) -> str:
     return type(_backbones(model)[0]).__name__
 
 
-def _to(batch: Batch, device: torch.device) -> Batch:
+def _to(batch: Batch | MaskedInputs, device: torch.device) -> Batch | MaskedInputs:
     if isinstance(batch, Mapping):
         return {name: tensor.to(device) for name, tensor in batch.items()}
     return batch.to(device)

@@ -14,14 +14,15 @@ from typing import TypeVar
 
 import torch
 
-from engine.config.models import LexicalConfig, ModelConfig, RankerConfig, RetrieverConfig
+from engine.config.models import BottleneckConfig, LexicalConfig, ModelConfig, RankerConfig, RetrieverConfig
 from engine.errors import ArtifactError
+from engine.models.bottleneck import BottleneckLM
 from engine.models.lexical import Lexical
 from engine.models.ranker import Ranker
 from engine.models.retriever import Retriever
 from shards.files import read_record, sha256_file
 
-M = TypeVar("M", Retriever, Lexical, Ranker)
+M = TypeVar("M", Retriever, Lexical, Ranker, BottleneckLM)
 MARKER = "weights.json"
 """Beside published weights, written last."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -91,6 +92,17 @@ def frozen_ranker(section: RankerConfig, folder: Path, device: torch.device) -> 
     """
     verify_weights(folder)
     return _frozen(Ranker.load(str(folder), attention=section.attention), section, device)
+
+
+def frozen_bottleneck(section: BottleneckConfig, folder: Path, device: torch.device) -> BottleneckLM:
+    """Load published weights of a bottleneck model, its decoder with them, in the training's numeric type.
+
+    Raises:
+        ArtifactError: The weights are missing or damaged.
+    """
+    verify_weights(folder)
+    model = BottleneckLM.load(str(folder), num_decoder_layers=section.decoder_layers, attention=section.attention)
+    return _frozen(model, section, device)
 
 
 def _frozen(model: M, section: ModelConfig, device: torch.device) -> M:

@@ -40,12 +40,12 @@ class Inputs:
         num_tokens: Tokens of all, padding left out.
     """
 
-    micro: MicroBatch
+    micro: MicroBatch[Group]
     of: dict[str, Batch]
     num_tokens: float
 
 
-def inputs_of(micro: MicroBatch, **of: Batch) -> Inputs:
+def inputs_of(micro: MicroBatch[Group], **of: Batch) -> Inputs:
     """Join a micro-batch with its inputs."""
     return Inputs(micro, of, count_tokens(*of.values()))
 

@@ -22,7 +22,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from engine.data.batches import SampledQuery
 from engine.errors import TrainingError
 from engine.log import get_logger
 from engine.metrics import Metric
@@ -31,8 +30,8 @@ from engine.training.backend import StepReport
 from shards.files import write_json
 
 log = get_logger(__name__)
-NamesOf = Callable[[int], Sequence[SampledQuery]]
-"""From a step's number in the schedule to what it is made of."""
+NamesOf = Callable[[int], Sequence[Any]]
+"""From a step's number in the schedule to what it is made of, as dataclasses."""
 
 COLLAPSED = 1e-6
 """What counts as no spread of a query's scores, and as no entropy (nats)."""
@@ -157,7 +156,7 @@ class Guards:
         of_ranks: list[dict[str, str]] = coordinator.gather(f"{name}: measurements", own)
 
         def write() -> None:
-            batch = [asdict(query) for query in self._names_of(self._first_step + step)]
+            batch = [asdict(one) for one in self._names_of(self._first_step + step)]
             ranks = [{"rank": rank, "metrics": found} for rank, found in enumerate(of_ranks)]
             found = {"stage": self._stage.name, "step": step, "reason": reason, "ranks": ranks, "batch": batch}
             write_json(self._path(step), found)

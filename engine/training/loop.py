@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 
 from engine.config.timetable import Visit
-from engine.data.batches import GroupTokens, Samples, dropout_seed
+from engine.data.batches import GroupTokens, dropout_seed
 from engine.data.prefetch import prefetched
 from engine.metrics import Metric, MetricWindow
 from engine.reliability.preemption import PREEMPTION
@@ -45,12 +45,13 @@ class Progress:
 class Objective(Protocol):
     """What one step of a phase computes; `engine.objectives` has them."""
 
-    samples: Samples
-    """What its steps are made of."""
+    samples: Any
+    """What its steps are made of: a class of `engine.data.batches.StepSamples`, whose type a protocol cannot say, since
+    `engine.training.micro_batches` replaces it."""
 
     @property
     def token_counts(self) -> Sequence[GroupTokens]:
-        """What a query with its documents takes of each model, in tokens."""
+        """What a sample of a step takes of each model, in tokens: a query with its documents, or a document."""
         ...
 
     def prepare(self, step: int) -> Any:

@@ -15,11 +15,12 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from engine.config.timetable import AUTO, Phase
-from engine.data.batches import Samples
+from engine.data.batches import StepSamples
 from engine.data.prefetch import map_tensors
 from engine.errors import ConfigError
 from engine.log import get_logger
@@ -113,7 +114,7 @@ def fit_micro_batches(stage: Stage, model: TrainedModel, checkpoints: Checkpoint
         return
     memory = memory_of(model.device)
     if memory is None:
-        logger.info("%s: on a CPU, micro-batches have micro_batch_size=%d queries", phase.name, phase.micro_batch_size)
+        logger.info("%s: on a CPU, micro-batches have the micro_batch_size=%d", phase.name, phase.micro_batch_size)
         objective.samples = _cut_by(objective.samples, None)
         return
     path = stage.run.folder.micro_batches
@@ -237,9 +238,9 @@ def _require_unbegun(phase: Phase, visit_number: int, checkpoints: Checkpoints, 
         )
 
 
-def _cut_by(samples: Samples, tokens: int | None) -> Samples:
+def _cut_by(samples: StepSamples[Any], tokens: int | None) -> StepSamples[Any]:
     phase = dataclasses.replace(samples.visit.phase, micro_batch_tokens=tokens)
-    return dataclasses.replace(samples, visit=dataclasses.replace(samples.visit, phase=phase))
+    return samples.of(dataclasses.replace(samples.visit, phase=phase))
 
 
 def _read(path: Path, phase: str) -> dict[str, float] | None:

@@ -36,6 +36,7 @@ from launcher.commands.finished import (
     keep_others_out,
     last_iteration,
     open_run,
+    require_search,
 )
 from launcher.commands.iterations import states_in
 from launcher.terminal.arguments import positive_whole_number, typed_path
@@ -146,6 +147,8 @@ def open_comparison(
     world = open_world()
     named = _named_paths(arguments.runs, "RUN")
     runs = {name: open_run(path, world.coordinator, world.device) for name, path in named.items()}
+    for run in runs.values():
+        require_search(run)
     lasts = {name: last_iteration(run) for name, run in runs.items()}
     _set(runs, arguments)
     first = next(iter(runs.values()))

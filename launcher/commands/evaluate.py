@@ -40,6 +40,7 @@ from launcher.commands.finished import (
     keep_others_out,
     last_iteration,
     open_run,
+    require_search,
     texts_of,
 )
 from launcher.commands.iterations import states_in
@@ -140,6 +141,7 @@ def evaluate_run(path: Path, asked: Asked) -> None:
     """
     world = open_world()
     run = open_run(path, world.coordinator, world.device)
+    require_search(run)
     last = last_iteration(run)
     change_settings(run, _words(asked))
     given = None if asked.candidates in (None, _BM25) else absolute_path(asked.candidates or "")

@@ -69,6 +69,21 @@ def keep_others_out(stack: ExitStack, folder: RunFolder, run: Run) -> None:
     stack.enter_context(hold(folder.lock, num_ranks=ranks, touch_seconds=seconds, patience_seconds=6 * seconds))
 
 
+def require_search(run: Run) -> None:
+    """Refuse a run whose models search nothing.
+
+    Raises:
+        ConfigError: It pre-trains on documents alone.
+    """
+    if not run.config.learns_from_queries:
+        exported = run.folder.export(next(iter(run.config.models)))
+        raise ConfigError(
+            f"the run in {run.folder.path} is of the recipe {run.config.recipe}, which trains no retriever or ranker",
+            expected="a run whose models answer queries",
+            remedy=f"train one that starts from what was pre-trained, such as by retriever.name={exported}",
+        )
+
+
 def last_iteration(run: Run) -> int:
     """Return the newest iteration whose models are all finished; 0 of models that go through none together.
 
@@ -141,5 +156,6 @@ def data_of(run: Run, iteration: int, dataset: Dataset | None = None, folder: Ru
         ArtifactError: The shards are damaged, or the data changed since.
     """
     if dataset is None:
-        dataset = open_dataset(run.config.data.path or run.folder.path / "data", run.config.data.format)
+        path, needs_queries = run.config.data.path or run.folder.path / "data", run.config.learns_from_queries
+        dataset = open_dataset(path, run.config.data.format, needs_queries=needs_queries)
     return open_data(run.config, dataset, texts_of(run, iteration), folder or run.folder)

@@ -24,7 +24,7 @@ log = get_logger(__name__)
 
 
 def prepare_shards(data_path: Path, config_path: Path, words: list[str]) -> Path:
-    """Write the token shards of a recipe and the BM25 index of the corpus into a data folder.
+    """Write the token shards of a recipe, and the BM25 index of the corpus if it searches, into a data folder.
 
     A run whose tokenizers, lengths and template are served by them reads them in place. What is there already is not
     made again, and an interrupted preparation goes on.
@@ -50,7 +50,7 @@ def prepare_shards(data_path: Path, config_path: Path, words: list[str]) -> Path
             expected="models with a tokenizer of their own",
             remedy="name a pre-trained retriever and ranker",
         )
-    dataset = open_dataset(data_path, config.data.format)
+    dataset = open_dataset(data_path, config.data.format, needs_queries=config.learns_from_queries)
     texts = model_texts(config, names)
     for name, text in texts.items():
         settings = settings_of(config, name)
@@ -63,6 +63,8 @@ def prepare_shards(data_path: Path, config_path: Path, words: list[str]) -> Path
     counts = write_corpus(coordinator, plan, dataset, own, name="shards")
     folder = find_corpus(plan, dataset, own) or own
     log.info("shards %s: %s", folder, one_line(counts))
+    if not config.learns_from_queries:
+        return folder
     index, corpus_sha256 = prepared_place(folder, config.bm25), CorpusManifest.load(folder).sha256
     if is_indexed(index, corpus_sha256, config.bm25):
         log.info("BM25 index %s: there already", index)

@@ -16,7 +16,7 @@ from engine.config.text import as_typed, is_whole
 from engine.evaluation.pairs import PairScorer
 from engine.log import get_logger
 from engine.retrievers.kinds import dense, open_searcher
-from launcher.commands.finished import corpus_of, last_iteration, open_run, states_of
+from launcher.commands.finished import corpus_of, last_iteration, open_run, require_search, states_of
 from launcher.terminal.arguments import positive_whole_number, typed_path
 from shards.records import Query
 
@@ -39,6 +39,7 @@ class SearchEngine:
 
     def __init__(self, path: Path, shards: Path | None = None) -> None:
         self._run = open_run(path)
+        require_search(self._run)
         self.iteration = last_iteration(self._run)
         states = states_of(self._run, self.iteration)
         self._data = corpus_of(self._run, self.iteration, shards)

@@ -86,6 +86,7 @@ def run_command(arguments: argparse.Namespace) -> int:
         ModelError: A model's configuration cannot be had.
     """
     from engine.config.file import load_config
+    from engine.errors import ConfigError
     from launcher.plan.corpus import corpus_of
     from launcher.plan.durations import Rates
     from launcher.plan.estimate import make_plan
@@ -97,6 +98,12 @@ def run_command(arguments: argparse.Namespace) -> int:
     if arguments.gpu_memory is not None:
         gpu = replace(gpu, memory_bytes=int(arguments.gpu_memory * _GIB))
     config = load_config(arguments.config, arguments.overrides)
+    if not config.learns_from_queries:
+        raise ConfigError(
+            f"the recipe {config.recipe} learns from documents alone, and searches nothing",
+            expected="a recipe with a retriever, whose index, traffic and hours are planned",
+            remedy="plan another recipe; what this one takes of the disk is told by `python -m launcher preflight`",
+        )
     corpus = corpus_of(
         config,
         documents=arguments.documents,

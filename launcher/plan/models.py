@@ -17,11 +17,19 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, BertConfig
 
-from engine.config.models import EncoderConfig, LexicalConfig, ModelConfig, RankerConfig, RetrieverConfig
+from engine.config.models import (
+    BottleneckConfig,
+    EncoderConfig,
+    LexicalConfig,
+    ModelConfig,
+    RankerConfig,
+    RetrieverConfig,
+)
 from engine.config.recipe import Config
 from engine.errors import ConfigError, ModelError
 from engine.models.agreement import require_agreement
 from engine.models.architecture import read_checkpoint, require_class, set_dropout
+from engine.models.bottleneck import BottleneckLM
 from engine.models.dual import DOCUMENT, QUERY, SHARED, DualEncoder
 from engine.models.failures import quiet_transformers
 from engine.models.lexical import Lexical
@@ -138,7 +146,8 @@ def shape_of(config: Config, name: str, words: str | None = None) -> ModelShape:
     tied = not isinstance(section, EncoderConfig) or section.tied
     if section.dropout is not None:
         set_dropout(settings, section.dropout, section.name)
-    return describe(settings, section.kind, name=words or section.name, tied=tied, dense=dense)
+    decoder = section.decoder_layers if isinstance(section, BottleneckConfig) else 0
+    return describe(settings, section.kind, name=words or section.name, tied=tied, dense=dense, decoder_layers=decoder)
 
 
 def encoder_of(config: Config) -> str:
@@ -166,29 +175,42 @@ def all_of(number: int) -> str:
     return "both" if number == 2 else "all"
 
 
-def describe(settings: Any, kind: str, *, name: str, tied: bool = True, dense: Sequence[DenseLayer] = ()) -> ModelShape:
+def describe(
+    settings: Any,
+    kind: str,
+    *,
+    name: str,
+    tied: bool = True,
+    dense: Sequence[DenseLayer] = (),
+    decoder_layers: int = 0,
+) -> ModelShape:
     """Read the shape of a model off its transformers configuration.
 
     Args:
         settings: The configuration.
-        kind: Of model that the engine makes of it: `retriever`, `lexical` or `ranker`.
+        kind: Of model that the engine makes of it: `retriever`, `lexical`, `ranker` or `bottleneck`.
         name: For people.
         tied: One tower for both sides of a retriever.
         dense: Layers above the pooling of each of its towers.
+        decoder_layers: Of a bottleneck's decoder, which count as layers.
     """
-    module = empty_model(settings, kind, tied=tied, dense=dense)
+    module = (
+        empty_bottleneck(settings, decoder_layers)
+        if decoder_layers
+        else empty_model(settings, kind, tied=tied, dense=dense)
+    )
     dropout = _number(settings, 0.0, "hidden_dropout_prob", "dropout")
     attention_dropout = _number(settings, dropout, "attention_probs_dropout_prob", "attention_dropout")
     return ModelShape(
         name=name,
-        layers=int(settings.num_hidden_layers),
+        layers=int(settings.num_hidden_layers) + decoder_layers,
         hidden=int(settings.hidden_size),
         intermediate=_intermediate(settings, module),
         heads=int(settings.num_attention_heads),
         groups=_groups(module),
         dimension=module.dimension if isinstance(module, DualEncoder) else int(settings.hidden_size),
         embedding=max(parameter.numel() for parameter in module.parameters()),
-        towers=1 if kind == RankerConfig.kind or tied else 2,
+        towers=1 if kind in (RankerConfig.kind, BottleneckConfig.kind) or tied else 2,
         dropout=dropout,
         attention_dropout=attention_dropout,
         plain=_is_plain(module),
@@ -221,6 +243,18 @@ def empty_model(
         towers: dict[str, nn.Module] = {name: _backbone(settings) for name in names}
         projections = {name: nn.Sequential(*map(Dense, dense)) for name in names if dense}
         return Retriever(towers, pooling="cls", similarity="dot", projections=projections)
+
+
+def empty_bottleneck(settings: Any, decoder_layers: int) -> BottleneckLM:
+    """Build a bottleneck model without storage for its weights.
+
+    Args:
+        settings: A transformers configuration.
+        decoder_layers: Of its decoder.
+    """
+    auto_class: Any = AutoModelForMaskedLM
+    with quiet_transformers(), torch.device("meta"):
+        return BottleneckLM.build(auto_class.from_config(settings), decoder_layers, name="the model", section="encoder")
 
 
 def named_settings(words: str) -> BertConfig:
@@ -275,7 +309,11 @@ def settings_of(config: Config, name: str) -> Any:
         require_agreement(section, section.name, name)
         source = source / transformers_of(source)[-1].transformer  # a retriever's last tower is the documents'
     settings = read_checkpoint(source, section.name, section=name).config
-    classes = {RankerConfig: AutoModelForSequenceClassification, LexicalConfig: AutoModelForMaskedLM}
+    classes = {
+        RankerConfig: AutoModelForSequenceClassification,
+        LexicalConfig: AutoModelForMaskedLM,
+        BottleneckConfig: AutoModelForMaskedLM,
+    }
     auto_class = next((one for kind, one in classes.items() if isinstance(section, kind)), AutoModel)
     require_class(settings, auto_class, section.name, section=name, attention=section.attention)
     missing = [field for field in _TEXT_FIELDS if not isinstance(getattr(settings, field, None), int)]

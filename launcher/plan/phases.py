@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from engine.config.models import LexicalConfig, RankerConfig
+from engine.config.models import BottleneckConfig, LexicalConfig, RankerConfig
 from engine.config.recipe import Config
 from engine.config.timetable import AUTO, Phase
 from engine.errors import ConfigError
@@ -31,6 +31,8 @@ FRAGMENTATION = 0.06
 _EXACT_SEARCH_BYTES = int(0.25 * GIB)
 """A block of documents, and the scores of a block of queries with it, in `engine.index.exact`."""
 _POOL_COPIES, _SCORE_COPIES, _LOGIT_COPIES = 3, 4, 2
+_PREDICTED, _PREDICTION_COPIES = 0.8, 3
+"""Of the tokens, what a bottleneck model predicts: the encoder 30 %, the decoder half."""
 NO_INDEX = IndexPlan("", 1, 0, 0, 0, "disk", None, None, 1.0)
 """Stands for the index's plan where only training is asked about."""
 
@@ -122,7 +124,8 @@ def _work(config: Config, shapes: Mapping[str, ModelShape], phase: Phase, world_
         micro_queries=micro,
         micro_batches=math.ceil(own / micro),
         extra=4 * (_POOL_COPIES * pool * shapes[phase.model].dimension + _SCORE_COPIES * own * pool)
-        + _logit_bytes(config, shapes, phase, micro, width),
+        + _logit_bytes(config, shapes, phase, micro, width)
+        + _prediction_bytes(config, shapes[phase.model], phase, micro),
         frozen=shapes[opponent].parameters * ELEMENT_BYTES[config.models[opponent].precision] if opponent else 0,
         scored=_inputs(config, opponent, micro, width) if opponent else (),
     )
@@ -137,6 +140,15 @@ def _logit_bytes(config: Config, shapes: Mapping[str, ModelShape], phase: Phase,
     return _LOGIT_COPIES * tokens * shapes[phase.model].dimension * ELEMENT_BYTES[section.precision]
 
 
+def _prediction_bytes(config: Config, shape: ModelShape, phase: Phase, micro: int) -> int:
+    """Return what predictions over the vocabulary take, of a model that makes some: in float32, with their gradient."""
+    section = config.models[phase.model]
+    if not isinstance(section, BottleneckConfig):
+        return 0
+    vocabulary = shape.embedding // shape.hidden
+    return int(4 * _PREDICTION_COPIES * _PREDICTED * micro * section.max_length * vocabulary)
+
+
 def _most_queries(config: Config, phase: Phase, width: int) -> int:
     """Return the queries of a micro-batch; where it is cut by tokens, those that fit with inputs of full length."""
     if phase.micro_batch_tokens is None or phase.micro_batch_tokens == AUTO:
@@ -149,7 +161,7 @@ def _inputs(config: Config, model: str, queries: int, width: int) -> tuple[Input
     """Return what a model computes of queries with so many documents each: pairs, or both sides by themselves."""
     section = config.models[model]
     documents = Inputs(queries * width, section.max_length)
-    if isinstance(section, RankerConfig):
+    if isinstance(section, RankerConfig | BottleneckConfig):
         return (documents,)
     return Inputs(queries, config.query_max_length), documents
 
@@ -215,10 +227,14 @@ def phases(
         others = sum(left for model, left in at_rest.items() if model != work.model)
         trained.append(PhaseMemory(work.name, parts | _idle(others)))
     idle = _idle(sum(at_rest.values()))
+    start = PhaseMemory("start and resume", {f"{all_of(len(shapes))} engines": sum(resident.values())})
+    if not config.learns_from_queries:
+        measured = (PhaseMemory(f"measure {model}", _inference(config, shapes, model, gpu) | idle) for model in shapes)
+        return [start, *trained, *measured]
     encoder, reranker = encoder_of(config), reranker_of(config)
     searching = {"exact search": _EXACT_SEARCH_BYTES} if plan.exact else {}
     return [
-        PhaseMemory("start and resume", {f"{all_of(len(shapes))} engines": sum(resident.values())}),
+        start,
         *trained,
         *(
             PhaseMemory(f"encode, mine {model}", _inference(config, shapes, model, gpu) | idle)

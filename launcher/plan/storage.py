@@ -164,7 +164,7 @@ def mined_queries(timetable: Timetable, corpus: Corpus, mining: Mining) -> int:
 
 
 def disk_use(
-    config: Config, corpus: Corpus, shapes: Mapping[str, ModelShape], needs: IndexEstimate, *, postings: int = 0
+    config: Config, corpus: Corpus, shapes: Mapping[str, ModelShape], needs: IndexEstimate | None, *, postings: int = 0
 ) -> DiskUse:
     """Estimate the run folder.
 
@@ -172,7 +172,7 @@ def disk_use(
         config: The recipe.
         corpus: Sizes of the data.
         shapes: Of all models, by name.
-        needs: From `index_needs`.
+        needs: From `index_needs`; None where no dense index is searched.
         postings: Bytes of lexical retrievers' postings, of all their states.
     """
     documents, table = corpus.documents, config.timetable
@@ -183,15 +183,18 @@ def disk_use(
         for mining in table.minings
     )
     published = sum(shape.parameters * _published(table, model) for model, shape in shapes.items())
-    zero_shot = shapes[encoder_of(config)].parameters * config.evaluation.zero_shot
+    if needs is None:
+        zero_shot = sum(shape.parameters for shape in shapes.values())
+    else:
+        zero_shot = shapes[encoder_of(config)].parameters * config.evaluation.zero_shot
     kept = sum(shape.parameters * _checkpoints_kept(config, model) for model, shape in shapes.items())
     return DiskUse(
         shards=int(documents * shard_bytes(corpus.text_bytes, token_streams(config, corpus, shapes))),
-        bm25=int(documents * corpus.words * _INDEXED_WORDS * _POSTING_BYTES),
-        embeddings=needs.embeddings_bytes + num_shards * (_MARKER_BYTES + _HEADER_BYTES),
-        index=needs.merged_bytes or needs.parts_bytes,
-        index_building=needs.merged_bytes + needs.parts_bytes,
-        indexes_kept=min(later, config.run.keep_indexes) + config.evaluation.zero_shot + (later > 0),
+        bm25=int(documents * corpus.words * _INDEXED_WORDS * _POSTING_BYTES) if needs else 0,
+        embeddings=needs.embeddings_bytes + num_shards * (_MARKER_BYTES + _HEADER_BYTES) if needs else 0,
+        index=needs.merged_bytes or needs.parts_bytes if needs else 0,
+        index_building=needs.merged_bytes + needs.parts_bytes if needs else 0,
+        indexes_kept=min(later, config.run.keep_indexes) + config.evaluation.zero_shot + (later > 0) if needs else 0,
         candidates=candidates,
         weights=_WEIGHT_BYTES * (published + zero_shot),
         checkpoints=_STATE_BYTES * kept,

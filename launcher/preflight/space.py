@@ -16,7 +16,7 @@ from engine.index.plan import plan_index
 from launcher.plan.corpus import Corpus, corpus_of
 from launcher.plan.models import ModelShape, encoder_of, shape_of
 from launcher.plan.postings import postings_use
-from launcher.plan.storage import disk_use, index_needs
+from launcher.plan.storage import DiskUse, disk_use, index_needs
 
 _ASSUMED_QUERIES = 500_000
 """Training queries, where files do not tell their number; MS MARCO has as many."""
@@ -69,6 +69,8 @@ def estimate_space(config: Config) -> Space:
     if corpus is None or unknown:
         return Space({}, tuple(unknown))
     config = config.sized(corpus.sizes)
+    if not config.learns_from_queries:  # nothing is searched
+        return _space(config, disk_use(config, corpus, shapes, None))
     dimension = shapes[encoder_of(config)].dimension
     try:
         plan = plan_index(config.index, num_documents=corpus.documents, dimension=dimension)
@@ -76,8 +78,11 @@ def estimate_space(config: Config) -> Space:
         return Space({}, ("the index",))
     needs = index_needs(config, corpus, plan, dimension, _GIGAFLOPS)
     postings = postings_use(config, corpus, shapes)
-    disk = disk_use(config, corpus, shapes, needs, postings=postings.disk_bytes if postings else 0)
-    parts = {what: size for what, (size, _) in disk.parts.items()}
+    return _space(config, disk_use(config, corpus, shapes, needs, postings=postings.disk_bytes if postings else 0))
+
+
+def _space(config: Config, use: DiskUse) -> Space:
+    parts = {what: size for what, (size, _) in use.parts.items()}
     return Space(parts, (), min(_size_of(config.run.path), sum(parts.values())))
 
 

@@ -47,6 +47,7 @@ def open_dataset(
     *,
     on_unknown_docid: Literal["error", "drop"] = "error",
     checked: Checked | None = None,
+    needs_queries: bool = True,
 ) -> Dataset:
     """Read a data folder and check all of it.
 
@@ -56,6 +57,7 @@ def open_dataset(
         on_unknown_docid: What a judgement of a document that the corpus lacks does: stop, or be dropped and counted
             (for a corpus that is a part of the one that was judged).
         checked: What another process found when it opened the folder; the corpus is not gone through again then.
+        needs_queries: Whether a corpus without queries and judgements is refused; what of them is there is read.
 
     Returns:
         The data set. Documents without title and text that no judgement names, queries without a positive, and queries
@@ -70,12 +72,12 @@ def open_dataset(
         raise DataError(f"there is no folder {path}", expected="a data folder", remedy="check data.path")
     description = canonical.read_description(path) if format in ("auto", "beir") else None
     if description:
-        name, layout = "beir", canonical.read_layout(path, description)
+        name, layout = "beir", canonical.read_layout(path, description, needs_queries=needs_queries)
         dropped = layout.dropped + layout.judgements.dropped
         num_documents, fingerprint = description.num_documents, description.fingerprint
     else:
         name = _layout_of(path) if format == "auto" else format
-        layout = _READERS[name](path)
+        layout = _READERS[name](path, needs_queries=needs_queries)
         dropped = layout.dropped + layout.judgements.dropped
         found = checked or Checked(
             num_documents=_check_corpus(layout, dropped, drop_unknown=on_unknown_docid == "drop"),

@@ -30,21 +30,23 @@ SPLITS = ("train", "dev", "test")
 _PROVENANCE = "provenance.json"
 
 
-def read_layout(path: Path) -> Layout:
+def read_layout(path: Path, *, needs_queries: bool = True) -> Layout:
     """Read queries and judgements of a folder in the BEIR layout.
 
     Args:
-        path: The folder; any of the three splits may be missing, not all.
+        path: The folder; any of the three splits may be missing.
+        needs_queries: Whether all of them may not, nor the queries.
 
     Raises:
         DataError: A file is missing, empty or malformed, or judges a query that is not there.
     """
     corpus, query_file = find_file(path / "corpus.jsonl"), find_file(path / "queries.jsonl")
-    queries = _read_queries(query_file)
+    has_queries = needs_queries or query_file.exists()
+    queries = _read_queries(query_file) if has_queries else {}
     judgements = Judgements(queries)
     splits = {split: find_file(path / "qrels" / f"{split}.tsv") for split in SPLITS}
     splits = {split: file for split, file in splits.items() if file.exists()}
-    if not splits:
+    if not splits and needs_queries:
         raise DataError(
             f"{path / 'qrels'} has none of {', '.join(f'{split}.tsv' for split in SPLITS)}",
             expected="one file of judgements for each split",
@@ -55,7 +57,7 @@ def read_layout(path: Path) -> Layout:
         read_judgements(file, split, judgements)
     return Layout(
         corpus=corpus,
-        files=[corpus, query_file, *splits.values(), *sorted((path / "exclusions").glob("*.tsv"))],
+        files=[corpus, *[query_file] * has_queries, *splits.values(), *sorted((path / "exclusions").glob("*.tsv"))],
         queries=queries,
         judgements=judgements,
         read_corpus=lambda: read_corpus(corpus),

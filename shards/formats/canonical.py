@@ -188,12 +188,13 @@ def check_files(path: Path, description: Description, *, hashed: bool) -> None:
             raise DataError(f"{file} was changed since it was converted: its SHA-256 is another", remedy=remedy)
 
 
-def read_layout(path: Path, description: Description) -> Layout:
+def read_layout(path: Path, description: Description, *, needs_queries: bool = True) -> Layout:
     """Read queries and judgements of a converted folder.
 
     Args:
         path: The folder.
         description: Its `dataset.json`.
+        needs_queries: Whether a corpus alone is refused.
 
     Raises:
         DataError: The folder is not as described, or has nothing to train on or to score.
@@ -205,13 +206,13 @@ def read_layout(path: Path, description: Description) -> Layout:
     splits = {split: path / "qrels" / f"{split}.tsv" for split in beir.SPLITS}
     splits = {split: file for split, file in splits.items() if file.exists()}
     judgements.qrels.update({split: {} for split in beir.SPLITS if split in {*splits, *description.answer_splits}})
-    if not judgements.qrels or QUERIES not in description.files:
+    if needs_queries and (not judgements.qrels or QUERIES not in description.files):
         raise DataError(
             f"{path} holds {', '.join(description.files)}: nothing to train on or to score",
             expected="queries, and judgements or answers of at least one split",
             remedy="convert the corpus together with its queries and judgements",
         )
-    for line, record in read_jsonl(path / QUERIES):
+    for line, record in read_jsonl(path / QUERIES) if QUERIES in description.files else ():
         query = beir.query_of(record, place(path / QUERIES, line))
         add_query(queries, lines, query, path / QUERIES, line)
         metadata = record.get("metadata")

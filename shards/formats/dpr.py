@@ -48,11 +48,12 @@ PASSAGE_COLUMNS = ["id", "text", "title"]
 _NEGATIVES = {"hard_negative_ctxs": "bm25", "negative_ctxs": "random"}
 
 
-def read_layout(path: Path) -> Layout:
+def read_layout(path: Path, *, needs_queries: bool = True) -> Layout:
     """Read questions and gold passages of a folder of DPR's files.
 
     Args:
         path: The folder, with the files of one data set.
+        needs_queries: Whether passages alone are refused.
 
     Raises:
         DataError: A file is missing, empty, malformed, or there twice (for two data sets).
@@ -86,7 +87,7 @@ def read_layout(path: Path) -> Layout:
                     judgements.qrels[split][item.query.id] = {}
                 elif isinstance(item, Dropped):
                     dropped[item.reason] += 1
-    if not judgements.qrels:
+    if not judgements.qrels and needs_queries:
         raise DataError(
             f"{path} has passages but no questions",
             expected="biencoder-*-train.json, biencoder-*-dev.json, *-dev.qa.csv or *-test.qa.csv",

@@ -24,11 +24,12 @@ from shards.records import Document, Query
 SPLIT_FILES = {"train": ("train",), "dev": ("dev.small", "dev"), "test": ("test",)}
 
 
-def read_layout(path: Path) -> Layout:
+def read_layout(path: Path, *, needs_queries: bool = True) -> Layout:
     """Read queries and judgements of a folder of MS MARCO's files.
 
     Args:
-        path: The folder; any of the splits may be missing, not all.
+        path: The folder; any of the splits may be missing.
+        needs_queries: Whether all of them may not.
 
     Raises:
         DataError: A file is missing, empty or malformed, or judges a query that is not there.
@@ -48,7 +49,7 @@ def read_layout(path: Path) -> Layout:
         for line, item in require_good(read_judgements(judgement_file, split)):
             if isinstance(item, Judgement):
                 judgements.add(split, item.qid, item.docid, item.grade, judgement_file, line)
-    if not judgements.qrels:
+    if not judgements.qrels and needs_queries:
         raise DataError(
             f"{path} has no judgements",
             expected="qrels.train.tsv, qrels.dev.small.tsv or qrels.test.tsv, each with its queries file",

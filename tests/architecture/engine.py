@@ -12,8 +12,8 @@ from tests.architecture.modules import Module, docstrings_of, words_of
 DATA_SET_WORD = re.compile(r"nq|trivia(qa)?|(ms)?marco|wiki\w*")
 STARTER_WORD = re.compile(r"(?i:.*slurm.*)|OMPI_\w+|MASTER_ADDR|MASTER_PORT|LOCAL_RANK|RANK|WORLD_SIZE")
 """Schedulers, and the variables by which starters tell a process its place."""
-ALGORITHMS = {"engine.ar2", "engine.r2anker"}
-VERBS_FROM = ("engine.phases", "engine.refresh", "engine.evaluation")
+ALGORITHMS = {"engine.ar2", "engine.r2anker", "engine.pretrain.edmlm"}
+VERBS_FROM = ("engine.phases", "engine.refresh", "engine.evaluation", "engine.pretrain")
 STEPS_IN = {
     "engine.training.loop",  # takes a step
     "engine.training.backend",  # hands it to DeepSpeed

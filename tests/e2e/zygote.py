@@ -21,6 +21,7 @@ from typing import Any
 PRELOADED = (
     "launcher.recipe",
     "engine.ar2",
+    "engine.pretrain.edmlm",
     "launcher.commands.search",
     "launcher.commands.evaluate",
     "launcher.commands.export",

@@ -17,6 +17,7 @@ from engine.losses import (
     distillation,
     entropy,
     flops,
+    masked_language_model,
     pairwise_reward,
     quadratic_rise,
     ranker_cross_entropy,
@@ -310,7 +311,32 @@ def test_half_precision_scores_are_raised_before_the_softmax() -> None:
     assert ranker_cross_entropy(phi).dtype == torch.float32
 
 
+def test_masked_tokens_are_summed_and_divided_by_the_number_of_all() -> None:
+    """Token by token with Python floats; parts of a step add up to the whole step's loss."""
+    logits_MV, _ = random_scores(3, 5, 7)
+    labels_M = torch.tensor([0, 6, 2, 2, 5])
+    per_token = [
+        -math.log(softmax(row)[label]) for row, label in zip(logits_MV.tolist(), labels_M.tolist(), strict=True)
+    ]
+    whole = masked_language_model(logits_MV, labels_M, num_masked=5)
+    assert whole.item() == pytest.approx(sum(per_token) / 5, abs=1e-12)
+    parts = [masked_language_model(logits_MV[one], labels_M[one], num_masked=5) for one in (slice(1), slice(1, 5))]
+    assert sum(part.item() for part in parts) == pytest.approx(whole.item(), abs=1e-12)
+    order = torch.tensor([3, 1, 4, 0, 2])
+    assert masked_language_model(logits_MV[order] + 3, labels_M[order], num_masked=5).item() == pytest.approx(
+        whole.item()
+    )
+    assert torch.autograd.gradcheck(lambda logits: masked_language_model(logits, labels_M, num_masked=5), (logits_MV,))
+    raised = logits_MV.detach().clone()
+    raised[0, 0] += 1
+    assert masked_language_model(raised, labels_M, num_masked=5) < whole
+    assert masked_language_model(logits_MV.bfloat16(), labels_M, num_masked=5).dtype == torch.float32
+    assert masked_language_model(torch.zeros(0, 7), torch.zeros(0, dtype=torch.int64), num_masked=1).item() == 0
+
+
 def test_shapes_that_would_broadcast_are_refused() -> None:
+    with pytest.raises(ValueError, match="batch_size"):
+        masked_language_model(torch.zeros(2, 4), torch.zeros(1, dtype=torch.int64), num_masked=2)
     with pytest.raises(ValueError, match="same documents"):
         adversarial(torch.zeros(2, 4), torch.zeros(2, 1), form="paper")
     with pytest.raises(ValueError, match="same documents"):

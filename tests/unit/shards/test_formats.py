@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from shards.convert.conversion import convert
+from shards.convert.options import Options
 from shards.errors import DataError
 from shards.files import sha256_file
 from shards.formats import canonical, json_list, open_dataset
@@ -605,3 +607,36 @@ def test_what_is_made_of_a_converted_folder_or_said_by_another_program_does_not_
     assert open_dataset(beir).num_documents == 3
     (beir / "dataset.json").write_text('{"name": "of another program"}')
     assert open_dataset(beir).dropped == {}
+
+
+# --- a corpus alone --------------------------------------------------------------------------------------------------
+
+
+def corpora(folder: Path) -> dict[str, Path]:
+    """A corpus in each layout, without queries or judgements."""
+    found = {name: folder / name for name in ("beir", "dpr", "msmarco", "converted")}
+    for path in found.values():
+        path.mkdir()
+    write_jsonl(found["beir"] / "corpus.jsonl", CORPUS)
+    (found["dpr"] / "psgs_w100.tsv").write_text("id\ttext\ttitle\nd1\tfirst text\tOne\nd2\tsecond text\t\n")
+    (found["msmarco"] / "collection.tsv").write_text("d1\tfirst text\nd2\tsecond text\n")
+    found["converted"].rmdir()
+    convert([found["beir"] / "corpus.jsonl"], found["converted"], Options())
+    return found
+
+
+@pytest.mark.parametrize("layout", ["beir", "dpr", "msmarco", "converted"])
+def test_a_corpus_alone_is_read_where_no_queries_are_needed(tmp_path: Path, layout: str) -> None:
+    path = corpora(tmp_path)[layout]
+    assert refusal(path)
+    dataset = open_dataset(path, needs_queries=False)
+    assert (dataset.queries, dataset.qrels) == ({}, {})
+    assert [document.id for document in dataset.documents()][:2] == ["d1", "d2"]
+    assert dataset.num_documents == len(list(dataset.documents()))
+
+
+def test_queries_that_are_there_are_read_though_none_are_needed(beir: Path) -> None:
+    """So that a folder has one fingerprint, and its prepared shards serve every recipe."""
+    with_them, without = open_dataset(beir), open_dataset(beir, needs_queries=False)
+    assert with_them.fingerprint == without.fingerprint
+    assert with_them.qrels == without.qrels

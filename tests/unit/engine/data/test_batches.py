@@ -10,7 +10,7 @@ import pytest
 
 from engine.config.timetable import Phase
 from engine.config.training import OptimConfig
-from engine.data.batches import Group, Samples, cut_by_tokens, query_rows, rows_drawn
+from engine.data.batches import Group, Samples, cut_by_tokens, rows_drawn, shuffled_rows
 from engine.errors import ConfigError
 from shards.records import Query
 
@@ -45,14 +45,14 @@ def samples(
 
 
 def test_an_epoch_sees_every_query_once_and_the_next_in_another_order() -> None:
-    first, second = query_rows(42, "ranker", 0, 10, 10), query_rows(42, "ranker", 10, 10, 10)
+    first, second = shuffled_rows(42, "ranker", 0, 10, 10), shuffled_rows(42, "ranker", 10, 10, 10)
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(10))
     assert first.tolist() != second.tolist()
 
 
 def test_places_do_not_depend_on_how_they_are_asked_for() -> None:
-    whole = query_rows(42, "retriever", 0, 25, 10)
-    parts = np.concatenate([query_rows(42, "retriever", start, 5, 10) for start in range(0, 25, 5)])
+    whole = shuffled_rows(42, "retriever", 0, 25, 10)
+    parts = np.concatenate([shuffled_rows(42, "retriever", start, 5, 10) for start in range(0, 25, 5)])
     np.testing.assert_array_equal(whole, parts)
 
 

@@ -14,9 +14,10 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from engine.config.models import RankerConfig, RetrieverConfig
+from engine.config.models import BottleneckConfig, RankerConfig, RetrieverConfig
 from engine.errors import ConfigError, ModelError
 from engine.models import trial
+from engine.models.bottleneck import BottleneckLM
 from engine.models.loading import load_backbone, load_tokenizer, save_backbone
 from engine.models.ranker import Ranker
 from engine.models.retriever import Retriever
@@ -26,7 +27,7 @@ from engine.models.trial import Proof, require_forward
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 
 
-def prove(kind: str, folder: Path, **settings: Any) -> Retriever | Ranker:
+def prove(kind: str, folder: Path, **settings: Any) -> Retriever | Ranker | BottleneckLM:
     """Load a model and prove it."""
     pooling, attention = settings.pop("pooling", "cls"), settings.get("attention", "sdpa")
     settings = {"max_length": 24, **settings}
@@ -34,6 +35,9 @@ def prove(kind: str, folder: Path, **settings: Any) -> Retriever | Ranker:
     if kind == "retriever":
         model: Any = Retriever.load(name, pooling=pooling, similarity="dot", tied=True, attention=attention)
         section: Any = RetrieverConfig(name=name, pooling=pooling, query_max_length=16, **settings)
+    elif kind == "encoder":
+        model = BottleneckLM.load(name, num_decoder_layers=1, attention=attention)
+        section = BottleneckConfig(name=name, **settings)
     else:
         model, section = Ranker.load(name, attention=attention), RankerConfig(name=name, **settings)
     template = InputTemplate.from_tokenizer(tokenizer)
@@ -41,7 +45,9 @@ def prove(kind: str, folder: Path, **settings: Any) -> Retriever | Ranker:
     return model
 
 
-def untrained(folder: Path, random_model: Path, config: str, **settings: Any) -> Path:
+def untrained(
+    folder: Path, random_model: Path, config: str, loader: Any = transformers.AutoModel, **settings: Any
+) -> Path:
     """Put another architecture beside the tokenizer of the tiny BERT."""
     shutil.copytree(random_model, folder, ignore=shutil.ignore_patterns("config.json", "*.safetensors"))
     size = len(load_tokenizer(str(random_model)))
@@ -49,7 +55,7 @@ def untrained(folder: Path, random_model: Path, config: str, **settings: Any) ->
     made = getattr(transformers, config)(**sizes)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        transformers.AutoModel.from_config(made).save_pretrained(folder)
+        loader.from_config(made).save_pretrained(folder)
     return folder
 
 
@@ -60,14 +66,14 @@ def changed(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", ["retriever", "ranker"])
+@pytest.mark.parametrize("kind", ["retriever", "ranker", "encoder"])
 def test_a_proof_leaves_the_model_as_it_was(random_model: Path, kind: str) -> None:
     model = prove(kind, random_model, precision="bf16")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize("kind", ["retriever", "ranker"])
+@pytest.mark.parametrize("kind", ["retriever", "ranker", "encoder"])
 def test_a_tokenizer_larger_than_the_embeddings(random_model: Path, tmp_path: Path, kind: str) -> None:
     """It ended in an IndexError of a training step, after the shards were written."""
     folder = shutil.copytree(random_model, tmp_path / "model")
@@ -78,17 +84,20 @@ def test_a_tokenizer_larger_than_the_embeddings(random_model: Path, tmp_path: Pa
     with pytest.raises(ModelError, match=rf"ids up to {size + 1}, its model has {size} embeddings") as refusal:
         prove(kind, folder)
     assert f"model.resize_token_embeddings({size + 2})" in refusal.value.remedy
-    model = transformers.AutoModel.from_pretrained(folder)
+    loader = transformers.AutoModelForMaskedLM if kind == "encoder" else transformers.AutoModel
+    model = loader.from_pretrained(folder)
     model.resize_token_embeddings(size + 2)
     model.save_pretrained(tmp_path / "larger")
     tokenizer.save_pretrained(tmp_path / "larger")
     prove(kind, tmp_path / "larger")
 
 
-@pytest.mark.parametrize("kind", ["retriever", "ranker"])
+@pytest.mark.parametrize("kind", ["retriever", "ranker", "encoder"])
 def test_an_input_beyond_the_positions(random_model: Path, tmp_path: Path, kind: str) -> None:
     """Positions of architectures that no list held were overrun by two; the message now tells how many fit."""
-    folder = untrained(tmp_path / "model", random_model, "Data2VecTextConfig", pad_token_id=1, type_vocab_size=1)
+    loader = transformers.AutoModelForMaskedLM if kind == "encoder" else transformers.AutoModel
+    words = {"pad_token_id": 1, "type_vocab_size": 1, "loader": loader}
+    folder = untrained(tmp_path / "model", random_model, "Data2VecTextConfig", **words)
     with pytest.raises(ConfigError, match=rf"takes 22 tokens.*set {kind}\.max_length=22"):
         prove(kind, folder)
     prove(kind, folder, max_length=22)
@@ -120,6 +129,20 @@ def test_a_model_with_one_segment_gives_others_a_tokenizer_without(random_model:
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
     assert "token_type_ids" not in tokenizer("one", "two")
     assert "token_type_ids" in load_tokenizer(str(folder))("one", "two")
+
+
+def test_weights_that_are_not_finite_are_found_in_predictions(random_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(random_model, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    weights["bert.encoder.layer.1.output.dense.weight"][0] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"gives other states|prediction is not finite"):
+        prove("encoder", folder)
+
+
+def test_a_model_that_cannot_be_packed_is_proved_padded(random_model: Path) -> None:
+    model: Any = prove("encoder", random_model, attention="eager", max_length=21)
+    assert not model.packs
 
 
 def test_a_decoder_s_first_state_is_no_embedding(random_model: Path, tmp_path: Path) -> None:

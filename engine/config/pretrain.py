@@ -1,0 +1,118 @@
+"""The sections of pre-training, and the timetables that their numbers make.
+
+Source: Zhou et al. 2023 (R2ANKER), Appendix C "Retriever Pre-training"; for what that leaves to it, Wang et al. 2022,
+"SimLM: Pre-training with Representation Bottleneck for Dense Passage Retrieval", section 3.1, and its released code.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from engine.config.models import BottleneckConfig
+from engine.config.recipe import Config
+from engine.config.sections import Section
+from engine.config.timetable import Phase, Sizes, Timetable, steps_of
+from engine.config.training import OptimConfig, Tokens
+
+
+class EdMlmConfig(Section):
+    """ED-MLM: encoder and decoder predict masked tokens (Appendix C; SimLM section 3.1 without its generator)."""
+
+    epochs: int = Field(20, ge=1, le=1000)
+    """Passes over the documents (Appendix C: 20); after each the weights are published and measured."""
+    steps: int | None = Field(None, ge=0)
+    """Optimizer steps of an epoch; left out, as many as take every document once."""
+    batch_size: int = Field(2048, ge=1)
+    """Documents of a step over all ranks (Appendix C: 2048)."""
+    micro_batch_size: int = Field(64, ge=1)
+    """Documents of one forward on one rank; the rest is accumulated, which changes no number (SimLM's code: 64)."""
+    micro_batch_tokens: Tokens | None = None
+    """Tokens of one forward on one rank, in place of `micro_batch_size`: as many documents as fit, at least one.
+    `auto`: the most that a GPU's memory allows, found by trial before the first step."""
+    encoder_mask: float = Field(0.3, gt=0, lt=1)
+    """Share of a document's tokens that the encoder does not see (SimLM: 30 %)."""
+    decoder_mask: float = Field(0.5, gt=0, lt=1)
+    """Share that the decoder does not see, the encoder's among them (SimLM: 50 %)."""
+    held_out: int = Field(1000, ge=0)
+    """Documents that no step takes and the losses are measured on, drawn by the seed (ours)."""
+    optim: OptimConfig = OptimConfig(lr=1e-4, warmup_ratio=0.05)
+    """Optimizer (Appendix C: 1e-4; SimLM's code: no weight decay, 4000 of 80000 steps of warm-up, norms clipped to 1,
+    and a rate of 3e-4)."""
+
+    @model_validator(mode="after")
+    def _masks_contain_each_other(self) -> Self:
+        if self.decoder_mask < self.encoder_mask:
+            raise ValueError(
+                f"decoder_mask {self.decoder_mask} is less than encoder_mask {self.encoder_mask}: what is masked for "
+                "the encoder is masked for the decoder too"
+            )
+        return self
+
+
+class EdMlmRecipe(Config):
+    """ED-MLM: bottleneck pre-training on the corpus alone."""
+
+    algorithm: ClassVar[str] = "engine.pretrain.edmlm"
+    learns_from_queries: ClassVar[bool] = False
+
+    recipe: Literal["edmlm"] = "edmlm"
+    """The algorithm's name."""
+    encoder: BottleneckConfig
+    """The model that is pre-trained."""
+    edmlm: EdMlmConfig = EdMlmConfig()
+    """How."""
+
+    @property
+    def counts_epochs(self) -> bool:
+        """Whether an epoch's steps follow from the number of documents."""
+        return self.edmlm.steps is None
+
+    def timetable_for(self, sizes: Sizes | None) -> Timetable:
+        """Lay out the epochs for data of some size."""
+        return edmlm_timetable(self.edmlm, None if sizes is None else sizes.documents)
+
+    @model_validator(mode="after")
+    def _keeps_what_is_measured(self) -> Self:
+        if self.run.keep_best is not None:
+            raise ValueError(
+                f"run.keep_best is {self.run.keep_best!r}, which pre-training does not measure: leave it out; the "
+                "weights of every epoch are kept"
+            )
+        return self
+
+
+def edmlm_timetable(settings: EdMlmConfig, num_documents: int | None) -> Timetable:
+    """Lay out the epochs: one phase with a visit each.
+
+    Args:
+        settings: Its numbers.
+        num_documents: Of the corpus; None where that is not known.
+
+    Raises:
+        ConfigError: The steps of an epoch are left out, and the documents have not been counted.
+    """
+    left = None if num_documents is None else max(0, num_documents - settings.held_out)
+    phase = Phase(
+        name="edmlm",
+        section="edmlm",
+        model="encoder",
+        steps=steps_of(settings.steps, 1.0, settings.batch_size, left, "edmlm"),
+        batch_size=settings.batch_size,
+        micro_batch_size=settings.micro_batch_size,
+        micro_batch_tokens=settings.micro_batch_tokens,
+        num_negatives=0,
+        optim=settings.optim,
+        candidates=("",) * settings.epochs,
+        first_iteration=1,
+    )
+    return Timetable(
+        phases=(phase,),
+        minings=(),
+        iterations=settings.epochs,
+        in_each_iteration=("edmlm", "held_out"),
+        mine_all=False,
+        remove_answers=False,
+        held_out=settings.held_out,
+    )

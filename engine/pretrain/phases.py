@@ -1,0 +1,79 @@
+"""The phases of pre-training that its algorithms name: each gives the loop its documents and its objective."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.config.models import BottleneckConfig
+from engine.config.timetable import WeightsOf
+from engine.data.corpus import Data
+from engine.phases import Trained, train_by
+from engine.pretrain.documents import DocumentSamples, MaskedInputBuilder, Split, split_documents
+from engine.pretrain.masking import MaskRates
+from engine.pretrain.reconstruction import BottleneckReconstruction
+from engine.run import Run, Stage
+from engine.training.loop import Objective
+from engine.training.models import Models
+from engine.training.publishing import publish_weights
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What a model was before any step.
+
+    Attributes:
+        documents: Documents that steps take.
+        held_out: Documents that none takes.
+    """
+
+    documents: int
+    held_out: int
+
+
+def publish_start(stage: Stage, models: Models, data: Data, split: Split, *, model: str) -> Started:
+    """Publish a model as it came, to be measured before its first step.
+
+    Args:
+        stage: Where this runs.
+        models: All models.
+        data: How the model reads text.
+        split: The corpus, in two.
+        model: Its name in the recipe.
+    """
+    with models.training(model) as engine:
+        publish_weights(stage.run, engine, data.texts[model], WeightsOf(model, None).state)
+    return Started(len(split.train), len(split.held_out))
+
+
+def reconstruct(
+    stage: Stage, models: Models, data: Data, split: Split, rates: MaskRates, *, phase: str, iteration: int
+) -> Trained:
+    """Train encoder and decoder to predict what is masked of documents, for one epoch (SimLM section 3.1).
+
+    Args:
+        stage: Where this runs.
+        models: All models.
+        data: The corpus.
+        split: Which documents may be taken.
+        rates: How much of a document is masked.
+        phase: Of the timetable.
+        iteration: The epoch, from 1.
+    """
+    visit, coordinator = stage.run.timetable.phase(phase).visit(iteration), stage.run.coordinator
+    name = visit.phase.model
+
+    def reconstruction() -> Objective:
+        section = stage.run.config.model(name, BottleneckConfig)
+        collate = models.engines[name].module.collator(data.texts[name].template)  # type: ignore[operator]
+        builder = MaskedInputBuilder.of(data, name, collate, rates, max_length=section.max_length, seed=stage.seed)
+        samples = DocumentSamples(
+            visit, stage.seed, split.train, data.shards.docids, coordinator.rank, coordinator.world_size
+        )
+        return BottleneckReconstruction(samples, builder)
+
+    return train_by(stage, models, data, reconstruction, visit)
+
+
+def split_of(data: Data, run: Run) -> Split:
+    """Hold documents of a run's corpus out, as many as its timetable says; see `split_documents`."""
+    return split_documents(data.shards.num_documents, run.timetable.held_out, run.config.run.seed)

@@ -1,0 +1,159 @@
+"""Bottleneck pre-training under ZeRO 0 to 3, on one rank and on two: equal losses, and after a kill equal weights.
+
+`train_on_every_rank` runs on the ranks and prints one JSON line; the tests compare worlds and stages.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.models.random import make_random_model
+from tests.distributed.processes import RankResult, run_ranks
+
+HERE = "tests.distributed.test_pretrain"
+STEPS, DOCUMENTS, LR = 4, 12, 1e-2
+TEXTS = [" ".join(f"w{(7 * number + place) % 23}" for place in range(3 + 2 * number)) for number in range(DOCUMENTS)]
+
+
+# --- on the ranks ----------------------------------------------------------------------------------------------------
+
+
+class Written:
+    """Stands for the shards: the tokens of a list of texts."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        import numpy as np
+
+        self._ids = [np.array(ids, dtype=np.uint32) for ids in tokenizer(TEXTS, add_special_tokens=False)["input_ids"]]
+
+    def tokens(self, document: int, stream: str) -> Any:
+        return self._ids[document]
+
+    def num_tokens(self, document: int, stream: str) -> int:
+        return len(self._ids[document])
+
+
+def make_engine(stage: int, folder: Path) -> Any:
+    from engine.config.models import BottleneckConfig
+    from engine.config.training import OptimConfig
+    from engine.models.bottleneck import BottleneckLM
+    from engine.training.backend import TrainedModel
+
+    # A large eps keeps Adam from blowing rounding up to the size of a step.
+    optim = OptimConfig(lr=LR, eps=1e-3)
+    section = BottleneckConfig(name="tiny", zero_stage=stage, dropout=0.1)  # type: ignore[arg-type]
+    engine = TrainedModel("encoder", BottleneckLM.load(str(folder), dropout=0.1), section, optim)
+    engine.begin_stage(optim)
+    engine.train()
+    return engine
+
+
+def make_objective(folder: Path, module: Any, rank: int, world_size: int) -> Any:
+    import numpy as np
+
+    from engine.config.timetable import Phase
+    from engine.config.training import OptimConfig
+    from engine.models.loading import load_tokenizer
+    from engine.models.template import InputTemplate
+    from engine.pretrain.documents import DocumentSamples, MaskedInputBuilder
+    from engine.pretrain.masking import MaskRates
+    from engine.pretrain.reconstruction import BottleneckReconstruction
+
+    tokenizer = load_tokenizer(str(folder))
+    collate, shards = module.collator(InputTemplate.from_tokenizer(tokenizer)), Written(tokenizer)
+    builder = MaskedInputBuilder(
+        shards,  # type: ignore[arg-type]
+        "encoder",
+        tokenizer,
+        collate,
+        MaskRates(0.3, 0.5),
+        max_length=24,
+        seed=3,
+    )
+    phase = Phase("edmlm", "edmlm", "encoder", STEPS, 8, 2, 0, OptimConfig(), ("",), 1)
+    samples = DocumentSamples(phase.visit(1), 3, np.arange(DOCUMENTS), [], rank, world_size)
+    return BottleneckReconstruction(samples, builder)
+
+
+def train_steps(engine: Any, objective: Any, steps: range) -> list[list[float]]:
+    """Return each step's loss over all ranks and its gradient's norm."""
+    import torch
+    import torch.distributed as dist
+
+    found = []
+    for step in steps:
+        loss = torch.as_tensor(float(objective.backward(engine, objective.prepare(step))["loss"].value))
+        dist.all_reduce(loss)
+        found.append([float(loss) / dist.get_world_size(), float(engine.step(LR).grad_norm)])
+    return found
+
+
+def train_on_every_rank() -> None:
+    import torch
+    import torch.distributed as dist
+
+    from engine.training.checkpoint import Checkpoints, Retention
+    from launcher.world.opening import open_world
+
+    world = open_world(device="cpu")
+    torch.set_num_threads(1)
+    folder, results = Path(os.environ["TEST_MODEL"]), {}
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    for stage in range(4 if world_size > 1 else 1):
+        whole = make_engine(stage, folder)
+        objective = make_objective(folder, whole.module, rank, world_size)
+        steps = train_steps(whole, objective, range(STEPS))
+        expected = whole.full_state_dict()
+
+        place = Path(os.environ["TEST_FOLDER"]) / f"{world_size}-{stage}"
+        place.mkdir(parents=True, exist_ok=True)
+        killed = make_engine(stage, folder)
+        train_steps(killed, objective, range(2))
+        Checkpoints(place, world.coordinator, Retention(1)).save(killed, "edmlm/1", 2)
+        again = make_engine(stage, folder)
+        position = Checkpoints(place, world.coordinator, Retention(1)).restore(again)
+        resumed = train_steps(again, objective, range(position.step if position else 0, STEPS))
+        found = again.full_state_dict()
+        equal = all(torch.equal(found[name], weight) for name, weight in expected.items())
+        results[stage] = {"steps": steps, "equal": equal, "resumed": resumed, "names": sorted(expected)}
+    if rank == 0:
+        print(json.dumps(results))
+    world.close()
+
+
+# --- the tests -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+    """World size -> stage -> what was trained."""
+    folder = tmp_path_factory.mktemp("pretrain")
+    env = {"TEST_MODEL": str(make_random_model(folder / "model", TEXTS)), "TEST_FOLDER": str(folder / "checkpoints")}
+    return {size: results_of(run_ranks(f"{HERE}:train_on_every_rank", size, env=env, timeout=240)) for size in (1, 2)}
+
+
+def results_of(ranks: list[RankResult]) -> dict[str, Any]:
+    assert all(rank.returncode == 0 for rank in ranks), ranks[-1].stderr[-3000:] + ranks[0].stderr[-3000:]
+    found: dict[str, Any] = json.loads(ranks[0].stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize("stage", ["0", "1", "2", "3"])
+def test_one_rank_and_two_train_alike_under_every_stage(worlds: dict[int, dict[str, Any]], stage: str) -> None:
+    """The loss is the mean over all masked tokens, so neither the ranks nor the stage change it; dropout is on."""
+    expected = worlds[1]["0"]["steps"]
+    assert expected[-1][0] < expected[0][0]
+    assert worlds[2][stage]["steps"] == [pytest.approx(step, rel=2e-4) for step in expected]
+
+
+@pytest.mark.parametrize(("size", "stage"), [(1, "0"), (2, "0"), (2, "1"), (2, "2"), (2, "3")])
+def test_what_was_killed_goes_on_bit_equal(worlds: dict[int, dict[str, Any]], size: int, stage: str) -> None:
+    found = worlds[size][stage]
+    assert found["resumed"] == found["steps"][2:]
+    assert found["equal"]
+    assert any(name.startswith("decoder.") for name in found["names"])

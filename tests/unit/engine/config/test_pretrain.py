@@ -1,0 +1,72 @@
+"""The recipe of pre-training: its epochs, what it refuses, and the preset's numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.config.file import dump_config, load_config, parse_config
+from engine.config.pretrain import EdMlmRecipe
+from engine.config.timetable import Sizes
+from engine.errors import ConfigError
+
+CONFIGS = Path(__file__).resolve().parents[4] / "configs"
+SMALLEST: dict[str, Any] = {"recipe": "edmlm", "run": {"path": "r"}, "encoder": {"name": "b"}}
+
+
+def recipe(**sections: Any) -> EdMlmRecipe:
+    config = parse_config({**SMALLEST, **sections}, "c")
+    assert isinstance(config, EdMlmRecipe)
+    return config
+
+
+def test_an_epoch_takes_every_document_that_is_not_held_out() -> None:
+    config = recipe(edmlm={"epochs": 3, "batch_size": 10, "held_out": 5}).sized(Sizes(0, 48))
+    (phase,) = config.timetable.phases
+    assert (phase.steps, len(phase.visits), phase.total_steps) == (5, 3, 15)
+    assert [visit.stage for visit in phase.visits] == ["edmlm/1", "edmlm/2", "edmlm/3"]
+    assert (phase.visits[2].first_step, config.timetable.iterations) == (10, 3)
+    assert not config.timetable.minings
+
+
+def test_steps_take_the_place_of_counted_documents() -> None:
+    config = recipe(edmlm={"epochs": 2, "steps": 7})
+    assert not config.counts_epochs
+    assert config.timetable.phases[0].total_steps == 14
+    with pytest.raises(ConfigError, match=r"edmlm\.epochs cannot be turned into steps.*edmlm\.steps"):
+        _ = recipe().timetable
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"edmlm": {"encoder_mask": 0.5, "decoder_mask": 0.3}}, r"decoder_mask 0\.3 is less than encoder_mask 0\.5"),
+        ({"edmlm": {"encoder_mask": 0.0}}, r"edmlm\.encoder_mask"),
+        ({"run": {"path": "r", "keep_best": "R@5"}}, "which pre-training does not measure"),
+        ({"edmlm": {"epoch": 3}}, r"unknown key 'edmlm\.epoch', did you mean 'edmlm\.epochs'"),
+        ({"encoder": {"name": "b", "pooling": "mean"}}, r"unknown key 'encoder\.pooling'"),
+    ],
+)
+def test_what_is_wrong_is_named(sections: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        recipe(**sections)
+
+
+def test_it_is_written_and_read_back() -> None:
+    config = recipe(edmlm={"held_out": 7})
+    import yaml
+
+    assert parse_config(yaml.safe_load(dump_config(config)), "again") == config
+
+
+def test_the_preset_has_the_papers_numbers() -> None:
+    """R2ANKER Appendix C; masks and decoder of SimLM."""
+    config = load_config(CONFIGS / "edmlm_msmarco.yaml")
+    assert isinstance(config, EdMlmRecipe)
+    settings = config.edmlm
+    assert (settings.optim.lr, settings.batch_size, settings.epochs, config.run.seed) == (1e-4, 2048, 20, 42)
+    assert (config.encoder.max_length, config.encoder.decoder_layers) == (144, 2)
+    assert (settings.encoder_mask, settings.decoder_mask) == (0.3, 0.5)
+    assert config.edmlm.model_dump() == recipe(edmlm={}).edmlm.model_dump(), "the preset's numbers are the defaults"
