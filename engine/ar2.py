@@ -8,8 +8,8 @@ at the right are the algorithm's lines. What they train, on what and for how lon
 from __future__ import annotations
 
 from engine.config.ar2 import Ar2Config, Ar2Recipe
-from engine.data.candidates import Candidates
 from engine.data.corpus import Data
+from engine.data.negatives import NegativeSource
 from engine.evaluation.evaluate import evaluate_iteration
 from engine.evaluation.systems import trained_systems
 from engine.evaluation.yardsticks import evaluate_yardsticks
@@ -46,7 +46,7 @@ def play_as_released(models: Models, data: Data, game: Ar2Config, run: Run) -> N
         run.once(f"evaluate/{t}", evaluate_iteration, data, trained_systems(run.config, [t]))
 
 
-def warm_up(models: Models, data: Data, run: Run) -> Candidates:
+def warm_up(models: Models, data: Data, run: Run) -> NegativeSource:
     """Make the players' starting states, G0 and D0, and measure them; return what G0 retrieves."""
     run.once("evaluate/yardsticks", evaluate_yardsticks, models, data)
     bm25 = bm25_candidates(run, data)

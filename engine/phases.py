@@ -18,8 +18,8 @@ from engine.config.lexical import FlopsConfig
 from engine.config.models import RankerConfig
 from engine.config.timetable import ZERO_SHOT, Visit, iteration_name
 from engine.data.batches import InputBuilder, Samples
-from engine.data.candidates import Candidates
 from engine.data.corpus import Data
+from engine.data.negatives import NegativeSource
 from engine.data.teacher_scores import TeacherScores
 from engine.models.kinds import load_untrained
 from engine.models.weights import frozen_ranker, verify_weights
@@ -54,7 +54,7 @@ def train_by_contrast(
     stage: Stage,
     models: Models,
     data: Data,
-    candidates: Candidates,
+    candidates: NegativeSource,
     *,
     phase: str,
     penalty: FlopsConfig | None = None,
@@ -82,7 +82,7 @@ def train_by_contrast(
 
 
 def train_listwise(
-    stage: Stage, models: Models, data: Data, candidates: Candidates, *, phase: str, iteration: int = 0
+    stage: Stage, models: Models, data: Data, candidates: NegativeSource, *, phase: str, iteration: int = 0
 ) -> Trained:
     """Train a ranker to tell the positive from negatives of retrievers (AR2 Eq. 7, R2ANKER Eq. 5).
 
@@ -108,7 +108,7 @@ def train_retriever(
     stage: Stage,
     models: Models,
     data: Data,
-    candidates: Candidates,
+    candidates: NegativeSource,
     game: Ar2Config,
     *,
     iteration: int,
@@ -170,7 +170,7 @@ def train_visit(
     stage: Stage,
     models: Models,
     data: Data,
-    candidates: Candidates,
+    candidates: NegativeSource,
     objective_of: Callable[[Samples], Objective],
     visit: Visit,
 ) -> Trained:
@@ -214,7 +214,7 @@ def train_student(
     stage: Stage,
     models: Models,
     data: Data,
-    candidates: Candidates,
+    candidates: NegativeSource,
     scores: TeacherScores,
     settings: DistillationConfig,
     *,

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from engine.config.r2anker import FIRST, JOINT, RANKER_STATE, SECOND, STUDENT_STATE, R2ankerConfig, R2ankerRecipe
 from engine.config.timetable import WeightsOf
-from engine.data.candidates import Candidates
 from engine.data.corpus import Data
+from engine.data.negatives import NegativeSource
 from engine.evaluation.evaluate import evaluate_iteration
 from engine.evaluation.systems import measured_systems
 from engine.evaluation.yardsticks import evaluate_yardsticks, publish_starts
@@ -45,16 +45,14 @@ def train_retriever(model: str, models: Models, data: Data, game: R2ankerConfig,
     evaluate(model, data, run)
 
 
-def distil(models: Models, data: Data, pool: Candidates, game: R2ankerConfig, run: Run) -> None:
+def distil(models: Models, data: Data, pool: NegativeSource, game: R2ankerConfig, run: Run) -> None:
     """Train a retriever on the ranker's scores, in place of labels (Appendix C: KL replaces the contrastive loss)."""
     teacher = WeightsOf("ranker", RANKER_STATE)
     lessons = lessons_of(run, data, pool, teacher, game.student, phase="student")
     taught, candidates, scores = lessons.data, lessons.candidates, lessons.scores
     run.once("student", train_student, models, taught, candidates, scores, game.student, phase="student")
     index_corpus(run, data, model="student", iteration=STUDENT_STATE)
-    run.once(
-        "evaluate/student", evaluate_iteration, data, measured_systems(run.config, run.timetable.states("student"))
-    )
+    evaluate("student", data, run)
 
 
 def evaluate(model: str, data: Data, run: Run) -> None:

@@ -111,6 +111,10 @@ class RunFolder:
         """What a ranker says of the training queries' documents."""
         return self.path / "teacher_scores" / name
 
+    def negatives(self, name: str) -> Path:
+        """What filters left of candidates, by the name of the joint pool."""
+        return self.path / "negatives" / name
+
     def export(self, model: str) -> Path:
         """What other libraries load."""
         return self.path / "export" / model

@@ -28,6 +28,7 @@ from engine.data.corpus import (
     require_training_queries,
     write_shards,
 )
+from engine.data.label_files import require_label_files, require_same_labels, with_labels
 from engine.data.tokenization import WrittenCorpus
 from engine.evaluation.evaluate import evaluate_systems, require_measurable_splits
 from engine.evaluation.summary import summary_table
@@ -128,12 +129,14 @@ def check_settings(run: Run, dataset: Dataset) -> None:
     Raises:
         ConfigError: A batch cannot be shared by the ranks, a DeepSpeed file is not usable, this machine does not train
             in a numeric type, or a split has nothing that the metrics are made of.
-        DataError: There is no training query, or no judgement reaches the threshold of relevance.
+        DataError: There is no training query, no judgement reaches the threshold of relevance, or a file of labels or
+            a ranking is missing or does not fit the queries.
     """
     if run.config.learns_from_queries:
         splits = ["dev", *(["test"] if run.config.evaluation.test_at_end else [])]
         require_training_queries(dataset)
         require_measurable_splits(run.config, dataset, splits)
+        require_label_files(run.timetable, dataset)
     for name, section in run.config.models.items():
         require_precision(section, name)
     for phase in run.timetable.phases:
@@ -257,7 +260,8 @@ def _model_names(run: Run, dataset: Dataset) -> dict[str, str]:
 
 
 def _data(run: Run, dataset: Dataset, texts: Mapping[str, ModelText]) -> Data:
+    require_same_labels(run)
     run.once("shards", write_shards, dataset, texts, run.folder)
     with run.coordinator.agreement("open shards"):
-        data = open_data(run.config, dataset, texts, run.folder)
+        data = with_labels(open_data(run.config, dataset, texts, run.folder), run.timetable)
     return copy_shards(data, run)

@@ -10,6 +10,8 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from engine.config.models import RankerConfig, RetrieverConfig
+from engine.config.negatives import NegativesConfig
+from engine.config.pools import Pools
 from engine.config.recipe import Config
 from engine.config.sections import Section
 from engine.config.timetable import Mining, Phase, Pool, Sizes, Timetable, WeightsOf, iteration_name
@@ -72,6 +74,12 @@ class Ar2Config(Section):
     """Depth of the candidates from which they are drawn, positives taken out."""
     mine: Literal["all", "sampled"] = "all"
     """Training queries searched at a refresh: all, or those that the next phases draw (trains the same)."""
+    further_retrievers: tuple[str, ...] = ()
+    """Whose candidates are drawn from together with the retriever's own, `top_k` of each: `bm25`, and paths of TREC run
+    files that rank the training queries. Left out, none, as in the paper."""
+    negatives: NegativesConfig = NegativesConfig()
+    """Filters and sampler of the game's negatives (docs/negatives.md). The default is the paper's: uniform, unfiltered.
+    G0's warm-up draws from BM25's candidates as they are."""
     remove_answers: bool = True
     """Also take out documents that contain an answer, where the query has answers."""
     adversarial: Literal["paper", "with_positive", "released"] = "paper"
@@ -138,6 +146,7 @@ def ar2_timetable(game: Ar2Config, warm_retriever: WarmupRetrieverConfig, warm_r
         warm_ranker: D0.
     """
     names = [iteration_name(iteration) for iteration in range(game.iterations + 1)]
+    pools = _pools(game, warm_retriever.bm25_depth, names)
     fresh = names[1:] if game.order == "paper" else names[:-1]
     phases = (
         _phase(
@@ -177,15 +186,14 @@ def ar2_timetable(game: Ar2Config, warm_retriever: WarmupRetrieverConfig, warm_r
     )
     return Timetable(
         phases=phases,
-        minings=(
-            Mining(BM25, BM25, None, warm_retriever.bm25_depth, "warmup_retriever.bm25_depth"),
-            *(
-                Mining(name, DENSE, WeightsOf("retriever", iteration), game.top_k, "ar2.top_k")
-                for iteration, name in enumerate(names)
-            ),
-        ),
+        minings=tuple(pools.minings.values()),
         iterations=game.iterations,
-        in_each_iteration=("retriever", "encode", "index", "candidates", "ranker", "evaluate"),
+        in_each_iteration=(
+            *("retriever", "encode", "index", "candidates"),
+            *(["negatives"] if names[-1] in pools.joint and game.order == "paper" else []),
+            *("ranker", "evaluate"),
+        ),
+        joint=pools.joint,
         mine_all=game.mine == "all",
         remove_answers=game.remove_answers,
         names={
@@ -194,6 +202,19 @@ def ar2_timetable(game: Ar2Config, warm_retriever: WarmupRetrieverConfig, warm_r
             for iteration in range(game.iterations + 1)
         },
     )
+
+
+def _pools(game: Ar2Config, bm25_depth: int, names: list[str]) -> Pools:
+    """Gather what is mined: BM25's candidates for G0, and each iteration's, with what joins them in a pool."""
+    alone = [Mining(BM25, BM25, None, bm25_depth, "warmup_retriever.bm25_depth")]
+    alone += [
+        Mining(name, DENSE, WeightsOf("retriever", iteration), game.top_k, "ar2.top_k")
+        for iteration, name in enumerate(names)
+    ]
+    pools = Pools({mining.name: mining for mining in alone}, "ar2.top_k")
+    for name in names:
+        pools.add(name, (name, *game.further_retrievers), game.top_k, game.negatives)
+    return pools
 
 
 def _phase(

@@ -6,7 +6,7 @@ is silent, the field says what was chosen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -15,13 +15,13 @@ from engine.config.ar2 import BM25, DENSE
 from engine.config.distillation import DistillationConfig, student_phase
 from engine.config.lexical import FlopsConfig, LexicalPhaseConfig
 from engine.config.models import LexicalConfig, RankerConfig, RetrieverConfig
+from engine.config.negatives import NegativesConfig
+from engine.config.pools import Pools
 from engine.config.recipe import Config
 from engine.config.sections import Section
 from engine.config.timetable import Mining, Phase, Pool, Sizes, Timetable, WeightsOf, steps_of
 from engine.config.training import CountedPhaseConfig, OptimConfig
 
-RUN_FILE = "run_file"
-"""The kind of retriever that a ranking in a file is."""
 JOINT = "joint"
 """Name of the pool that the ranker's negatives are drawn from."""
 FIRST, SECOND = 1, 2
@@ -76,6 +76,9 @@ class R2ankerConfig(Section):
     second_stage: Literal["mined", "mined_and_bm25"] = "mined"
     """What the second stage of a retriever draws from: what its first state retrieves, or that and BM25's together
     (as coCondenser's training data has it)."""
+    negatives: NegativesConfig = NegativesConfig()
+    """Filters and sampler of the ranker's negatives (docs/negatives.md). The default is Appendix B's: uniform over all
+    lists together. The retrievers' phases draw uniformly and unfiltered."""
     remove_answers: bool = False
     """Also take documents out that contain an answer, where the query has answers. The paper has none."""
     mine: Literal["all", "sampled"] = "all"
@@ -167,7 +170,7 @@ def r2anker_timetable(
     rows = _Rows(game, num_queries)
     for model in searching:
         rows.add_retriever(model)
-    rows.add_pool(game.retrievers or (BM25, *searching))
+    pools = rows.pools(searching)
     ranker = WeightsOf("ranker", RANKER_STATE)
     rows.add(
         "ranker", "ranker", game.ranker, JOINT, num_negatives=game.ranker.num_negatives, first_iteration=RANKER_STATE
@@ -189,7 +192,7 @@ def r2anker_timetable(
     last = [weights for weights in states if weights.iteration == SECOND]
     return Timetable(
         phases=tuple(rows.phases),
-        minings=tuple(rows.minings.values()),
+        minings=tuple(pools.minings.values()),
         iterations=0,
         in_each_iteration=(),
         mine_all=game.mine == "all",
@@ -197,7 +200,7 @@ def r2anker_timetable(
         names={weights: f"{weights.model[0].upper()}{weights.iteration}" for weights in states}
         | {weights: weights.model[0].upper() for weights in ends},
         several_search=True,
-        joint=rows.joint,
+        joint=pools.joint,
         ends=(*last, *ends),
         measured=(*states, *ends),
         reranked=(BM25, *(f"{weights.model}-{weights.state}" for weights in last)),
@@ -214,9 +217,7 @@ class _Rows:
 
     def __init__(self, game: R2ankerConfig, num_queries: int | None) -> None:
         self.phases: list[Phase] = []
-        self.joint: dict[str, tuple[str, ...]] = {}
-        depth = max(game.bm25_depth, game.top_k)
-        self.minings = {BM25: Mining(BM25, BM25, None, depth, "r2anker.bm25_depth")}
+        self.minings = {BM25: Mining(BM25, BM25, None, game.bm25_depth, "r2anker.bm25_depth")}
         self._game, self._num_queries = game, num_queries
 
     def add_retriever(self, model: str) -> None:
@@ -228,7 +229,6 @@ class _Rows:
         mined = names[FIRST]
         if game.second_stage == "mined_and_bm25":
             mined = f"{model}-hard"
-            self.joint[mined] = (BM25, names[FIRST])
         for state, candidates in ((FIRST, BM25), (SECOND, mined)):
             stage: RetrieverStageConfig | LexicalPhaseConfig = getattr(game, f"{model}_{state}")
             self.add(
@@ -275,17 +275,18 @@ class _Rows:
             )
         )
 
-    def add_pool(self, retrievers: Sequence[str]) -> None:
-        """Add the pool of the ranker, and the minings of run files in it."""
-        self.joint[JOINT] = tuple(self._member(name) for name in retrievers)
+    def pools(self, searching: Sequence[str]) -> Pools:
+        """Make the pools of what has been added: the ranker's, and those of second stages that draw from two."""
+        game = self._game
+        pools = Pools(self.minings, "r2anker.top_k", lambda word: _meant(word, self.minings))
+        for model in searching if game.second_stage == "mined_and_bm25" else ():
+            pools.add(f"{model}-hard", (BM25, f"{model}@{FIRST}"), game.top_k, NegativesConfig())
+        pools.add(JOINT, game.retrievers or (BM25, *searching), game.top_k, game.negatives)
+        return pools
 
-    def _member(self, name: str) -> str:
-        """Return the name of the candidates that a member of the pool stands for."""
-        model, _, state = name.partition("@")
-        for found in (name, f"{model}-{WeightsOf(model, int(state) if state in ('1', '2') else SECOND).state}"):
-            if found in self.minings:
-                return found
-        number = sum(one.retriever == RUN_FILE for one in self.minings.values())
-        found = f"run-file-{number}"
-        self.minings[found] = Mining(found, RUN_FILE, None, self._game.top_k, "r2anker.top_k", name)
-        return found
+
+def _meant(word: str, minings: Mapping[str, Mining]) -> str:
+    """Return the name of the candidates that a word for a retriever stands for; a path stays one."""
+    model, _, state = word.partition("@")
+    name = f"{model}-{WeightsOf(model, int(state or SECOND)).state}" if state in ("", "1", "2") else word
+    return name if word not in minings and name in minings else word

@@ -128,6 +128,13 @@ class Config(Section):
                         f"{phase.num_negatives} negatives are drawn from the top {mining.top_k} candidates by "
                         f"{phase.name}: they must be at most {mining.section}"
                     )
+            for name in set(phase.candidates) & table.joint.keys():
+                if phase.num_negatives > (most := table.most_drawn(name)):
+                    raise ValueError(
+                        f"{phase.num_negatives} negatives are drawn by {phase.name} from {most} candidates of "
+                        f"{', '.join(table.joint[name].members)}: lower num_negatives, or raise top_k or the sampler's "
+                        "window"
+                    )
         if self.evaluation.rerank_depth > self.evaluation.search_depth:
             raise ValueError(
                 f"evaluation.rerank_depth {self.evaluation.rerank_depth} is deeper than evaluation.depth "

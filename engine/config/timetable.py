@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from engine.config.negatives import NegativesConfig
 from engine.config.training import OptimConfig
 from engine.errors import ConfigError
 
@@ -251,6 +252,31 @@ class Mining:
 
 
 @dataclass(frozen=True, slots=True)
+class Joint:
+    """What is drawn from otherwise than as it was mined: from several candidates, or not to their depth, or filtered.
+
+    Attributes:
+        members: Names of the candidates.
+        top_k: Best candidates of each that are drawn from; None for all.
+        negatives: Filters and sampler.
+    """
+
+    members: tuple[str, ...]
+    top_k: int | None = None
+    negatives: NegativesConfig = field(default_factory=NegativesConfig)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether it is nothing but the best of one retriever's candidates."""
+        return len(self.members) == 1 and self.negatives.is_plain
+
+    @property
+    def within(self) -> tuple[str, ...]:
+        """Names of candidates that a filter keeps to; nothing is drawn from these."""
+        return tuple(dict.fromkeys(one.within for one in self.negatives.filters if one.name == "constrained"))
+
+
+@dataclass(frozen=True, slots=True)
 class Timetable:
     """All rows of a recipe.
 
@@ -264,7 +290,8 @@ class Timetable:
         names: What the table of results calls the models' states; a model's own name where nothing is said.
         held_out: Documents of the corpus that no step takes.
         several_search: Whether more than one model may search the corpus, so that artifacts have a model's name.
-        joint: Pools of several candidates: a pool's name to the names of those that are in it.
+        joint: What of the drawn candidates is no plain mining: the name that visits have of it, which may be that of
+            the mining that it is mostly made of, to what it is made of.
         ends: The states that the recipe leaves behind, one a model; None where all models go through the iterations
             together, and leave the last.
         measured: The states that have rows in the last table, where these are not the warm-up's and the last.
@@ -281,7 +308,7 @@ class Timetable:
     names: Mapping[WeightsOf, str] = field(default_factory=dict)
     held_out: int = 0
     several_search: bool = False
-    joint: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    joint: Mapping[str, Joint] = field(default_factory=dict)
     ends: tuple[WeightsOf, ...] | None = None
     measured: tuple[WeightsOf, ...] | None = None
     reranked: tuple[str, ...] | None = None
@@ -331,19 +358,30 @@ class Timetable:
         return next(mining for mining in self.minings if mining.name == name)
 
     def drawing_from(self, candidates: str) -> list[Visit]:
-        """Return the visits whose negatives come from some candidates, alone or in a pool."""
-        names = {candidates, *(pool for pool, members in self.joint.items() if candidates in members)}
-        return [visit for visit in self.visits if visit.candidates in names]
+        """Return the visits whose negatives come from some candidates, alone or in a pool, or are kept to them."""
+        return [visit for visit in self.visits if candidates in self.candidates_of(visit)]
 
     def needed(self, candidates: str) -> int:
         """Return how many candidates a query must keep, for the largest n that is drawn from them alone.
 
         What is drawn from a pool is the pool's matter: of its members, one may find nothing.
         """
-        alone = (visit for visit in self.visits if visit.candidates == candidates)
-        return max((visit.phase.num_negatives for visit in alone), default=0)
+        pooled = candidates in self.joint and not self.joint[candidates].is_cut
+        return 0 if pooled else self.drawn(candidates)
+
+    def drawn(self, name: str) -> int:
+        """Return the largest n that is drawn from candidates or a pool of that name."""
+        return max((visit.phase.num_negatives for visit in self.visits if visit.candidates == name), default=0)
 
     def candidates_of(self, visit: Visit) -> tuple[str, ...]:
-        """Return the names of the candidates that a visit draws from: several for a pool, none without negatives."""
+        """Return the names of the candidates that a visit needs: several for a pool, none without negatives."""
         name = visit.candidates
-        return self.joint.get(name, (name,) if name else ())
+        if name in self.joint:
+            return tuple(dict.fromkeys((*self.joint[name].members, *self.joint[name].within)))
+        return (name,) if name else ()
+
+    def most_drawn(self, name: str) -> int:
+        """Return how many documents can be drawn at most from candidates or a pool of that name."""
+        joint = self.joint.get(name, Joint((name,)))
+        depths = [min(self.mining(member).top_k, joint.top_k or self.mining(member).top_k) for member in joint.members]
+        return sum(len(joint.negatives.sampler.window(depth)) for depth in depths)

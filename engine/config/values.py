@@ -93,12 +93,12 @@ def _plain_value(text: str, kind: Any) -> bool | int | float | None:
 
 
 def _mapping_of(value: Mapping[Any, Any], kinds: Sequence[Any]) -> dict[Any, Any]:
+    sections = [one for one in kinds if _is_section(one)]
+    named = [one for one in sections if _has_name(one, value)]  # of several, the one with the name that is given
+    for one in (named or sections)[:1]:
+        fields = one.model_fields
+        return {key: value_of(inner, fields[key].annotation if key in fields else None) for key, inner in value.items()}
     for one in kinds:
-        if _is_section(one):
-            fields = one.model_fields
-            return {
-                key: value_of(inner, fields[key].annotation if key in fields else None) for key, inner in value.items()
-            }
         if get_origin(one) is dict:
             of_key, of_value = get_args(one)
             return {value_of(key, of_key): value_of(inner, of_value) for key, inner in value.items()}
@@ -121,6 +121,14 @@ def _takes_text(kind: Any) -> bool:
 
 def _is_section(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _has_name(section: Any, value: Mapping[Any, Any]) -> bool:
+    """Whether a mapping names a section by a field of which the section has one value alone."""
+    return any(
+        get_origin(field.annotation) is Literal and get_args(field.annotation) == (value.get(key),)
+        for key, field in section.model_fields.items()
+    )
 
 
 def _members(kind: Any) -> list[Any]:

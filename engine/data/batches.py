@@ -20,9 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.config.timetable import AUTO, Phase, Visit
-from engine.data.candidates import Candidates
 from engine.data.corpus import Data
-from engine.data.negatives import sample_negatives, step_rng
+from engine.data.negatives import NegativeSource, step_rng
 from engine.errors import ConfigError
 from engine.models.template import Batch, Collator
 from shards.partition import split_range
@@ -146,7 +145,7 @@ class Samples(StepSamples[Group]):
         visit: The phase, and which of its visits.
         seed: Of the run.
         data: Training queries and corpus.
-        candidates: From which the negatives are drawn.
+        candidates: From which the negatives are drawn: of one retriever, or a pool of several.
         rank: This rank.
         world_size: Number of ranks.
     """
@@ -154,7 +153,7 @@ class Samples(StepSamples[Group]):
     visit: Visit
     seed: int
     data: Data
-    candidates: Candidates
+    candidates: NegativeSource
     rank: int
     world_size: int
 
@@ -178,10 +177,11 @@ class Samples(StepSamples[Group]):
         groups = []
         for place, row in enumerate(rows.tolist()):
             rng = step_rng(self.seed, f"negatives/{phase.name}", step, place)
-            documents = [np.array([rng.choice(train.positives[row])], dtype=np.int64)]
+            positive = int(rng.choice(train.positives[row]))
+            documents = [np.array([positive], dtype=np.int64)]
             if phase.num_negatives:
-                candidates_K = self.candidates.row(train.queries[row].id)
-                documents.append(sample_negatives(candidates_K, phase.num_negatives, rng))
+                qid = train.queries[row].id
+                documents.append(self.candidates.draw(qid, positive, phase.num_negatives, rng))
             groups.append(Group(row, np.concatenate(documents)))
         return groups
 

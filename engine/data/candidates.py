@@ -1,7 +1,8 @@
 """Candidates: what one retriever proposes as negatives for the training queries, as arrays on disk.
 
 The artifact between an index and the next phase. It carries the stamp of the weights and the corpus that made it, so
-that a phase cannot train on the negatives of another iteration; its arrays are mapped into memory, not read.
+that a phase cannot train on the negatives of another iteration; its arrays are mapped into memory, not read. Positives
+are taken out of the lists, but where they stood and with which score is kept beside them.
 
 Names of shapes: Q queries, K candidates a query.
 """
@@ -10,19 +11,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.data.arrays import Pieces, digest_of_qids, joined_qids, map_array, require_stamp, row_numbers, write_arrays
+from engine.data.found_positives import FoundPositives
+from engine.data.negatives import sample_negatives
 from engine.errors import ArtifactError, DataError
 from shards.embeddings import Stamp
 from shards.files import read_record, write_json
 
-_MANIFEST, _DOCUMENTS, _SCORES = "candidates.json", "documents.npy", "scores.npy"
-_VERSION = 3
+_MANIFEST, _DOCUMENTS, _SCORES, _POSITIVES = "candidates.json", "documents.npy", "scores.npy", "positives.npy"
+_VERSION = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,8 @@ class _Manifest:
     search: str
     """What was asked of the retriever."""
     shape: tuple[int, int]
+    num_positives: int
+    """Positives that were found and taken out."""
     counts: dict[str, int]
     sha256: dict[str, str]
     """Of the arrays, by file name."""
@@ -53,6 +59,7 @@ class Candidates:
         documents_QK: Global document indices, best first, int64 [Q, K]; -1 where a query has fewer than K.
         scores_QK: The retriever's scores, float32 [Q, K]; -inf where the document is -1, or was not found but drawn.
         counts: What was counted on the way, all queries together: documents taken out by reason, and others.
+        positives: The positives that were found on the way to the K candidates, and taken out; left out, none.
     """
 
     source: str
@@ -61,6 +68,7 @@ class Candidates:
     documents_QK: NDArray[np.int64]
     scores_QK: NDArray[np.float32]
     counts: Counter[str]
+    positives: FoundPositives = field(default_factory=FoundPositives)
     _row_of: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -70,6 +78,11 @@ class Candidates:
                 f"Candidates of {self.source} have documents of shape {shape}, scores of shape "
                 f"{self.scores_QK.shape} and {len(self.qids)} query ids",
                 expected="[Q, K], [Q, K] and Q",
+            )
+        if self.positives.num_queries > len(self.qids):
+            raise ArtifactError(
+                f"Candidates of {self.source} have positives of {self.positives.num_queries} queries",
+                expected=f"of their {len(self.qids)} queries",
             )
         self._row_of = row_numbers(f"Candidates of {self.source}", self.qids)
 
@@ -88,14 +101,35 @@ class Candidates:
         Raises:
             DataError: The query was not mined.
         """
+        documents_K = self.documents_QK[self.row_number(qid)]
+        kept: NDArray[np.int64] = documents_K[documents_K >= 0]
+        return kept
+
+    def row_number(self, qid: str) -> int:
+        """Return the row of a query in the arrays.
+
+        Raises:
+            DataError: The query was not mined.
+        """
         if qid not in self._row_of:
             raise DataError(
                 f"Query {qid!r} has no candidates of {self.source} at iteration {self.stamp.iteration}",
                 expected="every training query is mined before a phase",
             )
-        documents_K = self.documents_QK[self._row_of[qid]]
-        kept: NDArray[np.int64] = documents_K[documents_K >= 0]
-        return kept
+        return self._row_of[qid]
+
+    def __contains__(self, qid: str) -> bool:
+        return qid in self._row_of
+
+    def draw(self, qid: str, positive: int, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Draw negatives of a query uniformly from its candidates, as `engine.data.negatives.NegativeSource` has it."""
+        return sample_negatives(self.row(qid), n, rng)
+
+    def top(self, top_k: int | None) -> Candidates:
+        """Return the best candidates of each query as a view; None for all."""
+        if top_k is None or top_k >= self.documents_QK.shape[1]:
+            return self
+        return replace(self, documents_QK=self.documents_QK[:, :top_k], scores_QK=self.scores_QK[:, :top_k])
 
     def save(self, folder: Path, *, search: str = "") -> None:
         """Publish to a folder: the arrays first, the manifest that vouches for them last.
@@ -130,7 +164,10 @@ class Candidates:
             map_array(folder / name, manifest.sha256.get(name), manifest.shape, remedy)
             for name in (_DOCUMENTS, _SCORES)
         )
-        return cls(manifest.source, found, qids, documents_QK, scores_QK, Counter(manifest.counts))
+        shape = (manifest.num_positives,)
+        rows_P = map_array(folder / _POSITIVES, manifest.sha256.get(_POSITIVES), shape, remedy)
+        counts, positives = Counter(manifest.counts), FoundPositives(rows_P)
+        return cls(manifest.source, found, qids, documents_QK, scores_QK, counts, positives)
 
 
 def is_saved(folder: Path, stamp: Stamp, search: str) -> bool:
@@ -160,7 +197,7 @@ def join(parts: Sequence[Candidates], folder: Path, *, search: str = "") -> None
     """
     if not parts:
         raise ArtifactError("There are no candidates to join", expected="one part or more")
-    first, listed, counts = parts[0], list[list[str]](), Counter[str]()
+    first, listed, counts, positives = parts[0], list[list[str]](), Counter[str](), list[NDArray[Any]]()
     for number, part in enumerate(parts):
         for name, here, there in (
             ("source", part.source, first.source),
@@ -173,6 +210,7 @@ def join(parts: Sequence[Candidates], folder: Path, *, search: str = "") -> None
                     expected="parts of one search",
                     remedy="delete the parts and mine again",
                 )
+        positives.append(part.positives.from_row(sum(map(len, listed))))
         listed.append(part.qids)
         counts += part.counts
     qids = joined_qids("candidates", listed)
@@ -185,6 +223,7 @@ def join(parts: Sequence[Candidates], folder: Path, *, search: str = "") -> None
         {
             _DOCUMENTS: Pieces(shape, np.int64, (part.documents_QK for part in parts)),
             _SCORES: Pieces(shape, np.float32, (part.scores_QK for part in parts)),
+            _POSITIVES: Pieces((sum(map(len, positives)),), positives[0].dtype, positives),
         },
     )
     manifest = _Manifest(
@@ -193,6 +232,7 @@ def join(parts: Sequence[Candidates], folder: Path, *, search: str = "") -> None
         stamp=first.stamp,
         search=search,
         shape=shape,
+        num_positives=sum(map(len, positives)),
         counts=dict(counts),
         sha256=sha256,
         qids_sha256=digest_of_qids(qids),

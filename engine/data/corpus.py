@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from engine.config.recipe import Config
 from engine.data.identical import find_own_documents
+from engine.data.negatives import FALSE_NEGATIVES, IDENTICAL_IDS, POSITIVES
 from engine.data.tokenization import ModelText, WrittenCorpus, find_corpus, plan_corpus, write_corpus
 from engine.errors import ArtifactError, DataError
 from engine.log import get_logger
@@ -33,8 +34,6 @@ from shards.reader import CorpusShards
 from shards.records import Dataset, Query
 
 log = get_logger(__name__)
-POSITIVES, FALSE_NEGATIVES, IDENTICAL_IDS = "positives", "false_negatives", "identical_ids"
-"""Why a document is no negative of a query: judged so, known so, or the query itself."""
 
 __all__ = ["Data", "ModelText", "TrainingQueries"]
 
@@ -67,6 +66,33 @@ class TrainingQueries:
 
     def __len__(self) -> int:
         return len(self.queries)
+
+    def relabelled(self, positive: Mapping[str, Sequence[int]], out: Mapping[str, Sequence[int]]) -> TrainingQueries:
+        """Return the queries with corrected labels.
+
+        Args:
+            positive: Query id -> corpus indices of documents that become positives, behind the others.
+            out: Query id -> corpus indices of documents that are neither positives nor negatives.
+
+        Raises:
+            DataError: A query is left without a positive.
+        """
+        positives, false_negatives = list(self.positives), list(self.false_negatives or [])
+        false_negatives += [np.empty(0, dtype=np.int64)] * (len(self) - len(false_negatives))
+        for row, query in enumerate(self.queries):
+            more, less = positive.get(query.id, ()), out.get(query.id, ())
+            if not more and not less:
+                continue
+            judged = dict.fromkeys([*positives[row].tolist(), *more])
+            positives[row] = np.array([document for document in judged if document not in less], dtype=np.int64)
+            false_negatives[row] = np.unique(np.concatenate([false_negatives[row], np.array(less, dtype=np.int64)]))
+            if not len(positives[row]):
+                raise DataError(
+                    f"query {query.id!r} has no positive left after {len(less)} of its documents are taken out",
+                    expected="at least one positive for every training query",
+                    remedy="take the query out of the train split, or name a document that becomes positive",
+                )
+        return replace(self, positives=positives, false_negatives=false_negatives)
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,79 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.data.found_positives import FoundPositive
 from engine.errors import ConfigError
 
+POSITIVES, FALSE_NEGATIVES, IDENTICAL_IDS = "positives", "false_negatives", "identical_ids"
+"""Why a document is no negative of a query: judged so, known so, or the query itself."""
 ANSWERS = "answers"
 """Why a document that contains an answer is taken out."""
 _MOST_DRAWN = 1000
 """Documents looked at for a query whose negatives are drawn from the corpus, besides those of a small corpus."""
+
+
+class NegativeSource(Protocol):
+    """From what a step draws its negatives: one retriever's candidates, or a pool of several."""
+
+    @property
+    def qids(self) -> Sequence[str]:
+        """Ids of the queries that it has, each once."""
+        ...
+
+    def row(self, qid: str) -> NDArray[np.int64]:
+        """Return all documents that may be drawn for a query, each once.
+
+        Args:
+            qid: Query id.
+
+        Returns:
+            Global document indices, int64.
+
+        Raises:
+            DataError: The source does not have the query.
+        """
+        ...
+
+    def draw(self, qid: str, positive: int, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Draw the negatives of a query.
+
+        Args:
+            qid: Query id.
+            positive: Global document index of the positive that stands beside them; some samplers measure by it.
+            n: How many, at least 1.
+            rng: From `step_rng`.
+
+        Returns:
+            Global document indices, int64 [n].
+
+        Raises:
+            DataError: The source does not have the query.
+            ConfigError: It has fewer than n negatives of it.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What `remove_known` leaves of the hits of Q queries.
+
+    Attributes:
+        documents_QK: Global document indices, int64 [Q, top_k], left-aligned; padded with -1.
+        scores_QK: Their scores, float32 [Q, top_k]; padded with -inf.
+        removed: For each query, how many documents were taken out by reason.
+        positives: For each query, the positives among these with rank and score.
+    """
+
+    documents_QK: NDArray[np.int64]
+    scores_QK: NDArray[np.float32]
+    removed: list[Counter[str]]
+    positives: list[list[FoundPositive]]
 
 
 def remove_known(
@@ -31,7 +94,7 @@ def remove_known(
     known: Sequence[Mapping[int, str]],
     contains_answer: Callable[[int, int], bool] | None,
     top_k: int,
-) -> tuple[NDArray[np.int64], NDArray[np.float32], list[Counter[str]]]:
+) -> Kept:
     """Take documents that are no negatives out of what was retrieved, and keep the best of the rest.
 
     Fetch more than `top_k` documents, by as many as are expected to be taken out. A row is read until `top_k` are
@@ -46,8 +109,7 @@ def remove_known(
         top_k: How many to keep for each query, at least 1.
 
     Returns:
-        Documents int64 [Q, top_k] and scores float32 [Q, top_k] in the old order, left-aligned, padded with -1 and
-        -inf; for each query, how many were taken out by reason.
+        Documents and scores in the old order, and what was taken out.
 
     Source: AR2 section 3.1 (negatives are the top retrieved documents that are not positive); answer matching as in
         the released code.
@@ -57,6 +119,7 @@ def remove_known(
     kept_documents_QK = np.full((len(documents_QK), top_k), -1, dtype=np.int64)
     kept_scores_QK = np.full((len(documents_QK), top_k), -np.inf, dtype=np.float32)
     removed: list[Counter[str]] = [Counter() for _ in known]
+    positives: list[list[FoundPositive]] = [[] for _ in known]
     for row, reasons in enumerate(known):
         num_kept = 0
         for rank, document in enumerate(documents_QK[row].tolist()):
@@ -66,13 +129,15 @@ def remove_known(
                 continue
             if document in reasons:
                 removed[row][reasons[document]] += 1
+                if reasons[document] == POSITIVES:
+                    positives[row].append(FoundPositive(document, rank + 1, float(scores_QK[row, rank])))
             elif contains_answer is not None and contains_answer(row, document):
                 removed[row][ANSWERS] += 1
             else:
                 kept_documents_QK[row, num_kept] = document
                 kept_scores_QK[row, num_kept] = scores_QK[row, rank]
                 num_kept += 1
-    return kept_documents_QK, kept_scores_QK, removed
+    return Kept(kept_documents_QK, kept_scores_QK, removed, positives)
 
 
 def draw_from_corpus(

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from engine.config.timetable import Timetable, WeightsOf
+from engine.config.negatives import ConstrainedFilterConfig
+from engine.config.timetable import Joint, Timetable, WeightsOf
 from engine.data.corpus import Data
 from engine.errors import ConfigError
 from engine.evaluation.evaluate import retriever_of
@@ -160,14 +161,20 @@ class Entrant:
         visits = [visit for phase in table.phases_of(ranker.model) for visit in phase.visits]
         for visit in visits:
             if visit.iteration == ranker.iteration:
-                names = table.candidates_of(visit)
-                return Negatives(tuple(self._miner(choice_of(table.mining(name))) for name in names))
+                joint = table.joint.get(visit.candidates, Joint((visit.candidates,)))
+                filters = (one for one in joint.negatives.filters if isinstance(one, ConstrainedFilterConfig))
+                return Negatives(
+                    tuple(self._mined(name) for name in joint.members),
+                    tuple((self._mined(one.within), one.top_k) for one in filters),
+                )
         raise ConfigError(
             f"the recipe of {self.run.folder.path} does not train {ranker.model} in iteration {ranker.iteration}",
             expected=f"one of {', '.join(str(visit.iteration) for visit in visits)}",
         )
 
-    def _miner(self, choice: Choice) -> Contestant:
+    def _mined(self, name: str) -> Contestant:
+        """Return the retriever that some candidates of the timetable come from."""
+        choice = choice_of(self.run.timetable.mining(name))
         if choice.weights is not None:
             return self.state(choice.weights)
         if choice.path:

@@ -20,6 +20,7 @@ from engine.data import candidates as candidate_files
 from engine.data import teacher_scores as score_files
 from engine.data.candidates import Candidates
 from engine.data.corpus import Data, TrainingQueries
+from engine.data.negatives import NegativeSource
 from engine.data.scored_files import choose_taught, import_scores, scores_stamp
 from engine.data.teacher_scores import TeacherScores
 from engine.errors import ArtifactError
@@ -46,7 +47,7 @@ class Lessons:
     """
 
     data: Data
-    candidates: Candidates
+    candidates: NegativeSource
     scores: TeacherScores
 
 
@@ -66,7 +67,7 @@ class ReadScores:
 
 
 def lessons_of(
-    run: Run, data: Data, candidates: Candidates, teacher: WeightsOf, settings: DistillationConfig, *, phase: str
+    run: Run, data: Data, candidates: NegativeSource, teacher: WeightsOf, settings: DistillationConfig, *, phase: str
 ) -> Lessons:
     """Return what a student is trained on: scored by the teacher, or read from files where the recipe names some.
 

@@ -26,8 +26,17 @@ import numpy as np
 from engine.data.answers import AnswerMatcher
 from engine.data.arrays import OpenedInTurn
 from engine.data.candidates import Candidates, is_saved, join
-from engine.data.corpus import FALSE_NEGATIVES, IDENTICAL_IDS, POSITIVES, Data
-from engine.data.negatives import ANSWERS, draw_from_corpus, remove_known, step_rng
+from engine.data.corpus import Data
+from engine.data.found_positives import FoundPositive, FoundPositives
+from engine.data.negatives import (
+    ANSWERS,
+    FALSE_NEGATIVES,
+    IDENTICAL_IDS,
+    POSITIVES,
+    draw_from_corpus,
+    remove_known,
+    step_rng,
+)
 from engine.data.reuse import take_over_same_weights
 from engine.errors import DataError
 from engine.log import get_logger
@@ -214,7 +223,8 @@ def _mine_block(plan: _Plan, searcher: Searcher, rows: np.ndarray) -> Candidates
         _refuse_short(block.queries[pending[0]], kept, plan.needed, plan.data.shards.num_documents)
     qids = [query.id for query in block.queries]
     counts = sum(block.counts.values(), Counter[str]())
-    return Candidates(searcher.source, plan.stamp, qids, block.documents_QK, block.scores_QK, counts)
+    positives = FoundPositives.of(block.positives)
+    return Candidates(searcher.source, plan.stamp, qids, block.documents_QK, block.scores_QK, counts, positives)
 
 
 class _Block:
@@ -231,6 +241,7 @@ class _Block:
         self.documents_QK = np.full((len(rows), plan.top_k), -1, dtype=np.int64)
         self.scores_QK = np.full((len(rows), plan.top_k), -np.inf, dtype=np.float32)
         self.counts: dict[int, Counter[str]] = {}  # by query: anew where one is searched again
+        self.positives: list[list[FoundPositive]] = [[] for _ in self.queries]
         self._plan, self._searcher = plan, searcher
         self._num_found_Q = np.zeros(len(rows), dtype=np.int64)
         self._known = [plan.data.train.known(row) for row in rows.tolist()]
@@ -263,16 +274,18 @@ class _Block:
         """Search queries to a depth and keep what may be a negative; return how many documents were found of each."""
         places = pending.tolist()
         hits = self._searcher.search([self.queries[place] for place in places], depth)
-        self.documents_QK[pending], self.scores_QK[pending], counts = remove_known(
+        kept = remove_known(
             hits.documents_QK,
             hits.scores_QK,
             [self._known[place] for place in places],
             _at_places(contains_answer, places) if contains_answer else None,
             self._plan.top_k,
         )
+        self.documents_QK[pending], self.scores_QK[pending] = kept.documents_QK, kept.scores_QK
         num_found_Q = self._num_found_Q[pending] = hits.num_found_Q
-        for place, counted, num_found in zip(places, counts, num_found_Q.tolist(), strict=True):
-            self.counts[place] = counted + Counter({_WITHOUT_HITS: int(num_found == 0)})
+        for row, (place, num_found) in enumerate(zip(places, num_found_Q.tolist(), strict=True)):
+            self.counts[place] = kept.removed[row] + Counter({_WITHOUT_HITS: int(num_found == 0)})
+            self.positives[place] = kept.positives[row]
         return num_found_Q
 
     def _draw(self, place: int, contains_answer: Callable[[int, int], bool] | None) -> int:

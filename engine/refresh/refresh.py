@@ -8,21 +8,24 @@ hash of the weights that made them.
 from __future__ import annotations
 
 import shutil
-from collections import Counter
-from collections.abc import Sequence
 
 import numpy as np
 
+from engine.config.negatives import NegativesConfig
 from engine.config.timetable import ZERO_SHOT, WeightsOf, iteration_name
 from engine.data.batches import rows_drawn
 from engine.data.candidates import Candidates, is_of
 from engine.data.corpus import Data
+from engine.data.filters import Teacher
+from engine.data.negatives import NegativeSource
+from engine.data.teacher_scores import TeacherScores
 from engine.refresh.mining import MinedQueries, mine
+from engine.refresh.pooling import Pooling, joint_negatives
 from engine.retrievers.kinds import BM25, build, choice_of, dense, open_searcher, stamp_of
 from engine.run import Run, RunFolder, Stage
 
 
-def refresh_index(run: Run, data: Data, *, iteration: int, model: str | None = None) -> Candidates:
+def refresh_index(run: Run, data: Data, *, iteration: int, model: str | None = None) -> NegativeSource:
     """Rebuild the index with the retriever of an iteration and retrieve candidates for the training queries.
 
     Args:
@@ -32,14 +35,13 @@ def refresh_index(run: Run, data: Data, *, iteration: int, model: str | None = N
         model: Which model; left out, the one that searches the corpus.
 
     Returns:
-        Candidates without positives and answers.
+        What the next phases draw from: candidates without positives and answers, or a pool that they are in.
 
     Raises:
         IndexQualityError: The index finds too little of what exact search finds.
         DataError: A query has too few documents left to draw n negatives from.
     """
-    weights = WeightsOf(model or run.timetable.encoder, iteration)
-    return candidates_of(run, data, run.timetable.artifact(weights))
+    return pool_of(run, data, run.timetable.artifact(WeightsOf(model or run.timetable.encoder, iteration)))
 
 
 def index_corpus(run: Run, data: Data, *, model: str, iteration: int) -> None:
@@ -73,35 +75,44 @@ def candidates_of(run: Run, data: Data, name: str) -> Candidates:
     return Candidates.load(folder, stamp)
 
 
-def pool_of(run: Run, data: Data, name: str) -> Candidates:
-    """Return what some phase draws its negatives from: one retriever's candidates, or a pool of several.
+def pool_of(run: Run, data: Data, name: str, teacher: Teacher | None = None) -> NegativeSource:
+    """Return what some phase draws its negatives from: one retriever's candidates, or a pool of several, filtered.
 
     Args:
         run: Whose folder takes the artifacts.
         data: Corpus and training queries.
         name: Of candidates or of a pool in the timetable.
+        teacher: A ranker's scores, for filters that ask for them; left out, those that the configuration names.
     """
-    members = [candidates_of(run, data, member) for member in run.timetable.joint.get(name, (name,))]
-    return members[0] if len(members) == 1 else _end_to_end(members)
-
-
-def _end_to_end(members: Sequence[Candidates]) -> Candidates:
-    """Lay the lists of several retrievers end to end, duplicates kept (R2ANKER Appendix B)."""
-    qids, first = members[0].qids, members[0]
-    rows = [[member.qids.index(qid) for qid in qids] for member in members]
-    return Candidates(
-        "+".join(member.source for member in members),
-        first.stamp,
-        qids,
-        np.concatenate([member.documents_QK[own] for member, own in zip(members, rows, strict=True)], axis=1),
-        np.concatenate([member.scores_QK[own] for member, own in zip(members, rows, strict=True)], axis=1),
-        Counter(),
+    table = run.timetable
+    joint = table.joint.get(name)
+    visits = [visit for visit in table.visits if visit.candidates == name]
+    if joint is None or not visits:
+        return candidates_of(run, data, name)
+    found = {member: candidates_of(run, data, member) for member in (*joint.members, *joint.within)}
+    if joint.is_cut:
+        return found[joint.members[0]].top(joint.top_k)
+    rows = np.arange(len(data.train)) if table.mine_all else rows_drawn(visits, run.config.run.seed, len(data.train))
+    pooling = Pooling(
+        name=name,
+        sources={member: found[member] for member in joint.members},
+        top_k=joint.top_k,
+        settings=joint.negatives,
+        rows=rows,
+        needed=table.drawn(name),
+        teacher=_teacher(joint.negatives) if teacher is None else teacher,
+        within={member: found[member] for member in joint.within},
     )
+    return joint_negatives(run, data, pooling)
 
 
-def bm25_candidates(run: Run, data: Data) -> Candidates:
-    """Return BM25's candidates for the training queries that the retriever's warm-up draws."""
-    return candidates_of(run, data, BM25.kind)
+def _teacher(negatives: NegativesConfig) -> Teacher | None:
+    return None if negatives.teacher_scores is None else TeacherScores.load(negatives.teacher_scores)
+
+
+def bm25_candidates(run: Run, data: Data) -> NegativeSource:
+    """Return BM25's candidates for the training queries that a retriever's first phase draws."""
+    return pool_of(run, data, BM25.kind)
 
 
 def retrieve_candidates(stage: Stage, data: Data, name: str) -> MinedQueries:

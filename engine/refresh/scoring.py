@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from engine.config.timetable import Visit, WeightsOf
 from engine.data.arrays import OpenedInTurn
 from engine.data.batches import Samples, cut_by_tokens
-from engine.data.candidates import Candidates
-from engine.data.corpus import POSITIVES, Data
+from engine.data.corpus import Data
+from engine.data.negatives import POSITIVES, NegativeSource
 from engine.data.teacher_scores import TeacherScores, is_saved, join, scores_of_queries
 from engine.evaluation.pairs import PairScorer
 from engine.models.weights import weights_sha256
@@ -78,7 +78,7 @@ class Pairs:
         """Runs of rows with about equally many pairs; at least one, be it empty."""
 
     @classmethod
-    def of_pool(cls, data: Data, pool: Candidates) -> Pairs:
+    def of_pool(cls, data: Data, pool: NegativeSource) -> Pairs:
         """Take the positives and all candidates of every training query that was searched for.
 
         Args:
@@ -110,7 +110,7 @@ class Pairs:
 
 
 def score_candidates(
-    stage: Stage, data: Data, candidates: Candidates, weights: WeightsOf, name: str, *, visit: Visit | None = None
+    stage: Stage, data: Data, candidates: NegativeSource, weights: WeightsOf, name: str, *, visit: Visit | None = None
 ) -> ScoredPairs:
     """Score the training queries' positives and candidates with all ranks by a ranker of the run, and publish that.
 

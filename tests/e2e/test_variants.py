@@ -104,6 +104,24 @@ def test_the_order_and_the_form_of_the_released_code(runs: Runs, plain: Path) ->
     assert systems_of(folder) == systems_of(plain)
 
 
+def test_a_game_on_joint_negatives(runs: Runs, plain: Path, small_data: Path, tmp_path: Path) -> None:
+    """BM25's hits join the retriever's, are filtered, and drawn by their distance from the positive."""
+    judged = [line.split("\t") for line in (small_data / "qrels" / "train.tsv").read_text().splitlines()[1:]]
+    docids = [docid for _, docid, _ in judged[:20]]
+    (tmp_path / "more.tsv").write_text("".join(f"{qid}\t{docid}\n" for qid, *_ in judged for docid in docids))
+    filters = f"[{{name: additions, file: {tmp_path}/more.tsv}}, {{name: margin, share: 0.9}}]"
+    words = f"ar2.negatives={{filters: {filters}, sampler: {{name: simans, a: 0.5}}}}", "ar2.further_retrievers=[bm25]"
+    folder = runs.make("joint", *words)
+    first, last = (ledger_of(folder)[f"negatives/{name}"]["result"] for name in ("000", "001"))
+    assert first["entries"] > first["documents"], "both found some"
+    assert min(first["rejected"]["additions"], first["rejected"]["margin"], last["rejected"]["margin"]) > 0
+    assert any("negatives/rejected/margin" in line for line in metrics_of(folder))
+    ours, theirs = losses_of(folder), losses_of(plain)
+    warmup = {key: value for key, value in theirs.items() if key[0] == "warmup_retriever"}
+    assert warmup.items() <= ours.items(), "G0 draws what it always drew"
+    assert {key for key in theirs if ours[key] != theirs[key]} >= {key for key in theirs if key[0] == "ranker/1"}
+
+
 def test_exact_search(runs: Runs, plain: Path) -> None:
     folder = runs.make("flat", "index.factory=Flat", "index.nprobe=null", "index.refine_factor=null")
     recalls = [value for (_, _, name), value in measured(folder).items() if name == "index/recall"]

@@ -51,7 +51,9 @@ def members(kind: Any) -> set[Any]:
 MEASURED = {"run.keep_best", "evaluation.metrics"}
 NAMES = {"bm25.language", "bm25.stemmer", "bm25.stopwords"}
 """Texts of which only some are known; a word is still what it says, so that a message can name it."""
-TEXTS = [key for key, kind in fields(Ar2Recipe) if str in members(kind) and key not in MEASURED | NAMES]
+LISTS = {"ar2.further_retrievers"}
+"""Lists of texts, which a word writes as YAML does."""
+TEXTS = [key for key, kind in fields(Ar2Recipe) if str in members(kind) and key not in MEASURED | NAMES | LISTS]
 PATHS = [key for key, kind in fields(Ar2Recipe) if Path in members(kind)]
 OPTIONAL = [key for key, kind in fields(Ar2Recipe) if NoneType in members(kind)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 from engine.config.timetable import Phase
 from engine.config.training import OptimConfig
 from engine.data.batches import Group, Samples, cut_by_tokens, rows_drawn, shuffled_rows
+from engine.data.candidates import Candidates
 from engine.errors import ConfigError
+from shards.embeddings import Stamp
 from shards.records import Query
 
 
@@ -20,11 +23,16 @@ class Train(SimpleNamespace):
         return len(self.queries)
 
 
-class NumberedCandidates:
-    """Of query q3, documents 3000 and on."""
+PINNED_GROUPS = [[104, 4019, 4003, 4011], [203, 3013, 3018, 3000], [206, 6000, 6005, 6009], [207, 7012, 7014, 7018]]
+"""What a step of the plain recipe drew before negatives could come from anything but one retriever's candidates."""
 
-    def row(self, qid: str) -> np.ndarray:
-        return np.arange(20) + 1000 * int(qid[1:])
+
+def numbered_candidates(num_queries: int) -> Candidates:
+    """Of query q3, documents 3000 and on."""
+    documents_QK = np.arange(20) + 1000 * np.arange(num_queries)[:, None]
+    scores_QK = -documents_QK.astype(np.float32)
+    qids = [f"q{row}" for row in range(num_queries)]
+    return Candidates("dense", Stamp("0", "a", "b"), qids, documents_QK, scores_QK, Counter())
 
 
 def samples(
@@ -41,7 +49,11 @@ def samples(
     data: Any = SimpleNamespace(train=train, shards=SimpleNamespace(docids=[f"d{index}" for index in range(20_000)]))
     optim = OptimConfig()
     phase = Phase("ranker", "ar2.ranker", "ranker", 5, batch_size, micro, n, optim, ("000",) * 4, 1, tokens)
-    return Samples(phase.visit(1), 42, data, NumberedCandidates(), rank, world_size)  # type: ignore[arg-type]
+    return Samples(phase.visit(1), 42, data, numbered_candidates(num_queries), rank, world_size)
+
+
+def test_the_plain_recipe_draws_what_it_always_drew() -> None:
+    assert [group.documents.tolist() for group in samples().groups(7)] == PINNED_GROUPS
 
 
 def test_an_epoch_sees_every_query_once_and_the_next_in_another_order() -> None:

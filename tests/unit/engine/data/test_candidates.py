@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from engine.data.candidates import Candidates, is_saved, join
+from engine.data.found_positives import FoundPositive, FoundPositives
 from engine.errors import ArtifactError, DataError
 from shards.embeddings import Stamp
 
@@ -22,7 +23,8 @@ def make_candidates(qids: list[str], first_document: int = 0) -> Candidates:
     documents_QK = np.arange(first_document, first_document + 4 * len(qids), dtype=np.int64).reshape(len(qids), 4)
     scores_QK = -documents_QK.astype(np.float32) / 7
     documents_QK[-1:, 2:], scores_QK[-1:, 2:] = -1, -np.inf
-    return Candidates("dense", STAMP, qids, documents_QK, scores_QK, Counter(positives=2, answers=5))
+    positives = FoundPositives.of([[FoundPositive(900 + row, row + 1, 2.5)] * (row % 2) for row in range(len(qids))])
+    return Candidates("dense", STAMP, qids, documents_QK, scores_QK, Counter(positives=2, answers=5), positives)
 
 
 def test_saved_candidates_come_back_equal(tmp_path: Path) -> None:
@@ -34,7 +36,13 @@ def test_saved_candidates_come_back_equal(tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded.documents_QK, saved.documents_QK)
     np.testing.assert_array_equal(loaded.scores_QK, saved.scores_QK)
     assert (loaded.documents_QK.dtype, loaded.scores_QK.dtype) == (np.int64, np.float32)
-    assert sorted(os.listdir(tmp_path / "candidates")) == ["candidates.json", "documents.npy", "scores.npy"]
+    assert sorted(os.listdir(tmp_path / "candidates")) == [
+        "candidates.json",
+        "documents.npy",
+        "positives.npy",
+        "scores.npy",
+    ]
+    assert (loaded.positives.at(0), loaded.positives.at(1)) == ([], [FoundPositive(901, 2, 2.5)])
 
 
 def test_a_rank_without_queries_can_publish_its_part(tmp_path: Path) -> None:
@@ -64,7 +72,7 @@ def test_stale_candidates_are_refused(tmp_path: Path, other: Stamp) -> None:
     assert Candidates.load(tmp_path).stamp == STAMP
 
 
-@pytest.mark.parametrize("name", ["documents.npy", "scores.npy"])
+@pytest.mark.parametrize("name", ["documents.npy", "scores.npy", "positives.npy"])
 def test_a_damaged_array_is_refused(tmp_path: Path, name: str) -> None:
     make_candidates(["a"]).save(tmp_path)
     data = bytearray((tmp_path / name).read_bytes())

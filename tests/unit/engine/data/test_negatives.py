@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engine.data.found_positives import FoundPositive
 from engine.data.negatives import draw_from_corpus, remove_known, sample_negatives, step_rng
 from engine.errors import ConfigError
 
@@ -30,10 +31,11 @@ def test_remove_known_keeps_order_aligns_left_and_counts() -> None:
         lambda row, document: (row, document) == (1, 2),
         3,
     )
-    np.testing.assert_array_equal(found[0], [[7, 9, 1], [4, 6, -1]])
-    np.testing.assert_array_equal(found[1], np.array([[5, 3, 2], [8, 7, -np.inf]], dtype=np.float32))
-    assert found[2] == [{"positives": 1}, {"answers": 1, "false_negatives": 1}]
-    assert (found[0].dtype, found[1].dtype) == (np.int64, np.float32)
+    np.testing.assert_array_equal(found.documents_QK, [[7, 9, 1], [4, 6, -1]])
+    np.testing.assert_array_equal(found.scores_QK, np.array([[5, 3, 2], [8, 7, -np.inf]], dtype=np.float32))
+    assert found.removed == [{"positives": 1}, {"answers": 1, "false_negatives": 1}]
+    assert found.positives == [[FoundPositive(3, 2, 4.0)], []], "ranks from 1, among all that was retrieved"
+    assert (found.documents_QK.dtype, found.scores_QK.dtype) == (np.int64, np.float32)
 
 
 def test_remove_known_reads_no_further_than_it_must() -> None:
@@ -47,21 +49,21 @@ def test_remove_known_reads_no_further_than_it_must() -> None:
     documents_QK = np.array([[10, 11, 12, 13, 14, 15]], dtype=np.int64)
     scores_QK = np.zeros((1, 6), dtype=np.float32)
     known = dict.fromkeys((10, 15), "positives")
-    kept, _, removed = remove_known(documents_QK, scores_QK, [known], contains_answer, 2)
-    assert kept.tolist() == [[12, 13]]
+    kept = remove_known(documents_QK, scores_QK, [known], contains_answer, 2)
+    assert kept.documents_QK.tolist() == [[12, 13]]
     assert asked == [(0, 11), (0, 12), (0, 13)], "a positive needs no look at its text either"
-    assert removed == [{"positives": 1, "answers": 1}]
+    assert kept.removed == [{"positives": 1, "answers": 1}]
 
 
 def test_remove_known_without_answers_and_without_rows() -> None:
     documents_QK = np.array([[4, 5]], dtype=np.int64)
     known = dict.fromkeys((4, 5), "positives")
-    kept, scores, removed = remove_known(documents_QK, np.ones((1, 2), np.float32), [known], None, 2)
-    assert kept.tolist() == [[-1, -1]]
-    assert np.isneginf(scores).all()
-    assert removed == [{"positives": 2}]
-    kept, *_ = remove_known(documents_QK[:0], np.ones((0, 2), np.float32), [], None, 7)
-    assert kept.shape == (0, 7)
+    kept = remove_known(documents_QK, np.ones((1, 2), np.float32), [known], None, 2)
+    assert kept.documents_QK.tolist() == [[-1, -1]]
+    assert np.isneginf(kept.scores_QK).all()
+    assert kept.removed == [{"positives": 2}]
+    kept = remove_known(documents_QK[:0], np.ones((0, 2), np.float32), [], None, 7)
+    assert kept.documents_QK.shape == (0, 7)
     with pytest.raises(ValueError, match="known of 0"):
         remove_known(documents_QK, np.ones((1, 2), np.float32), [], None, 2)
 

@@ -89,6 +89,16 @@ def test_negatives_come_from_whom_the_timetable_says(tmp_path: Path) -> None:
         game.negatives_of(WeightsOf("ranker", 7))
 
 
+def test_negatives_that_were_kept_to_anothers_best_say_so(tmp_path: Path) -> None:
+    """R2ANKER Table 6: D2's candidates within BM25's; BM25's are no member of the pool."""
+    words = ["r2anker.retrievers=[dense]", "r2anker.negatives.filters=[{name: constrained, within: bm25, top_k: 50}]"]
+    entrant = Entrant("", opened(tmp_path / "run", words=words), data_of())
+    found = entrant.negatives_of(WeightsOf("ranker", 1))
+    assert [one.label for one in found.found_by] == ["D2"]
+    assert [(one.label, top) for one, top in found.within] == [("BM25", 50)]
+    assert found.told(entrant) == "D2 within BM25 50"
+
+
 def test_weights_that_are_not_there_take_no_part(tmp_path: Path) -> None:
     entrant = Entrant("", opened(tmp_path / "run"), data_of())
     (entrant.run.folder.weights("dense", "002") / MARKER).unlink()

@@ -16,6 +16,7 @@ from engine.config.timetable import Visit
 from engine.data.batches import Samples, rows_drawn
 from engine.data.candidates import Candidates
 from engine.data.corpus import Data, TrainingQueries
+from engine.data.found_positives import FoundPositive
 from engine.errors import ArtifactError, DataError
 from engine.refresh.mining import mine
 from engine.run import Run, Stage
@@ -98,6 +99,17 @@ def test_documents_with_an_answer_are_taken_out(open_run: Open) -> None:
     assert found.row("q0").tolist() == [2, 3, 5, 6], "enough, so nothing deeper is fetched"
     assert found.row("q1").tolist() == [1, 2, 3, 4, 5]
     assert (found.counts["positives"], found.counts["answers"]) == (2, 2)
+
+
+def test_where_positives_stood_is_kept(open_run: Open) -> None:
+    """Mining took positives out without a trace, so that nothing could measure a negative by its positive's score."""
+    run = open_run()
+    found = mined(run, data_of([[0, 4], [25], [3]]), FakeSearcher(block_size=2))
+    assert [found.positives.at(row) for row in range(3)] == [
+        [FoundPositive(0, 1, 0.0), FoundPositive(4, 5, -4.0)],
+        [],
+        [FoundPositive(3, 4, -3.0)],
+    ], "25 lies deeper than five candidates reach"
 
 
 def test_known_false_negatives_are_taken_out_and_counted_by_themselves(open_run: Open) -> None:

@@ -13,7 +13,7 @@ from engine.config.bm25 import Bm25Config
 from engine.data.corpus import Data, TrainingQueries
 from engine.errors import ConfigError
 from engine.index.plan import plan_index
-from engine.refresh.refresh import bm25_candidates, drop_old_indexes
+from engine.refresh.refresh import candidates_of, drop_old_indexes
 from engine.run import Run
 from shards.records import Document, Query
 
@@ -50,12 +50,12 @@ def test_candidates_by_other_settings_of_bm25_are_mined_anew(open_run: Open, tmp
     train = TrainingQueries([Query("q", "Häuser")], [np.array([0])], {"retriever": [[1]]})
     data = Data(dataset, shards, {}, train)  # type: ignore[arg-type]
     run = open_run()
-    drawn = bm25_candidates(run, data)
+    drawn = candidates_of(run, data, "bm25")
     assert drawn.counts["drawn"] == 1, "no stem of the query is in another document"
     run.config = run.config.model_copy(update={"bm25": Bm25Config(language="de")})
-    assert bm25_candidates(run, data).row("q").tolist() == [1]
+    assert candidates_of(run, data, "bm25").row("q").tolist() == [1]
     before = (run.folder.candidates("bm25") / "candidates.json").stat().st_mtime_ns
-    assert bm25_candidates(run, data).row("q").tolist() == [1]
+    assert candidates_of(run, data, "bm25").row("q").tolist() == [1]
     assert (run.folder.candidates("bm25") / "candidates.json").stat().st_mtime_ns == before
 
 

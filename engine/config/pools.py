@@ -1,0 +1,74 @@
+"""What pools are made of: the minings that words for retrievers stand for, deep enough for all who read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from engine.config.negatives import ConstrainedFilterConfig, NegativesConfig
+from engine.config.timetable import Joint, Mining
+
+RUN_FILE = "run_file"
+"""The kind of retriever that a ranking in a file is."""
+
+
+class Pools:
+    """Gathers what is mined and what is drawn from together, for a timetable.
+
+    Args:
+        minings: What phases draw from alone, by name.
+        section: Key in the configuration of the number of candidates in pools, for messages.
+        meant: From a recipe's word for a retriever to the name of a mining, or to the same word.
+    """
+
+    def __init__(
+        self, minings: Mapping[str, Mining], section: str, meant: Callable[[str], str] = lambda word: word
+    ) -> None:
+        self.minings = dict(minings)
+        self._alone, self._section, self._meant = dict(minings), section, meant
+        self._joint: dict[str, Joint] = {}
+
+    def mined(self, retriever: str, top_k: int) -> str:
+        """Return the name of a retriever's candidates, which are mined to a depth at least.
+
+        Args:
+            retriever: A word for a mining, such as `bm25`, or the path of a TREC run file.
+            top_k: The depth.
+        """
+        files = {one.path: name for name, one in self.minings.items() if one.path}
+        name = files.get(retriever) or self._meant(retriever)
+        if name not in self.minings:
+            name = f"run-file-{len(files)}"
+            self.minings[name] = Mining(name, RUN_FILE, None, top_k, self._section, retriever)
+        mining = self.minings[name]
+        self.minings[name] = replace(mining, top_k=max(mining.top_k, top_k))
+        return name
+
+    def add(self, name: str, retrievers: tuple[str, ...], top_k: int, negatives: NegativesConfig) -> None:
+        """Add a pool; where it is one mining drawn from as it is, nothing is added.
+
+        Args:
+            name: Of the pool.
+            retrievers: As for `mined`.
+            top_k: Candidates of each.
+            negatives: Filters and sampler.
+        """
+        members = tuple(self.mined(retriever, top_k) for retriever in retrievers)
+        filters = tuple(
+            one.model_copy(update={"within": self.mined(one.within, one.top_k)})
+            if isinstance(one, ConstrainedFilterConfig)
+            else one
+            for one in negatives.filters
+        )
+        if members != (name,) or not negatives.is_plain:
+            self._joint[name] = Joint(members, top_k, negatives.model_copy(update={"filters": filters}))
+
+    @property
+    def joint(self) -> dict[str, Joint]:
+        """All pools; with the beginning of each list that phases draw from alone, where it is mined deeper."""
+        cut = {
+            name: Joint((name,), mining.top_k)
+            for name, mining in self._alone.items()
+            if name not in self._joint and self.minings[name].top_k > mining.top_k
+        }
+        return cut | self._joint
