@@ -59,7 +59,10 @@ def data_of() -> Any:
 def test_a_run_has_rankers_and_retrievers_by_the_names_of_its_table(tmp_path: Path) -> None:
     alone = Entrant("", opened(tmp_path / "run"), data_of())
     labels = {one: alone.state(one).label for one in published(alone.run)}
-    assert labels == {WeightsOf("dense", 1): "D1", WeightsOf("dense", 2): "D2", WeightsOf("ranker", 1): "R"}
+    assert {(one.model, one.iteration): label for one, label in labels.items()} == {
+        **{("dense", 1): "D1", ("dense", 2): "D2", ("lexical", 1): "L1", ("lexical", 2): "L2"},
+        **{("ranker", 1): "R", ("student", 1): "S"},
+    }
     beside = replace(alone, name="joint")
     assert [beside.state(WeightsOf("dense", 1)).label, beside.bm25().label] == ["joint:D1", "joint:BM25"]
     assert (alone.state(WeightsOf("ranker", 1)).choice, alone.state(WeightsOf("dense", 2)).choice) == (
@@ -78,9 +81,9 @@ def test_negatives_come_from_whom_the_timetable_says(tmp_path: Path) -> None:
     """R2ANKER: the joint pool; AR2: D0 from G0's candidates, D of an iteration from its own retriever's."""
     joint = Entrant("a", opened(tmp_path / "joint"), data_of())
     pool = joint.negatives_of(WeightsOf("ranker", 1))
-    assert ([one.label for one in pool.found_by], pool.within) == (["a:BM25", "a:D2"], ())
-    assert pool.told(joint) == "BM25,D2"
-    assert replace(pool, within=((joint.bm25(), 1000),)).told(joint) == "BM25,D2 within BM25 1000"
+    assert ([one.label for one in pool.found_by], pool.within) == (["a:BM25", "a:D2", "a:L2"], ())
+    assert pool.told(joint) == "BM25,D2,L2"
+    assert replace(pool, within=((joint.bm25(), 1000),)).told(joint) == "BM25,D2,L2 within BM25 1000"
     game = Entrant("", opened(tmp_path / "game", "tiny.yaml"), data_of())
     assert [game.negatives_of(WeightsOf("ranker", iteration)).told(game) for iteration in range(3)] == [
         *["G0", "G@1", "G@2"]
@@ -113,7 +116,9 @@ def test_what_two_runs_share_takes_part_once(tmp_path: Path) -> None:
     (second.folder.weights("dense", "002") / MARKER).write_text(json.dumps({"sha256": "other", "files": {}}))
     entrants = [Entrant(name, run, data_of()) for name, run in (("a", first), ("b", second))]
     everyone = [one for entrant in entrants for one in (entrant.bm25(), *map(entrant.state, published(entrant.run)))]
-    assert [one.label for one in without_repetitions(everyone)] == ["a:BM25", "a:D1", "a:D2", "a:R", "b:D2"]
+    assert [one.label for one in without_repetitions(everyone)] == [
+        *("a:BM25", "a:D1", "a:D2", "a:L1", "a:L2", "a:R", "a:S", "b:D2")
+    ]
 
 
 @pytest.mark.parametrize("word", ["bm25.b=0.7", "dense.max_length=40", "index.audit_queries=8"])
