@@ -19,8 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sparse  # type: ignore[import-untyped]
 
+from engine.log import get_logger
 from shards.postings import Block
 
+log = get_logger(__name__)
 _FEW_TERMS = 1024
 """Of all queries together; beyond as many, a whole block is converted faster than it is cut."""
 
@@ -123,8 +125,15 @@ class CompiledScan:
 
 
 def fastest_scan() -> type[Scan]:
-    """Return the kind of scan that is fastest with what is installed."""
-    return CompiledScan if importlib.util.find_spec("numba") else ProductScan
+    """Return the kind of scan that is fastest with what is installed; the results are the same."""
+    if importlib.util.find_spec("numba") is None:
+        return ProductScan
+    try:
+        importlib.import_module("numba")
+    except ImportError as error:
+        log.warning("numba is installed and cannot be used (%s): postings are searched by scipy, slower", error)
+        return ProductScan
+    return CompiledScan
 
 
 def add_postings(

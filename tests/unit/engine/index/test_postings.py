@@ -180,10 +180,20 @@ def test_queries_of_another_vocabulary_are_refused(tmp_path: Path) -> None:
         index.search(sparse.csr_array(np.ones((2, V), dtype=np.float32)), 0)
 
 
-def test_numba_is_taken_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    for found, expected in ((object(), CompiledScan), (None, ProductScan)):
-        monkeypatch.setattr(scans.importlib.util, "find_spec", lambda name, found=found: found)
+def test_numba_is_taken_where_it_can_be(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def broken(name: str) -> object:
+        raise ImportError("it needs an older numpy")
+
+    for spec, module, expected in (
+        (object(), lambda name: object(), CompiledScan),
+        (None, broken, ProductScan),
+        (object(), broken, ProductScan),
+    ):
+        assert "older numpy" not in caplog.text
+        monkeypatch.setattr(scans.importlib.util, "find_spec", lambda name, spec=spec: spec)
+        monkeypatch.setattr(scans.importlib, "import_module", module)
         assert scans.fastest_scan() is expected
+    assert "older numpy" in caplog.text
 
 
 def test_a_damaged_part_stops_a_search(tmp_path: Path) -> None:
