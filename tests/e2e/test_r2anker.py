@@ -120,7 +120,8 @@ def test_one_rank_goes_on_with_what_two_began(zygote: Zygote, made: Finished, tm
     [
         (("r2anker.retrievers=[bm25,dence]",), r"dence does not exist"),
         (("r2anker.retrievers=[bm25,dense@3]",), r"names 'dense@3': expected of bm25, dense"),
-        (("r2anker.ranker.num_negatives=500",), r"300 documents, a step draws 500 negatives"),
+        (("r2anker.ranker.num_negatives=500",), r"500 negatives are drawn by ranker from 60 candidates of bm25, dense"),
+        (("r2anker.ranker.num_negatives=500", "r2anker.top_k=400"), r"300 documents, a step draws 500 negatives"),
         (("recipe=r2ranker",), r"names the recipe 'r2ranker'. Expected: one of ar2"),
         (("r2anker.ranker.steps=null", "r2anker.ranker.epochs=0"), r"r2anker.ranker.epochs"),
         (("ar2.iterations=1",), r"unknown key 'ar2'"),
