@@ -13,9 +13,11 @@ from pathlib import Path
 
 from engine.config.models import RankerConfig
 from engine.config.text import as_typed, is_whole
+from engine.evaluation.evaluate import retriever_of
 from engine.evaluation.pairs import PairScorer
+from engine.evaluation.systems import system_of
 from engine.log import get_logger
-from engine.retrievers.kinds import dense, open_searcher
+from engine.retrievers.kinds import open_searcher
 from launcher.commands.finished import corpus_of, last_iteration, open_run, require_search, states_of
 from launcher.terminal.arguments import positive_whole_number, typed_path
 from shards.records import Query
@@ -43,11 +45,14 @@ class SearchEngine:
         self.iteration = last_iteration(self._run)
         states = states_of(self._run, self.iteration)
         self._data = corpus_of(self._run, self.iteration, shards)
-        self._searcher = open_searcher(
-            self._run, self._data, self._run.folder, dense(states[self._run.timetable.encoder])
-        )
-        ranker = next(model for model, one in self._run.config.models.items() if isinstance(one, RankerConfig))
+        table, config = self._run.timetable, self._run.config
+        found_by = system_of(config, states[table.encoder])
+        self._searcher = open_searcher(self._run, self._data, self._run.folder, retriever_of(found_by))
+        ranker = next(model for model, one in config.models.items() if isinstance(one, RankerConfig))
         self._scorer = PairScorer.open(self._run, self._data, ranker, states[ranker].state)
+        names = f"{found_by.name} and {table.name_of(states[ranker])}"
+        self.stage = f"iteration {self.iteration}" if table.ends is None else names
+        """What answers, for whoever asks."""
 
     def search(self, question: str, top_k: int) -> list[tuple[float, float, str, str, str]]:
         """Answer a question.
@@ -107,7 +112,7 @@ def answer_questions(path: Path, question: str | None, *, top_k: int, shards: Pa
         return
     interactive = sys.stdin.isatty()
     if interactive:
-        print(f"Searching with iteration {engine.iteration} of {path}. An empty line ends.")
+        print(f"Searching with {engine.stage} of {path}. An empty line ends.")
     while True:
         if interactive:
             print("\n> ", end="", flush=True)
