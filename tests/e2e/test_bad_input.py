@@ -376,5 +376,7 @@ def test_the_exit_code_is_that_of_the_process(data: Path, tmp_path: Path) -> Non
 
 def test_a_batch_that_the_ranks_cannot_share_is_refused(zygote: Zygote, data: Path, tmp_path: Path) -> None:
     words = (f"run.path={tmp_path / 'run'}", f"data.path={data}", *QUICK, "warmup_ranker.batch_size=7")
-    assert_refused(zygote.recipe(*words, num_ranks=2).wait(), "7 queries", "2 ranks", "a multiple of 2")
+    assert_refused(
+        zygote.recipe(*words, num_ranks=2).wait(), "warmup_ranker.batch_size is 7", "2 ranks", "a multiple of 2"
+    )
     assert not ledger_of(tmp_path / "run")

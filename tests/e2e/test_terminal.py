@@ -41,6 +41,8 @@ def words_of(command: str, run: Path, place: Path) -> list[str]:
         "supervise": ["supervise", "--max-restarts", "0", "--", "true", "launcher/run.py", *recipe],
         "search": ["search", str(run), "für 中文?", "--top-k", "2"],
         "evaluate": ["evaluate", str(run), "--data", str(run / "data"), "--max-queries", "2"],
+        "matrix": ["matrix", str(run), "--depth", "5", "--max-queries", "2", "--no-figure"],
+        "analyse": ["analyse", "negatives", str(run), "--depth", "5", "--max-queries", "2", "--no-figure"],
         "export": ["export", str(run), "--out", str(data)],
     }[command]
 

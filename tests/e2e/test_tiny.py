@@ -150,7 +150,7 @@ def test_the_summary_has_every_system_with_values_from_0_to_1(tiny: Finished) ->
     )
     for row in rows:
         named = {"system", "retriever", "iteration", "split", "metrics", "kind", "over", "over_iteration"}
-        assert set(row) == named | {"num_queries", "split_queries", "relevance_threshold"}
+        assert set(row) == named | {"rerank_depth", "num_queries", "split_queries", "relevance_threshold"}
         assert (row["num_queries"], row["split_queries"]) == (16, 90), "a sample of the split"
         assert (row["iteration"] is None) == (row["system"] in {"BM25", "zero-shot"})
         metrics = row["metrics"]

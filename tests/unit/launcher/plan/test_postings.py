@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 
 from engine.config.file import load_config
-from engine.config.models import LexicalConfig
-from engine.config.r2anker import R2ankerRecipe
-from engine.config.timetable import Mining, Sizes, Timetable, WeightsOf
+from engine.config.recipe import Config
 from engine.refresh import mining
 from engine.retrievers.lexical import LexicalSearcher
 from launcher.plan.corpus import Corpus
@@ -30,21 +28,8 @@ CORPUS = Corpus(documents=20_000, train=9000, dev=100, test=0, text_bytes=600.0,
 WORDS = 1000
 
 
-class LexicalRecipe(R2ankerRecipe):
-    """R2ANKER whose lexical retriever is mined in both of its states."""
-
-    lexical: LexicalConfig
-
-    def timetable_for(self, sizes: Sizes | None) -> Timetable:
-        table = super().timetable_for(sizes)
-        mined = (Mining(f"lexical-00{state}", "lexical", WeightsOf("lexical", state), 20, "x") for state in (1, 2))
-        return replace(table, minings=(*table.minings, *mined))
-
-
-def recipe() -> LexicalRecipe:
-    lexical = LexicalConfig(name="random", max_length=48, query_max_length=16)
-    recipe = LexicalRecipe(**load_config(TINY).model_dump(), lexical=lexical)
-    return recipe.sized(CORPUS.sizes)  # type: ignore[return-value]
+def recipe() -> Config:
+    return load_config(TINY).sized(CORPUS.sizes)
 
 
 def planned(corpus: Corpus = CORPUS) -> Plan:
@@ -105,7 +90,7 @@ def test_postings_are_held_in_their_turn() -> None:
 
 
 def test_without_a_lexical_retriever_there_is_nothing_of_it() -> None:
-    config = load_config(TINY)
+    config = load_config(TINY, ["lexical=null"])
     shapes = shapes_of(config)
     plan = make_plan(config, CORPUS, shapes, find_gpu("a100-80gb"), nodes=1, ranks_per_node=2, rates=Rates())
     text = report(plan)
