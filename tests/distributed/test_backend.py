@@ -100,6 +100,7 @@ def matrix_on_every_rank() -> None:
             results[name] = {"losses": losses, "norms": norms, "weights": weights[:8].tolist() if state else None}
             if num_chunks == 1:
                 results[f"{stage}/offloaded"] = offloaded(stage, folder)
+                results[f"{stage}/restarted"] = restarted(stage, folder)
                 results[f"{stage}/bad"] = [bad_gradient(stage, folder, precision) for precision in ("fp32", "bf16")]
                 if stage in (1, 2):
                     once = make_engine(stage, folder, looks_once=True)
@@ -130,6 +131,21 @@ def offloaded(stage: int, folder: Path) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one) and all(
         torch.equal(mine.parts_F[part], theirs.parts_F[part]) for mine, theirs in pairs for part in mine.parts_F
     )
+
+
+def restarted(stage: int, folder: Path) -> bool:
+    """Train, go back to the weights of the beginning, train again: is it the training of a new engine?"""
+    import torch
+
+    from engine.models.retriever import Retriever
+
+    again, fresh = make_engine(stage, folder), make_engine(stage, folder)
+    contrastive_steps(again, 1)
+    again.load_weights(Retriever.load(str(folder), pooling="cls", similarity="dot", tied=True).state_dict())
+    for engine in (again, fresh):
+        contrastive_steps(engine, 1)
+    one, other = again.full_state_dict(), fresh.full_state_dict()
+    return all(torch.equal(one[name], other[name]) for name in other)
 
 
 def bad_gradient(stage: int, folder: Path, precision: str, *, looks_once: bool = False) -> list[bool]:
@@ -228,6 +244,15 @@ def test_an_engine_that_was_offloaded_trains_on_bit_equal(
 ) -> None:
     """Symptom: under ZeRO-3 DeepSpeed refuses to offload the states of an optimizer that is not its own."""
     assert worlds[world_size][f"{stage}/offloaded"] is True
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("stage", range(4))
+def test_an_engine_that_begins_again_trains_like_a_new_one(
+    worlds: dict[int, dict[str, Any]], world_size: int, stage: int
+) -> None:
+    """A retriever's second stage begins from the pre-trained weights, in the engine of the first."""
+    assert worlds[world_size][f"{stage}/restarted"] is True
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
