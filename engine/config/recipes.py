@@ -6,12 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.config.ar2 import Ar2Recipe
-from engine.config.pretrain import EdMlmRecipe
+from engine.config.pretrain import EdMlmRecipe, IctRecipe
 from engine.config.r2anker import R2ankerRecipe
 from engine.config.recipe import Config
 from engine.errors import ConfigError
 
-RECIPES: Mapping[str, type[Config]] = {"ar2": Ar2Recipe, "r2anker": R2ankerRecipe, "edmlm": EdMlmRecipe}
+RECIPES: Mapping[str, type[Config]] = {
+    "ar2": Ar2Recipe,
+    "r2anker": R2ankerRecipe,
+    "edmlm": EdMlmRecipe,
+    "ict": IctRecipe,
+}
 DEFAULT = "ar2"
 """What a file without the key is."""
 

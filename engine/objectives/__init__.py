@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Generic
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from torch.distributed.nn.functional import all_gather, all_reduce
 from engine import losses
 from engine.config.ar2 import Ar2Config
 from engine.config.lexical import FlopsConfig
-from engine.data.batches import Group, InputBuilder, MicroBatch, Samples
+from engine.data.batches import G, Group, GroupTokens, InputBuilder, MicroBatch, Samples, StepSamples
 from engine.data.corpus import Data
 from engine.metrics import Metric
 from engine.models.packed import Scorer
@@ -35,17 +36,17 @@ class Inputs:
     """A micro-batch with the inputs that models get for it.
 
     Attributes:
-        micro: Its queries and documents.
+        micro: Its samples: queries with their documents, in most cases.
         of: Inputs by the names under which a model's forward takes them: `queries`, `documents`, `pairs`.
         num_tokens: Tokens of all, padding left out.
     """
 
-    micro: MicroBatch[Group]
+    micro: MicroBatch[Any]
     of: dict[str, Batch]
     num_tokens: float
 
 
-def inputs_of(micro: MicroBatch[Group], **of: Batch) -> Inputs:
+def inputs_of(micro: MicroBatch[Any], **of: Batch) -> Inputs:
     """Join a micro-batch with its inputs."""
     return Inputs(micro, of, count_tokens(*of.values()))
 
@@ -67,18 +68,27 @@ class PooledBatch:
     step: int
 
 
-class InBatchContrast:
-    """The retriever's warm-up: every document of the batch that is not a query's positive is its negative (Eq. 2).
+class PoolContrast(Generic[G]):
+    """A contrast over a batch: a sample's query is told its own document among the documents of all samples (Eq. 2).
+
+    What a sample is, a class of contrast says by `inputs` and `excluded`.
 
     Args:
-        samples: Queries, positives and hard negatives.
-        builder: Makes the retriever's inputs.
+        samples: Of which each has a query, and a document that is its positive, before its hard negatives.
+        token_counts: Count the tokens that a model takes of a sample.
         score_scale: The tau of Eq. 2.
     """
 
-    def __init__(self, samples: Samples, builder: InputBuilder, *, score_scale: float) -> None:
-        self.samples, self._builder, self._score_scale = samples, builder, score_scale
-        self.token_counts = (builder.tokens_of_texts,)
+    def __init__(self, samples: StepSamples[G], token_counts: tuple[GroupTokens, ...], *, score_scale: float) -> None:
+        self.samples, self.token_counts, self._score_scale = samples, token_counts, score_scale
+
+    def inputs(self, groups: Sequence[G]) -> dict[str, Batch]:
+        """Make a retriever's inputs of samples: `queries` and `documents`."""
+        raise NotImplementedError
+
+    def excluded(self, own: Sequence[G], pool: Sequence[G]) -> Tensor:
+        """Mark what of a pool is no negative of each query, whose positive may be marked as well: bool [B, P]."""
+        raise NotImplementedError
 
     def prepare(self, step: int) -> PooledBatch:
         """Make a rank's inputs, and mark what of the pool is no negative."""
@@ -87,11 +97,9 @@ class InBatchContrast:
         shared = phase.pool == "world"
         first = self.samples.rank * len(own) if shared else 0
         targets_B = (torch.arange(len(own)) + first) * (1 + phase.num_negatives)
-        excluded_BP = no_negatives(self.samples.data, own, groups if shared else own)
+        excluded_BP = self.excluded(own, groups if shared else own)
         chunks = [
-            inputs_of(
-                micro, queries=self._builder.queries(micro.groups), documents=self._builder.documents(micro.groups)
-            )
+            inputs_of(micro, **self.inputs(micro.groups))
             for micro in self.samples.micro_batches(groups, step, self.token_counts)
         ]
         return PooledBatch(chunks, targets_B, excluded_BP.scatter(1, targets_B[:, None], False), step)
@@ -120,6 +128,30 @@ class InBatchContrast:
             "score_spread": spread(scores_BP),
         }
         return loss, {name: Metric(value) for name, value in measured.items()}
+
+
+class InBatchContrast(PoolContrast[Group]):
+    """The retriever's warm-up: every document of the batch that is not a query's positive is its negative (Eq. 2).
+
+    Args:
+        samples: Queries, positives and hard negatives.
+        builder: Makes the retriever's inputs.
+        score_scale: The tau of Eq. 2.
+    """
+
+    samples: Samples
+
+    def __init__(self, samples: Samples, builder: InputBuilder, *, score_scale: float) -> None:
+        super().__init__(samples, (builder.tokens_of_texts,), score_scale=score_scale)
+        self._builder = builder
+
+    def inputs(self, groups: Sequence[Group]) -> dict[str, Batch]:
+        """Join the queries of groups, and their documents."""
+        return {"queries": self._builder.queries(groups), "documents": self._builder.documents(groups)}
+
+    def excluded(self, own: Sequence[Group], pool: Sequence[Group]) -> Tensor:
+        """Mark positives and known false negatives."""
+        return no_negatives(self.samples.data, own, pool)
 
 
 class LexicalContrast(InBatchContrast):

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from engine.config.timetable import Visit
-from engine.data.batches import StepSamples, require_equal_shares, shuffled_rows
+from engine.data.batches import G, StepSamples, require_equal_shares, shuffled_rows
 from engine.data.corpus import Data
 from engine.data.negatives import step_rng
 from engine.errors import ModelError
@@ -38,8 +38,21 @@ class SampledDocument:
 
 
 @dataclass(frozen=True, slots=True)
-class DocumentSamples(StepSamples[int]):
-    """What the steps of one visit to a phase of pre-training are made of: documents, by their index in the corpus.
+class Reading:
+    """A document as an epoch reads it, where each epoch draws something else of it.
+
+    Attributes:
+        document: Its index in the corpus.
+        epoch: How often all documents had their turn before.
+    """
+
+    document: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusSamples(StepSamples[G]):
+    """What the steps of one visit to a phase of pre-training are made of: documents, in what form a class says.
 
     Attributes:
         visit: The phase, and which of its visits.
@@ -60,8 +73,8 @@ class DocumentSamples(StepSamples[int]):
     def __post_init__(self) -> None:
         require_equal_shares(self.visit.phase, self.world_size)
 
-    def groups(self, step: int) -> list[int]:
-        """Take the whole step's documents, the same on every rank.
+    def taken(self, step: int) -> list[int]:
+        """Return the whole step's documents, by their index in the corpus, the same on every rank.
 
         Args:
             step: Number of the step in the phase's schedule.
@@ -77,9 +90,28 @@ class DocumentSamples(StepSamples[int]):
 
     def names(self, step: int) -> list[SampledDocument]:
         """Name the documents of a step, rank by rank."""
-        documents = self.groups(step)
+        documents = self.taken(step)
         share = len(documents) // self.world_size
         return [SampledDocument(place // share, self.docids[one]) for place, one in enumerate(documents)]
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentSamples(CorpusSamples[int]):
+    """Documents by their index in the corpus, of which each step draws something else."""
+
+    def groups(self, step: int) -> list[int]:
+        """Take the whole step's documents."""
+        return self.taken(step)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingSamples(CorpusSamples[Reading]):
+    """Documents of which each epoch draws something else."""
+
+    def groups(self, step: int) -> list[Reading]:
+        """Take the whole step's documents, each with the epoch whose turn it is; a step may begin an epoch."""
+        first, num_documents = step * self.visit.phase.batch_size, len(self.documents)
+        return [Reading(one, (first + place) // num_documents) for place, one in enumerate(self.taken(step))]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,11 +6,9 @@ Shapes: M masked tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
-from tabulate import tabulate
 from torch import Tensor
 
 from engine import losses
@@ -18,25 +16,18 @@ from engine.config.models import BottleneckConfig
 from engine.config.timetable import WeightsOf
 from engine.data.batches import cut_by_tokens
 from engine.data.corpus import Data
-from engine.log import get_logger
 from engine.models.bottleneck import BottleneckLM
 from engine.models.weights import frozen_bottleneck
 from engine.pretrain.documents import MaskedInputBuilder, MaskedPair, Split
 from engine.pretrain.masking import MaskRates
-from engine.pretrain.reconstruction import SIDES
+from engine.pretrain.measurements import STREAM, HeldOut, record_held_out
 from engine.reliability.progress import progress_bar
-from engine.results import NOT_SHOWN
-from engine.run import RunFolder, Stage
-from shards.files import read_record, write_json
+from engine.run import Stage
 from shards.partition import split_range
 
-log = get_logger(__name__)
-STREAM = "held_out"
-"""Of the masks, which are the same at every measurement."""
 
-
-@dataclass(frozen=True, slots=True)
-class HeldOutLosses:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOutLosses(HeldOut):
     """Means over the masked tokens of the documents held out; None where nothing of them is masked.
 
     Attributes:
@@ -44,16 +35,12 @@ class HeldOutLosses:
         decoder_loss: Of the decoder's.
         encoder_accuracy: Share of the encoder's masked tokens that it predicts.
         decoder_accuracy: Of the decoder's.
-        documents: How many were held out.
-        iteration: After which epoch; 0 is before the first step.
     """
 
     encoder_loss: float | None
     decoder_loss: float | None
     encoder_accuracy: float | None
     decoder_accuracy: float | None
-    documents: int
-    iteration: int = field(metadata=NOT_SHOWN)
 
 
 def measure_held_out(stage: Stage, data: Data, split: Split, rates: MaskRates, *, weights: WeightsOf) -> HeldOutLosses:
@@ -82,34 +69,8 @@ def measure_held_out(stage: Stage, data: Data, split: Split, rates: MaskRates, *
                 bar.update(len(piece))
     of_ranks: list[list[list[float]]] = coordinator.gather(f"{stage.name}: sums", sums.tolist())
     found = _means(torch.tensor(of_ranks, dtype=torch.float64).sum(0), len(split.held_out), weights.iteration or 0)
-    values = {f"{STREAM}/{name}": value for name, value in asdict(found).items() if isinstance(value, float)}
-    run.metrics.write(stage.name, found.iteration, values)
-    coordinator.only_rank_zero(f"{stage.name}: record", lambda: _record(held_out_path(run.folder), found))
-    if run.is_main and found.iteration == run.timetable.iterations:
-        log.info("held-out documents (%s)\n\n%s\n", held_out_path(run.folder), held_out_table(run.folder))
+    record_held_out(stage, found)
     return found
-
-
-def held_out_path(folder: RunFolder) -> Path:
-    """Return where the measurements of a run are."""
-    return folder.results / "held_out.json"
-
-
-def held_out_table(folder: RunFolder) -> str:
-    """Format the measurements of a run as a table: a row for each epoch."""
-    rows = [asdict(one) for one in read_held_out(folder)]
-    names = ("iteration", *(f"{side}_{what}" for what in ("loss", "accuracy") for side in SIDES), "documents")
-    return tabulate([[row[name] for name in names] for row in rows], headers=names, floatfmt=".4f")
-
-
-def read_held_out(folder: RunFolder) -> list[HeldOutLosses]:
-    """Read the measurements of a run, by epoch; none where there are none yet.
-
-    Raises:
-        ArtifactError: Their file is damaged.
-    """
-    path = held_out_path(folder)
-    return read_record(path, list[HeldOutLosses], "the held-out losses") if path.exists() else []
 
 
 def _pieces(documents: Sequence[int], builder: MaskedInputBuilder, budget: int) -> Iterator[Sequence[int]]:
@@ -135,12 +96,11 @@ def _means(sums: Tensor, documents: int, iteration: int) -> HeldOutLosses:
     (encoder, decoder) = (
         [loss / count, hits / count] if count else [None, None] for loss, hits, count in sums.tolist()
     )
-    return HeldOutLosses(encoder[0], decoder[0], encoder[1], decoder[1], documents, iteration)
-
-
-def _record(path: Path, found: HeldOutLosses) -> None:
-    """Put a measurement into the file, in the place of an earlier one of the same epoch."""
-    known = read_record(path, list[HeldOutLosses], "the held-out losses") if path.exists() else []
-    rows = [*(one for one in known if one.iteration != found.iteration), found]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, [asdict(one) for one in sorted(rows, key=lambda one: one.iteration)])
+    return HeldOutLosses(
+        encoder_loss=encoder[0],
+        decoder_loss=decoder[0],
+        encoder_accuracy=encoder[1],
+        decoder_accuracy=decoder[1],
+        documents=documents,
+        iteration=iteration,
+    )

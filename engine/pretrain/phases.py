@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.config.models import BottleneckConfig
+from engine.config.models import BottleneckConfig, RetrieverConfig
 from engine.config.timetable import WeightsOf
 from engine.data.corpus import Data
 from engine.phases import Trained, train_by
-from engine.pretrain.documents import DocumentSamples, MaskedInputBuilder, Split, split_documents
+from engine.pretrain.cloze import ClozeBuilder, ClozeRates
+from engine.pretrain.contrast import ClozeContrast
+from engine.pretrain.documents import DocumentSamples, MaskedInputBuilder, ReadingSamples, Split, split_documents
 from engine.pretrain.masking import MaskRates
 from engine.pretrain.reconstruction import BottleneckReconstruction
 from engine.run import Run, Stage
@@ -72,6 +74,36 @@ def reconstruct(
         return BottleneckReconstruction(samples, builder)
 
     return train_by(stage, models, data, reconstruction, visit)
+
+
+def contrast_clozes(
+    stage: Stage, models: Models, data: Data, split: Split, rates: ClozeRates, *, phase: str, iteration: int
+) -> Trained:
+    """Train a retriever to find the documents that sentences were taken from, for one epoch (Lee et al. 2019).
+
+    Args:
+        stage: Where this runs.
+        models: All models.
+        data: The corpus.
+        split: Which documents may be taken.
+        rates: How the sentences are drawn.
+        phase: Of the timetable.
+        iteration: The epoch, from 1.
+    """
+    visit, coordinator = stage.run.timetable.phase(phase).visit(iteration), stage.run.coordinator
+    name = visit.phase.model
+
+    def contrast() -> Objective:
+        section = stage.run.config.model(name, RetrieverConfig)
+        collate = models.engines[name].module.collator(data.texts[name].template)  # type: ignore[operator]
+        lengths = section.max_length, section.query_max_length
+        builder = ClozeBuilder.of(data, name, collate, rates, lengths=lengths, seed=stage.seed)
+        samples = ReadingSamples(
+            visit, stage.seed, split.train, data.shards.docids, coordinator.rank, coordinator.world_size
+        )
+        return ClozeContrast(samples, builder, score_scale=section.score_scale)
+
+    return train_by(stage, models, data, contrast, visit)
 
 
 def split_of(data: Data, run: Run) -> Split:

@@ -78,7 +78,7 @@ def require_search(run: Run) -> None:
     if not run.config.learns_from_queries:
         exported = run.folder.export(next(iter(run.config.models)))
         raise ConfigError(
-            f"the run in {run.folder.path} is of the recipe {run.config.recipe}, which trains no retriever or ranker",
+            f"the run in {run.folder.path} is of the recipe {run.config.recipe}, which pre-trains on documents alone",
             expected="a run whose models answer queries",
             remedy=f"train one that starts from what was pre-trained, such as by retriever.name={exported}",
         )

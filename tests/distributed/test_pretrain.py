@@ -1,4 +1,4 @@
-"""Bottleneck pre-training under ZeRO 0 to 3, on one rank and on two: equal losses, and after a kill equal weights.
+"""Pre-training under ZeRO 0 to 3, on one rank and on two: equal losses, and after a kill equal weights.
 
 `train_on_every_rank` runs on the ranks and prints one JSON line; the tests compare worlds and stages.
 """
@@ -17,6 +17,10 @@ from tests.distributed.processes import RankResult, run_ranks
 
 HERE = "tests.distributed.test_pretrain"
 STEPS, DOCUMENTS, LR = 4, 12, 1e-2
+PARTS = {"edmlm": "decoder.", "ict": "towers."}
+"""Recipes, and how a part of what they train is named."""
+STAGES = [*(("edmlm", stage) for stage in range(4)), ("ict", 1), ("ict", 2)]
+"""On two ranks; gradients are cached under the others in tests/distributed/test_models.py."""
 TEXTS = [" ".join(f"w{(7 * number + place) % 23}" for place in range(3 + 2 * number)) for number in range(DOCUMENTS)]
 
 
@@ -38,46 +42,47 @@ class Written:
         return len(self._ids[document])
 
 
-def make_engine(stage: int, folder: Path) -> Any:
-    from engine.config.models import BottleneckConfig
+def make_engine(recipe: str, stage: int, folder: Path) -> Any:
+    from engine.config.models import BottleneckConfig, ModelConfig, RetrieverConfig
     from engine.config.training import OptimConfig
-    from engine.models.bottleneck import BottleneckLM
+    from engine.models.kinds import load_untrained
     from engine.training.backend import TrainedModel
 
     # A large eps keeps Adam from blowing rounding up to the size of a step.
     optim = OptimConfig(lr=LR, eps=1e-3)
-    section = BottleneckConfig(name="tiny", zero_stage=stage, dropout=0.1)  # type: ignore[arg-type]
-    engine = TrainedModel("encoder", BottleneckLM.load(str(folder), dropout=0.1), section, optim)
+    settings: dict[str, Any] = {"name": "tiny", "zero_stage": stage, "dropout": 0.1}
+    kinds: dict[str, type[ModelConfig]] = {"edmlm": BottleneckConfig, "ict": RetrieverConfig}
+    section = kinds[recipe](**settings)
+    engine = TrainedModel("model", load_untrained(section, str(folder), seed=1), section, optim)
     engine.begin_stage(optim)
     engine.train()
     return engine
 
 
-def make_objective(folder: Path, module: Any, rank: int, world_size: int) -> Any:
+def make_objective(recipe: str, folder: Path, module: Any, rank: int, world_size: int) -> Any:
     import numpy as np
 
     from engine.config.timetable import Phase
     from engine.config.training import OptimConfig
     from engine.models.loading import load_tokenizer
     from engine.models.template import InputTemplate
-    from engine.pretrain.documents import DocumentSamples, MaskedInputBuilder
+    from engine.pretrain.cloze import ClozeBuilder, ClozeRates
+    from engine.pretrain.contrast import ClozeContrast
+    from engine.pretrain.documents import DocumentSamples, MaskedInputBuilder, ReadingSamples
     from engine.pretrain.masking import MaskRates
     from engine.pretrain.reconstruction import BottleneckReconstruction
 
     tokenizer = load_tokenizer(str(folder))
     collate, shards = module.collator(InputTemplate.from_tokenizer(tokenizer)), Written(tokenizer)
-    builder = MaskedInputBuilder(
-        shards,  # type: ignore[arg-type]
-        "encoder",
-        tokenizer,
-        collate,
-        MaskRates(0.3, 0.5),
-        max_length=24,
-        seed=3,
-    )
-    phase = Phase("edmlm", "edmlm", "encoder", STEPS, 8, 2, 0, OptimConfig(), ("",), 1)
-    samples = DocumentSamples(phase.visit(1), 3, np.arange(DOCUMENTS), [], rank, world_size)
-    return BottleneckReconstruction(samples, builder)
+    read: tuple[Any, ...] = (shards, "model", tokenizer, collate)
+    pool: Any = "world" if recipe == "ict" else "none"
+    phase = Phase(recipe, recipe, "model", STEPS, 8, 2, 0, OptimConfig(), ("",), 1, pool=pool)
+    taken: tuple[Any, ...] = (phase.visit(1), 3, np.arange(DOCUMENTS), [], rank, world_size)
+    if recipe == "ict":
+        clozes = ClozeBuilder(*read, ClozeRates(0.1, 3), max_length=24, query_max_length=12, seed=3)
+        return ClozeContrast(ReadingSamples(*taken), clozes, score_scale=0.1)
+    builder = MaskedInputBuilder(*read, MaskRates(0.3, 0.5), max_length=24, seed=3)
+    return BottleneckReconstruction(DocumentSamples(*taken), builder)
 
 
 def train_steps(engine: Any, objective: Any, steps: range) -> list[list[float]]:
@@ -104,23 +109,23 @@ def train_on_every_rank() -> None:
     torch.set_num_threads(1)
     folder, results = Path(os.environ["TEST_MODEL"]), {}
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    for stage in range(4 if world_size > 1 else 1):
-        whole = make_engine(stage, folder)
-        objective = make_objective(folder, whole.module, rank, world_size)
+    for recipe, stage in STAGES if world_size > 1 else [(recipe, 0) for recipe in PARTS]:
+        whole = make_engine(recipe, stage, folder)
+        objective = make_objective(recipe, folder, whole.module, rank, world_size)
         steps = train_steps(whole, objective, range(STEPS))
         expected = whole.full_state_dict()
 
-        place = Path(os.environ["TEST_FOLDER"]) / f"{world_size}-{stage}"
+        place = Path(os.environ["TEST_FOLDER"]) / f"{recipe}-{world_size}-{stage}"
         place.mkdir(parents=True, exist_ok=True)
-        killed = make_engine(stage, folder)
+        killed = make_engine(recipe, stage, folder)
         train_steps(killed, objective, range(2))
-        Checkpoints(place, world.coordinator, Retention(1)).save(killed, "edmlm/1", 2)
-        again = make_engine(stage, folder)
+        Checkpoints(place, world.coordinator, Retention(1)).save(killed, f"{recipe}/1", 2)
+        again = make_engine(recipe, stage, folder)
         position = Checkpoints(place, world.coordinator, Retention(1)).restore(again)
         resumed = train_steps(again, objective, range(position.step if position else 0, STEPS))
         found = again.full_state_dict()
         equal = all(torch.equal(found[name], weight) for name, weight in expected.items())
-        results[stage] = {"steps": steps, "equal": equal, "resumed": resumed, "names": sorted(expected)}
+        results[f"{recipe}-{stage}"] = {"steps": steps, "equal": equal, "resumed": resumed, "names": sorted(expected)}
     if rank == 0:
         print(json.dumps(results))
     world.close()
@@ -143,17 +148,23 @@ def results_of(ranks: list[RankResult]) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("stage", ["0", "1", "2", "3"])
-def test_one_rank_and_two_train_alike_under_every_stage(worlds: dict[int, dict[str, Any]], stage: str) -> None:
-    """The loss is the mean over all masked tokens, so neither the ranks nor the stage change it; dropout is on."""
-    expected = worlds[1]["0"]["steps"]
+@pytest.mark.parametrize(("recipe", "stage"), STAGES)
+def test_one_rank_and_two_train_alike_under_every_stage(
+    worlds: dict[int, dict[str, Any]], recipe: str, stage: int
+) -> None:
+    """The loss is the mean over the whole batch, so neither the ranks nor the stage change it; dropout is on."""
+    expected = worlds[1][f"{recipe}-0"]["steps"]
     assert expected[-1][0] < expected[0][0]
-    assert worlds[2][stage]["steps"] == [pytest.approx(step, rel=2e-4) for step in expected]
+    assert worlds[2][f"{recipe}-{stage}"]["steps"] == [pytest.approx(step, rel=2e-4) for step in expected]
 
 
-@pytest.mark.parametrize(("size", "stage"), [(1, "0"), (2, "0"), (2, "1"), (2, "2"), (2, "3")])
-def test_what_was_killed_goes_on_bit_equal(worlds: dict[int, dict[str, Any]], size: int, stage: str) -> None:
-    found = worlds[size][stage]
+@pytest.mark.parametrize(
+    ("size", "recipe", "stage"), [*((1, recipe, 0) for recipe in PARTS), *((2, *one) for one in STAGES)]
+)
+def test_what_was_killed_goes_on_bit_equal(
+    worlds: dict[int, dict[str, Any]], size: int, recipe: str, stage: int
+) -> None:
+    found = worlds[size][f"{recipe}-{stage}"]
     assert found["resumed"] == found["steps"][2:]
     assert found["equal"]
-    assert any(name.startswith("decoder.") for name in found["names"])
+    assert any(name.startswith(PARTS[recipe]) for name in found["names"])

@@ -22,6 +22,7 @@ PRELOADED = (
     "launcher.recipe",
     "engine.ar2",
     "engine.pretrain.edmlm",
+    "engine.pretrain.ict",
     "launcher.commands.search",
     "launcher.commands.evaluate",
     "launcher.commands.export",

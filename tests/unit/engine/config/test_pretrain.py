@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from engine.config.file import dump_config, load_config, parse_config
-from engine.config.pretrain import EdMlmRecipe
+from engine.config.pretrain import EdMlmRecipe, IctRecipe
 from engine.config.timetable import Sizes
 from engine.errors import ConfigError
 
@@ -70,3 +70,39 @@ def test_the_preset_has_the_papers_numbers() -> None:
     assert (config.encoder.max_length, config.encoder.decoder_layers) == (144, 2)
     assert (settings.encoder_mask, settings.decoder_mask) == (0.3, 0.5)
     assert config.edmlm.model_dump() == recipe(edmlm={}).edmlm.model_dump(), "the preset's numbers are the defaults"
+
+
+def ict(**sections: Any) -> IctRecipe:
+    config = parse_config({"recipe": "ict", "run": {"path": "r"}, "retriever": {"name": "b"}, **sections}, "c")
+    assert isinstance(config, IctRecipe)
+    return config
+
+
+def test_the_inverse_cloze_task_has_epochs_of_its_own_over_the_documents_of_all_ranks() -> None:
+    config = ict(ict={"epochs": 2, "batch_size": 10, "held_out": 5}).sized(Sizes(0, 48))
+    (phase,) = config.timetable.phases
+    assert [visit.stage for visit in phase.visits] == ["ict/1", "ict/2"]
+    assert (phase.steps, phase.model, phase.pool, phase.num_negatives) == (5, "retriever", "world", 0)
+    assert config.timetable.in_each_iteration == ("ict", "held_out")
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"ict": {"shortest_query": 40}}, r"ict\.shortest_query 40 exceeds retriever\.query_max_length 32"),
+        ({"ict": {"keep": 1.5}}, r"ict\.keep"),
+        ({"run": {"path": "r", "keep_best": "R@5"}}, "which pre-training does not measure"),
+    ],
+)
+def test_what_is_wrong_with_the_inverse_cloze_task_is_named(sections: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ict(**sections)
+
+
+def test_the_inverse_cloze_tasks_preset_has_its_sources_numbers() -> None:
+    """Lee et al. 2019: 4096, 1e-4, 10 %; about 100,000 steps over the 21 million passages."""
+    config = load_config(CONFIGS / "ict_wiki.yaml")
+    assert isinstance(config, IctRecipe)
+    assert (config.ict.batch_size, config.ict.optim.lr, config.ict.keep) == (4096, 1e-4, 0.1)
+    assert config.sized(Sizes(0, 21_015_324)).timetable.phases[0].total_steps == pytest.approx(100_000, rel=0.05)
+    assert config.ict.model_dump() == ict().ict.model_dump(), "the preset's numbers are the defaults"

@@ -18,8 +18,9 @@ from engine.models.bottleneck import BottleneckLM
 from engine.models.template import InputTemplate
 from engine.models.weights import MARKER, digest_of, weight_files
 from engine.pretrain.documents import MaskedInputBuilder, Split
-from engine.pretrain.held_out import held_out_table, measure_held_out, read_held_out
+from engine.pretrain.held_out import HeldOutLosses, measure_held_out
 from engine.pretrain.masking import MaskRates
+from engine.pretrain.measurements import held_out_table, read_held_out
 from engine.run import Run, Stage
 from shards.reader import CorpusShards
 
@@ -70,11 +71,11 @@ def test_losses_are_means_over_the_masked_tokens_of_all_documents(
 def test_a_measurement_takes_the_place_of_the_same_epochs(run: Run, corpus: CorpusShards, tokenizer: Any) -> None:
     measure(run, corpus, tokenizer, [0, 4])
     again = measure(run, corpus, tokenizer, [0, 4, 8])
-    assert read_held_out(run.folder) == [again]
+    assert read_held_out(run.folder, HeldOutLosses) == [again]
     assert f"{again.decoder_loss:.4f}" in held_out_table(run.folder)
 
 
 def test_of_no_documents_nothing_is_said(run: Run, corpus: CorpusShards, tokenizer: Any) -> None:
     found = measure(run, corpus, tokenizer, [])
     assert (found.encoder_loss, found.decoder_accuracy, found.documents) == (None, None, 0)
-    assert read_held_out(run.folder) == [found]
+    assert read_held_out(run.folder, HeldOutLosses) == [found]

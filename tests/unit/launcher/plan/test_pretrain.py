@@ -50,6 +50,16 @@ def test_predictions_over_the_vocabulary_are_counted() -> None:
     assert [(inputs.rows, inputs.length) for inputs in work.batches] == [(64, 144)]
 
 
+def test_a_pool_of_all_ranks_is_counted() -> None:
+    """Of 8 ranks with 512 documents each: 4096 embeddings, the scores of its own, every forward twice."""
+    config = load_config(CONFIGS / "ict_wiki.yaml", WORDS).sized(Sizes(0, 21_015_324))
+    shapes = shapes_of(config, {"retriever": "bert-base"})
+    (work,) = training_work(config, shapes, 8)
+    assert work.cached
+    assert work.extra >= 4 * 4096 * (768 + 512)
+    assert [(inputs.rows, inputs.length) for inputs in work.batches] == [(64, 64), (64, 160)]
+
+
 def test_the_disk_takes_shards_weights_and_checkpoints_alone() -> None:
     words = [*WORDS[:1], "data.generated_documents=1000", "edmlm.epochs=3"]
     config = load_config(CONFIGS / "edmlm_tiny.yaml", words)
