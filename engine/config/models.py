@@ -106,3 +106,17 @@ class BottleneckConfig(ModelConfig):
     """Tokens of a document, special tokens included (Appendix C: 144)."""
     decoder_layers: int = Field(2, ge=1)
     """Layers of the decoder, which begin as copies of the encoder's last ones (SimLM: 2)."""
+
+
+class CondenserConfig(BottleneckConfig):
+    """A masked language model with a Condenser's head: layers above an inner layer's states and the last first one.
+
+    Source: Gao and Callan 2021 (arXiv 2104.08253), section 3.
+    """
+
+    max_length: int = Field(128, ge=8)
+    """Tokens of a span, special tokens included (ours)."""
+    decoder_layers: int = Field(2, ge=1)
+    """Layers of the head, which begin as copies of the encoder's last ones (Condenser: 2, which begin at random)."""
+    skip_from: int = Field(6, ge=1)
+    """Layer, counted from 1, whose states the head reads (Condenser: 6 of 12)."""

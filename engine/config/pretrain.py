@@ -2,7 +2,8 @@
 
 Source of ED-MLM: Zhou et al. 2023 (R2ANKER), Appendix C "Retriever Pre-training"; for what that leaves to it, Wang et
 al. 2022, "SimLM: Pre-training with Representation Bottleneck for Dense Passage Retrieval", section 3.1, and its
-released code. Of ICT: Lee et al. 2019, "Latent Retrieval for Weakly Supervised Open Domain Question Answering".
+released code. Of ICT: Lee et al. 2019, "Latent Retrieval for Weakly Supervised Open Domain Question Answering". Of
+coCondenser: Gao and Callan 2021 and 2022.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from engine.config.models import BottleneckConfig, RetrieverConfig
+from engine.config.models import BottleneckConfig, CondenserConfig, RetrieverConfig
 from engine.config.recipe import Config
 from engine.config.sections import Section
 from engine.config.timetable import Phase, Pool, Sizes, Timetable, steps_of
@@ -85,6 +86,27 @@ class IctConfig(PretrainConfig):
     """Optimizer (Lee et al.: 1e-4; the warm-up is ours)."""
 
 
+class CoCondenserConfig(PretrainConfig):
+    """coCondenser: masked tokens are predicted late and by a Condenser's head, and two spans of a document are near.
+
+    Numbers are of Condenser's released code (arXiv 2104.08253) and of coCondenser (arXiv 2108.05540) where they are
+    said to be, and ours where not.
+    """
+
+    epochs: int = Field(8, ge=1, le=1000)
+    """Passes over the documents (Condenser's code: 8); after each the weights are published and measured."""
+    batch_size: int = Field(2048, ge=1)
+    """Documents of a step over all ranks, each with two spans (coCondenser: about 2048)."""
+    micro_batch_size: int = Field(32, ge=1)
+    """Documents of one forward on one rank, each with two spans; gradients are cached, which changes no number."""
+    mask: float = Field(0.15, gt=0, lt=1)
+    """Share of a span's tokens that are masked (Condenser's code: 15 % of them, by whole words)."""
+    shortest_span: int = Field(16, ge=1)
+    """Tokens of a span at least, where the document has as many for both (ours)."""
+    optim: OptimConfig = OptimConfig(lr=1e-4, weight_decay=0.01, warmup_ratio=0.1)
+    """Optimizer (Condenser's code: 1e-4, a weight decay of .01, 10 % of warm-up)."""
+
+
 class PretrainRecipe(Config):
     """What recipes of pre-training share: one phase with a visit each epoch, on the corpus alone."""
 
@@ -153,6 +175,20 @@ class IctRecipe(PretrainRecipe):
                 f"{self.retriever.query_max_length}, the length of a query"
             )
         return self
+
+
+class CoCondenserRecipe(PretrainRecipe):
+    """coCondenser: an encoder is pre-trained on the corpus alone, by masked spans and their contrast."""
+
+    algorithm: ClassVar[str] = "engine.pretrain.cocondenser"
+    pool: ClassVar[Pool] = "world"
+
+    recipe: Literal["cocondenser"] = "cocondenser"
+    """The algorithm's name."""
+    encoder: CondenserConfig
+    """The model that is pre-trained."""
+    cocondenser: CoCondenserConfig = CoCondenserConfig()
+    """How."""
 
 
 def epochs_timetable(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.config.ar2 import Ar2Recipe
-from engine.config.pretrain import EdMlmRecipe, IctRecipe
+from engine.config.pretrain import CoCondenserRecipe, EdMlmRecipe, IctRecipe
 from engine.config.r2anker import R2ankerRecipe
 from engine.config.recipe import Config
 from engine.errors import ConfigError
@@ -16,6 +16,7 @@ RECIPES: Mapping[str, type[Config]] = {
     "r2anker": R2ankerRecipe,
     "edmlm": EdMlmRecipe,
     "ict": IctRecipe,
+    "cocondenser": CoCondenserRecipe,
 }
 DEFAULT = "ar2"
 """What a file without the key is."""

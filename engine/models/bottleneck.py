@@ -41,6 +41,8 @@ _HEADS = ("cls", "lm_head")
 """Where such models have what predicts tokens from states."""
 _DECODER = Path("decoder") / "model.safetensors"
 """Beside a saved model's own files, in a folder that other libraries do not look into."""
+SKIP_FROM = "skip_from"
+"""Saved beside a model whose further layers read an inner layer's states (`engine.models.condenser`)."""
 _TRIAL_LENGTHS = (7, 4)
 _TOLERANCE = 1e-4
 
@@ -131,6 +133,7 @@ class BottleneckLM(nn.Module):
         )
         model = cls.build(masked_lm.eval(), num_decoder_layers, name=name, section=section)
         if isinstance(source, Path) and (source / _DECODER).exists():
+            model.require_own(saved_metadata(source), source, section)
             _load_decoder(model.decoder, source, section)
         return model.eval()
 
@@ -170,6 +173,24 @@ class BottleneckLM(nn.Module):
         layers = saved["decoder_layers"]
         return cls.load(str(folder), num_decoder_layers=layers, attention=recorded_attention(folder))
 
+    def require_own(self, saved: Mapping[str, Any], source: Path, section: str) -> None:
+        """Refuse layers that were saved above another form of model.
+
+        Args:
+            saved: What was saved beside the weights.
+            source: Where.
+            section: The recipe's section, for remedies.
+
+        Raises:
+            ModelError: They read something else than this model's decoder.
+        """
+        if SKIP_FROM in saved:
+            raise ModelError(
+                f"{source} has a Condenser's head, which reads states of layer {saved[SKIP_FROM]}",
+                expected="a decoder, which reads embeddings",
+                remedy=f"to begin with a new decoder, name an export of it by {section}.name",
+            )
+
     @property
     def longest_input(self) -> int | None:
         """Tokens that the model's positions allow; None where its configuration does not say."""
@@ -200,12 +221,12 @@ class BottleneckLM(nn.Module):
         Source: SimLM section 3.1, with masked tokens in place of replaced ones.
         """
         states = self._encode(encoder.batch)
-        decoded = self.decode(_first(states, encoder.batch), decoder.batch)
+        decoded = self.decode(first_of(states, encoder.batch), decoder.batch)
         return self._predict(states, encoder), self._predict(decoded, decoder)
 
     def first_states(self, batch: Batch) -> Tensor:
         """Return the encoder's states of the first tokens [N, H], which an embedding is made of later."""
-        return _first(self._encode(batch), batch)
+        return first_of(self._encode(batch), batch)
 
     def decode(self, first_NH: Tensor, batch: Batch) -> Tensor:
         """Run the decoder: all that it knows of a text beside its own input is the encoder's first state.
@@ -218,12 +239,8 @@ class BottleneckLM(nn.Module):
             States [N, L, H], or [1, T, H] of a packed batch.
         """
         batch, backbone = self.form.accepted(batch), self.masked_lm.base_model
-        embedded = backbone.embeddings(**_ids_of(batch))
-        if isinstance(batch, PackedBatch):
-            states = embedded.index_copy(1, batch.first_N.long(), first_NH[None].to(embedded.dtype))
-        else:
-            states = torch.cat([first_NH[:, None].to(embedded.dtype), embedded[:, 1:]], dim=1)
-        return _through(self.decoder, states, batch, backbone)
+        states = with_first(backbone.embeddings(**ids_of(batch)), first_NH, batch)
+        return through_layers(self.decoder, states, batch, backbone)
 
     def save(
         self,
@@ -271,11 +288,19 @@ class BottleneckLM(nn.Module):
         return logits_MV
 
 
-def _first(states: Tensor, batch: Batch) -> Tensor:
+def first_of(states: Tensor, batch: Batch) -> Tensor:
+    """Return the states of the first tokens [N, H], of states [N, L, H] or, of a packed batch, [1, T, H]."""
     return states[0].index_select(0, batch.first_N) if isinstance(batch, PackedBatch) else states[:, 0]
 
 
-def _through(layers: nn.ModuleList, states: Tensor, batch: Batch, backbone: Any) -> Tensor:
+def with_first(states: Tensor, first_NH: Tensor, batch: Batch) -> Tensor:
+    """Put other states of the first tokens in the place of a batch's own; as in `first_of`."""
+    if isinstance(batch, PackedBatch):
+        return states.index_copy(1, batch.first_N.long(), first_NH[None].to(states.dtype))
+    return torch.cat([first_NH[:, None].to(states.dtype), states[:, 1:]], dim=1)
+
+
+def through_layers(layers: nn.ModuleList, states: Tensor, batch: Batch, backbone: Any) -> Tensor:
     """Run layers over embedded inputs, as the backbone runs its own."""
     more: dict[str, Any] = {}
     mask = None
@@ -292,7 +317,7 @@ def _through(layers: nn.ModuleList, states: Tensor, batch: Batch, backbone: Any)
     return states
 
 
-def _ids_of(batch: Batch) -> dict[str, Tensor]:
+def ids_of(batch: Batch) -> dict[str, Tensor]:
     """Return what embeddings are looked up by."""
     if isinstance(batch, PackedBatch):
         ids = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
@@ -339,7 +364,7 @@ def _differs_by_itself(masked_lm: Any, layers: nn.ModuleList) -> str:
     batch: dict[str, Tensor] = {"input_ids": ids_NL, "attention_mask": mask_NL}
     try:
         own = backbone(**batch)[0]
-        ours = _through(layers, backbone.embeddings(**_ids_of(batch)), batch, backbone)
+        ours = through_layers(layers, backbone.embeddings(**ids_of(batch)), batch, backbone)
         predicted = _head_of(masked_lm)(own)
         logits = masked_lm(**batch).logits
     except FORWARD_ERRORS as error:

@@ -8,7 +8,8 @@ from typing import Any
 import transformers
 from torch import Tensor
 
-from engine.models.bottleneck import BottleneckLM
+from engine.models.bottleneck import SKIP_FROM, BottleneckLM
+from engine.models.condenser import CondenserLM
 from engine.models.export_parts import largest_difference, limit_tokenizer, padded_inputs
 from engine.models.loading import load_tokenizer
 from engine.models.source import MASKED_LM, METADATA_FILE, saved_metadata
@@ -23,7 +24,7 @@ def describe_masked_lm(folder: Path, metadata: dict[str, Any]) -> None:
         folder: The export.
         metadata: What was saved beside the weights.
     """
-    kept = {key: value for key, value in metadata.items() if key != "decoder_layers"}
+    kept = {key: value for key, value in metadata.items() if key not in ("decoder_layers", SKIP_FROM)}
     write_json(folder / METADATA_FILE, {**kept, "model": MASKED_LM})
     limit_tokenizer(folder, metadata["max_length"])
     (folder / "README.md").write_text(_masked_lm_readme(metadata), encoding="utf-8")
@@ -32,9 +33,9 @@ def describe_masked_lm(folder: Path, metadata: dict[str, Any]) -> None:
 def _masked_lm_readme(metadata: dict[str, Any]) -> str:
     return f"""# An encoder, pre-trained with a bottleneck
 
-Pre-trained from {metadata.get("base", "another model")} on documents of {metadata["max_length"]} tokens
-at most, given as `{metadata.get("template", "{text}")}`. Its first state holds the text; it is meant to be fine-tuned
-as a retriever or a ranker. The decoder that it was trained with is left out.
+Pre-trained from {metadata.get("base", "another model")} on texts of {metadata["max_length"]} tokens
+at most; a document is given as `{metadata.get("template", "{text}")}`. Its first state holds the text; it is meant to
+be fine-tuned as a retriever or a ranker. The layers above it that it was trained with are left out.
 
 ```python
 from transformers import AutoModel, AutoModelForMaskedLM
@@ -58,7 +59,7 @@ def compare_masked_lm(weights_folder: Path, target: Path, queries: list[str], do
         Largest difference by library.
     """
     metadata, texts = saved_metadata(weights_folder), [*queries, *documents]
-    ours, tokenizer = BottleneckLM.open(weights_folder), load_tokenizer(str(weights_folder))
+    ours, tokenizer = CondenserLM.open(weights_folder), load_tokenizer(str(weights_folder))
     own = padded_inputs(InputTemplate.from_tokenizer(tokenizer), tokenizer, texts, metadata["max_length"])
     reader = transformers.AutoTokenizer.from_pretrained(target, trust_remote_code=False)
     batch = reader(texts, padding=True, truncation=True, return_tensors="pt")

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from engine.config.models import BottleneckConfig, LexicalConfig, ModelConfig, RankerConfig, RetrieverConfig
+import functools
+from collections.abc import Callable
+
+from engine.config.models import (
+    BottleneckConfig,
+    CondenserConfig,
+    LexicalConfig,
+    ModelConfig,
+    RankerConfig,
+    RetrieverConfig,
+)
 from engine.errors import ConfigError
 from engine.models.bottleneck import BottleneckLM
 from engine.models.compiled import compile_layers
+from engine.models.condenser import CondenserLM
 from engine.models.dual import DualEncoder
 from engine.models.lexical import Lexical
 from engine.models.ranker import Ranker
@@ -68,7 +79,10 @@ def _load(section: ModelConfig, source: str, seed: int, name: str) -> Model:
             section=name,
         )
     if isinstance(section, BottleneckConfig):
-        return BottleneckLM.load(
+        load: Callable[..., BottleneckLM] = BottleneckLM.load
+        if isinstance(section, CondenserConfig):
+            load = functools.partial(CondenserLM.load, skip_from=section.skip_from)
+        return load(
             source,
             num_decoder_layers=section.decoder_layers,
             num_layers=section.num_layers,

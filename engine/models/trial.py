@@ -24,6 +24,7 @@ from engine.errors import ConfigError, ModelError
 from engine.models.architecture import ENCODERS
 from engine.models.attention import PACKED_ATTENTIONS
 from engine.models.bottleneck import BottleneckLM, MaskedInputs
+from engine.models.condenser import CondenserLM
 from engine.models.dual import DOCUMENT, QUERY, DualEncoder
 from engine.models.failures import FORWARD_ERRORS, quiet_transformers, reason_of
 from engine.models.kinds import Model
@@ -169,6 +170,10 @@ def _compute(model: Model, proof: Proof, tokens: _Tokens, precision: str) -> Non
     with torch.inference_mode(), _tables_checked(model, proof), _uncompiled(proof.section):
         if isinstance(model, DualEncoder):
             _compute_embeddings(model, proof, tokens, forward)
+        elif isinstance(model, CondenserLM):
+            first_NH, predictions = forward(spans=_masked(model, proof, tokens)["encoder"])
+            for numbers, what in ((first_NH, "first state"), *((one, "prediction") for one in predictions)):
+                _require_finite(numbers, what)
         elif isinstance(model, BottleneckLM):
             for logits_MV in forward(**_masked(model, proof, tokens)):
                 _require_finite(logits_MV, "prediction")

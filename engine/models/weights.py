@@ -14,15 +14,23 @@ from typing import TypeVar
 
 import torch
 
-from engine.config.models import BottleneckConfig, LexicalConfig, ModelConfig, RankerConfig, RetrieverConfig
+from engine.config.models import (
+    BottleneckConfig,
+    CondenserConfig,
+    LexicalConfig,
+    ModelConfig,
+    RankerConfig,
+    RetrieverConfig,
+)
 from engine.errors import ArtifactError
 from engine.models.bottleneck import BottleneckLM
+from engine.models.condenser import CondenserLM
 from engine.models.lexical import Lexical
 from engine.models.ranker import Ranker
 from engine.models.retriever import Retriever
 from shards.files import read_record, sha256_file
 
-M = TypeVar("M", Retriever, Lexical, Ranker, BottleneckLM)
+M = TypeVar("M", Retriever, Lexical, Ranker, BottleneckLM, CondenserLM)
 MARKER = "weights.json"
 """Beside published weights, written last."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -102,6 +110,22 @@ def frozen_bottleneck(section: BottleneckConfig, folder: Path, device: torch.dev
     """
     verify_weights(folder)
     model = BottleneckLM.load(str(folder), num_decoder_layers=section.decoder_layers, attention=section.attention)
+    return _frozen(model, section, device)
+
+
+def frozen_condenser(section: CondenserConfig, folder: Path, device: torch.device) -> CondenserLM:
+    """Load published weights of a Condenser, its head with them, in the training's numeric type.
+
+    Raises:
+        ArtifactError: The weights are missing or damaged.
+    """
+    verify_weights(folder)
+    model = CondenserLM.load(
+        str(folder),
+        skip_from=section.skip_from,
+        num_decoder_layers=section.decoder_layers,
+        attention=section.attention,
+    )
     return _frozen(model, section, device)
 
 

@@ -219,8 +219,8 @@ class MaskedInputBuilder:
             ids_L = np.asarray(one.ids, dtype=np.int64)
             rng = mask_rng(self._seed, stream, step, document)
             masks.append(draw_masks(self._ordinary_V[ids_L], self._rates, rng))
-        encoder = self._masked(inputs, [mask.encoder for mask in masks])
-        decoder = self._masked(inputs, [mask.decoder for mask in masks])
+        encoder = masked_inputs(inputs, [mask.encoder for mask in masks], self._mask_id, self._collate)
+        decoder = masked_inputs(inputs, [mask.decoder for mask in masks], self._mask_id, self._collate)
         return MaskedPair(encoder, decoder, sum(len(one.ids) for one in inputs))
 
     def num_tokens(self, document: int) -> int:
@@ -228,19 +228,28 @@ class MaskedInputBuilder:
         length = self._shards.num_tokens(document, self._stream) + self._template.num_special_single
         return min(length, self._max_length)
 
-    def _masked(self, inputs: Sequence[Input], places: Sequence[NDArray[np.int64]]) -> MaskedInputs:
-        labels, masked = [], []
-        for one, where in zip(inputs, places, strict=True):
-            ids_L = np.array(one.ids, dtype=np.int64)
-            labels.append(ids_L[where])
-            ids_L[where] = self._mask_id
-            masked.append(Input(ids_L, one.type_ids))
-        batch = self._collate(masked)
-        starts_N = _starts(batch)
-        places_M = np.concatenate([start + where for start, where in zip(starts_N, places, strict=True)])
-        return MaskedInputs(
-            batch, torch.from_numpy(places_M.astype(np.int64)), torch.from_numpy(np.concatenate(labels))
-        )
+
+def masked_inputs(
+    inputs: Sequence[Input], places: Sequence[NDArray[np.int64]], mask_id: int, collate: Collator
+) -> MaskedInputs:
+    """Put the mask's token where tokens are masked, and join inputs.
+
+    Args:
+        inputs: At least one.
+        places: Of each, which of its tokens are masked, ascending.
+        mask_id: Of the mask's token.
+        collate: Makes batches in the form that the model takes.
+    """
+    labels, masked = [], []
+    for one, where in zip(inputs, places, strict=True):
+        ids_L = np.array(one.ids, dtype=np.int64)
+        labels.append(ids_L[where])
+        ids_L[where] = mask_id
+        masked.append(Input(ids_L, one.type_ids))
+    batch = collate(masked)
+    starts_N = _starts(batch)
+    places_M = np.concatenate([start + where for start, where in zip(starts_N, places, strict=True)])
+    return MaskedInputs(batch, torch.from_numpy(places_M.astype(np.int64)), torch.from_numpy(np.concatenate(labels)))
 
 
 def require_mask_token(tokenizer: Any) -> int:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.config.models import BottleneckConfig, RetrieverConfig
+from engine.config.models import BottleneckConfig, CondenserConfig, RetrieverConfig
 from engine.config.timetable import WeightsOf
 from engine.data.corpus import Data
 from engine.phases import Trained, train_by
 from engine.pretrain.cloze import ClozeBuilder, ClozeRates
+from engine.pretrain.condensing import SpanContrast
 from engine.pretrain.contrast import ClozeContrast
 from engine.pretrain.documents import DocumentSamples, MaskedInputBuilder, ReadingSamples, Split, split_documents
 from engine.pretrain.masking import MaskRates
 from engine.pretrain.reconstruction import BottleneckReconstruction
+from engine.pretrain.spans import SpanBuilder, SpanRates
 from engine.run import Run, Stage
 from engine.training.loop import Objective
 from engine.training.models import Models
@@ -102,6 +104,35 @@ def contrast_clozes(
             visit, stage.seed, split.train, data.shards.docids, coordinator.rank, coordinator.world_size
         )
         return ClozeContrast(samples, builder, score_scale=section.score_scale)
+
+    return train_by(stage, models, data, contrast, visit)
+
+
+def condense(
+    stage: Stage, models: Models, data: Data, split: Split, rates: SpanRates, *, phase: str, iteration: int
+) -> Trained:
+    """Train an encoder by masked spans and by their contrast, for one epoch (Gao and Callan 2022).
+
+    Args:
+        stage: Where this runs.
+        models: All models.
+        data: The corpus.
+        split: Which documents may be taken.
+        rates: How spans are drawn and masked.
+        phase: Of the timetable.
+        iteration: The epoch, from 1.
+    """
+    visit, coordinator = stage.run.timetable.phase(phase).visit(iteration), stage.run.coordinator
+    name = visit.phase.model
+
+    def contrast() -> Objective:
+        section = stage.run.config.model(name, CondenserConfig)
+        collate = models.engines[name].module.collator(data.texts[name].template)  # type: ignore[operator]
+        builder = SpanBuilder.of(data, name, collate, rates, max_length=section.max_length, seed=stage.seed)
+        samples = ReadingSamples(
+            visit, stage.seed, split.train, data.shards.docids, coordinator.rank, coordinator.world_size
+        )
+        return SpanContrast(samples, builder, score_scale=section.score_scale)
 
     return train_by(stage, models, data, contrast, visit)
 

@@ -63,7 +63,7 @@ class BottleneckReconstruction:
 
     def backward(self, model: TrainedModel, batch: MaskedShare) -> dict[str, Metric]:
         """Accumulate the gradient of each micro-batch. A collective: the ranks count their masked tokens together."""
-        per_rank = _per_rank(batch.num_masked)
+        per_rank = masked_per_rank(batch.num_masked)
         sums: dict[str, Tensor] = {}
         for micro, pair in batch.pieces:
             torch.manual_seed(micro.seed)
@@ -86,8 +86,15 @@ class BottleneckReconstruction:
         return {name: Metric(value) for name, value in sums.items()} | {"tokens": Metric(tokens, "sum")}
 
 
-def _per_rank(num_masked: Tensor) -> Tensor:
-    """Return a rank's part of all ranks' masked tokens, by which their losses' mean is the mean over all tokens."""
+def masked_per_rank(num_masked: Tensor) -> Tensor:
+    """Return a rank's part of all ranks' masked tokens, by which their losses' mean is the mean over all tokens.
+
+    Args:
+        num_masked: Of this rank, float32, of any shape.
+
+    Returns:
+        As many, for this rank's sums to be divided by; where nothing is masked, so that 0 is divided by no 0.
+    """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return num_masked.clamp(min=1)
     whole = num_masked.clone()

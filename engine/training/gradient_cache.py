@@ -13,73 +13,97 @@ Limited Setup".
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from engine.metrics import Metric
-from engine.models.template import Batch
 from engine.training.backend import TrainedModel
 
-Representations = tuple[Tensor, Tensor]
-"""Query embeddings [B, D] and document embeddings [N, D]."""
-Chunk = Mapping[str, Batch]
-"""The retriever's forward arguments, `queries` and `documents`."""
-LossOf = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Metric]]]
-"""From the representations of this rank's whole batch to the scalar loss and its metrics."""
+Representations = tuple[Tensor, ...]
+"""Of a retriever: query embeddings [B, D] and document embeddings [N, D]."""
+Chunk = Mapping[str, Any]
+"""The model's forward arguments, of a retriever `queries` and `documents`."""
+LossOf = Callable[..., tuple[Tensor, dict[str, Metric]]]
+"""From the representations of this rank's whole batch, one argument each, to the scalar loss and its metrics."""
+
+
+@dataclass(frozen=True, slots=True)
+class LossBeside:
+    """A loss that is a sum over chunks, and is added to that of the representations.
+
+    The model then returns its representations and, behind them, what this loss is made of.
+
+    Attributes:
+        loss_of: From a chunk's number and that last output to a scalar; called once for each chunk.
+        left_out: Forward arguments by which a pass leaves that output out; its other random numbers stay the same.
+    """
+
+    loss_of: Callable[[int, Any], Tensor]
+    left_out: Mapping[str, Any]
 
 
 def contrastive_backward(
-    model: TrainedModel, chunks: Sequence[Chunk], loss_of: LossOf, seeds: Sequence[int]
+    model: TrainedModel,
+    chunks: Sequence[Chunk],
+    loss_of: LossOf,
+    seeds: Sequence[int],
+    beside: LossBeside | None = None,
 ) -> dict[str, Metric]:
     """Run forward and backward of a step, with the cache where there is more than one chunk.
 
     Args:
-        model: The retriever's engine.
+        model: The engine of the retriever, or of whatever returns representations.
         chunks: This rank's batch, cut so that one chunk's activations fit; all ranks have equally many.
         loss_of: The loss; called once.
         seeds: Of the random numbers of each chunk.
+        beside: A further loss of each chunk by itself; None for none.
 
     Returns:
-        The loss's metrics.
+        The loss's metrics, those of a further loss left out.
     """
     if len(chunks) == 1:
         torch.manual_seed(seeds[0])
-        loss, metrics = loss_of(*model(**chunks[0]))
-        model.backward(loss, last=True)
+        represented, more = _parted(model(**chunks[0]), 0, beside)
+        loss, metrics = loss_of(*represented)
+        model.backward(loss + more, last=True)
         return metrics
-    represented = _represent(model, chunks, seeds)
-    gradients, metrics = _differentiate(represented, loss_of)
-    _replay(model, chunks, gradients, seeds)
+    cached = _represent(model, chunks, seeds, beside)
+    gradients, metrics = _differentiate(cached, loss_of)
+    _replay(model, chunks, gradients, seeds, beside)
     return metrics
 
 
-def _represent(model: TrainedModel, chunks: Sequence[Chunk], seeds: Sequence[int]) -> list[Representations]:
+def _parted(output: tuple[Any, ...], number: int, beside: LossBeside | None) -> tuple[Representations, Tensor | float]:
+    """Return a chunk's representations, and its further loss."""
+    return (output, 0.0) if beside is None else (output[:-1], beside.loss_of(number, output[-1]))
+
+
+def _represent(
+    model: TrainedModel, chunks: Sequence[Chunk], seeds: Sequence[int], beside: LossBeside | None
+) -> list[Representations]:
     represented = []
     with torch.no_grad():
         for chunk, seed in zip(chunks, seeds, strict=True):
             torch.manual_seed(seed)
-            represented.append(model(**chunk))
+            represented.append(model(**chunk) if beside is None else model(**chunk, **beside.left_out)[:-1])
     return represented
 
 
 def _differentiate(
     represented: Sequence[Representations], loss_of: LossOf
 ) -> tuple[list[Representations], dict[str, Metric]]:
-    queries_BD = torch.cat([queries for queries, _ in represented]).requires_grad_()
-    documents_ND = torch.cat([documents for _, documents in represented]).requires_grad_()
-    loss, metrics = loss_of(queries_BD, documents_ND)
-    query_gradients, document_gradients = torch.autograd.grad(loss, (queries_BD, documents_ND))
-    return (
-        list(
-            zip(
-                torch.split(query_gradients, [len(queries) for queries, _ in represented]),
-                torch.split(document_gradients, [len(documents) for _, documents in represented]),
-                strict=True,
-            )
-        ),
-        metrics,
-    )
+    """Return the loss's gradient with respect to each chunk's representations."""
+    sides = [torch.cat(side).requires_grad_() for side in zip(*represented, strict=True)]
+    loss, metrics = loss_of(*sides)
+    gradients = torch.autograd.grad(loss, sides)
+    parts = [
+        torch.split(gradient, [len(chunk[number]) for chunk in represented])
+        for number, gradient in enumerate(gradients)
+    ]
+    return list(zip(*parts, strict=True)), metrics
 
 
 def _replay(
@@ -87,9 +111,10 @@ def _replay(
     chunks: Sequence[Chunk],
     gradients: Sequence[Representations],
     seeds: Sequence[int],
+    beside: LossBeside | None,
 ) -> None:
-    for number, (chunk, (query_gradient, document_gradient)) in enumerate(zip(chunks, gradients, strict=True)):
+    for number, (chunk, gradient) in enumerate(zip(chunks, gradients, strict=True)):
         torch.manual_seed(seeds[number])
-        queries_BD, documents_ND = model(**chunk)
-        surrogate = (queries_BD * query_gradient).sum() + (documents_ND * document_gradient).sum()
-        model.backward(surrogate, last=number == len(chunks) - 1)
+        represented, more = _parted(model(**chunk), number, beside)
+        surrogates = [(one * part).sum() for one, part in zip(represented, gradient, strict=True)]
+        model.backward(torch.stack(surrogates).sum() + more, last=number == len(chunks) - 1)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from engine.config.models import BottleneckConfig, LexicalConfig, RankerConfig
+from engine.config.models import BottleneckConfig, CondenserConfig, LexicalConfig, RankerConfig
 from engine.config.recipe import Config
 from engine.config.timetable import AUTO, Phase
 from engine.errors import ConfigError
@@ -32,7 +32,8 @@ _EXACT_SEARCH_BYTES = int(0.25 * GIB)
 """A block of documents, and the scores of a block of queries with it, in `engine.index.exact`."""
 _POOL_COPIES, _SCORE_COPIES, _LOGIT_COPIES = 3, 4, 2
 _PREDICTED, _PREDICTION_COPIES = 0.8, 3
-"""Of the tokens, what a bottleneck model predicts: the encoder 30 %, the decoder half."""
+"""Of the tokens, what a bottleneck model predicts: the encoder 30 %, the decoder half. A Condenser predicts 15 % of two
+spans twice, which is less."""
 NO_INDEX = IndexPlan("", 1, 0, 0, 0, "disk", None, None, 1.0)
 """Stands for the index's plan where only training is asked about."""
 
@@ -160,7 +161,8 @@ def _most_queries(config: Config, phase: Phase, width: int) -> int:
 def _inputs(config: Config, model: str, queries: int, width: int) -> tuple[Inputs, ...]:
     """Return what a model computes of queries with so many documents each: pairs, or both sides by themselves."""
     section = config.models[model]
-    documents = Inputs(queries * width, section.max_length)
+    rows = queries * width * (2 if isinstance(section, CondenserConfig) else 1)  # two spans of a document
+    documents = Inputs(rows, section.max_length)
     if isinstance(section, RankerConfig | BottleneckConfig):
         return (documents,)
     return Inputs(queries, config.query_max_length), documents

@@ -12,7 +12,13 @@ from tests.architecture.modules import Module, docstrings_of, words_of
 DATA_SET_WORD = re.compile(r"nq|trivia(qa)?|(ms)?marco|wiki\w*")
 STARTER_WORD = re.compile(r"(?i:.*slurm.*)|OMPI_\w+|MASTER_ADDR|MASTER_PORT|LOCAL_RANK|RANK|WORLD_SIZE")
 """Schedulers, and the variables by which starters tell a process its place."""
-ALGORITHMS = {"engine.ar2", "engine.r2anker", "engine.pretrain.edmlm", "engine.pretrain.ict"}
+ALGORITHMS = {
+    "engine.ar2",
+    "engine.r2anker",
+    "engine.pretrain.edmlm",
+    "engine.pretrain.ict",
+    "engine.pretrain.cocondenser",
+}
 VERBS_FROM = ("engine.phases", "engine.refresh", "engine.evaluation", "engine.pretrain")
 STEPS_IN = {
     "engine.training.loop",  # takes a step

@@ -17,9 +17,12 @@ from tests.distributed.processes import RankResult, run_ranks
 
 HERE = "tests.distributed.test_pretrain"
 STEPS, DOCUMENTS, LR = 4, 12, 1e-2
-PARTS = {"edmlm": "decoder.", "ict": "towers."}
+PARTS = {"edmlm": "decoder.", "ict": "towers.", "cocondenser": "decoder."}
 """Recipes, and how a part of what they train is named."""
-STAGES = [*(("edmlm", stage) for stage in range(4)), ("ict", 1), ("ict", 2)]
+STAGES = [
+    *(("edmlm", stage) for stage in range(4)),
+    *((recipe, stage) for recipe in ("ict", "cocondenser") for stage in (1, 2)),
+]
 """On two ranks; gradients are cached under the others in tests/distributed/test_models.py."""
 TEXTS = [" ".join(f"w{(7 * number + place) % 23}" for place in range(3 + 2 * number)) for number in range(DOCUMENTS)]
 
@@ -43,7 +46,7 @@ class Written:
 
 
 def make_engine(recipe: str, stage: int, folder: Path) -> Any:
-    from engine.config.models import BottleneckConfig, ModelConfig, RetrieverConfig
+    from engine.config.models import BottleneckConfig, CondenserConfig, ModelConfig, RetrieverConfig
     from engine.config.training import OptimConfig
     from engine.models.kinds import load_untrained
     from engine.training.backend import TrainedModel
@@ -51,7 +54,13 @@ def make_engine(recipe: str, stage: int, folder: Path) -> Any:
     # A large eps keeps Adam from blowing rounding up to the size of a step.
     optim = OptimConfig(lr=LR, eps=1e-3)
     settings: dict[str, Any] = {"name": "tiny", "zero_stage": stage, "dropout": 0.1}
-    kinds: dict[str, type[ModelConfig]] = {"edmlm": BottleneckConfig, "ict": RetrieverConfig}
+    kinds: dict[str, type[ModelConfig]] = {
+        "edmlm": BottleneckConfig,
+        "ict": RetrieverConfig,
+        "cocondenser": CondenserConfig,
+    }
+    if recipe == "cocondenser":
+        settings["skip_from"] = 1
     section = kinds[recipe](**settings)
     engine = TrainedModel("model", load_untrained(section, str(folder), seed=1), section, optim)
     engine.begin_stage(optim)
@@ -67,20 +76,25 @@ def make_objective(recipe: str, folder: Path, module: Any, rank: int, world_size
     from engine.models.loading import load_tokenizer
     from engine.models.template import InputTemplate
     from engine.pretrain.cloze import ClozeBuilder, ClozeRates
+    from engine.pretrain.condensing import SpanContrast
     from engine.pretrain.contrast import ClozeContrast
     from engine.pretrain.documents import DocumentSamples, MaskedInputBuilder, ReadingSamples
     from engine.pretrain.masking import MaskRates
     from engine.pretrain.reconstruction import BottleneckReconstruction
+    from engine.pretrain.spans import SpanBuilder, SpanRates
 
     tokenizer = load_tokenizer(str(folder))
     collate, shards = module.collator(InputTemplate.from_tokenizer(tokenizer)), Written(tokenizer)
     read: tuple[Any, ...] = (shards, "model", tokenizer, collate)
-    pool: Any = "world" if recipe == "ict" else "none"
+    pool: Any = "none" if recipe == "edmlm" else "world"
     phase = Phase(recipe, recipe, "model", STEPS, 8, 2, 0, OptimConfig(), ("",), 1, pool=pool)
     taken: tuple[Any, ...] = (phase.visit(1), 3, np.arange(DOCUMENTS), [], rank, world_size)
     if recipe == "ict":
         clozes = ClozeBuilder(*read, ClozeRates(0.1, 3), max_length=24, query_max_length=12, seed=3)
         return ClozeContrast(ReadingSamples(*taken), clozes, score_scale=0.1)
+    if recipe == "cocondenser":
+        spans = SpanBuilder(*read, SpanRates(0.3, 2), max_length=16, seed=3)
+        return SpanContrast(ReadingSamples(*taken), spans, score_scale=0.1)
     builder = MaskedInputBuilder(*read, MaskRates(0.3, 0.5), max_length=24, seed=3)
     return BottleneckReconstruction(DocumentSamples(*taken), builder)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,4 +51,13 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder in the BEIR layout, smaller than the recipe's own."""
     folder = tmp_path_factory.mktemp("data") / "small"
     generate_dataset(folder, num_documents=80, num_queries=80, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus_alone(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Documents without queries or judgements."""
+    folder = tmp_path_factory.mktemp("corpus") / "alone"
+    folder.mkdir()
+    shutil.copy(small_data / "corpus.jsonl", folder)
     return folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -21,18 +20,9 @@ WORDS = ("ict.held_out=20", "retriever.tied=false", "retriever.zero_stage=2")
 
 
 @pytest.fixture(scope="module")
-def corpus(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Documents without queries or judgements."""
-    folder = tmp_path_factory.mktemp("cloze_corpus") / "alone"
-    folder.mkdir()
-    shutil.copy(small_data / "corpus.jsonl", folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pretrained(zygote: Zygote, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def pretrained(zygote: Zygote, corpus_alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     folder = tmp_path_factory.mktemp("cloze") / "run"
-    ended = zygote.recipe(f"run.path={folder}", f"data.path={corpus}", *WORDS, num_ranks=2, config=TINY).wait()
+    ended = zygote.recipe(f"run.path={folder}", f"data.path={corpus_alone}", *WORDS, num_ranks=2, config=TINY).wait()
     assert ended.code == 0, ended.err[-6000:]
     return Finished(folder, ended)
 
@@ -49,10 +39,10 @@ def test_a_corpus_alone_is_enough(pretrained: Finished) -> None:
 
 
 def test_two_ranks_killed_inside_an_epoch_end_bit_equal(
-    zygote: Zygote, pretrained: Finished, corpus: Path, tmp_path: Path
+    zygote: Zygote, pretrained: Finished, corpus_alone: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    words = (f"run.path={folder}", f"data.path={corpus}", *WORDS, *OFTEN)
+    words = (f"run.path={folder}", f"data.path={corpus_alone}", *WORDS, *OFTEN)
     started = zygote.recipe(*words, num_ranks=2, config=TINY)
     wait_until(checkpointed(folder, "retriever", "ict/2", 2), started)
     started.kill()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -25,18 +24,9 @@ STAGES = ["start", "held_out/0", "edmlm/1", "held_out/1", "edmlm/2", "held_out/2
 
 
 @pytest.fixture(scope="module")
-def corpus(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Documents without queries or judgements."""
-    folder = tmp_path_factory.mktemp("corpus") / "alone"
-    folder.mkdir()
-    shutil.copy(small_data / "corpus.jsonl", folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pretrained(zygote: Zygote, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def pretrained(zygote: Zygote, corpus_alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     folder = tmp_path_factory.mktemp("pretrained") / "run"
-    ended = zygote.recipe(f"run.path={folder}", f"data.path={corpus}", *WORDS, num_ranks=2, config=TINY).wait()
+    ended = zygote.recipe(f"run.path={folder}", f"data.path={corpus_alone}", *WORDS, num_ranks=2, config=TINY).wait()
     assert ended.code == 0, ended.err[-6000:]
     return Finished(folder, ended)
 
@@ -80,11 +70,11 @@ def test_the_held_out_losses_fall_and_are_those_of_the_published_weights(pretrai
 
 
 def test_two_ranks_killed_inside_an_epoch_end_bit_equal(
-    zygote: Zygote, pretrained: Finished, corpus: Path, tmp_path: Path
+    zygote: Zygote, pretrained: Finished, corpus_alone: Path, tmp_path: Path
 ) -> None:
     """Under ZeRO 2 here, in the weights of the undisturbed run under ZeRO 1; tests/distributed kills every stage."""
     folder = tmp_path / "run"
-    words = (f"run.path={folder}", f"data.path={corpus}", *WORDS, *OFTEN, "encoder.zero_stage=2")
+    words = (f"run.path={folder}", f"data.path={corpus_alone}", *WORDS, *OFTEN, "encoder.zero_stage=2")
     started = zygote.recipe(*words, num_ranks=2, config=TINY)
     wait_until(checkpointed(folder, "encoder", "edmlm/2", 2), started)
     started.kill()
@@ -98,8 +88,10 @@ def test_two_ranks_killed_inside_an_epoch_end_bit_equal(
     assert held_out == {key: held_out[key] for key in held_out if key in measured(pretrained.folder)}
 
 
-def test_what_cannot_be_done_is_refused(zygote: Zygote, pretrained: Finished, corpus: Path, tmp_path: Path) -> None:
-    words = (f"run.path={tmp_path / 'run'}", f"data.path={corpus}")
+def test_what_cannot_be_done_is_refused(
+    zygote: Zygote, pretrained: Finished, corpus_alone: Path, tmp_path: Path
+) -> None:
+    words = (f"run.path={tmp_path / 'run'}", f"data.path={corpus_alone}")
     ended = zygote.recipe(*words, "edmlm.batch_size=16", "edmlm.held_out=80", config=TINY).wait()
     assert ended.code == 2
     assert "80 documents, 80 of which are to be held out" in ended.err

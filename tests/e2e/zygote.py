@@ -23,6 +23,7 @@ PRELOADED = (
     "engine.ar2",
     "engine.pretrain.edmlm",
     "engine.pretrain.ict",
+    "engine.pretrain.cocondenser",
     "launcher.commands.search",
     "launcher.commands.evaluate",
     "launcher.commands.export",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from engine.config.file import dump_config, load_config, parse_config
-from engine.config.pretrain import EdMlmRecipe, IctRecipe
+from engine.config.pretrain import CoCondenserRecipe, EdMlmRecipe, IctRecipe
 from engine.config.timetable import Sizes
 from engine.errors import ConfigError
 
@@ -106,3 +106,22 @@ def test_the_inverse_cloze_tasks_preset_has_its_sources_numbers() -> None:
     assert (config.ict.batch_size, config.ict.optim.lr, config.ict.keep) == (4096, 1e-4, 0.1)
     assert config.sized(Sizes(0, 21_015_324)).timetable.phases[0].total_steps == pytest.approx(100_000, rel=0.05)
     assert config.ict.model_dump() == ict().ict.model_dump(), "the preset's numbers are the defaults"
+
+
+def test_cocondensers_preset_has_its_sources_numbers() -> None:
+    """Condenser's released code: 1e-4, .01, 10 %, 8 epochs, 2 layers above layer 6; a batch of about 2048."""
+    config = load_config(CONFIGS / "cocondenser_msmarco.yaml")
+    assert isinstance(config, CoCondenserRecipe)
+    settings, optim = config.cocondenser, config.cocondenser.optim
+    assert (settings.epochs, settings.batch_size, settings.mask) == (8, 2048, 0.15)
+    assert (optim.lr, optim.weight_decay, optim.warmup_ratio) == (1e-4, 0.01, 0.1)
+    assert (config.encoder.decoder_layers, config.encoder.skip_from) == (2, 6)
+    assert (
+        settings.model_dump()
+        == parse_config(
+            {"recipe": "cocondenser", "run": {"path": "r"}, "encoder": {"name": "b"}}, "c"
+        ).settings.model_dump()
+    ), "the preset's numbers are the defaults"  # type: ignore[attr-defined]
+    (phase,) = config.sized(Sizes(0, 8_841_823)).timetable.phases
+    assert (phase.name, phase.model, phase.pool) == ("cocondenser", "encoder", "world")
+    assert phase.total_steps == 8 * 4317

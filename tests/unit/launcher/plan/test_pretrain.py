@@ -9,6 +9,7 @@ import pytest
 from engine.config.file import load_config
 from engine.config.timetable import Sizes
 from engine.models.bottleneck import BottleneckLM
+from engine.models.condenser import CondenserLM
 from engine.models.random import make_random_model
 from launcher.plan.hardware import GIB, Gpu
 from launcher.plan.models import shapes_of
@@ -58,6 +59,18 @@ def test_a_pool_of_all_ranks_is_counted() -> None:
     assert work.cached
     assert work.extra >= 4 * 4096 * (768 + 512)
     assert [(inputs.rows, inputs.length) for inputs in work.batches] == [(64, 64), (64, 160)]
+
+
+def test_two_spans_of_each_document_are_counted(tmp_path: Path) -> None:
+    folder = make_random_model(tmp_path / "model", ["the encoder and its head share the embeddings"])
+    words = [*WORDS, f"encoder.name={folder}", "encoder.decoder_layers=1", "encoder.skip_from=1"]
+    config = load_config(CONFIGS / "cocondenser_msmarco.yaml", words).sized(Sizes(0, 8_841_823))
+    shapes = shapes_of(config)
+    model = CondenserLM.load(str(folder), skip_from=1, num_decoder_layers=1)
+    assert shapes["encoder"].parameters == sum(parameter.numel() for parameter in model.parameters())
+    (work,) = training_work(config, shapes, 8)
+    assert work.cached
+    assert [(inputs.rows, inputs.length) for inputs in work.batches] == [(64, 128)]
 
 
 def test_the_disk_takes_shards_weights_and_checkpoints_alone() -> None:
