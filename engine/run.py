@@ -95,6 +95,11 @@ class RunFolder:
         """The table of systems and metrics."""
         return self.results / "summary.json"
 
+    @property
+    def fusion(self) -> Path:
+        """The weights by which scores of several systems are mixed, where they were fitted."""
+        return self.results / "fusion.json"
+
     def weights(self, model: str, iteration: str) -> Path:
         """Consolidated weights of `retriever` or `ranker` after an iteration."""
         return self.path / "weights" / model / iteration

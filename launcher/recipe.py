@@ -31,8 +31,9 @@ from engine.data.corpus import (
 from engine.data.label_files import require_label_files, require_same_labels, with_labels
 from engine.data.tokenization import WrittenCorpus
 from engine.evaluation.evaluate import evaluate_systems, require_measurable_splits
+from engine.evaluation.fusion import evaluate_fused, export_fusion, fit_on_dev, require_fusable
 from engine.evaluation.summary import summary_table
-from engine.evaluation.systems import end_states, every_system
+from engine.evaluation.systems import end_states, every_system, fused_system
 from engine.index.plan import plan_index
 from engine.log import get_logger
 from engine.models.agreement import require_agreement
@@ -86,13 +87,23 @@ def play(config: Config, world: World) -> None:
     data = _data(run, dataset, texts)
     models = Models.open(run, modules)
     importlib.import_module(config.algorithm).train(models, data, run)
-    if config.learns_from_queries and config.evaluation.test_at_end:
-        systems = every_system(run.config, last=run.timetable.iterations)
-        run.once("evaluate/test", evaluate_systems, data, run.folder, "test", systems)
+    if config.learns_from_queries:
+        measure_at_end(run, data)
     run.once("export", export_models, iteration=run.timetable.iterations)
     run.metrics.close()
     if run.is_main and config.learns_from_queries:
         log.info("results (%s)\n\n%s\n", run.folder.summary, summary_table(run.folder))
+
+
+def measure_at_end(run: Run, data: Data) -> None:
+    """Fit a mixture of what was trained on dev, where that is asked for, and measure all systems on the test split."""
+    settings, last = run.config.evaluation, run.timetable.iterations
+    if settings.fuse:
+        run.once("fusion/dev", fit_on_dev, data, fused_system(run.config, last=last))
+    if settings.test_at_end:
+        run.once("evaluate/test", evaluate_systems, data, run.folder, "test", every_system(run.config, last=last))
+    if settings.fuse and settings.test_at_end:
+        run.once("fusion/test", evaluate_fused, data, run.folder, "test", fused_system(run.config, last=last))
 
 
 def _decided(run: Run) -> Config:
@@ -136,6 +147,8 @@ def check_settings(run: Run, dataset: Dataset) -> None:
         splits = ["dev", *(["test"] if run.config.evaluation.test_at_end else [])]
         require_training_queries(dataset)
         require_measurable_splits(run.config, dataset, splits)
+        if run.config.evaluation.fuse:
+            require_fusable(run.config, dataset)
         require_label_files(run.timetable, dataset)
     for name, section in run.config.models.items():
         require_precision(section, name)
@@ -189,13 +202,15 @@ def try_models(
 
 
 def export_models(stage: Stage, *, iteration: int) -> Exported:
-    """Write all models of an iteration as other libraries load them."""
+    """Write all models of an iteration as other libraries load them, and by which weights their scores are mixed."""
     run = stage.run
     states = end_states(run.timetable, list(run.config.models), iteration)
 
     def export() -> None:
         for model, weights in states.items():
             export_model(run.folder.weights(model, weights.state), run.folder.export(model))
+        if run.config.learns_from_queries:
+            export_fusion(run, fused_system(run.config, last=iteration), run.folder.export("fusion"))
 
     run.coordinator.only_rank_zero(f"{stage.name}: write", export)
     return Exported({model: str(run.folder.export(model)) for model in states})

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-from engine.config.metric_names import DEFAULT_METRICS, cutoff_of
+from engine.config.metric_names import DEFAULT_METRICS, JUDGED, cutoff_of, family_of
 from engine.config.text import absolute_path, is_whole
 
 LARGEST, LARGEST_WHOLE = 1e15, 2**63 - 1
@@ -183,11 +183,23 @@ class EvaluationConfig(Section):
     1024."""
     examples: int = Field(3, ge=0)
     """Dev queries whose hardest negatives and scores are shown as text in TensorBoard."""
+    fuse: bool = False
+    """Also measure a mixture of the scores of retriever, ranker, further retrievers and BM25, its weights fitted on dev
+    (docs/evaluation.md). Off unless it is said, so that a run that was begun without it keeps its table."""
+    fusion_metric: str = "MRR@10"
+    """What the weights are fitted to, by judgements: AR2's and R2ANKER's headline on MS MARCO."""
 
     @property
     def search_depth(self) -> int:
         """Documents retrieved and kept for a query, so that every metric sees as many as it is about."""
         return max(self.depth, *(cutoff_of(name) for name in self.metrics))
+
+    @field_validator("fusion_metric")
+    @classmethod
+    def _judged(cls, metric: str) -> str:
+        if family_of(metric) not in JUDGED:
+            raise ValueError(f"{metric} is made of answers; weights are fitted to judgements: name {', '.join(JUDGED)}")
+        return metric
 
     @field_validator("metrics")
     @classmethod

@@ -73,9 +73,25 @@ def query_values(
     Raises:
         DataError: No query has a relevant document.
     """
-    judged = _judged(qrels)
     _require_relevant(qrels, relevance_threshold)
+    return values_of_any(run, qrels, metric, relevance_threshold=relevance_threshold)
+
+
+def values_of_any(
+    run: Rankings, qrels: Mapping[str, Mapping[str, int]], metric: str, *, relevance_threshold: int = 1
+) -> dict[str, float]:
+    """Measure as `query_values`, any part of the queries: they may be none, or none of them have a relevant document.
+
+    Args:
+        run: As of `score_run`, and so are `qrels` and `relevance_threshold`.
+        qrels: Judgements.
+        metric: One that is by judgements.
+        relevance_threshold: Grade from which a document is relevant.
+    """
+    judged = _judged(qrels)
     values = dict.fromkeys(judged, 0.0)
+    if not judged:
+        return values
     for one in ir_measures.iter_calc([_judged_measure(metric, relevance_threshold)], judged, _by_rank(run, judged)):
         values[one.query_id] = float(one.value)
     return values

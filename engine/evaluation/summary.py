@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from engine.evaluation.mixture import Fusion
 from engine.evaluation.systems import BM25, RANKER, RETRIEVER, System, place_of_kind
 from engine.run import RunFolder
 from shards.files import read_record, write_json
@@ -123,6 +124,8 @@ def summary_table(folder: RunFolder) -> str:
     headers = ["split", "queries", "iteration", "system", "re-ranks", *["of iteration"] * mixed]
     headers += ["relevant from"] * graded
     text: str = tabulate(table, headers=[*headers, *metrics], floatfmt=".3f", missingval="")
+    if folder.fusion.exists():
+        text += f"\n\n{read_record(folder.fusion, Fusion, 'the weights of the mixture').told}"
     return text
 
 

@@ -15,9 +15,11 @@ from engine.config.timetable import Timetable, WeightsOf, iteration_name
 
 __all__ = ["System", "WeightsOf"]
 BM25, RUN_FILE, RETRIEVER, LEXICAL, RANKER = "bm25", "run_file", "retriever", "lexical", "ranker"
+FUSED = "fused"
+"""Mixtures of the scores of several systems (`engine.evaluation.fusion`)."""
 CANDIDATES = "candidates"
 """Sets of documents that somebody else chose for re-ranking, in no order."""
-_ORDER = (BM25, RUN_FILE, CANDIDATES, RETRIEVER, LEXICAL, RANKER)
+_ORDER = (BM25, RUN_FILE, CANDIDATES, RETRIEVER, LEXICAL, RANKER, FUSED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +36,17 @@ class System:
     """The system whose ranking it re-orders; None for one that searches the corpus itself."""
     names_over: bool = False
     """Whether its file names that system although it is of its own iteration, since it re-orders others as well."""
+    parts: tuple[System, ...] = ()
+    """The systems whose scores a fused one mixes; the first is the one that it re-orders."""
 
     @property
     def iteration(self) -> int | None:
-        """Whose weights it has; None for the state before training, and for a system without weights."""
+        """Whose weights it has; None for the state before training, and for a system without weights.
+
+        A fused one has that of the system that it re-orders.
+        """
+        if self.parts:
+            return self.parts[0].iteration
         return self.weights.iteration if self.weights else None
 
     @property
@@ -159,6 +168,28 @@ def every_system(config: Config, *, last: int) -> list[System]:
     if measured is not None:
         return [*yardsticks(config), *measured_systems(config, measured)]
     return [*yardsticks(config), *trained_systems(config, sorted({0, last}))]
+
+
+def fused_system(config: Config, *, last: int) -> System:
+    """Return the mixture of what a run leaves behind: first retriever, ranker over it, further retrievers, and BM25.
+
+    Args:
+        config: The recipe.
+        last: The newest finished iteration, for models that go through iterations together.
+
+    Returns:
+        A system whose first part finds the documents; all others score these.
+    """
+    table = config.timetable
+    states = end_states(table, list(config.models), last)
+    first, *further = (system_of(config, states[model]) for model in table.encoders)
+    rankers = [
+        system_of(config, states[model], first, names_over=table.reranked is not None)
+        for model, kind in _models(config).items()
+        if kind == RANKER
+    ]
+    parts = (first, *rankers, *further, System("BM25", BM25, None))
+    return System("fused", FUSED, None, first, parts=parts)
 
 
 def pairs_of(config: Config, retrievers: Sequence[WeightsOf], rankers: Sequence[WeightsOf]) -> list[list[System]]:

@@ -57,7 +57,7 @@ def open_bm25(run: Run, data: Data, folder: RunFolder, choice: Choice | None = N
 
 def bm25_stamp(run: Run, data: Data, choice: Choice | None = None) -> Stamp:
     """Return a stamp with the hash of the settings in the place of weights, since BM25 has none."""
-    return Stamp("bm25", _digest(run.config.bm25), data.shards.manifest.sha256)
+    return Stamp("bm25", digest_of_settings(run.config.bm25), data.shards.manifest.sha256)
 
 
 def index_text(stage: Stage, data: Data, folder: RunFolder) -> BuiltBM25:
@@ -126,7 +126,7 @@ def prepared_place(shards: Path, settings: Bm25Config) -> Path:
         shards: The folder of the shards.
         settings: Words and formula.
     """
-    return shards / f"bm25-{_digest(settings)[:8]}"
+    return shards / f"bm25-{digest_of_settings(settings)[:8]}"
 
 
 def _find(data: Data, folder: RunFolder, settings: Bm25Config) -> Path | None:
@@ -145,11 +145,11 @@ def _made_of(corpus_sha256: str, settings: Bm25Config) -> dict[str, str | float 
         "tokens": words.tokens,
         "k1": settings.k1,
         "b": settings.b,
-        "settings_sha256": _digest(settings),
+        "settings_sha256": digest_of_settings(settings),
     }
 
 
-def _digest(settings: Bm25Config) -> str:
-    """Hash what an index depends on: not how its words were asked for, but which they are."""
+def digest_of_settings(settings: Bm25Config) -> str:
+    """Hash what an index and its scores depend on: not how its words were asked for, but which they are."""
     made_by = {"words": asdict(Words.of(settings)), "k1": settings.k1, "b": settings.b, "text": _TEXT}
     return hashlib.sha256(canonical_json(made_by).encode()).hexdigest()

@@ -9,6 +9,7 @@ done beside a running training, and needs nothing of the data that the run was t
     --candidates bm25 --depth 1000           rankers over the top 1000 of BM25
     --candidates top1000.dev                 rankers over candidates in a file (qid, docid, query, passage)
     --set evaluation.relevance_threshold=2   other metrics, depths and grades than the recipe's
+    --set evaluation.fuse=true               a mixture of all systems' scores too, its weights fitted on --split dev
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from engine.data.corpus import Data, write_shards
 from engine.errors import ConfigError, DataError
 from engine.evaluation.candidates import evaluate_candidates
 from engine.evaluation.evaluate import evaluate_systems, require_measurable_splits, retriever_of, split_queries
+from engine.evaluation.fusion import DEV, evaluate_fused, fit_on_dev, read_fusion, require_fusable
 from engine.evaluation.summary import summary_table
-from engine.evaluation.systems import BM25, CANDIDATES, System, every_system, pairs_of, system_of
+from engine.evaluation.systems import BM25, CANDIDATES, System, every_system, fused_system, pairs_of, system_of
 from engine.log import get_logger
 from engine.models.weights import MARKER
 from engine.refresh.refresh import drop_old_indexes
@@ -164,6 +166,7 @@ def evaluate_run(path: Path, asked: Asked) -> None:
             run.keep_ledger_in(folder)
             run.once(f"{folder.path.name}/shards", write_shards, dataset, texts_of(run, last), folder)
         data, stage = data_of(run, last, dataset, folder), Stage(run, f"evaluate {asked.split}")
+        fused = _fused(run, dataset, asked, last, is_own)
         for systems in groups:
             if given is not None:
                 sets = _candidates(run, data, asked.split, given)
@@ -171,6 +174,10 @@ def evaluate_run(path: Path, asked: Asked) -> None:
                 continue
             forget_what_is_lost(run, folder, [retriever_of(one) for one in systems if one.over is None])
             evaluate_systems(stage, data, folder, asked.split, systems, asked.max_queries)
+            if fused is not None and _fits(asked, is_own):
+                fit_on_dev(stage, data, fused)
+            elif fused is not None:
+                evaluate_fused(stage, data, folder, asked.split, fused, asked.max_queries)
             run.coordinator.only_rank_zero("drop indexes", lambda: drop_old_indexes(run, folder, last))
     if run.is_main:
         log.info("results (%s)\n\n%s\n", folder.summary, summary_table(folder))
@@ -221,6 +228,24 @@ def _systems(run: Run, asked: Asked, last: int) -> list[list[System]]:
                 "--set evaluation.zero_shot=false, or restore the folder",
             )
     return groups
+
+
+def _fits(asked: Asked, is_own: bool) -> bool:
+    """Tell whether weights of a mixture are fitted here: on dev of the run's own data, as the recipe samples it."""
+    return is_own and asked.split == DEV and asked.max_queries is None
+
+
+def _fused(run: Run, dataset: Dataset, asked: Asked, last: int, is_own: bool) -> System | None:
+    """Return the mixture beside the usual systems, where the settings ask for it, with what it needs looked at."""
+    usual = asked.retrievers is None and asked.rankers is None and asked.candidates is None
+    if not (usual and run.config.evaluation.fuse):
+        return None
+    system = fused_system(run.config, last=last)
+    if _fits(asked, is_own):
+        require_fusable(run.config, dataset)
+    else:
+        read_fusion(run, system)
+    return system
 
 
 def _over_candidates(run: Run, asked: Asked, given: Path | None) -> list[list[System]]:

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 
 from engine.errors import ConfigError
+from engine.evaluation.fusion import export_fusion
+from engine.evaluation.systems import fused_system
 from engine.log import get_logger
 from engine.models.export import export_model
 from launcher.commands.finished import last_iteration, open_run, states_of
@@ -51,4 +53,6 @@ def export_run(path: Path, *, iteration: int | None, out: Path | None) -> None:
     target = out or run.folder.path / "export"
     for model, source in sources.items():
         export_model(source, target / model)
+    if run.config.learns_from_queries:
+        export_fusion(run, fused_system(run.config, last=iteration), target / "fusion")
     log.info("iteration %d exported to %s", iteration, target)

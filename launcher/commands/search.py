@@ -1,7 +1,8 @@
 """`python -m launcher search RUN ["question"]`: retrieve, re-rank, print.
 
 What a run leaves behind is a two-stage search engine over its corpus: the last retriever with its index, and the last
-ranker over what the retriever finds. Titles and texts come from the shards, so the data folder is not needed.
+ranker over what the retriever finds; where weights of a mixture were fitted, their scores and BM25's are mixed. Titles
+and texts come from the shards, so the data folder is not needed.
 """
 
 from __future__ import annotations
@@ -9,13 +10,17 @@ from __future__ import annotations
 import argparse
 import sys
 import textwrap
+from dataclasses import dataclass
 from pathlib import Path
 
 from engine.config.models import RankerConfig
 from engine.config.text import as_typed, is_whole
 from engine.evaluation.evaluate import retriever_of
+from engine.evaluation.fuse import mix
+from engine.evaluation.fusion import read_fusion
 from engine.evaluation.pairs import PairScorer
-from engine.evaluation.systems import system_of
+from engine.evaluation.part_scores import further_scorers
+from engine.evaluation.systems import fused_system, system_of
 from engine.log import get_logger
 from engine.retrievers.kinds import open_searcher
 from launcher.commands.finished import corpus_of, last_iteration, open_run, require_search, states_of
@@ -27,22 +32,45 @@ log = get_logger(__name__)
 _SNIPPET_CHARACTERS = 220
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One document of an answer."""
+
+    by_ranker: float
+    """The ranker's score."""
+    by_retriever: float
+    """The retriever's score."""
+    docid: str
+    """Its id."""
+    title: str
+    """Its title; may be empty."""
+    text: str
+    """Its text."""
+    mixed: float | None = None
+    """The mixture of the scores; None where documents are in the ranker's order."""
+
+
 class SearchEngine:
     """The models, index and corpus of a run, loaded once.
 
     Args:
         path: The run folder.
         shards: Where shards that were prepared beside the data lie now; None for where the run read them.
+        fused: Whether the order is that of the mixture, where the run has fitted one; otherwise it is the ranker's.
 
     Raises:
-        ConfigError: The folder holds no run, or one that has not finished its warm-ups.
+        ConfigError: The folder holds no run, or one that has not finished its warm-ups, or the mixture was fitted for
+            other models.
         ArtifactError: Shards, index or weights are missing or damaged.
     """
 
-    def __init__(self, path: Path, shards: Path | None = None) -> None:
+    def __init__(self, path: Path, shards: Path | None = None, *, fused: bool = True) -> None:
         self._run = open_run(path)
         require_search(self._run)
         self.iteration = last_iteration(self._run)
+        mixture = fused_system(self._run.config, last=self.iteration)
+        self._first, self._ranker, *_ = (part.name for part in mixture.parts)
+        self.weights = read_fusion(self._run, mixture).weights if fused and self._run.folder.fusion.exists() else {}
         states = states_of(self._run, self.iteration)
         self._data = corpus_of(self._run, self.iteration, shards)
         table, config = self._run.timetable, self._run.config
@@ -53,8 +81,9 @@ class SearchEngine:
         names = f"{found_by.name} and {table.name_of(states[ranker])}"
         self.stage = f"iteration {self.iteration}" if table.ends is None else names
         """What answers, for whoever asks."""
+        self._further = further_scorers(self._run, self._data, self._run.folder, mixture) if self.weights else {}
 
-    def search(self, question: str, top_k: int) -> list[tuple[float, float, str, str, str]]:
+    def search(self, question: str, top_k: int) -> list[Found]:
         """Answer a question.
 
         Args:
@@ -62,7 +91,7 @@ class SearchEngine:
             top_k: Number of documents.
 
         Returns:
-            (ranker score, retriever score, docid, title, text) of the best documents, best first.
+            The best documents, best first: by the mixture where there is one, else by the ranker.
         """
         query = Query("", question)  # no document has the empty id
         settings = self._run.config.evaluation
@@ -73,13 +102,24 @@ class SearchEngine:
         reranked = hits.documents_QK[0, : max(top_k, settings.rerank_depth)]
         documents = [int(document) for document in reranked if document >= 0]
         scores = self._scorer.score([query], [documents])[0]
-        order = sorted(range(len(documents)), key=lambda place: -scores[place])[:top_k]
+        by_retriever = [float(score) for score in hits.scores_QK[0, : len(documents)]]
+        mixed = self._mixed(query, documents, by_retriever, scores)
+        ordered_by = scores if mixed is None else mixed
         found = []
-        for place in order:
-            document = self._data.shards.document(documents[place])
-            retriever_score = float(hits.scores_QK[0, place])
-            found.append((scores[place], retriever_score, document.id, document.title, document.text))
+        for place in sorted(range(len(documents)), key=lambda place: -ordered_by[place])[:top_k]:
+            one = self._data.shards.document(documents[place])
+            own = None if mixed is None else mixed[place]
+            found.append(Found(scores[place], by_retriever[place], one.id, one.title, one.text, own))
         return found
+
+    def _mixed(
+        self, query: Query, documents: list[int], by_retriever: list[float], by_ranker: list[float]
+    ) -> list[float] | None:
+        """Return the mixture of all scores of some documents; None where none is asked for."""
+        if not self.weights:
+            return None
+        scores = {name: scorer.score([query], [documents])[0] for name, scorer in self._further.items()}
+        return mix(scores | {self._first: by_retriever, self._ranker: by_ranker}, self.weights)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,14 +130,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shards", type=typed_path, metavar="DIR", help="shards prepared beside the data, where they were moved since"
     )
+    parser.add_argument(
+        "--no-fusion", action="store_true", help="the ranker's order, although weights of a mixture were fitted"
+    )
 
 
 def run_command(arguments: argparse.Namespace) -> None:
     """Answer the question, or those typed at the terminal."""
-    answer_questions(arguments.run, arguments.question, top_k=arguments.top_k, shards=arguments.shards)
+    answer_questions(
+        arguments.run,
+        arguments.question,
+        top_k=arguments.top_k,
+        shards=arguments.shards,
+        fused=not arguments.no_fusion,
+    )
 
 
-def answer_questions(path: Path, question: str | None, *, top_k: int, shards: Path | None = None) -> None:
+def answer_questions(
+    path: Path, question: str | None, *, top_k: int, shards: Path | None = None, fused: bool = True
+) -> None:
     """Print the best documents for a question, or for each line read from the terminal.
 
     Args:
@@ -105,8 +156,9 @@ def answer_questions(path: Path, question: str | None, *, top_k: int, shards: Pa
         question: None reads questions until an empty line or the end of the input.
         top_k: Documents to print for each.
         shards: As of `SearchEngine`.
+        fused: As of `SearchEngine`.
     """
-    engine = SearchEngine(path, shards)
+    engine = SearchEngine(path, shards, fused=fused)
     if question is not None:
         _print_results(engine, _whole(question), top_k)
         return
@@ -132,9 +184,10 @@ def _whole(question: str) -> str:
 
 
 def _print_results(engine: SearchEngine, question: str, top_k: int) -> None:
-    print(f"\n{question}\n  ranker  retriever")
-    for ranker_score, retriever_score, docid, title, text in engine.search(question, top_k):
-        print(f"{ranker_score:8.3f}  {retriever_score:9.3f}  {title or docid}")
-        snippet = textwrap.shorten(" ".join(text.split()), _SNIPPET_CHARACTERS, placeholder=" ...")
+    print(f"\n{question}\n{'   fused' if engine.weights else ''}  ranker  retriever")
+    for found in engine.search(question, top_k):
+        mixed = "" if found.mixed is None else f"{found.mixed:8.3f}"
+        print(f"{mixed}{found.by_ranker:8.3f}  {found.by_retriever:9.3f}  {found.title or found.docid}")
+        snippet = textwrap.shorten(" ".join(found.text.split()), _SNIPPET_CHARACTERS, placeholder=" ...")
         for line in textwrap.wrap(snippet, 96):
-            print(f"{'':21}{line}")
+            print(f"{'':{21 + len(mixed)}}{line}")

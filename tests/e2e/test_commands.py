@@ -16,6 +16,7 @@ from tests.e2e.conftest import Finished
 from tests.e2e.made import ledger_of, ranking_of, summary_of, weights_of
 from tests.e2e.starts import Zygote, on_the_cpu, refused
 
+FUSED_HIT = re.compile(r"^ *(-?\d+\.\d{3}) +(-?\d+\.\d{3}) +(-?\d+\.\d{3})  (\S.*)$", re.MULTILINE)
 HIT = re.compile(r"^ *(-?\d+\.\d{3}) +(-?\d+\.\d{3})  (\S.*)$", re.MULTILINE)
 
 
@@ -38,7 +39,7 @@ def test_search_in_a_run_folder_alone_prints_the_ten_best_with_both_scores_title
     shutil.move(run / "data", tmp_path / "data")
     try:
         ended = subprocess.run(
-            [sys.executable, "-m", "launcher", "search", run.name, query],
+            [sys.executable, "-m", "launcher", "search", run.name, query, "--no-fusion"],
             cwd=run.parent,
             env=on_the_cpu(PYTHONPATH=str(ROOT)),
             stdin=subprocess.DEVNULL,
@@ -62,14 +63,21 @@ def test_search_in_a_run_folder_alone_prints_the_ten_best_with_both_scores_title
         assert " ".join(words_of[title][:4]) in " ".join(ended.stdout.split())
 
 
-def test_search_agrees_with_the_ranking_of_the_evaluation(zygote: Zygote, run: Path) -> None:
-    lines = [line.split() for line in (run / "results" / "test-D-002.trec").read_text().splitlines()]
-    qid = lines[0][0]
-    expected = [float(score) for query, _, _, rank, score, _ in lines if query == qid and int(rank) <= 5]
+@pytest.mark.parametrize(
+    ("system", "form", "words"),
+    [("D-002", HIT, ["--no-fusion"]), ("fused-002", FUSED_HIT, [])],
+    ids=["ranker", "fused"],
+)
+def test_search_agrees_with_the_ranking_of_the_evaluation(
+    zygote: Zygote, run: Path, system: str, form: re.Pattern[str], words: list[str]
+) -> None:
+    ranking = ranking_of(run / "results" / f"test-{system}.trec")
+    qid = next(iter(ranking))
+    expected = [score for _, score in ranking[qid][:5]]
     queries = [json.loads(line) for line in (run / "data" / "queries.jsonl").read_text().splitlines()]
     (text,) = (query["text"] for query in queries if query["_id"] == qid)
-    ended = zygote.launcher("search", str(run), text, "--top-k", "5")
-    assert [float(ranker) for ranker, _, _ in HIT.findall(ended.out)] == pytest.approx(expected, abs=1e-3)
+    ended = zygote.launcher("search", str(run), text, "--top-k", "5", *words)
+    assert [float(hit[0]) for hit in form.findall(ended.out)] == pytest.approx(expected, abs=1e-3)
 
 
 def test_search_reads_questions_until_an_empty_line(zygote: Zygote, run: Path) -> None:
@@ -112,11 +120,26 @@ def test_evaluate_on_a_sample_leaves_the_other_rows_and_rankings_alone(zygote: Z
     after = summary_of(run)
     assert [row for row in after if row["num_queries"] == 16] == before
     added = [(row["system"], row["split"], row["num_queries"]) for row in after if row not in before]
-    assert added == [(name, "test", 3) for name in ("BM25", "zero-shot", "G0", "D0", "G", "D")]
+    assert added == [(name, "test", 3) for name in ("BM25", "zero-shot", "G0", "D0", "G", "D", "fused")]
     assert "3 of 90" in ended.err
     assert "16 of 90" in ended.err
     assert {name: (results / name).read_bytes() for name in files} == files
     assert (results / "test-D-002-3-queries.trec").exists()
+
+
+def test_weights_of_a_mixture_that_are_lost_are_asked_for_and_fitted_on_dev_again(zygote: Zygote, run: Path) -> None:
+    before, kept, rows = (
+        (run / "results" / "fusion.json").read_bytes(),
+        run / "results" / "fusion.json",
+        summary_of(run),
+    )
+    kept.unlink()
+    words = ("evaluate", str(run), "--data", str(run / "data"))
+    refused(zygote.launcher(*words), "no weights of a mixture were fitted", "--split dev --set evaluation.fuse=true")
+    ended = zygote.launcher(*words, "--split", "dev")
+    assert ended.code == 0, ended.err
+    assert kept.read_bytes() == before
+    assert sorted(map(str, summary_of(run))) == sorted(map(str, rows))
 
 
 def test_evaluate_any_retriever_under_any_ranker(zygote: Zygote, run: Path) -> None:
@@ -194,7 +217,7 @@ def test_evaluate_on_a_few_graded_documents_needs_nothing_of_the_runs_data(
     assert "5 documents are searched exactly, too few for the run's index.factory IVF8,PQ8x4" in ended.err
     (folder,) = (path for path in (run / "evaluations").iterdir() if path.name.startswith("few-"))
     rows = {row["system"]: row for row in summary_of(folder)}
-    assert list(rows) == ["BM25", "zero-shot", "G0", "D0", "G", "D"]
+    assert list(rows) == ["BM25", "zero-shot", "G0", "D0", "G", "D", "fused"]
     assert {(row["num_queries"], row["relevance_threshold"], *row["metrics"]) for row in rows.values()} == {
         (2, 2, "R@1", "nDCG@10")
     }
@@ -210,7 +233,7 @@ def test_evaluate_on_another_corpus_keeps_its_rows_apart(zygote: Zygote, run: Pa
     assert weights_of(run) == weights
     (folder,) = (path for path in (run / "evaluations").iterdir() if path.name.startswith("small-"))
     rows = summary_of(folder)
-    assert [row["system"] for row in rows] == ["BM25", "zero-shot", "G0", "D0", "G", "D"]
+    assert [row["system"] for row in rows] == ["BM25", "zero-shot", "G0", "D0", "G", "D", "fused"]
     for row in rows:
         assert row["split"] == "dev"
         assert all(0 <= value <= 1 for value in row["metrics"].values())
@@ -248,6 +271,9 @@ def test_export_of_the_warm_up(zygote: Zygote, run: Path, tmp_path: Path) -> Non
         exported = (out / model / "model.safetensors").read_bytes()
         assert exported == (run / "weights" / model / "000" / "model.safetensors").read_bytes()
         assert exported != (run / "weights" / model / "002" / "model.safetensors").read_bytes()
+    assert "no mixture is exported" in ended.err
+    assert "was fitted for G " in ended.err
+    assert not (out / "fusion").exists()
 
 
 def test_export_takes_the_last_iteration_by_default(zygote: Zygote, run: Path) -> None:
@@ -257,6 +283,8 @@ def test_export_takes_the_last_iteration_by_default(zygote: Zygote, run: Path) -
     for model in ("retriever", "ranker"):
         exported = (run / "export" / model / "model.safetensors").read_bytes()
         assert exported == (run / "weights" / model / "002" / "model.safetensors").read_bytes()
+    assert (run / "export" / "fusion" / "fusion.json").read_bytes() == (run / "results" / "fusion.json").read_bytes()
+    assert (run / "export" / "fusion" / "fuse.py").exists()
 
 
 def test_export_of_an_iteration_that_is_not_there_is_refused(zygote: Zygote, run: Path, tmp_path: Path) -> None:

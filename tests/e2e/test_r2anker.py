@@ -43,6 +43,9 @@ def test_the_ranker_is_measured_over_each_retriever_and_all_states_have_rows(mad
         *("BM25", "zero-shot-dense", "zero-shot-lexical", "D1", "D2", "L1", "L2", "S")
     }
     assert {over for system, over in rows if system == "R"} == {"BM25", "D2", "L2"}
+    assert {over for system, over in rows if system == "fused"} == {"D2"}
+    kept = json.loads((made.folder / "results" / "fusion.json").read_text())
+    assert [part["system"] for part in kept["parts"]] == ["D2", "R", "L2", "BM25"]
     files = {path.name for path in (made.folder / "results").glob("test-R-*.trec")}
     assert len(files) == 3, "each ranking in a file of its own"
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import runpy
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from engine.config.file import load_config
 from tests.e2e.conftest import Finished, finished
-from tests.e2e.made import ledger_of, losses_of, measured, metrics_of, summary_of, weights_of
+from tests.e2e.made import ledger_of, losses_of, measured, metrics_of, ranking_of, summary_of, weights_of
 from tests.e2e.starts import ROOT, TINY, mpirun_command
 
 METRICS = ("R@1", "R@5", "R@10", "R@20", "R@50", "R@100", "R@1000", "MRR@10", "nDCG@10")
@@ -40,7 +42,7 @@ def test_the_stages_are_those_of_the_paper_in_its_order(tiny: Finished) -> None:
         *("warmup_retriever", "index/000", "candidates/000", "warmup_ranker", "evaluate/0"),
         *("retriever/1", "index/001", "candidates/001", "ranker/1", "evaluate/1"),
         *("retriever/2", "index/002", "candidates/002", "ranker/2", "evaluate/2"),
-        *("evaluate/test", "export"),
+        *("fusion/dev", "evaluate/test", "fusion/test", "export"),
     ]
 
 
@@ -112,7 +114,7 @@ def test_dev_is_measured_at_every_iteration_and_test_only_at_the_end(tiny: Finis
         assert [(line["stage"], line["step"]) for line in lines] == [(f"evaluate/{t}", t) for t in range(3)], name
     assert stages_in_which(tiny.folder, "dev/BM25/MRR@10") == ["evaluate/yardsticks"]
     on_test = {line["stage"] for line in metrics_of(tiny.folder) if any(name.startswith("test/") for name in line)}
-    assert on_test == {"evaluate/test"}
+    assert on_test == {"evaluate/test", "fusion/test"}
 
 
 def test_tensorboard_holds_the_numbers_of_metrics_jsonl(tiny: Finished) -> None:
@@ -146,6 +148,7 @@ def test_the_summary_has_every_system_with_values_from_0_to_1(tiny: Finished) ->
             *((split, 0, "D0", "G0") for split in ("dev", "test")),
             *(("dev", iteration, name, "G") for iteration in (1, 2) for name in ("G", "D")),
             *(("test", 2, name, "G") for name in ("G", "D")),
+            *((split, 2, "fused", "G") for split in ("dev", "test")),
         ]
     )
     for row in rows:
@@ -160,6 +163,7 @@ def test_the_summary_has_every_system_with_values_from_0_to_1(tiny: Finished) ->
         assert metrics["A@1"] <= metrics["A@100"], "half of the queries have answers"
     at_hundred = {(row["split"], row["iteration"], row["system"]): row["metrics"]["R@100"] for row in rows}
     assert at_hundred["dev", 2, "D"] == at_hundred["dev", 2, "G"], "a ranker only re-orders"
+    assert at_hundred["test", 2, "fused"] == at_hundred["test", 2, "G"], "and so does a mixture"
     assert at_hundred["dev", None, "BM25"] > 0.9, "the names in a query are in its document"
 
 
@@ -187,6 +191,22 @@ def test_rankings_are_trec_files_that_give_the_summarys_numbers(tiny: Finished) 
         )
         assert len(reciprocal) == 16
         assert sum(reciprocal.values()) / 16 == pytest.approx(row["metrics"]["MRR@10"], abs=1e-9)
+
+
+def test_a_copy_of_the_exported_function_gives_the_order_of_the_engine(tiny: Finished, tmp_path: Path) -> None:
+    """From the rankings alone, for all three systems: BM25's has every document that shares a word with the query."""
+    shutil.copytree(tiny.folder / "export" / "fusion", tmp_path / "fusion")
+    copied: Any = runpy.run_path(str(tmp_path / "fusion" / "fuse.py"))
+    names = {"G": "G-002", "D": "D-002", "BM25": "BM25", "fused": "fused-002"}
+    rankings = {name: ranking_of(tiny.folder / "results" / f"test-{file}.trec") for name, file in names.items()}
+    fitted = copied["read_weights"](tmp_path / "fusion" / "fusion.json")
+    assert list(fitted) == ["G", "D", "BM25"]
+    for qid, found in rankings["G"].items():
+        docids = [docid for docid, _ in found[:10]]
+        of = {name: dict(rankings[name][qid]) for name in fitted}
+        scores = {name: [of[name].get(docid, 0.0) for docid in docids] for name in fitted}
+        order = [docids[place] for place in copied["fuse"](scores, fitted)]
+        assert [docid for docid, _ in rankings["fused"][qid]] == [*order, *(docid for docid, _ in found[10:])]
 
 
 def test_the_terminal_shows_bars_stages_the_coordinator_and_the_table(tiny: Finished) -> None:

@@ -48,7 +48,7 @@ def members(kind: Any) -> set[Any]:
     return set().union(*map(members, inner)) if inner else {kind}
 
 
-MEASURED = {"run.keep_best", "evaluation.metrics"}
+MEASURED = {"run.keep_best", "evaluation.metrics", "evaluation.fusion_metric"}
 NAMES = {"bm25.language", "bm25.stemmer", "bm25.stopwords"}
 """Texts of which only some are known; a word is still what it says, so that a message can name it."""
 LISTS = {"ar2.further_retrievers"}

@@ -1,0 +1,275 @@
+"""A mixture of the scores of retriever, ranker, further retrievers and BM25, as a system of its own.
+
+The documents are those that the first retriever found, to the depth of re-ranking; all parts score these and no others
+(`engine.evaluation.part_scores`). Scores are brought to mean 0 and deviation 1 within the query and mixed
+linearly (`engine.evaluation.fuse`). The weights are fitted on the dev split, kept with the hashes of who was mixed, and
+applied to any other split as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from engine.config.metric_names import cutoff_of
+from engine.config.recipe import Config
+from engine.data.corpus import Data, sample_queries
+from engine.data.trec import read_trec
+from engine.errors import ConfigError, DataError
+from engine.evaluation import fuse
+from engine.evaluation.evaluate import Ranking, record_ranking, split_queries
+from engine.evaluation.fuse import normalise
+from engine.evaluation.measures import query_values, values_of_any
+from engine.evaluation.mixture import Floats, Fusion, MeasuredPart, fit, simplex
+from engine.evaluation.part_scores import Scored, score_parts
+from engine.evaluation.systems import System
+from engine.log import get_logger
+from engine.models.weights import weights_sha256
+from engine.results import Measured
+from engine.retrievers.bm25_index import digest_of_settings
+from engine.run import Run, RunFolder, Stage
+from shards.files import read_record, write_atomically, write_json
+from shards.records import Dataset
+
+log = get_logger(__name__)
+DEV = "dev"
+_GATHERED_TOGETHER = 64
+"""Points of the grid whose values the ranks exchange at once: of ten thousand queries some megabytes."""
+Judgements = Mapping[str, Mapping[str, int]]
+"""Query id -> document id -> grade."""
+
+
+def require_fusable(config: Config, dataset: Dataset) -> None:
+    """Refuse data on whose dev split no weights can be fitted, before any work is done.
+
+    Args:
+        config: With the metric, the sample of dev queries and the threshold of relevance.
+        dataset: The data.
+
+    Raises:
+        ConfigError: The metric looks deeper than a search.
+        DataError: None of these dev queries has a relevant document.
+    """
+    settings = config.evaluation
+    if cutoff_of(settings.fusion_metric) > settings.search_depth:
+        raise ConfigError(
+            f"evaluation.fusion_metric {settings.fusion_metric} looks deeper than the {settings.search_depth} "
+            f"documents of a query that a search keeps",
+            expected="a metric that looks no deeper",
+            remedy=f"name another one, or set evaluation.depth={cutoff_of(settings.fusion_metric)}",
+        )
+    queries = sample_queries(dataset, DEV, settings.max_dev_queries, config.run.seed)
+    grades = [grade for query in queries for grade in dataset.qrels[DEV][query.id].values()]
+    if max(grades, default=0) < settings.relevance_threshold:
+        raise DataError(
+            f"none of {len(queries)} queries of the split {DEV!r} of {dataset.path} has a relevant document, so there "
+            f"is nothing to which evaluation.fuse could fit its weights",
+            expected=f"a grade of at least {settings.relevance_threshold} for a document of at least one query",
+            remedy="add judgements of dev queries, or leave evaluation.fuse out",
+        )
+
+
+def fit_on_dev(stage: Stage, data: Data, system: System) -> Measured:
+    """Fit the weights of a mixture on the dev split and keep them, then measure it there; no other split is read.
+
+    Args:
+        stage: Where this runs.
+        data: The run's own.
+        system: The mixture; the rankings of all its parts have been recorded on dev.
+
+    Raises:
+        DataError: No dev query has a relevant document.
+        ArtifactError: A part's ranking is not of the documents that the first one found.
+    """
+    run, folder, settings = stage.run, stage.run.folder, stage.run.config.evaluation
+    queries = split_queries(run, data, DEV)
+    qrels = {query.id: data.dataset.qrels[DEV][query.id] for query in queries}
+    scored = score_parts(stage, data, folder, system, queries, DEV)
+    points = simplex(len(system.parts))
+    values = _values_together(stage, scored, qrels, [part.name for part in system.parts], points)
+
+    def choose() -> None:
+        fusion = fit(
+            np.array(list(values.values())).T,
+            points,
+            [_measured_part(run, part, qrels, list(values)) for part in system.parts],
+            split=DEV,
+            metric=settings.fusion_metric,
+            relevance_threshold=settings.relevance_threshold,
+            rerank_depth=settings.rerank_depth,
+            seed=stage.seed,
+        )
+        write_json(folder.fusion, asdict(fusion))
+        log.info("%s", fusion.told)
+
+    run.coordinator.only_rank_zero(f"{stage.name}: choose weights", choose)
+    return _measure(stage, data, folder, system, DEV, scored, read_fusion(run, system), None)
+
+
+def evaluate_fused(
+    stage: Stage, data: Data, folder: RunFolder, split: str, system: System, sample: int | None = None
+) -> Measured:
+    """Measure a mixture on a split by the weights that were fitted before.
+
+    Args:
+        stage: Where this runs.
+        data: The run's own data, or another corpus.
+        folder: As of `evaluate_systems`; the weights are the run's whatever it is.
+        split: Any; the rankings of the first retriever and of the rankers have been recorded on it.
+        system: The mixture.
+        sample: As of `evaluate_systems`.
+
+    Raises:
+        ConfigError: There are no weights, or those of other models.
+        ArtifactError: As of `fit_on_dev`.
+    """
+    fusion = read_fusion(stage.run, system)
+    scored = score_parts(stage, data, folder, system, split_queries(stage.run, data, split), split, sample)
+    return _measure(stage, data, folder, system, split, scored, fusion, sample)
+
+
+def read_fusion(run: Run, system: System) -> Fusion:
+    """Read the weights of a mixture, and refuse those of other models.
+
+    Args:
+        run: Whose weights.
+        system: The mixture.
+
+    Raises:
+        ConfigError: There are none, or they were fitted for other models or settings of BM25.
+        ArtifactError: Their record is damaged, or the weights of a part are missing.
+    """
+    fit_it = f"fit them: evaluate {run.folder.path} --data DIR --split dev --set evaluation.fuse=true"
+    if not run.folder.fusion.exists():
+        raise ConfigError(
+            f"no weights of a mixture were fitted: there is no {run.folder.fusion}",
+            expected="weights that were fitted on the dev split of the run's own data",
+            remedy=fit_it,
+        )
+    fusion = read_record(run.folder.fusion, Fusion, "the weights of the mixture")
+    fitted = [f"{part.system} {part.weights_sha256[:16]}" for part in fusion.parts]
+    present = [f"{part.name} {identity_of(run, part)[:16]}" for part in system.parts]
+    if fitted != present:
+        raise ConfigError(
+            f"the mixture in {run.folder.fusion} was fitted for {', '.join(fitted)}",
+            expected=f"{', '.join(present)}, which the run has now",
+            remedy=f"{fit_it}; or do without: evaluate --set evaluation.fuse=false, search --no-fusion",
+        )
+    if fusion.rerank_depth != run.config.evaluation.rerank_depth and run.is_main:
+        log.warning(
+            "the weights of the mixture were fitted on the top %d of a query, and are used on its top %d",
+            *(fusion.rerank_depth, run.config.evaluation.rerank_depth),
+        )
+    return fusion
+
+
+def export_fusion(run: Run, system: System, target: Path) -> None:
+    """Write the weights of a mixture, and the function that makes an order of them, for whoever serves the models.
+
+    Where they were fitted for other models, nothing is written, older files are removed, and the log says so.
+
+    Args:
+        run: Whose weights; without any, nothing is done.
+        system: The mixture of the exported models.
+        target: Folder that gets `fusion.json` and `fuse.py`, the very files that the engine reads and runs.
+
+    Raises:
+        ArtifactError: The record of the weights is damaged.
+    """
+    if not run.folder.fusion.exists():
+        return
+    sources = (run.folder.fusion, Path(fuse.__file__))
+    try:
+        read_fusion(run, system)
+    except ConfigError as error:
+        log.warning("no mixture is exported: %s", error)
+        for source in sources:
+            (target / source.name).unlink(missing_ok=True)
+        return
+    for source in sources:
+        with write_atomically(target / source.name) as temporary:
+            temporary.write_bytes(source.read_bytes())
+
+
+def identity_of(run: Run, part: System) -> str:
+    """Return the hash of what a part's scores depend on: its weights, or the settings where it has none.
+
+    Raises:
+        ArtifactError: There are no such weights.
+    """
+    if part.weights is None:
+        return digest_of_settings(run.config.bm25)
+    return weights_sha256(run.folder.weights(part.weights.model, part.weights.state))
+
+
+def _measured_part(run: Run, part: System, qrels: Judgements, judged: Sequence[str]) -> MeasuredPart:
+    """Measure a part's own ranking of dev, as the table has it."""
+    settings = run.config.evaluation
+    ranking = read_trec(run.folder.results / part.run_file_name(DEV), top=cutoff_of(settings.fusion_metric))
+    values = query_values(ranking, qrels, settings.fusion_metric, relevance_threshold=settings.relevance_threshold)
+    return MeasuredPart(part.name, part.kind, identity_of(run, part), np.array([values[qid] for qid in judged]))
+
+
+def _values_together(
+    stage: Stage,
+    scored: Mapping[str, Scored],
+    qrels: Judgements,
+    names: Sequence[str],
+    points: Sequence[Sequence[float]],
+) -> dict[str, list[float]]:
+    """Return the metric of each judged query by each point of the grid, on every rank."""
+    coordinator, settings = stage.run.coordinator, stage.run.config.evaluation
+    own_qrels = {qid: qrels[qid] for qid in scored}
+    with coordinator.agreement(f"{stage.name}: normalise"):
+        normal = {qid: np.array([normalise(one.scores[name]) for name in names]) for qid, one in scored.items()}
+    values: dict[str, list[float]] = {}
+    for start in range(0, len(points), _GATHERED_TOGETHER):
+        own: dict[str, list[float]] = {}
+        with coordinator.agreement(f"{stage.name}: try weights"):
+            for point in points[start : start + _GATHERED_TOGETHER]:
+                top = {
+                    qid: _top(one.docids, normal[qid], point, cutoff_of(settings.fusion_metric))
+                    for qid, one in scored.items()
+                }
+                found = values_of_any(
+                    top, own_qrels, settings.fusion_metric, relevance_threshold=settings.relevance_threshold
+                )
+                for qid, value in found.items():
+                    own.setdefault(qid, []).append(value)
+        for part in coordinator.gather(f"{stage.name}: values from {start}", own):
+            for qid, more in part.items():
+                values.setdefault(qid, []).extend(more)
+    return values
+
+
+def _top(docids: Sequence[str], normal_MK: Floats, weights_M: Sequence[float], top_k: int) -> dict[str, float]:
+    """Return the first documents by a mixture of normalised scores, as a ranking without ties."""
+    mixed_K = np.zeros(normal_MK.shape[1])
+    for weight, normal_K in zip(weights_M, normal_MK, strict=True):  # in the order of `mix`, so its sums bit by bit
+        mixed_K += weight * normal_K
+    order = np.argsort(-mixed_K, kind="stable")[:top_k].tolist()
+    whole = [*(docids[place] for place in order), *docids[len(mixed_K) : len(mixed_K) + top_k - len(order)]]
+    return {docid: -float(rank) for rank, docid in enumerate(whole)}
+
+
+def _measure(
+    stage: Stage,
+    data: Data,
+    folder: RunFolder,
+    system: System,
+    split: str,
+    scored: Mapping[str, Scored],
+    fusion: Fusion,
+    sample: int | None,
+) -> Measured:
+    """Order each rank's queries by the mixture, and record the ranking of all."""
+    own = {qid: one.fused(fusion.weights) for qid, one in scored.items()}
+    ranking: Ranking = {}
+    for part in stage.run.coordinator.gather(f"{stage.name}: ranking {system.name}", own):
+        ranking |= part
+    if not ranking:
+        return Measured()
+    return Measured((record_ranking(stage, data, folder, ranking, system, split, sample),))
