@@ -96,6 +96,7 @@ def fit_on_dev(stage: Stage, data: Data, system: System) -> Measured:
             np.array(list(values.values())).T,
             points,
             [_measured_part(run, part, qrels, list(values)) for part in system.parts],
+            iteration=system.iteration,
             split=DEV,
             metric=settings.fusion_metric,
             relevance_threshold=settings.relevance_threshold,
@@ -142,12 +143,15 @@ def read_fusion(run: Run, system: System) -> Fusion:
         ConfigError: There are none, or they were fitted for other models or settings of BM25.
         ArtifactError: Their record is damaged, or the weights of a part are missing.
     """
-    fit_it = f"fit them: evaluate {run.folder.path} --data DIR --split dev --set evaluation.fuse=true"
+    remedy = (
+        f"fit them: evaluate {run.folder.path} --data DIR --split dev --set evaluation.fuse=true, on the run's own data; "
+        "or do without: evaluate --set evaluation.fuse=false, search --no-fusion"
+    )
     if not run.folder.fusion.exists():
         raise ConfigError(
             f"no weights of a mixture were fitted: there is no {run.folder.fusion}",
             expected="weights that were fitted on the dev split of the run's own data",
-            remedy=fit_it,
+            remedy=remedy,
         )
     fusion = read_record(run.folder.fusion, Fusion, "the weights of the mixture")
     fitted = [f"{part.system} {part.weights_sha256[:16]}" for part in fusion.parts]
@@ -156,7 +160,7 @@ def read_fusion(run: Run, system: System) -> Fusion:
         raise ConfigError(
             f"the mixture in {run.folder.fusion} was fitted for {', '.join(fitted)}",
             expected=f"{', '.join(present)}, which the run has now",
-            remedy=f"{fit_it}; or do without: evaluate --set evaluation.fuse=false, search --no-fusion",
+            remedy=remedy,
         )
     if fusion.rerank_depth != run.config.evaluation.rerank_depth and run.is_main:
         log.warning(

@@ -51,6 +51,8 @@ class Fusion:
     """A fitted mixture: `results/fusion.json`."""
 
     version: int
+    iteration: int | None
+    """Whose weights the first part has."""
     split: str
     """Whose queries the weights were fitted on: dev."""
     metric: str
@@ -92,8 +94,9 @@ class Fusion:
         verdict = "NOT better by more than chance than"
         if self.p < LEVEL:
             verdict = "better than" if self.beats_its_parts else "WORSE than"
+        of = "" if self.iteration is None else f" of iteration {self.iteration}"
         return (
-            f"fused = {mixed}, fitted on {self.num_queries} queries of {self.split}: {self.metric} {self.value:.3f}"
+            f"fused{of} = {mixed}, fitted on {self.num_queries} queries of {self.split}: {self.metric} {self.value:.3f}"
             f"{error}; {self.held_out_value:.3f} on queries held out, {verdict} {self.best_part} alone "
             f"({self._best.value:.3f}, p {self.p:.2g})"
         )
@@ -172,6 +175,7 @@ def fit(
     points: Sequence[Sequence[float]],
     parts: Sequence[MeasuredPart],
     *,
+    iteration: int | None,
     split: str,
     metric: str,
     relevance_threshold: int,
@@ -184,6 +188,7 @@ def fit(
         values_PQ: The metric of each query by each point [P, Q].
         points: Of the grid, the simplest first [P][M].
         parts: What is mixed, M of them.
+        iteration: Whose weights the first part has.
         split: Of the queries.
         metric: What is measured.
         relevance_threshold: Grade from which a document was relevant.
@@ -199,6 +204,7 @@ def fit(
     best = parts[means.index(max(means))]
     return Fusion(
         _VERSION,
+        iteration,
         split,
         metric,
         relevance_threshold,

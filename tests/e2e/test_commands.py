@@ -88,7 +88,7 @@ def test_search_reads_questions_until_an_empty_line(zygote: Zygote, run: Path) -
     assert "where is the first" in ended.out
     assert "and the second?" in ended.out
     assert "not asked" not in ended.out
-    assert len(HIT.findall(ended.out)) == 6
+    assert len(FUSED_HIT.findall(ended.out)) == 6
 
 
 def test_search_in_a_folder_without_a_run_is_refused(zygote: Zygote, tmp_path: Path) -> None:

@@ -46,7 +46,14 @@ def fitted(values_PQ: Any, first_Q: Any, second_Q: Any) -> Fusion:
         MeasuredPart("G", "retriever", "a", np.array(first_Q)),
         MeasuredPart("D", "ranker", "b", np.array(second_Q)),
     ]
-    settings: Any = {"split": "dev", "metric": "MRR@10", "relevance_threshold": 1, "rerank_depth": 9, "seed": 0}
+    settings: Any = {
+        "iteration": 3,
+        "split": "dev",
+        "metric": "MRR@10",
+        "relevance_threshold": 1,
+        "rerank_depth": 9,
+        "seed": 0,
+    }
     return fit(np.array(values_PQ), simplex(2, 2), parts, **settings)
 
 
@@ -57,7 +64,7 @@ def test_a_mixture_that_is_better_is_said_to_be() -> None:
     assert (fusion.best_part, fusion.num_queries) == ("G", 40)
     assert fusion.p < 0.001
     assert fusion.beats_its_parts
-    assert "0.5 G + 0.5 D" in fusion.told
+    assert "fused of iteration 3 = 0.5 G + 0.5 D" in fusion.told
     assert "better than G alone (0.750" in fusion.told
     assert "NOT" not in fusion.told
 
