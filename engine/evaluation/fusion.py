@@ -144,8 +144,8 @@ def read_fusion(run: Run, system: System) -> Fusion:
         ArtifactError: Their record is damaged, or the weights of a part are missing.
     """
     remedy = (
-        f"fit them: evaluate {run.folder.path} --data DIR --split dev --set evaluation.fuse=true, on the run's own data; "
-        "or do without: evaluate --set evaluation.fuse=false, search --no-fusion"
+        f"fit them on the run's own data: evaluate {run.folder.path} --data DIR --split dev --set evaluation.fuse=true"
+        "; or do without: evaluate --set evaluation.fuse=false, search --no-fusion"
     )
     if not run.folder.fusion.exists():
         raise ConfigError(
