@@ -265,13 +265,13 @@ def shuffled_rows(seed: int, stream: str, start: int, count: int, num_rows: int)
     Returns:
         Row numbers, int64 [count]; within an epoch none repeats.
     """
-    rows: list[np.ndarray] = []
+    rows = [np.empty(0, dtype=np.int64)]
     while count > 0:
         epoch, offset = divmod(start, num_rows)
         taken = _epoch(seed, stream, epoch, num_rows)[offset : offset + count]
         rows.append(taken)
         start, count = start + len(taken), count - len(taken)
-    return np.concatenate(rows).astype(np.int64)
+    return np.concatenate(rows)
 
 
 @functools.lru_cache(maxsize=4)

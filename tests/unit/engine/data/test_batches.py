@@ -169,3 +169,9 @@ def test_all_ranks_cut_into_equally_many_micro_batches(world_size: int) -> None:
         assert all(len(micro.groups) == 1 or sum(map(tokens, micro.groups)) <= 120 for micro in cuts[-1])
     assert len({len(cut) for cut in cuts}) == 1
     assert len(cuts[0]) > 12 // world_size // 12
+
+
+def test_no_rows_of_an_order_are_none() -> None:
+    """Symptom: with a warm-up of 0 steps and `mine: sampled` a run ended in a ValueError of numpy."""
+    assert shuffled_rows(1, "warmup", 5, 0, 7).shape == (0,)
+    assert shuffled_rows(1, "warmup", 5, 4, 7).dtype == np.int64
