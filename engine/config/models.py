@@ -12,6 +12,9 @@ from pydantic import Field, model_validator
 
 from engine.config.sections import Section, StoredPath
 
+Head = Literal["pooler", "cls", "mean"]
+"""Forms of a ranker's head."""
+
 
 class ModelConfig(Section):
     """What all kinds of model share: which weights, which numeric type, which ZeRO stage."""
@@ -93,6 +96,10 @@ class RankerConfig(ModelConfig):
 
     kind: ClassVar[str] = "ranker"
 
+    head: Head = "pooler"
+    """What gives the score: the standard head of the backbone's classifier in transformers (BERT: a pooler of a dense
+    layer and a tanh, and a linear layer), or one linear layer on the raw state of the first token (`cls`: AR2 Eq. 4 and
+    its released code) or on the mean of the token states (`mean`). A trained head is taken in its own form alone."""
     max_length: int = Field(160, ge=8)
     """Tokens of query and document together, special tokens included."""
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self, TypeVar
 from pydantic import PrivateAttr, model_validator
 
 from engine.config.bm25 import Bm25Config
-from engine.config.models import EncoderConfig, ModelConfig
+from engine.config.models import EncoderConfig, ModelConfig, RankerConfig
 from engine.config.sections import (
     DataConfig,
     EvaluationConfig,
@@ -122,6 +122,11 @@ class Config(Section):
     def _values_agree(self) -> Config:
         table = self.timetable_for(Sizes(1, 1))
         for phase in table.phases:
+            if phase.optim.head_lr_scale != 1 and not isinstance(self.models.get(phase.model), RankerConfig):
+                raise ValueError(
+                    f"{phase.section}.optim.head_lr_scale is {phase.optim.head_lr_scale:g}, but {phase.name} trains "
+                    f"the {phase.model}, which is no ranker and has no head of its own: leave it out"
+                )
             for mining in table.minings:
                 if mining.name in phase.candidates and phase.num_negatives > mining.top_k:
                     raise ValueError(

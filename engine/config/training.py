@@ -19,6 +19,9 @@ class OptimConfig(Section):
 
     lr: float = Field(1e-5, gt=0)
     """Peak learning rate."""
+    head_lr_scale: float = Field(1.0, gt=0)
+    """What the learning rate is multiplied by for a ranker's head: all above its layers, a pooler among it. Ours; the
+    papers and their released code have one rate."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay; biases and LayerNorm weights take none."""
     warmup_ratio: float = Field(0.1, ge=0, lt=1)

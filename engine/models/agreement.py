@@ -24,7 +24,9 @@ from engine.models.start import (
     is_cross_encoder,
     read_classifier,
     read_lexical,
+    read_ranker,
     read_retriever,
+    require_head_form,
     transformers_of,
 )
 from shards.files import read_json
@@ -244,18 +246,21 @@ def _compare_ranker(source: Path, section: RankerConfig, name: str) -> list[Note
             remedy=f"name the folder of one of them by {name}.name, such as "
             f"{source}/{transformers_of(source)[-1].transformer}",
         )
+    start = read_ranker(source)
+    require_head_form(start, section.head, section.name, name)
     if saved.get("model") == "ranker":
-        return _compare_length(saved.get("max_length"), section.max_length, f"{name}.max_length", section.name)
+        return _compare_length(start.max_length, section.max_length, f"{name}.max_length", section.name)
     chains = read_chains(source) if not saved and is_sentence_transformers(source) else None
     if saved or (chains is not None and not is_cross_encoder(chains)):
         text = f"{name} starts from the transformer of {section.name}, under a head of its own"
         return [Note(text, warns=False)]
     if chains is not None:
-        more, classifier = read_classifier(source, chains)
-        if more:
+        more, _ = read_classifier(source, chains)
+        if start.form is None:
             raise ModelError(
                 f"the CrossEncoder {section.name} scores by {', '.join(more)}",
-                expected="a sequence classifier with one logit, and nothing above it",
+                expected="a sequence classifier with one logit and nothing above it; or a Transformer, a Pooling by "
+                "cls or mean, and a Dense layer",
                 remedy=f"name such a model by {name}.name",
             )
         default = (chains.settings.get("prompts") or {}).get(chains.settings.get("default_prompt_name"))
@@ -265,7 +270,7 @@ def _compare_ranker(source: Path, section: RankerConfig, name: str) -> list[Note
                 expected="query and document as they are",
                 remedy=f"name another model by {name}.name; or take the prompt out of a copy of the folder",
             )
-        length = _compare_length(classifier.max_length, section.max_length, f"{name}.max_length", section.name)
+        length = _compare_length(start.max_length, section.max_length, f"{name}.max_length", section.name)
         return [*length, *_compare_activation(chains.settings.get("activation_fn"), section, name)]
     return _compare_activation(_stated_activation(source / "config.json"), section, name)
 

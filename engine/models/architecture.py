@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
-from transformers import AutoConfig, BertConfig
+from transformers import AutoConfig, BertConfig, PreTrainedModel
 from transformers.utils.import_utils import is_flash_attn_2_available, is_kernels_available
 
 from engine.errors import ModelError
@@ -227,12 +227,18 @@ def input_form(model: Any) -> InputForm:
     ]
     types = _of_kind(tables, "token_type") or _of_kind(tables, "segment")
     segments = getattr(config, "type_vocab_size", None) if types is None else types.num_embeddings
-    takes = "token_type_ids" in inspect.signature(model.forward).parameters
+    takes = "token_type_ids" in forward_parameters(model)
     return InputForm(
         first_position=first,
         longest=min(rows) - first if rows else None,
         takes_types=takes and (segments is None or segments > 1),
     )
+
+
+def forward_parameters(model: Any) -> Mapping[str, inspect.Parameter]:
+    """Return what the forward of a transformers model takes, by name; a head of ours passes all on to its backbone."""
+    reader = model if isinstance(model, PreTrainedModel) else getattr(model, "base_model", model)
+    return inspect.signature(reader.forward).parameters
 
 
 def recorded_attention(source: str | Path) -> Attention | None:

@@ -33,18 +33,19 @@ from engine.models.export_parts import (
     padded_inputs,
     token_ids,
     write_modules,
+    write_pooling,
     write_router,
     write_settings,
 )
 from engine.models.export_pretrained import compare_masked_lm, describe_masked_lm
+from engine.models.export_ranker import describe_pooled_ranker, pooled_logits
 from engine.models.failures import quiet_transformers
 from engine.models.loading import load_tokenizer
-from engine.models.packed import Pooling
 from engine.models.projection import load_projection
 from engine.models.ranker import Ranker
 from engine.models.retriever import Retriever, pool
-from engine.models.source import BOTTLENECK, METADATA_FILE, kind_in_words, read_metadata, saved_metadata
-from engine.models.start import read_retriever
+from engine.models.source import BOTTLENECK, METADATA_FILE, POOLER, kind_in_words, read_metadata, saved_metadata
+from engine.models.start import read_ranker, read_retriever
 from engine.models.template import InputTemplate
 from shards.files import fsync, read_json, write_json
 
@@ -89,7 +90,7 @@ def export_ranker(weights_folder: Path, target: Path) -> float:
     """Export a ranker for transformers and sentence-transformers' CrossEncoder, which then gives raw logits.
 
     CrossEncoder cuts the longer of two texts, we cut the document: scores differ for queries longer than half of the
-    input.
+    input. A head that is no transformers classifier's is described in `engine.models.export_ranker`.
 
     Args:
         weights_folder: A folder that `Ranker.save` wrote, with `max_length` in its metadata.
@@ -224,7 +225,7 @@ def _describe_retriever(folder: Path, metadata: dict[str, Any]) -> None:
     dense: dict[str, list[str]] = metadata.get("dense", {})
     if metadata["tied"]:
         describe_tower(folder, lengths[DOCUMENT])
-        _describe_pooling(folder / "1_Pooling", folder, metadata["pooling"])
+        write_pooling(folder / "1_Pooling", folder, metadata["pooling"])
         modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
         modules += [(path, "Dense") for path in dense.get(SHARED, ())]
     else:
@@ -232,7 +233,7 @@ def _describe_retriever(folder: Path, metadata: dict[str, Any]) -> None:
         for tower, length in lengths.items():
             pooling = f"{tower}_pooling"
             describe_tower(folder / tower, length)
-            _describe_pooling(folder / pooling, folder / tower, metadata["pooling"])
+            write_pooling(folder / pooling, folder / tower, metadata["pooling"])
             route = [(tower, "Transformer"), (pooling, "Pooling"), *((path, "Dense") for path in dense.get(tower, ()))]
             routes[tower] = [(path, MODULES + kind) for path, kind in route]
         write_router(folder, routes)
@@ -247,22 +248,10 @@ def _describe_retriever(folder: Path, metadata: dict[str, Any]) -> None:
     (folder / "README.md").write_text(_retriever_readme(metadata), encoding="utf-8")
 
 
-def _describe_pooling(folder: Path, model_folder: Path, pooling: Pooling) -> None:
-    config = transformers.AutoConfig.from_pretrained(model_folder, trust_remote_code=False)
-    folder.mkdir()
-    write_json(
-        folder / "config.json",
-        {
-            "word_embedding_dimension": config.hidden_size,
-            "pooling_mode_cls_token": pooling == "cls",
-            "pooling_mode_mean_tokens": pooling == "mean",
-            "pooling_mode_max_tokens": False,
-            "pooling_mode_mean_sqrt_len_tokens": False,
-        },
-    )
-
-
 def _describe_ranker(folder: Path, metadata: dict[str, Any]) -> None:
+    if metadata.get("head", POOLER) != POOLER:
+        describe_pooled_ranker(folder, metadata)
+        return
     config = read_json(folder / "config.json", "the ranker's configuration")
     # Without an activation named here, CrossEncoder applies a sigmoid to a single logit.
     config["sentence_transformers"] = {"version": "4.0.0", "activation_fn": "torch.nn.modules.linear.Identity"}
@@ -363,10 +352,15 @@ def _compare_ranker(weights_folder: Path, target: Path, queries: list[str], docu
     ours_N = Ranker.open(weights_folder)(
         template.pad([template.pair(ids, other, metadata["max_length"]) for _, ids in asked for other in document_ids])
     )
-    reader = transformers.AutoTokenizer.from_pretrained(target, trust_remote_code=False)
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(target, trust_remote_code=False).eval()
+    start = read_ranker(target)
+    reader = transformers.AutoTokenizer.from_pretrained(target / start.transformer, trust_remote_code=False)
     batch = reader(*map(list, zip(*pairs, strict=True)), padding=True, truncation=True, return_tensors="pt")
-    differences = {"transformers": largest_difference(ours_N, model(**batch).logits.squeeze(-1))}
+    if start.layer is None:
+        auto_class = transformers.AutoModelForSequenceClassification
+        logits_N1 = auto_class.from_pretrained(target, trust_remote_code=False).eval()(**batch).logits
+    else:
+        logits_N1 = pooled_logits(target, start, batch)
+    differences = {"transformers": largest_difference(ours_N, logits_N1.squeeze(-1))}
     if importlib.util.find_spec("sentence_transformers") is not None:
         from sentence_transformers import CrossEncoder
 

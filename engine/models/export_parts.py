@@ -15,6 +15,7 @@ import transformers
 from torch import Tensor
 
 from engine.models.dual import DOCUMENT, QUERY
+from engine.models.packed import Pooling
 from engine.models.template import InputTemplate
 from shards.files import read_json, write_json
 
@@ -30,6 +31,28 @@ def write_modules(folder: Path, chain: Chain) -> None:
     write_json(
         folder / "modules.json",
         [{"idx": number, "name": str(number), "path": path, "type": kind} for number, (path, kind) in enumerate(chain)],
+    )
+
+
+def write_pooling(folder: Path, model_folder: Path, pooling: Pooling) -> None:
+    """Write the module that pools token states.
+
+    Args:
+        folder: To make for it.
+        model_folder: The transformer's.
+        pooling: First token, or mean over the tokens.
+    """
+    config = transformers.AutoConfig.from_pretrained(model_folder, trust_remote_code=False)
+    folder.mkdir()
+    write_json(
+        folder / "config.json",
+        {
+            "word_embedding_dimension": config.hidden_size,
+            "pooling_mode_cls_token": pooling == "cls",
+            "pooling_mode_mean_tokens": pooling == "mean",
+            "pooling_mode_max_tokens": False,
+            "pooling_mode_mean_sqrt_len_tokens": False,
+        },
     )
 
 

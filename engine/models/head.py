@@ -12,11 +12,13 @@ Shapes: N inputs, T tokens of all of them, H hidden size, I inputs and O outputs
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification
 
 from engine.models.attention import KEYWORD, Layout
 
@@ -74,6 +76,36 @@ def head_parameters(model: Any) -> set[str]:
         if module in head
         for name, _ in module.named_parameters(recurse=False)
     }
+
+
+def has_trained_classifier(backbone: Any, unused: Collection[str]) -> bool:
+    """Tell whether the checkpoint of a backbone had the head of a classifier of transformers, of any number of logits.
+
+    Args:
+        backbone: Loaded without a head.
+        unused: Names of the checkpoint's weights that it has no place for.
+    """
+    auto_class: Any = AutoModelForSequenceClassification
+    if type(backbone.config) not in auto_class._model_mapping:
+        return False
+    with torch.device("meta"):
+        classifier = auto_class.from_config(backbone.config)
+    own = {name for name in head_parameters(classifier) if not name.startswith(f"{classifier.base_model_prefix}.")}
+    return bool(own) and own <= set(unused)
+
+
+def without_pooler(model: Any) -> Any:
+    """Take a backbone's pooler out of training, where its output is not used, and return the backbone.
+
+    An unused parameter gets no gradient, which sharded optimizers handle badly.
+    """
+    if getattr(model, "pooler", None) is None:
+        return model
+    if "add_pooling_layer" in inspect.signature(type(model).__init__).parameters:
+        model.pooler = None
+    else:  # the class calls it whether it is there or not
+        model.pooler.requires_grad_(False)
+    return model
 
 
 def show_first_tokens(classifier: Any) -> None:

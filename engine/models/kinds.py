@@ -61,6 +61,7 @@ def _load(section: ModelConfig, source: str, seed: int, name: str) -> Model:
     if isinstance(section, RankerConfig):
         return Ranker.load(
             source,
+            head=section.head,
             num_layers=section.num_layers,
             dropout=section.dropout,
             attention=section.attention,

@@ -97,6 +97,7 @@ def load_backbone(
     gradient_checkpointing: bool = False,
     settings: Mapping[str, Any] | None = None,
     may_be_fresh: Callable[[Any], Collection[str]] = lambda _model: (),
+    judge_unused: Callable[[Any, Collection[str]], None] = lambda _model, _names: None,
     needs_head: bool = False,
     section: str = "retriever",
 ) -> Any:
@@ -112,6 +113,7 @@ def load_backbone(
         gradient_checkpointing: Recompute activations in the backward pass.
         settings: Other values to set on the model's configuration.
         may_be_fresh: Names of the model's parameters that a checkpoint may lack, all of a module's or none.
+        judge_unused: Is given the model and the names of the checkpoint's weights that it has no place for; may raise.
         needs_head: Say by its name if a checkpoint lacks the head for masked language modelling.
         section: The recipe's section, for remedies.
 
@@ -141,6 +143,7 @@ def load_backbone(
             ignore_mismatched_sizes=True,  # and told by us, with the sizes
             key_mapping=checkpoint.key_mapping,
         )
+    judge_unused(model, info["unexpected_keys"])
     fresh = frozenset(may_be_fresh(model))
     _require_sizes(info["mismatched_keys"], model, name, fresh, section)
     if needs_head:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -24,7 +23,7 @@ from transformers import PreTrainedModel
 
 from engine.errors import ModelError
 from engine.log import get_logger
-from engine.models.architecture import input_form
+from engine.models.architecture import forward_parameters, input_form
 from engine.models.attention import KEYWORD, PACKED_ATTENTIONS, Layout, register_packed_attention
 from engine.models.batch import PackedBatch, pack
 from engine.models.compiled import compile_layers
@@ -274,7 +273,7 @@ def _can_be_packed(model: Any, outcome: Callable[[Any], Tensor], *, least_scale:
     if any(parameter.is_meta for parameter in model.parameters()):
         return False  # only shapes, of which memory is planned: there is nothing to compute
     try:
-        if not isinstance(model, PreTrainedModel):
+        if not isinstance(getattr(model, "base_model", model), PreTrainedModel):
             raise ModelError(f"{type(model).__name__} is no model of transformers")
         trial = _copy_for_trial(model)
         _compare(trial, trial, outcome, least_scale=least_scale)
@@ -297,7 +296,7 @@ def _require_kernel(model: Any) -> None:
 @torch.no_grad()
 def _compare(model: Any, plain: Any, outcome: Callable[[Any], Tensor], *, least_scale: float) -> None:
     """Refuse a model that gives other results than the plain one when its inputs are packed."""
-    parameters = inspect.signature(model.forward).parameters
+    parameters = forward_parameters(model)
     if "position_ids" not in parameters:
         raise ModelError(f"{type(model).__name__} takes no position_ids", expected="a backbone that does")
     if not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):

@@ -43,6 +43,9 @@ ACTIVATIONS: Mapping[str, type[nn.Module]] = {
     for kind in kinds
 }
 """Activations by the names that sentence-transformers writes: without weights, one number at a time."""
+EMBEDDING, SCORES = "sentence_embedding", "scores"
+"""How sentence-transformers calls what a layer takes, and gives unless it says otherwise; and what a ranker gives."""
+IDENTITY = "torch.nn.modules.linear.Identity"
 _WEIGHTS, _OLD_WEIGHTS = "model.safetensors", "pytorch_model.bin"
 
 
@@ -56,6 +59,7 @@ class DenseLayer:
         out_features: Numbers that it gives.
         bias: Whether it adds some.
         activation: Name in `ACTIVATIONS`.
+        output: What the library is to call its result; an embedding, or the scores of a ranker's head.
     """
 
     path: str
@@ -63,6 +67,7 @@ class DenseLayer:
     out_features: int
     bias: bool
     activation: str
+    output: str = EMBEDDING
 
 
 class Dense(nn.Module):
@@ -113,6 +118,11 @@ def load_projection(folder: Path, layers: Sequence[DenseLayer], width: int) -> n
     return nn.Sequential(*modules).requires_grad_(True)
 
 
+def new_projection(layers: Sequence[DenseLayer]) -> nn.Sequential:
+    """Make untrained layers, each on top of the one before it."""
+    return nn.Sequential(*map(Dense, layers))
+
+
 def projected_width(projection: nn.Module | None, width: int) -> int:
     """Return how many numbers an embedding has.
 
@@ -145,6 +155,9 @@ def save_projection(projection: nn.Module, folder: Path, weights: Mapping[str, T
         kept = {key: weights[full].detach().to("cpu", torch.float32, copy=True) for key, full in own.items()}
         save_file({key: tensor.contiguous() for key, tensor in kept.items()}, target / _WEIGHTS)
         layer: Any = module.layer
+        named = (
+            {} if layer.output == EMBEDDING else {"module_input_name": EMBEDDING, "module_output_name": layer.output}
+        )
         write_json(
             target / "config.json",
             {
@@ -152,6 +165,7 @@ def save_projection(projection: nn.Module, folder: Path, weights: Mapping[str, T
                 "out_features": layer.out_features,
                 "bias": layer.bias,
                 "activation_function": layer.activation,
+                **named,
             },
         )
 

@@ -5,40 +5,49 @@ Shapes: N query-document pairs, L tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification
 
+from engine.config.models import Head
 from engine.models.architecture import Attention, input_form, recorded_attention
-from engine.models.head import compute_head_in_float32, head_parameters, show_first_tokens
+from engine.models.head import (
+    compute_head_in_float32,
+    has_trained_classifier,
+    head_parameters,
+    show_first_tokens,
+    without_pooler,
+)
 from engine.models.loading import load_backbone, own_weights, save_backbone
-from engine.models.packed import Scorer, classifier_can_be_packed, score_batch
+from engine.models.packed import Pooling, Scorer, classifier_can_be_packed, score_batch
+from engine.models.pooled_score import PooledScore, fresh_head, save_pooled, trained_head
 from engine.models.source import local_source, read_metadata, saved_metadata, write_metadata
-from engine.models.start import transformers_of
+from engine.models.start import RankerStart, read_ranker, require_head_form, transformers_of
 from engine.models.template import Batch, Collator, InputTemplate
 
 
 class Ranker(nn.Module):
-    """A sequence classifier with one logit, taken raw.
+    """A cross-encoder with one logit, taken raw.
 
-    The paper's w . E([q, d]) is the classifier's own head here: for BERT, a linear layer on the pooled (dense and
-    tanh) CLS state. AR2's released code puts its linear layer on the raw CLS state, without pooler and without
-    segment ids, so its checkpoints are not this model and are never mapped onto it. With the standard head, what is
-    trained here loads in other libraries as it is. The head computes in float32 also where the weights are bfloat16.
+    The paper's w . E([q, d]) has two forms here. A classifier of transformers has its own head: for BERT, a linear
+    layer on the pooled (dense and tanh) CLS state. AR2's released code puts its linear layer on the raw CLS state,
+    without pooler and without segment ids; that is a `PooledScore`. Weights of one form are never mapped onto the
+    other. Heads compute in float32 also where the weights are bfloat16.
 
     Args:
-        classifier: A Hugging Face model for sequence classification with `num_labels` 1.
+        classifier: A Hugging Face model for sequence classification with `num_labels` 1, or a `PooledScore`.
     """
 
     def __init__(self, classifier: Any) -> None:
         super().__init__()
         self.classifier = classifier
-        compute_head_in_float32(classifier)
-        show_first_tokens(classifier)
+        if not isinstance(classifier, PooledScore):
+            compute_head_in_float32(classifier)
+            show_first_tokens(classifier)
         self.form = input_form(classifier)
         """Which inputs the classifier takes."""
         self.packs = classifier_can_be_packed(classifier)
@@ -46,11 +55,27 @@ class Ranker(nn.Module):
         self.compiles = False
         """Whether its scorers compile their layers."""
 
+    @property
+    def head(self) -> Head:
+        """The form of its head."""
+        return self.classifier.pooling if isinstance(self.classifier, PooledScore) else "pooler"
+
+    @property
+    def backbone(self) -> Any:
+        """The model of transformers: with its head where that is transformers' own."""
+        return self.classifier.backbone if isinstance(self.classifier, PooledScore) else self.classifier
+
+    @property
+    def head_names(self) -> set[str]:
+        """Names of the parameters above the layers: the head's, and those of a pooler that belongs to it."""
+        return {f"classifier.{name}" for name in head_parameters(self.classifier)}
+
     @classmethod
     def load(
         cls,
         name: str,
         *,
+        head: Head | None = None,
         num_layers: int | None = None,
         dropout: float | None = None,
         attention: Attention | None = "sdpa",
@@ -62,6 +87,7 @@ class Ranker(nn.Module):
 
         Args:
             name: Hub id, local folder or `package:NAME`.
+            head: Form of its head; None for that of the trained head there is, or else transformers' own.
             num_layers: Keep only the first layers; None keeps all.
             dropout: Every dropout, in [0, 1); None keeps the model's own.
             attention: Attention kernel; None for the model's own choice.
@@ -74,23 +100,32 @@ class Ranker(nn.Module):
             The ranker in float32, in evaluation mode.
 
         Raises:
-            ModelError: The model cannot be loaded, or has a head with more than one logit.
+            ModelError: The model cannot be loaded, has a head with more than one logit, or a trained head of another
+                form.
         """
         source = local_source(name)
-        has_head = saved_metadata(source).get("model") == "ranker"
+        start = read_ranker(source)
+        form: Head = head or start.form or "pooler"
+        require_head_form(start, form, name, section)
+        common: dict[str, Any] = {
+            "folder": transformers_of(source)[0].transformer,
+            "num_layers": num_layers,
+            "dropout": dropout,
+            "attention": attention,
+            "gradient_checkpointing": gradient_checkpointing,
+            "section": section,
+        }
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
+            if form != "pooler":
+                return cls(_load_pooled(name, form, start, seed, common)).eval()
+            has_head = saved_metadata(source).get("model") == "ranker"
             classifier = load_backbone(
                 AutoModelForSequenceClassification,
                 name,
-                folder=transformers_of(source)[0].transformer,
-                num_layers=num_layers,
-                dropout=dropout,
-                attention=attention,
-                gradient_checkpointing=gradient_checkpointing,
                 settings={"num_labels": 1},
                 may_be_fresh=(lambda _model: ()) if has_head else head_parameters,
-                section=section,
+                **common,
             )
         return cls(classifier).eval()
 
@@ -149,7 +184,7 @@ class Ranker(nn.Module):
         state_dict: Mapping[str, Tensor] | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write a Hugging Face folder, in place; whoever calls publishes it.
+        """Write a folder, in place; whoever calls publishes it: a Hugging Face folder, or as `save_pooled` has it.
 
         Args:
             folder: Where to; made if needed.
@@ -162,5 +197,23 @@ class Ranker(nn.Module):
         """
         weights = own_weights(self) if state_dict is None else state_dict
         own = {name.removeprefix("classifier."): weight for name, weight in weights.items()}
-        save_backbone(self.classifier, folder, tokenizer, own)
-        write_metadata(folder, {**(metadata or {}), "model": "ranker"})
+        if isinstance(self.classifier, PooledScore):
+            save_pooled(self.classifier, folder, tokenizer, own)
+        else:
+            save_backbone(self.classifier, folder, tokenizer, own)
+        write_metadata(folder, {**(metadata or {}), "model": "ranker", "head": self.head})
+
+
+def _load_pooled(name: str, form: Pooling, start: RankerStart, seed: int, common: Mapping[str, Any]) -> PooledScore:
+    """Load a backbone with a linear layer on its token states, a trained one where there is one."""
+
+    def refuse_classifier(backbone: Any, unused: Collection[str]) -> None:
+        if has_trained_classifier(backbone, unused):
+            require_head_form(RankerStart("pooler"), form, name, common["section"])
+
+    backbone = load_backbone(AutoModel, name, may_be_fresh=head_parameters, judge_unused=refuse_classifier, **common)
+    if start.layer is None:
+        head = fresh_head(backbone.config, seed)
+    else:
+        head = trained_head(Path(local_source(name)), start.layer, backbone.config)
+    return PooledScore(without_pooler(backbone), form, head)

@@ -7,7 +7,6 @@ layer above the pooling gives.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +19,7 @@ from engine.errors import ModelError
 from engine.models.architecture import ENCODERS, Attention, recorded_attention
 from engine.models.batch import PackedBatch
 from engine.models.dual import DOCUMENT, QUERY, SHARED, DualEncoder
-from engine.models.head import head_parameters
+from engine.models.head import head_parameters, without_pooler
 from engine.models.loading import load_backbone, under_prefix
 from engine.models.packed import (
     PackedEncoder,
@@ -119,7 +118,7 @@ class Retriever(DualEncoder):
                 may_be_fresh=head_parameters,  # the pooler, which is not used
                 section=section,
             )
-            return _without_pooler(model)
+            return without_pooler(model)
 
         if start.tied:
             own = backbone(start.document.transformer)
@@ -242,14 +241,3 @@ def _states(output: Any, tower: Any) -> Tensor:
             remedy="name such a model",
         )
     return states_NLH
-
-
-def _without_pooler(model: Any) -> Any:
-    # Its output is not used: an unused parameter gets no gradient, which sharded optimizers handle badly.
-    if getattr(model, "pooler", None) is None:
-        return model
-    if "add_pooling_layer" in inspect.signature(type(model).__init__).parameters:
-        model.pooler = None
-    else:  # the class calls it whether it is there or not
-        model.pooler.requires_grad_(False)
-    return model

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, NoReturn
 
 from engine.errors import ArtifactError, ModelError
-from engine.models.projection import ACTIVATIONS, DenseLayer
+from engine.models.projection import ACTIVATIONS, EMBEDDING, DenseLayer
 from shards.errors import listed
 from shards.files import read_json
 
@@ -53,7 +53,7 @@ _OLD_LOADING = {"model_args": "model_kwargs", "tokenizer_args": "processor_kwarg
 _KNOWN = {"max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name"} | {
     "unpad_inputs"
 }
-_EMBEDDING, _EMBEDS, _FILLS_MASKS = "sentence_embedding", "feature-extraction", "fill-mask"
+_EMBEDS, _FILLS_MASKS = "feature-extraction", "fill-mask"
 _LISTED = 3
 _NO_LIMIT = 1_000_000
 """A tokenizer without a length says a number far above this one."""
@@ -270,12 +270,13 @@ def read_splade(folder: Path, chain: Sequence[Module]) -> Tower:
     )
 
 
-def read_dense(folder: Path, path: str) -> DenseLayer:
+def read_dense(folder: Path, path: str, output: str = EMBEDDING) -> DenseLayer:
     """Read what a folder says of a Dense layer.
 
     Args:
         folder: The model's.
         path: The layer's folder, below it.
+        output: What the library must call its result.
 
     Raises:
         ModelError: It has an activation or a setting that is not kept.
@@ -288,10 +289,10 @@ def read_dense(folder: Path, path: str) -> DenseLayer:
     except (KeyError, TypeError, ValueError):
         _refuse_form(file)
     activation = str(found.get("activation_function", "torch.nn.modules.activation.Tanh"))
-    places = [found.get(key) or _EMBEDDING for key in ("module_input_name", "module_output_name")]
+    places = [found.get(key) or EMBEDDING for key in ("module_input_name", "module_output_name")]
     lost = [
         *([] if activation in ACTIVATIONS else [f"the activation_function {activation}"]),
-        *([] if places == [_EMBEDDING] * 2 else [f"the module_input_name {places[0]} and output {places[1]}"]),
+        *([] if places == [EMBEDDING, output] else [f"the module_input_name {places[0]} and output {places[1]}"]),
         *(["a residual (use_residual)"] if found.get("use_residual") else []),
     ]
     if lost:
@@ -301,7 +302,7 @@ def read_dense(folder: Path, path: str) -> DenseLayer:
             f"{', '.join(kind.__name__ for kind in ACTIVATIONS.values())}",
             remedy=f"name another model; or {ALONE}",
         )
-    return DenseLayer(path, *sizes, bias=bool(found.get("bias", True)), activation=activation)
+    return DenseLayer(path, *sizes, bias=bool(found.get("bias", True)), activation=activation, output=output)
 
 
 def _module(folder: Path, kind: Any, path: Any) -> Module:

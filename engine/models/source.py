@@ -28,6 +28,10 @@ METADATA_FILE = "sparring.json"
 BOTTLENECK, MASKED_LM = "bottleneck", "masked_lm"
 """What descriptions call a pre-trained model with its decoder, and its export: both start others as a checkpoint of a
 masked language model does, of which nothing is said."""
+POOLER: Literal["pooler"] = "pooler"
+"""The form of a ranker's head that transformers' own classifiers have; a description without a form means it."""
+TRANSFORMER, HEAD = "transformer", "head"
+"""Where a saved ranker has its backbone and its head, if the head is of another form."""
 
 _PACKAGE = "package:"
 _WEIGHTS = ("*.safetensors", "*.bin")
@@ -191,6 +195,8 @@ def transformer_paths(folder: Path) -> tuple[str, ...]:
         ModelError: A list of modules is damaged, or in no known form.
     """
     saved = saved_metadata(folder)
+    if saved.get("model") == "ranker" and saved.get("head", POOLER) != POOLER:
+        return (TRANSFORMER,)
     if saved:
         return ("query", "document") if saved.get("tied") is False else ("",)
     return transformer_folders(folder) if is_sentence_transformers(folder) else ("",)

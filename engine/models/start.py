@@ -7,17 +7,19 @@ a recipe.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from engine.config.models import LexicalConfig, ModelConfig, RetrieverConfig
+from engine.config.models import Head, LexicalConfig, ModelConfig, RetrieverConfig
 from engine.errors import ModelError
+from engine.models.projection import IDENTITY, SCORES, DenseLayer
 from engine.models.sentence_transformers import (
     ALONE,
     MODULES_FILE,
     Chains,
+    Module,
     Tower,
     is_sentence_transformers,
     read_chains,
@@ -28,8 +30,10 @@ from engine.models.sentence_transformers import (
 )
 from engine.models.source import (
     BOTTLENECK,
+    HEAD,
     MASKED_LM,
     METADATA_FILE,
+    POOLER,
     kind_in_words,
     local_source,
     saved_metadata,
@@ -41,6 +45,7 @@ _SPARSE = frozenset({"MLMTransformer", "SpladePooling", "SparseAutoEncoder", "CS
 }
 _PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
 _CLASSIFIER = "sequence-classification"
+_POOLINGS: Mapping[tuple[str, ...], Head] = {("cls",): "cls", ("mean",): "mean"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +161,93 @@ def _refuse_headless(source: Path, what: str) -> NoReturn:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class RankerStart:
+    """What a folder says of the ranker in it.
+
+    Attributes:
+        form: Of its trained head, as `ranker.head` calls it; None where nothing is said of a head.
+        layer: The head, where it is a linear layer on pooled token states.
+        max_length: Tokens of a pair; None where nothing says so.
+        transformer: The transformer's folder, below the model's; empty for the model's own.
+    """
+
+    form: Head | None = None
+    layer: DenseLayer | None = None
+    max_length: int | None = None
+    transformer: str = ""
+
+
+def read_ranker(source: str | Path) -> RankerStart:
+    """Read what a ranker's start says of its head.
+
+    Args:
+        source: What `local_source` found.
+
+    Raises:
+        ModelError: The head has a setting that is not kept.
+        ArtifactError: A description of ours is damaged.
+    """
+    if not isinstance(source, Path):
+        return RankerStart()
+    saved = saved_metadata(source)
+    if saved.get("model") == "ranker":
+        form: Head = saved.get("head", POOLER)
+        layer = None if form == POOLER else read_dense(source, HEAD, SCORES)
+        return RankerStart(form, layer, saved.get("max_length"), transformer_paths(source)[0])
+    if saved or not is_sentence_transformers(source):
+        return RankerStart()
+    chains = read_chains(source)
+    if not is_cross_encoder(chains):
+        return RankerStart()
+    more, tower = read_classifier(source, chains)
+    if not more:
+        return RankerStart(POOLER, None, tower.max_length, tower.transformer)
+    chain = chains.sides["document"]
+    if [one.kind for one in chain] != ["Transformer", "Pooling", "Dense"]:
+        return RankerStart()
+    return _of_pooled_cross_encoder(source, chain)
+
+
+def _of_pooled_cross_encoder(source: Path, chain: Sequence[Module]) -> RankerStart:
+    """Read a CrossEncoder of a transformer, a pooling and a linear layer that gives the score."""
+    tower, layer = read_tower(source, chain[:2]), read_dense(source, chain[2].path, SCORES)
+    form: Head | None = _POOLINGS.get(tower.pooling)
+    if form is None:
+        return RankerStart()
+    if layer.out_features != 1 or layer.activation != IDENTITY:
+        raise ModelError(
+            f"the head {layer.path} of {source} gives {layer.out_features} scores by {layer.activation}",
+            expected=f"1 score, by {IDENTITY}",
+            remedy=f"name another model; or, for a new head, {ALONE}",
+        )
+    return RankerStart(form, layer, tower.max_length, tower.transformer)
+
+
+def require_head_form(start: RankerStart, asked: str, model: str, section: str) -> None:
+    """Refuse to go on from a trained head with a head of another form.
+
+    Args:
+        start: What there is.
+        asked: The recipe's form.
+        model: As the recipe names it.
+        section: The recipe's section.
+
+    Raises:
+        ModelError: The forms differ.
+    """
+    if start.form in (None, asked):
+        return
+    backbone = "/".join(part for part in (model, start.transformer) if part)
+    raise ModelError(
+        f"{model} has a trained head of the form {start.form}, {section}.head is {asked}",
+        expected="one form: weights of one mean nothing in another",
+        remedy=f"set {section}.head={start.form} to go on from the trained head; or, for a new head of the form "
+        f'{asked}, name the model without its head: transformers\' AutoModel.from_pretrained("{backbone}")'
+        f".save_pretrained(FOLDER), its tokenizer saved there too, and {section}.name=FOLDER",
+    )
+
+
 def transformers_of(source: str | Path) -> tuple[Tower, ...]:
     """Return the transformers of a start, whatever else is in it: one, or one for each tower.
 
@@ -202,9 +294,9 @@ def prompts_of(section: ModelConfig, source: str | Path) -> Mapping[str, str]:
 def _of_ours(source: Path, saved: Mapping[str, Any]) -> RetrieverStart:
     """Read what stands beside weights that we saved."""
     if saved.get("model") != "retriever":
-        sides = ("", "") if saved.get("tied", True) else ("query", "document")
-        query, document = (Tower(transformer=side) for side in sides)
-        return RetrieverStart(METADATA_FILE, query, document, sides[0] == sides[1], head="its head")
+        paths = transformer_paths(source)
+        query, document = (Tower(transformer=path) for path in (paths[0], paths[-1]))
+        return RetrieverStart(METADATA_FILE, query, document, len(paths) == 1, head="its head")
     query, document = (
         Tower(
             transformer="" if saved["tied"] else side,

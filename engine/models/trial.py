@@ -357,7 +357,7 @@ def _attention(model: Model, attention: str) -> Iterator[None]:
 def _backbones(model: Model) -> list[Any]:
     if isinstance(model, BottleneckLM):
         return [model.masked_lm]
-    return list(model.towers.values()) if isinstance(model, DualEncoder) else [model.classifier]
+    return list(model.towers.values()) if isinstance(model, DualEncoder) else [model.backbone]
 
 
 def _class_of(model: Any) -> str:

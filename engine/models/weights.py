@@ -99,7 +99,7 @@ def frozen_ranker(section: RankerConfig, folder: Path, device: torch.device) -> 
         ArtifactError: The weights are missing or damaged.
     """
     verify_weights(folder)
-    return _frozen(Ranker.load(str(folder), attention=section.attention), section, device)
+    return _frozen(Ranker.load(str(folder), head=section.head, attention=section.attention), section, device)
 
 
 def frozen_bottleneck(section: BottleneckConfig, folder: Path, device: torch.device) -> BottleneckLM:

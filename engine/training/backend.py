@@ -11,7 +11,7 @@ import contextlib
 import json
 import math
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from engine.config.training import OptimConfig
 from engine.errors import ConfigError, TrainingError
 from engine.training.fragments import Fragment, fragments, refresh_weights, torch_optimizer
 from engine.training.gradient_norm import look_once
+from engine.training.parameter_groups import parameter_groups
 from engine.training.state import rank_share
 
 _OWNED_KEYS = frozenset(
@@ -53,7 +54,6 @@ _OFFLOADED = {
     2: (*_BUFFERS, OffloadStateTypeEnum.hp_params),
     3: _BUFFERS,
 }
-_NO_DECAY = ("bias", "LayerNorm.weight", "layer_norm.weight", "norm.weight")
 _SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
@@ -78,13 +78,17 @@ class TrainedModel:
         module: The model on the CPU, in float32.
         config: Its ZeRO stage and numeric type.
         optim: Optimizer of its first stage; learning rates are set at every step.
+        head: Names of the parameters that may have a learning rate of their own (`OptimConfig.head_lr_scale`); none
+            where no stage gives them one.
     """
 
-    def __init__(self, name: str, module: nn.Module, config: ModelConfig, optim: OptimConfig) -> None:
+    def __init__(
+        self, name: str, module: nn.Module, config: ModelConfig, optim: OptimConfig, head: Collection[str] = ()
+    ) -> None:
         self.name = name
         self.zero_stage, self.precision = config.zero_stage, config.precision
         self._offloaded = False
-        self._engine = _initialize(module, config, optim)
+        self._engine = _initialize(module, config, optim, head)
         if hasattr(self._loss_scaler, "raise_error_at_min_scale"):
             self._loss_scaler.raise_error_at_min_scale = (
                 False  # steps skipped in a row are counted by `engine.training.guards`
@@ -110,7 +114,7 @@ class TrainedModel:
         self._engine.train()
 
     def begin_stage(self, optim: OptimConfig) -> None:
-        """Take over a stage's clipping and weight decay."""
+        """Take over a stage's clipping, weight decay, and the rate of the head beside that of all else."""
         self._engine._config.gradient_clipping = optim.max_grad_norm
         inner = self._engine.optimizer
         if hasattr(inner, "clip_grad"):
@@ -119,6 +123,7 @@ class TrainedModel:
             group["betas"], group["eps"] = optim.betas, optim.eps
             if group.get("decayed", True):
                 group["weight_decay"] = optim.weight_decay
+            group["lr_scale"] = optim.head_lr_scale if group.get("of_head", False) else 1.0
 
     def backward(self, loss: Tensor, *, last: bool, share: float = 1.0) -> None:
         """Accumulate the gradient of one micro-batch's loss.
@@ -135,13 +140,13 @@ class TrainedModel:
         """Update the weights with the accumulated gradients, unless these are not finite.
 
         Args:
-            lr: Learning rate of this step.
+            lr: Learning rate of this step; the head's is this times the stage's `head_lr_scale`.
 
         Raises:
             TrainingError: They are not, in fp32 or bf16; the weights are as before. In fp16 the step is skipped.
         """
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         plain = self.zero_stage == 0 and self.precision == "fp32"  # where DeepSpeed looks at no norm
         norm = self._reduced_grad_norm() if plain else None
         self._require_finite(norm)
@@ -312,9 +317,9 @@ class TrainedModel:
                 master.data = master.data.to(device)
 
 
-def _initialize(module: nn.Module, config: ModelConfig, optim: OptimConfig) -> Any:
+def _initialize(module: nn.Module, config: ModelConfig, optim: OptimConfig, head: Collection[str]) -> Any:
     # Fused: one pass over weights, gradients and moments, on a CPU several times as fast as tensor operations in turn.
-    groups = _parameter_groups(module, optim)
+    groups = parameter_groups(module, optim, head)
     optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=deepspeed_config(config, optim))
     if config.zero_stage in (1, 2) and engine.device.type == "cuda":
@@ -381,16 +386,3 @@ def require_precision(config: ModelConfig, name: str) -> None:
             expected=" or ".join(others),
             remedy=f"set {name}.precision={others[0]}, or run on a device that computes in {config.precision}",
         )
-
-
-def _parameter_groups(module: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            (plain if name.endswith(_NO_DECAY) else decayed).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": optim.weight_decay, "decayed": True},
-        {"params": plain, "weight_decay": 0.0, "decayed": False},
-    ]
-    return [group for group in groups if group["params"]]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from engine.errors import ConfigError
+from engine.models.ranker import Ranker
 from engine.run import Run
 from engine.training.backend import TrainedModel
 from engine.training.checkpoint import Checkpoints
@@ -69,4 +70,7 @@ def _engine(run: Run, name: str, module: nn.Module) -> TrainedModel:
     phases = run.timetable.phases_of(name)
     if not phases:
         raise ConfigError(f"no phase of the recipe trains the model {name}", remedy=f"leave the section {name} out")
-    return TrainedModel(name, module, run.config.models[name], phases[0].optim)
+    # Apart only where some phase asks for it: a group more flattens weights in another order under ZeRO.
+    apart = any(phase.optim.head_lr_scale != 1 for phase in phases)
+    head = module.head_names if apart and isinstance(module, Ranker) else ()
+    return TrainedModel(name, module, run.config.models[name], phases[0].optim, head)

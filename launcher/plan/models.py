@@ -20,6 +20,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceCl
 from engine.config.models import (
     BottleneckConfig,
     EncoderConfig,
+    Head,
     LexicalConfig,
     ModelConfig,
     RankerConfig,
@@ -33,11 +34,13 @@ from engine.models.bottleneck import BottleneckLM
 from engine.models.dual import DOCUMENT, QUERY, SHARED, DualEncoder
 from engine.models.failures import quiet_transformers
 from engine.models.lexical import Lexical
+from engine.models.pooled_score import PooledScore, empty_head
 from engine.models.projection import Dense, DenseLayer
 from engine.models.ranker import Ranker
 from engine.models.retriever import Retriever
 from engine.models.source import cached_source
 from engine.models.start import read_retriever, transformers_of
+from engine.training.parameter_groups import NO_DECAY
 
 NAMED_SHAPES = {
     "bert-base": (12, 768, 12),
@@ -49,8 +52,6 @@ NAMED_SHAPES = {
 
 _SIZES = re.compile(r"(\d+)x(\d+)(?:x(\d+))?")
 _HEAD_SIZE = 64
-_NO_DECAY = ("bias", "LayerNorm.weight", "layer_norm.weight", "norm.weight")
-"""As in `engine.training.backend`, whose import takes DeepSpeed's seconds; a test holds them together."""
 _TEXT_FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
 
@@ -147,7 +148,9 @@ def shape_of(config: Config, name: str, words: str | None = None) -> ModelShape:
     if section.dropout is not None:
         set_dropout(settings, section.dropout, section.name)
     decoder = section.decoder_layers if isinstance(section, BottleneckConfig) else 0
-    return describe(settings, section.kind, name=words or section.name, tied=tied, dense=dense, decoder_layers=decoder)
+    head: Head = section.head if isinstance(section, RankerConfig) else "pooler"
+    name = words or section.name
+    return describe(settings, section.kind, name=name, tied=tied, dense=dense, decoder_layers=decoder, head=head)
 
 
 def encoder_of(config: Config) -> str:
@@ -183,6 +186,7 @@ def describe(
     tied: bool = True,
     dense: Sequence[DenseLayer] = (),
     decoder_layers: int = 0,
+    head: Head = "pooler",
 ) -> ModelShape:
     """Read the shape of a model off its transformers configuration.
 
@@ -193,11 +197,12 @@ def describe(
         tied: One tower for both sides of a retriever.
         dense: Layers above the pooling of each of its towers.
         decoder_layers: Of a bottleneck's decoder, which count as layers.
+        head: Form of a ranker's.
     """
     module = (
         empty_bottleneck(settings, decoder_layers)
         if decoder_layers
-        else empty_model(settings, kind, tied=tied, dense=dense)
+        else empty_model(settings, kind, tied=tied, dense=dense, head=head)
     )
     dropout = _number(settings, 0.0, "hidden_dropout_prob", "dropout")
     attention_dropout = _number(settings, dropout, "attention_probs_dropout_prob", "attention_dropout")
@@ -220,7 +225,7 @@ def describe(
 
 
 def empty_model(
-    settings: Any, kind: str, *, tied: bool = True, dense: Sequence[DenseLayer] = ()
+    settings: Any, kind: str, *, tied: bool = True, dense: Sequence[DenseLayer] = (), head: Head = "pooler"
 ) -> DualEncoder | Ranker:
     """Build a model without storage for its weights, as the engine builds it with.
 
@@ -229,11 +234,14 @@ def empty_model(
         kind: Of model: `retriever`, `lexical` or `ranker`.
         tied: One tower for both sides of a retriever.
         dense: Layers above the pooling of each of its towers.
+        head: Form of a ranker's.
     """
     with quiet_transformers(), torch.device("meta"):
         if kind == RankerConfig.kind:
             settings = copy.deepcopy(settings)
             settings.num_labels = 1
+            if head != "pooler":
+                return Ranker(PooledScore(_backbone(settings), head, empty_head(settings)))
             classifier: Any = AutoModelForSequenceClassification
             return Ranker(classifier.from_config(settings))
         names = (SHARED,) if tied else (QUERY, DOCUMENT)
@@ -350,8 +358,8 @@ def _backbone(settings: Any) -> nn.Module:
 
 def _groups(module: nn.Module) -> tuple[tuple[int, ...], ...]:
     """Split parameters as the engine's optimizer does: matrices, then biases and LayerNorms."""
-    decayed = [p.numel() for name, p in module.named_parameters() if not name.endswith(_NO_DECAY)]
-    plain = [p.numel() for name, p in module.named_parameters() if name.endswith(_NO_DECAY)]
+    decayed = [p.numel() for name, p in module.named_parameters() if not name.endswith(NO_DECAY)]
+    plain = [p.numel() for name, p in module.named_parameters() if name.endswith(NO_DECAY)]
     return tuple(tuple(group) for group in (decayed, plain) if group)
 
 

@@ -156,8 +156,8 @@ def test_buckets_come_from_the_file_that_the_recipe_names(tmp_path: Path) -> Non
 def test_parameters_are_grouped_as_the_optimizer_groups_them() -> None:
     """The plan cut partitions of other groups than the engine's."""
     from engine.config.training import OptimConfig
-    from engine.training.backend import _parameter_groups
+    from engine.training.parameter_groups import parameter_groups
 
     module = nn.ModuleDict({"encoder": BertModel(settings(), add_pooling_layer=False)})
-    groups = _parameter_groups(module, OptimConfig())
+    groups = parameter_groups(module, OptimConfig())
     assert shape().groups == tuple(tuple(p.numel() for p in group["params"]) for group in groups)
