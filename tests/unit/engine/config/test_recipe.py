@@ -53,6 +53,11 @@ def test_all_problems_are_named_at_once() -> None:
         ("evaluation", {"metrics": []}, "evaluation.metrics"),
         ("run", {"path": "r", "keep_best": "R@3"}, "run.keep_best 'R@3' is none of evaluation.metrics"),
         ("retriever", {"name": "g", "max_length": 16}, "exceeds retriever.max_length"),
+        (
+            "warmup_retriever",
+            {"optim": {"head_lr_scale": 10}},
+            "warmup_retriever.optim.head_lr_scale is 10, but warmup_retriever trains the retriever, which is no ranker",
+        ),
     ],
 )
 def test_values_that_contradict_each_other(section: str, values: dict[str, object], message: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from engine.config.ar2 import Ar2Recipe
 from engine.config.models import LexicalConfig
@@ -121,6 +122,19 @@ def test_a_damaged_ranker_is_refused_too(run: Run, base: Path, text: ModelText) 
     frozen_ranker(run.config.ranker, folder, CPU)
     marker = json.loads((folder / "weights.json").read_text())
     (folder / "weights.json").write_text(json.dumps({**marker, "sha256": "0" * 64}))
+    with pytest.raises(ArtifactError, match="the weights in"):
+        frozen_ranker(run.config.ranker, folder, CPU)
+
+
+def test_a_ranker_with_another_head_is_published_and_frozen(open_run: Open, base: Path, text: ModelText) -> None:
+    run = open_run(f"retriever.name={base}", f"ranker.name={base}", "retriever.pooling=mean", "ranker.head=mean")
+    ranker = Ranker.load(str(base), head="mean", seed=1)
+    folder = publish(run, Engine("ranker", ranker), text)
+    frozen, own = frozen_ranker(run.config.ranker, folder, CPU), ranker.state_dict()
+    assert frozen.head == "mean"
+    assert all(torch.equal(value, own[name]) for name, value in frozen.state_dict().items())
+    head = folder / "head" / "model.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(head).items()}, head)
     with pytest.raises(ArtifactError, match="the weights in"):
         frozen_ranker(run.config.ranker, folder, CPU)
 

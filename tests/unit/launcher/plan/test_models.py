@@ -49,6 +49,8 @@ def test_counts_are_those_of_the_real_models() -> None:
     assert describe(small(), "retriever", name="").parameters == count
     assert describe(small(), "retriever", name="", tied=False).parameters == 2 * count
     assert describe(small(), "ranker", name="").parameters == sum(p.numel() for p in ranker.parameters())
+    assert describe(small(), "ranker", name="", head="cls").parameters == count + 32 + 1  # no pooler, one linear layer
+    assert shape_of(tiny("ranker.head=mean"), "ranker").parameters < shape_of(tiny(), "ranker").parameters
 
 
 def test_a_lexical_retrievers_head_counts_and_its_vector_has_a_number_for_each_word() -> None:
