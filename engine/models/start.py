@@ -238,12 +238,12 @@ def require_head_form(start: RankerStart, asked: str, model: str, section: str) 
     """
     if start.form in (None, asked):
         return
-    backbone = "/".join(part for part in (model, start.transformer) if part)
+    within = f', subfolder="{start.transformer}"' if start.transformer else ""
     raise ModelError(
         f"{model} has a trained head of the form {start.form}, {section}.head is {asked}",
         expected="one form: weights of one mean nothing in another",
         remedy=f"set {section}.head={start.form} to go on from the trained head; or, for a new head of the form "
-        f'{asked}, name the model without its head: transformers\' AutoModel.from_pretrained("{backbone}")'
+        f'{asked}, name the model without its head: transformers\' AutoModel.from_pretrained("{model}"{within})'
         f".save_pretrained(FOLDER), its tokenizer saved there too, and {section}.name=FOLDER",
     )
 

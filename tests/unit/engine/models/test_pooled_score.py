@@ -188,7 +188,7 @@ def test_a_trained_head_of_another_form_is_refused_and_the_remedy_helps(
     save(load(random_model, "cls"), tmp_path / "cls", tokenizer)
     save(Ranker.load(str(random_model)), tmp_path / "pooler", tokenizer)
     for trained, asked in (("cls", "pooler"), ("cls", "mean"), ("pooler", "cls")):
-        where = "cls/transformer" if trained == "cls" else "pooler"
+        within = {"subfolder": "transformer"} if trained == "cls" else {}
         folder = str(tmp_path / trained)
         section = RankerConfig(name=folder, max_length=LENGTH, head=asked)  # type: ignore[arg-type]
         said = rf"has a trained head of the form {trained}, duel\.head is {asked}.*set duel\.head={trained}"
@@ -196,9 +196,10 @@ def test_a_trained_head_of_another_form_is_refused_and_the_remedy_helps(
             require_agreement(section, folder, "duel")
         with pytest.raises(ModelError, match=said) as refusal:
             Ranker.load(folder, head=asked, section="duel")  # type: ignore[arg-type]
-        assert f'from_pretrained("{tmp_path / where}")' in refusal.value.remedy
+        words = "".join(f', {key}="{value}"' for key, value in within.items())
+        assert f'AutoModel.from_pretrained("{folder}"{words}).save_pretrained(FOLDER)' in refusal.value.remedy
         bare = tmp_path / f"bare-{trained}-{asked}"
-        AutoModel.from_pretrained(tmp_path / where).save_pretrained(bare)
+        AutoModel.from_pretrained(folder, **within).save_pretrained(bare)
         load_tokenizer(folder).save_pretrained(bare)
         assert Ranker.load(str(bare), head=asked).head == asked  # type: ignore[arg-type]
 
