@@ -58,7 +58,7 @@ def finished(
     zygote: Zygote, data: tuple[Path, dict[str, str], dict[str, str]], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("run") / "run"
-    ended = zygote.recipe(f"run.path={folder}", f"data.path={data[0]}", *SHORT).wait()
+    ended = zygote.recipe(f"run.path={folder}", f"data.path={data[0]}", "evaluation.fuse=false", *SHORT).wait()
     assert ended.code == 0, ended.err[-6000:]
     return folder, ended.err
 

@@ -28,7 +28,12 @@ class Runs:
     def make(self, name: str, *words: str, num_ranks: int = 1, data: Path | None = None) -> Path:
         folder = self._folder / name
         start = self._zygote.recipe(
-            f"run.path={folder}", f"data.path={data or self._data}", *SHORT, *words, num_ranks=num_ranks
+            f"run.path={folder}",
+            f"data.path={data or self._data}",
+            "evaluation.fuse=false",
+            *SHORT,
+            *words,
+            num_ranks=num_ranks,
         )
         ended = start.wait()
         assert ended.code == 0, ended.err[-6000:]
