@@ -16,7 +16,7 @@ from engine.evaluation.systems import measured_systems
 from engine.evaluation.yardsticks import evaluate_yardsticks, publish_starts
 from engine.phases import train_by_contrast, train_listwise, train_student
 from engine.refresh.lessons import lessons_of
-from engine.refresh.refresh import index_corpus, pool_of, refresh_index
+from engine.refresh.refresh import pool_of, prepare_search, refresh_index
 from engine.run import Run
 from engine.training.models import Models
 
@@ -51,7 +51,7 @@ def distil(models: Models, data: Data, pool: NegativeSource, game: R2ankerConfig
     lessons = lessons_of(run, data, pool, teacher, game.student, phase="student")
     taught, candidates, scores = lessons.data, lessons.candidates, lessons.scores
     run.once("student", train_student, models, taught, candidates, scores, game.student, phase="student")
-    index_corpus(run, data, model="student", iteration=STUDENT_STATE)
+    prepare_search(run, data, model="student", iteration=STUDENT_STATE)
     evaluate("student", data, run)
 
 

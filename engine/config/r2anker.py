@@ -98,8 +98,7 @@ class R2ankerConfig(Section):
 
     def penalty(self, phase: str) -> FlopsConfig | None:
         """Return what makes the vectors of a retriever's phase sparse; None of a dense one."""
-        stage = {"lexical_1": self.lexical_1, "lexical_2": self.lexical_2}.get(phase)
-        return stage
+        return {"lexical_1": self.lexical_1, "lexical_2": self.lexical_2}.get(phase)
 
 
 class R2ankerRecipe(Config):

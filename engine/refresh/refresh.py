@@ -44,7 +44,7 @@ def refresh_index(run: Run, data: Data, *, iteration: int, model: str | None = N
     return pool_of(run, data, run.timetable.artifact(WeightsOf(model or run.timetable.encoder, iteration)))
 
 
-def index_corpus(run: Run, data: Data, *, model: str, iteration: int) -> None:
+def prepare_search(run: Run, data: Data, *, model: str, iteration: int) -> None:
     """Make what a dense retriever of an iteration searches with, for whoever searches with it later."""
     build(run, data, run.folder, dense(WeightsOf(model, iteration)))
 
