@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, Protocol, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 
 from engine.errors import ArtifactError
 from shards.embeddings import Stamp
-from shards.files import save_pieces, sha256_file, write_atomically
+from shards.files import read_record, save_pieces, sha256_file, write_atomically
 
 A = TypeVar("A")
+V = TypeVar("V", bound="Versioned")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,38 @@ class Pieces:
     shape: tuple[int, ...]
     dtype: npt.DTypeLike
     pieces: Iterable[NDArray[Any]]
+
+
+class Versioned(Protocol):
+    """A manifest's record."""
+
+    @property
+    def version(self) -> int:
+        """Of its form."""
+        ...
+
+
+def read_manifest(path: Path, kind: type[V], version: int, *, what: str, remedy: str) -> V:
+    """Read the manifest that is written last.
+
+    Args:
+        path: The file.
+        kind: Its form, a frozen dataclass.
+        version: The one that is read.
+        what: The folder's artifact in words, such as `candidates`.
+        remedy: What to do about a folder without it.
+
+    Raises:
+        ArtifactError: There is none, or it is damaged or of another version.
+    """
+    if not path.is_file():
+        raise ArtifactError(
+            f"{path.parent} holds no finished {what}", expected=f"{path.name}, which is written last", remedy=remedy
+        )
+    manifest = read_record(path, kind, f"the manifest of {what}")
+    if manifest.version != version:
+        raise ArtifactError(f"{path} is not a manifest of {what} of version {version}", remedy=remedy)
+    return manifest
 
 
 def write_arrays(folder: Path, arrays: Mapping[str, Pieces]) -> dict[str, str]:

@@ -18,12 +18,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.data.arrays import Pieces, digest_of_qids, joined_qids, map_array, require_stamp, row_numbers, write_arrays
+from engine.data.arrays import (
+    Pieces,
+    digest_of_qids,
+    joined_qids,
+    map_array,
+    read_manifest,
+    require_stamp,
+    row_numbers,
+    write_arrays,
+)
 from engine.data.found_positives import FoundPositives
 from engine.data.negatives import sample_negatives
 from engine.errors import ArtifactError, DataError
 from shards.embeddings import Stamp
-from shards.files import read_record, write_json
+from shards.files import write_json
 
 _MANIFEST, _DOCUMENTS, _SCORES, _POSITIVES = "candidates.json", "documents.npy", "scores.npy", "positives.npy"
 _VERSION = 4
@@ -242,11 +251,4 @@ def join(parts: Sequence[Candidates], folder: Path, *, search: str = "") -> None
 
 
 def _read_manifest(folder: Path, remedy: str) -> _Manifest:
-    if not (folder / _MANIFEST).is_file():
-        raise ArtifactError(
-            f"{folder} holds no finished candidates", expected=f"{_MANIFEST}, which is written last", remedy=remedy
-        )
-    manifest = read_record(folder / _MANIFEST, _Manifest, "the candidates manifest")
-    if manifest.version != _VERSION:
-        raise ArtifactError(f"{folder / _MANIFEST} is not a candidates manifest of version {_VERSION}", remedy=remedy)
-    return manifest
+    return read_manifest(folder / _MANIFEST, _Manifest, _VERSION, what="candidates", remedy=remedy)

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.data.arrays import Pieces, digest_of_qids, joined_qids, map_array, row_numbers, write_arrays
+from engine.data.arrays import Pieces, digest_of_qids, joined_qids, map_array, read_manifest, row_numbers, write_arrays
 from engine.errors import ArtifactError
 from shards.embeddings import Stamp
-from shards.files import read_record, write_json
+from shards.files import write_json
 
 _MANIFEST, _KEPT, _FILLED = "filtered.json", "kept.npy", "filled.npy"
 _VERSION = 1
@@ -200,11 +200,4 @@ def publish(parts: Sequence[Filtered], folder: Path) -> None:
 
 
 def _read_manifest(folder: Path, remedy: str) -> _Manifest:
-    if not (folder / _MANIFEST).is_file():
-        raise ArtifactError(
-            f"{folder} holds no finished joint pool", expected=f"{_MANIFEST}, which is written last", remedy=remedy
-        )
-    manifest = read_record(folder / _MANIFEST, _Manifest, "the manifest of a joint pool")
-    if manifest.version != _VERSION:
-        raise ArtifactError(f"{folder / _MANIFEST} is no manifest of version {_VERSION}", remedy=remedy)
-    return manifest
+    return read_manifest(folder / _MANIFEST, _Manifest, _VERSION, what="joint pool", remedy=remedy)

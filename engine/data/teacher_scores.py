@@ -20,10 +20,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.data.arrays import Pieces, digest_of_qids, joined_qids, map_array, require_stamp, row_numbers, write_arrays
+from engine.data.arrays import (
+    Pieces,
+    digest_of_qids,
+    joined_qids,
+    map_array,
+    read_manifest,
+    require_stamp,
+    row_numbers,
+    write_arrays,
+)
 from engine.errors import ArtifactError
 from shards.embeddings import Stamp
-from shards.files import read_record, write_json
+from shards.files import write_json
 
 _MANIFEST = "teacher_scores.json"
 _OFFSETS, _DOCUMENTS, _SCORES = "offsets.npy", "documents.npy", "scores.npy"
@@ -316,13 +325,4 @@ def _require_sound(part: TeacherScores) -> None:
 
 
 def _read_manifest(folder: Path, remedy: str) -> _Manifest:
-    if not (folder / _MANIFEST).is_file():
-        raise ArtifactError(
-            f"{folder} holds no finished teacher scores", expected=f"{_MANIFEST}, which is written last", remedy=remedy
-        )
-    manifest = read_record(folder / _MANIFEST, _Manifest, "the manifest of teacher scores")
-    if manifest.version != _VERSION:
-        raise ArtifactError(
-            f"{folder / _MANIFEST} is not a manifest of teacher scores of version {_VERSION}", remedy=remedy
-        )
-    return manifest
+    return read_manifest(folder / _MANIFEST, _Manifest, _VERSION, what="teacher scores", remedy=remedy)
