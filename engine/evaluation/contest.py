@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.config.metric_names import cutoff_of
-from engine.data.trec import read_trec, write_trec
+from engine.data.trec import best_first, read_trec, write_trec
 from engine.evaluation.contestants import Contestant
 from engine.evaluation.evaluate import Ranking, rerank_by, retrieve
 from engine.evaluation.measures import query_values
@@ -90,7 +90,6 @@ class Contest:
         self.terms, self._folder = terms, folder
         qids = [query.id for query in terms.queries]
         self._key = [terms.fingerprint, terms.split, qids, terms.depth]
-        self._last_list: tuple[Path, Ranking] | None = None
         self._seen: set[str] = set()
 
     def list_of(self, finder: Contestant) -> Path:
@@ -112,22 +111,45 @@ class Contest:
         return path
 
     def reordered(self, orderer: Contestant, finder: Contestant) -> Path:
-        """Return the file with a retriever's list in the order of somebody's scores, which is made where it is missing.
+        """Return the file with a retriever's list in the order of somebody's scores, as `reorder` does for several."""
+        return self.reorder(orderer, [finder])[0]
+
+    def reorder(self, orderer: Contestant, finders: Sequence[Contestant]) -> list[Path]:
+        """Put retrievers' lists into the order of somebody's scores, where that was not done earlier.
+
+        A document that several of them found for a query is scored once.
+
+        Args:
+            orderer: Whose scores.
+            finders: Whose lists.
+
+        Returns:
+            A file for each list.
 
         Raises:
             ConfigError: The contestant cannot score what others found.
             ModelError: A score is not finite.
             ArtifactError: The index or the weights are damaged.
         """
-        path, is_there = self._place(finder, orderer)
-        if not is_there:
-            found = self._read(self.list_of(finder))
+        places = [self._place(finder, orderer) for finder in finders]
+        missing = [(path, finder) for (path, is_there), finder in zip(places, finders, strict=True) if not is_there]
+        if missing:
+            lists = [read_trec(self.list_of(finder)) for _, finder in missing]
             if orderer.choice is not None:
                 self._build(orderer)
-            label = f"{orderer.label} over {finder.label}"
-            ranked = rerank_by(self._stage(orderer), orderer.data, orderer.scorer(), self.terms.queries, found, label)
-            self._write(orderer, path, ranked)
-        return path
+            label = f"{orderer.label} over {', '.join(finder.label for _, finder in missing)}"
+            scored = rerank_by(
+                self._stage(orderer),
+                orderer.data,
+                orderer.scorer(),
+                self.terms.queries,
+                union_of(lists),
+                label,
+                depth=self.terms.depth * len(lists),
+            )
+            for (path, _), found in zip(missing, lists, strict=True):
+                self._write(orderer, path, restricted(scored, found))
+        return [path for path, _ in places]
 
     def values(self, who: Contestant, path: Path) -> dict[str, float]:
         """Return the metric of each query for a file of this contest.
@@ -171,12 +193,6 @@ class Contest:
             forget_what_is_lost(who.run, who.run.folder, [who.choice])
             build(who.run, who.data, who.run.folder, who.choice)
 
-    def _read(self, path: Path) -> Ranking:
-        """Read a list, or take the one that was read last, which one after the other re-orders."""
-        if self._last_list is None or self._last_list[0] != path:
-            self._last_list = (path, read_trec(path))
-        return self._last_list[1]
-
     def _write(self, who: Contestant, path: Path, ranking: Ranking) -> None:
         def write() -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -186,6 +202,22 @@ class Contest:
 
     def _stage(self, who: Contestant) -> Stage:
         return Stage(who.run, f"compare on {self.terms.split}")
+
+
+def union_of(lists: Sequence[Ranking]) -> Ranking:
+    """Join rankings of the same queries into one that has each document once, in the order in which they name it."""
+    joined: Ranking = {}
+    for one in lists:
+        for qid, found in one.items():
+            own = joined.setdefault(qid, {})
+            for docid in best_first(qid, found):
+                own.setdefault(docid, -float(len(own)))
+    return joined
+
+
+def restricted(scored: Ranking, found: Ranking) -> Ranking:
+    """Give the documents of a ranking, in its order, the scores that they have in another one."""
+    return {qid: {docid: own[docid] for docid in best_first(qid, found.get(qid, {}))} for qid, own in scored.items()}
 
 
 def _slug(label: str) -> str:

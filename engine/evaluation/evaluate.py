@@ -203,7 +203,14 @@ def rerank(stage: Stage, data: Data, system: System, queries: Sequence[Query], f
 
 
 def rerank_by(
-    stage: Stage, data: Data, scorer: Rescorer, queries: Sequence[Query], found: Ranking, label: str
+    stage: Stage,
+    data: Data,
+    scorer: Rescorer,
+    queries: Sequence[Query],
+    found: Ranking,
+    label: str,
+    *,
+    depth: int | None = None,
 ) -> Ranking:
     """Re-order the top of a ranking by any scores, on all ranks; arguments and result as of `rerank`.
 
@@ -214,8 +221,9 @@ def rerank_by(
         queries: Whose ranking.
         found: The ranking that is re-ordered.
         label: Who re-orders, for messages.
+        depth: How many documents of a query, from the first; `evaluation.rerank_depth` unless it is said.
     """
-    coordinator, config = stage.run.coordinator, stage.run.config
+    coordinator, depth = stage.run.coordinator, depth or stage.run.config.evaluation.rerank_depth
     # A retriever passes over its index for as many queries as it is searched with.
     together = scorer.block_size if isinstance(scorer, Searcher) else RERANKED_TOGETHER
     blocks = [queries[start : start + together] for start in range(0, len(queries), together)]
@@ -227,7 +235,7 @@ def rerank_by(
     ):
         for block in own:
             docids = [best_first(query.id, found.get(query.id, {})) for query in block]
-            tops = [one[: config.evaluation.rerank_depth] for one in docids]
+            tops = [one[:depth] for one in docids]
             scores = scorer.score(block, [[data.shards.index_of(docid) for docid in top] for top in tops])
             for query, whole, top, own_scores in zip(block, docids, tops, scores, strict=True):
                 _require_finite(label, query, top, own_scores)

@@ -80,11 +80,14 @@ def measure_matrix(comparison: Comparison, split: str, retrievers: list[Contesta
     """
     contest = comparison.contests[split]
     values: Values = {one.label: {} for one in retrievers}
-    for finder in sorted(retrievers, key=lambda one: one.orders_lists):
-        found = contest.list_of(finder)
-        for row in rows:
+    finders = sorted(retrievers, key=lambda one: one.orders_lists)
+    own = {finder.label: contest.list_of(finder) for finder in finders}
+    for row in rows:
+        others = [one for one in finders if one.identity != row.identity]
+        files = dict(zip([one.label for one in others], contest.reorder(row, others), strict=True))
+        for finder in finders:
             # A retriever over its own list changes nothing.
-            path = found if row.identity == finder.identity else contest.reordered(row, finder)
+            path = files.get(finder.label, own[finder.label])
             values[finder.label][row.label] = contest.values(finder, path)
             log.info("%-28s %s over %s", f"matrix/{split}", row.label, finder.label)
     return values

@@ -184,6 +184,41 @@ def test_a_list_and_its_orders_are_measured_once(tmp_path: Path, monkeypatch: py
     assert same == found, "what is measured of it changes no ranking"
 
 
+class Scripted(Finder):
+    """Finds what it is told to, and remembers which pairs it scored."""
+
+    def __init__(self, found: list[int], asked: list[tuple[str, int]]) -> None:
+        self.found, self.asked = found, asked
+
+    def search(self, queries: Sequence[Query], top_k: int) -> Hits:
+        documents_QK = np.tile(np.array(self.found, dtype=np.int64), (len(queries), 1))
+        return Hits(documents_QK, -np.tile(np.arange(len(self.found), dtype=np.float32), (len(queries), 1)))
+
+    def score(self, queries: Sequence[Query], documents: Sequence[Sequence[int]]) -> list[list[float]]:
+        self.asked += [(query.id, one) for query, own in zip(queries, documents, strict=True) for one in own]
+        return [[float(document % 4) for document in own] for own in documents]
+
+
+def test_a_pair_of_several_lists_is_scored_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists that overlap, in different orders, and documents of equal score, which keep the order of each list."""
+    lists, asked = {"D1": [0, 4, 2], "D2": [4, 0, 5]}, list[tuple[str, int]]()
+    monkeypatch.setattr(contest, "build", lambda *_: None)
+    monkeypatch.setattr(contest, "forget_what_is_lost", lambda *_: None)
+    monkeypatch.setattr(
+        contest, "open_searcher", lambda run, data, folder, choice: Scripted(lists[f"D{choice.weights.iteration}"], [])
+    )
+    monkeypatch.setattr(Contestant, "scorer", lambda self: Scripted([], asked))
+    words = ["evaluation.depth=3", "evaluation.rerank_depth=3", "evaluation.metrics=[MRR@3]"]
+    entrant = Entrant("", opened(tmp_path / "run", words=words), data_of())
+    finders = [entrant.state(WeightsOf("dense", one)) for one in (1, 2)]
+    measured = Contest(tmp_path / "out", terms_of())
+    paths = measured.reorder(entrant.state(WeightsOf("ranker", 1)), finders)
+    assert sorted(asked) == [(qid, one) for qid in ("q0", "q1") for one in (0, 2, 4, 5)]
+    assert [list(read_trec(path)["q1"]) for path in paths] == [["d2", "d0", "d4"], ["d5", "d4", "d0"]]
+    assert paths == measured.reorder(entrant.state(WeightsOf("ranker", 1)), finders)
+    assert len(asked) == 8, "the second time they were there"
+
+
 def test_terms_say_what_a_title_must() -> None:
     assert terms_of().told == "MRR@10 on dev (2 of 4 queries), top 3 of each retriever re-ranked"
     assert terms_of(4, relevance_threshold=2).told == (
