@@ -20,7 +20,7 @@ from engine.config.file import differences, dump_config, load_config
 from engine.config.recipe import Config
 from engine.config.timetable import Sizes, Timetable
 from engine.coordination.coordinator import Coordinator
-from engine.errors import ConfigError
+from engine.errors import ConfigError, SparringError
 from engine.log import get_logger
 from engine.metrics import MetricsWriter
 from engine.reliability.activity import ACTIVITY
@@ -42,6 +42,10 @@ _BEATS_OF_PATIENCE = 6
 """Heartbeats that a start on another host must miss before its folder is taken over."""
 _BEFORE_A_RUN = frozenset({"data", "run.lock"})
 """What may be in a folder before its first start: made-up data and this start's lock."""
+
+
+class StopReached(SparringError):
+    """The run has come to the stage that `run.stop_before` names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,11 +288,16 @@ class Run:
                 taken the folder over.
             ArtifactError: The recorded result has another form than the function's.
             Preempted: The run was asked to stop.
+            StopReached: It is the one before which the run ends.
         """
         if name in self._finished:
             if name in self._of_earlier_starts:
                 log.info("%-28s finished earlier, skipped", name)
             return in_form(function, self._finished[name]["result"], name)
+        if name == self.config.run.stop_before:
+            raise StopReached(
+                f"ended before {name}, as run.stop_before says; the same command without it goes on from there"
+            )
         if any(self.coordinator.gather(f"{name}: start", PREEMPTION.requested)):
             raise PREEMPTION.stop_here(f"the start of {name}")
         start = time.monotonic()

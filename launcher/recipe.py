@@ -41,7 +41,7 @@ from engine.models.export import export_model
 from engine.models.kinds import Model, load_untrained
 from engine.models.retriever import Retriever
 from engine.models.trial import Proof, require_forward
-from engine.run import SIZES, Run, Stage
+from engine.run import SIZES, Run, Stage, StopReached
 from engine.training.backend import deepspeed_config, require_precision
 from engine.training.models import Models
 from launcher.plan.models import shapes_of
@@ -86,11 +86,16 @@ def play(config: Config, world: World) -> None:
         try_models(config, modules, texts, run.device)
     data = _data(run, dataset, texts)
     models = Models.open(run, modules)
-    importlib.import_module(config.algorithm).train(models, data, run)
-    if config.learns_from_queries:
-        measure_at_end(run, data)
-    run.once("export", export_models, iteration=run.timetable.iterations)
-    run.metrics.close()
+    try:
+        importlib.import_module(config.algorithm).train(models, data, run)
+        if config.learns_from_queries:
+            measure_at_end(run, data)
+        run.once("export", export_models, iteration=run.timetable.iterations)
+    except StopReached as stop:
+        log.info("%s", stop)
+        return
+    finally:
+        run.metrics.close()
     if run.is_main and config.learns_from_queries:
         log.info("results (%s)\n\n%s\n", run.folder.summary, summary_table(run.folder))
 

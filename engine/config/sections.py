@@ -66,6 +66,9 @@ class RunConfig(Section):
     keep_best: str | None = None
     """Also keep each model's last checkpoint of the iteration in which it was best on dev by this metric, one of
     `evaluation.metrics`."""
+    stop_before: str | None = None
+    """Stage, such as `retriever/1`, before which the run ends in order. The same command without it goes on from there,
+    and `python -m launcher branch` begins other runs there."""
     max_skipped_steps: int = Field(15, ge=1)
     """fp16's loss scaling may skip fewer steps in a row than this; the scale, first 65536, halves at most of them."""
     collapse_steps: int = Field(100, ge=0)

@@ -1,0 +1,98 @@
+"""A run that begins with what another has finished, and what such a beginning refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from engine.errors import ArtifactError, ConfigError
+from engine.training.branching import branch_run
+from tests.e2e.conftest import Finished
+from tests.e2e.made import ledger_of, summary_of, weights_of
+from tests.e2e.starts import Zygote, refused
+
+
+@pytest.fixture(scope="module")
+def early(alone: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy that still has the places of the first checkpoints, as a run that stopped there has."""
+    folder = tmp_path_factory.mktemp("early") / "run"
+    shutil.copytree(alone.folder, folder)
+    for model in ("retriever", "ranker"):
+        for number in range(1, 7):
+            (folder / "checkpoints" / model / f"{number:06d}").mkdir(exist_ok=True)
+    return folder
+
+
+def test_goes_on_to_the_same_end(zygote: Zygote, alone: Finished, tmp_path: Path) -> None:
+    """Without a change, the stages that are computed again give what the source has; it is left as it was."""
+    before, folder = {path: path.stat().st_mtime_ns for path in alone.folder.rglob("*")}, tmp_path / "branch"
+    made = zygote.launcher("branch", str(alone.folder), str(folder), "--before", "ranker/2", "run.stop_before=export")
+    assert made.code == 0, made.err
+    kept = list(ledger_of(folder))
+    assert "retriever/2" in kept
+    assert "ranker/2" not in kept
+    assert "G" in {row["system"] for row in summary_of(folder)}
+    assert not any(
+        row["split"] == "test" or (row["system"] == "D" and row["iteration"] == 2) for row in summary_of(folder)
+    )
+    stopped = zygote.recipe(config=folder / "config.yaml").wait()
+    assert stopped.code == 0, stopped.err
+    assert "ended before export" in stopped.err
+    assert "evaluate/test" in ledger_of(folder)
+    assert "export" not in ledger_of(folder)
+    ended = zygote.recipe("run.stop_before=null", config=folder / "config.yaml").wait()
+    assert ended.code == 0, ended.err
+    assert weights_of(folder) == weights_of(alone.folder)
+    assert sorted(summary_of(folder), key=str) == sorted(summary_of(alone.folder), key=str)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_takes_what_the_change_does_not_reach(early: Path, tmp_path: Path) -> None:
+    changes = ["ar2.adversarial_weight=0.3", "run.seed=7", "evaluation.rerank_depth=5", "ar2.iterations=1"]
+    done = branch_run(early, tmp_path / "branch", changes, "retriever/1")
+    assert {"warmup_retriever", "index/000", "warmup_ranker", "bm25"} <= set(done.kept)
+    assert {"evaluate/0", "evaluate/yardsticks"} <= set(done.again)
+    assert not any(stage.endswith(("/1", "/2", "/001")) for stage in (*done.kept, *done.again))
+    assert not (tmp_path / "branch" / "weights" / "retriever" / "001").exists()
+    assert json.loads((tmp_path / "branch" / "branch.json").read_text())["changed"] == list(done.changed)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("retriever.max_length=30", "warmup_retriever"),
+        ("warmup_ranker.steps=3", "warmup_ranker"),
+        ("warmup_retriever.bm25_depth=11", "other candidates"),
+        ("ar2.top_k=9", "warmup_ranker"),
+        ("bm25.k1=0.5", "bm25.k1"),
+        ("data.documents_per_shard=7", "cannot change"),
+    ],
+)
+def test_what_it_takes_would_have_been_another(early: Path, tmp_path: Path, change: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        branch_run(early, tmp_path / "branch", [change], "retriever/1")
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_of_a_game_that_has_begun(early: Path, tmp_path: Path) -> None:
+    """The retriever's first phase was trained with it; what only the ranker's later phases have may change."""
+    with pytest.raises(ConfigError, match=r"retriever/1 .*adversarial_weight"):
+        branch_run(early, tmp_path / "branch", ["ar2.adversarial_weight=0.3"], "ranker/1")
+    assert "retriever/1" in branch_run(early, tmp_path / "b", ["ar2.ranker.optim.lr=1e-3"], "ranker/1").kept
+
+
+def test_bad_words(zygote: Zygote, alone: Finished, tmp_path: Path) -> None:
+    refused(
+        zygote.launcher("branch", str(alone.folder), str(tmp_path / "b"), "--before", "rankr/1"), "rankr/1", "ranker/1"
+    )
+    with pytest.raises(ConfigError, match="finished nothing before"):
+        branch_run(alone.folder, tmp_path / "b", [], "generate")
+    with pytest.raises(ConfigError, match="is not empty"):
+        branch_run(alone.folder, alone.folder, [], "ranker/1")
+    with pytest.raises(ConfigError, match="holds no run"):
+        branch_run(tmp_path, tmp_path / "b", [], "ranker/1")
+    with pytest.raises(ArtifactError, match="checkpoint of retriever behind warmup_retriever"):
+        branch_run(alone.folder, tmp_path / "b", [], "retriever/1")
