@@ -16,7 +16,7 @@ from engine.config.ar2 import Ar2Config
 from engine.config.distillation import DistillationConfig
 from engine.config.lexical import FlopsConfig
 from engine.config.models import RankerConfig
-from engine.config.timetable import ZERO_SHOT, Visit, iteration_name
+from engine.config.timetable import Visit, iteration_name
 from engine.data.batches import InputBuilder, Samples
 from engine.data.corpus import Data
 from engine.data.negatives import NegativeSource
@@ -25,6 +25,8 @@ from engine.models.kinds import load_untrained
 from engine.models.weights import frozen_ranker, verify_weights
 from engine.objectives import AdversarialGame, InBatchContrast, LexicalContrast, ListwiseRanking
 from engine.objectives.distillation import Distillation, DistillationInBatch, require_scores
+from engine.objectives.irgan import Discriminator, Generator
+from engine.objectives.mined import MinedContrast
 from engine.results import NOT_SHOWN
 from engine.run import Run, Stage
 from engine.training.loop import Objective, train
@@ -57,28 +59,61 @@ def train_by_contrast(
     candidates: NegativeSource,
     *,
     phase: str,
+    iteration: int | None = None,
     penalty: FlopsConfig | None = None,
 ) -> Trained:
-    """Train a retriever with the negatives of the whole batch, and some of its candidates (AR2 Eq. 2).
+    """Train a retriever by the contrast of positives with some of its candidates (AR2 Eq. 2).
+
+    Where the phase has a pool, the documents of the whole batch are negatives as well.
 
     Args:
         stage: Where this runs.
         models: All models.
         data: Corpus and training queries.
-        candidates: BM25's in AR2 (Algorithm 1 line 2); in R2ANKER, BM25's or the retriever's own (section 4.2).
-        phase: Of the timetable; it has one visit.
+        candidates: BM25's in AR2 (Algorithm 1 line 2); in R2ANKER, BM25's or the retriever's own (section 4.2); in
+            ANCE, its own.
+        phase: Of the timetable.
+        iteration: Of the visit; None for a phase that has one.
         penalty: What makes the vectors of a lexical retriever sparse; None for a dense one.
     """
-    visit = stage.run.timetable.phase(phase).visits[0]
+    row = stage.run.timetable.phase(phase)
+    visit = row.visits[0] if iteration is None else row.visit(iteration)
 
     def contrast(samples: Samples) -> Objective:
         builder = builder_of(stage, data, models, visit.phase.model)
         score_scale = stage.run.config.models[visit.phase.model].score_scale
         if penalty is not None:
             return LexicalContrast(samples, builder, score_scale=score_scale, penalty=penalty)
-        return InBatchContrast(samples, builder, score_scale=score_scale)
+        contrast_of = MinedContrast if row.pool == "none" else InBatchContrast
+        return contrast_of(samples, builder, score_scale=score_scale)
 
     return train_visit(stage, models, data, candidates, contrast, visit)
+
+
+def train_ranker(
+    stage: Stage,
+    models: Models,
+    data: Data,
+    candidates: NegativeSource,
+    game: Ar2Config,
+    *,
+    phase: str,
+    iteration: int = 0,
+) -> Trained:
+    """Train D on what G found (Algorithm 1 lines 5 and 12-15, Eq. 7); pointwise where the game is IRGAN's (Eq. 3).
+
+    Args:
+        stage: Where this runs.
+        models: All models.
+        data: Corpus and training queries.
+        candidates: What the index retrieved.
+        game: Whose objective.
+        phase: Of the timetable.
+        iteration: Of the visit.
+    """
+    visit = stage.run.timetable.phase(phase).visit(iteration)
+    ranking = Discriminator if game.objective == "irgan" else ListwiseRanking
+    return _train_by_ranking(stage, models, data, candidates, ranking, visit)
 
 
 def train_listwise(
@@ -95,11 +130,20 @@ def train_listwise(
         iteration: Of the visit.
     """
     visit = stage.run.timetable.phase(phase).visit(iteration)
+    return _train_by_ranking(stage, models, data, candidates, ListwiseRanking, visit)
 
+
+def _train_by_ranking(
+    stage: Stage,
+    models: Models,
+    data: Data,
+    candidates: NegativeSource,
+    kind: type[ListwiseRanking],
+    visit: Visit,
+) -> Trained:
     def ranking(samples: Samples) -> Objective:
         builder = builder_of(stage, data, models, visit.phase.model)
-        score_scale = stage.run.config.models[visit.phase.model].score_scale
-        return ListwiseRanking(samples, builder, score_scale=score_scale)
+        return kind(samples, builder, score_scale=stage.run.config.models[visit.phase.model].score_scale)
 
     return train_visit(stage, models, data, candidates, ranking, visit)
 
@@ -114,14 +158,14 @@ def train_retriever(
     iteration: int,
     opponent: int,
 ) -> Trained:
-    """Train G against the fixed ranker (Algorithm 1 lines 7-10, Eq. 9 and 12).
+    """Train G against the fixed ranker (Algorithm 1 lines 7-10, Eq. 9 and 12; Eq. 3 where the game is IRGAN's).
 
     Args:
         stage: Where this runs.
         models: All models.
         data: Corpus and training queries.
         candidates: What the newest index retrieved.
-        game: Forms and weights of both equations.
+        game: Whose objective; forms and weights of its equations.
         iteration: Number of the iteration, from 1.
         opponent: Iteration whose ranker is the opponent and teacher.
     """
@@ -132,20 +176,26 @@ def train_retriever(
         ranker = frozen_ranker(config.model("ranker", RankerConfig), folder, run.device)
         builders = builder_of(stage, data, models, "retriever"), _builder(stage, data, "ranker", ranker)
         scales = config.models["retriever"].score_scale, config.models["ranker"].score_scale
-        return AdversarialGame(samples, *builders, ranker.scorer(), game, score_scales=scales)
+        against = Generator if game.objective == "irgan" else AdversarialGame
+        return against(samples, *builders, ranker.scorer(), game, score_scales=scales)
 
     return train_visit(
         stage, models, data, candidates, against_ranker, run.timetable.phase("retriever").visit(iteration)
     )
 
 
-def state_before_training(run: Run, name: str) -> Mapping[str, Tensor]:
-    """Load a model as it was published before any training: its parameters by name, on the CPU.
+def published_state(run: Run, name: str, state: str) -> Mapping[str, Tensor]:
+    """Load a model as it was published in some state: its parameters by name, on the CPU.
+
+    Args:
+        run: Whose folder has it.
+        name: The model's.
+        state: Such as that before any training.
 
     Raises:
         ArtifactError: It was not published.
     """
-    folder, config = run.folder.weights(name, ZERO_SHOT), run.config
+    folder, config = run.folder.weights(name, state), run.config
     verify_weights(folder)
     return load_untrained(config.models[name], str(folder), seed=config.run.seed, name=name).state_dict()
 
@@ -202,8 +252,8 @@ def train_by(stage: Stage, models: Models, data: Data, objective_of: Callable[[]
     run, name = stage.run, visit.phase.model
     with models.training(name) as model:
         objective = objective_of()
-        if visit.phase.restarts and not models.checkpoints[name].is_within(stage.name):
-            model.load_weights(state_before_training(run, name))
+        if visit.phase.restarts is not None and not models.checkpoints[name].is_within(stage.name):
+            model.load_weights(published_state(run, name, visit.phase.restarts))
         fit_micro_batches(stage, model, models.checkpoints[name], objective)
         progress = train(stage, visit, model, models.checkpoints[name], objective)
         digest = publish_weights(run, model, data.texts[name], iteration_name(visit.iteration))

@@ -5,16 +5,16 @@ Source: Zhang et al. 2022, "Adversarial Retriever-Ranker for Dense Text Retrieva
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from engine.config.models import RankerConfig, RetrieverConfig
+from engine.config.models import ModelConfig, RankerConfig, RetrieverConfig
 from engine.config.negatives import NegativesConfig
 from engine.config.pools import Pools
 from engine.config.recipe import Config
 from engine.config.sections import Section
-from engine.config.timetable import Mining, Phase, Pool, Sizes, Timetable, WeightsOf, iteration_name
+from engine.config.timetable import ZERO_SHOT, Mining, Phase, Pool, Sizes, Timetable, WeightsOf, iteration_name
 from engine.config.training import OptimConfig, PhaseConfig, Tokens
 
 BM25, DENSE = "bm25", "dense"
@@ -62,8 +62,18 @@ class WarmupRankerConfig(Section):
 
 
 class Ar2Config(Section):
-    """The adversarial game (AR2 Algorithm 1 lines 6-16, Table 9)."""
+    """The adversarial game (AR2 Algorithm 1 lines 6-16, Table 9), and what the paper compares it with."""
 
+    objective: Literal["ar2", "irgan", "ance"] = "ar2"
+    """What both models are trained by. `ar2`: Eq. 7, 9 and 12. `irgan`: the pointwise game of Eq. 3, D0 included, where
+    weights and forms of Eq. 9 and 12 say nothing (Table 5). `ance`: no ranker; the retriever contrasts positives with
+    what it found itself at the last refresh, and all that is said of a ranker says nothing (Figure 4)."""
+    irgan_support: Literal["group", "negatives"] = "group"
+    """Documents of a query that IRGAN's generator draws from: positive and negatives, as in IRGAN, or the negatives
+    alone, as d- in AR2's Eq. 3 may be read (the positive then gets no gradient)."""
+    in_batch_negatives: Pool = "none"
+    """Whose documents are ANCE's negatives beside a query's own n: nobody's, as in its released code, or those of its
+    `rank` or of all ranks (`world`), as in G0's warm-up."""
     order: Literal["paper", "released"] = "paper"
     """`paper`: retriever, refresh, ranker. `released`: ranker and retriever on the same candidates, then refresh."""
     iterations: int = Field(10, ge=0, le=10000)
@@ -96,10 +106,44 @@ class Ar2Config(Section):
     """The retriever's phase (lines 7-10)."""
     ranker: PhaseConfig = PhaseConfig(steps=500, optim=OptimConfig(lr=1e-6))
     """The ranker's phase (lines 12-15)."""
+    ranker_restarts: Literal["never", "warmup", "pretrained"] = "never"
+    """From which weights the ranker's phase begins in each iteration: those it ended with (Algorithm 1), D0's, or the
+    pre-trained ones (section 4.2 has D "initialized with ERNIE-2.0-large"). One that begins again has a new optimizer,
+    and its schedule is that of one iteration."""
+
+    @property
+    def has_ranker(self) -> bool:
+        """Whether a ranker is trained and plays."""
+        return self.objective != "ance"
+
+    @model_validator(mode="after")
+    def _objective_is_whole(self) -> Ar2Config:
+        if self.objective != "irgan" and self.irgan_support != "group":
+            raise ValueError(
+                f"irgan_support is {self.irgan_support}, but the objective {self.objective} has no generator of "
+                "IRGAN's: set objective to irgan, or leave it out"
+            )
+        if self.objective != "ance" and self.in_batch_negatives != "none":
+            raise ValueError(
+                f"in_batch_negatives is {self.in_batch_negatives}, but the objective {self.objective} takes a "
+                "query's own negatives alone: set objective to ance, or leave it out"
+            )
+        plays = self.iterations and self.retriever.steps
+        if plays and self.has_ranker and self.ranker_restarts == "pretrained" and not self.ranker.steps:
+            raise ValueError(
+                "ranker_restarts is pretrained and ranker.steps 0, so that an untrained ranker would be the opponent: "
+                "raise ranker.steps, or set ranker_restarts to never"
+            )
+        if plays and self.objective == "irgan" and self.irgan_support == "negatives" and self.num_negatives == 1:
+            raise ValueError(
+                "with num_negatives 1 and irgan_support negatives the generator has one document to draw from, and the "
+                "retriever would learn nothing: raise num_negatives, or set irgan_support to group"
+            )
+        return self
 
     @model_validator(mode="after")
     def _teaches(self) -> Ar2Config:
-        if not self.iterations or not self.retriever.steps:
+        if self.objective != "ar2" or not self.iterations or not self.retriever.steps:
             return self
         if not self.distillation_weight and not self.adversarial_weight:
             raise ValueError(
@@ -115,7 +159,7 @@ class Ar2Config(Section):
 
 
 class Ar2Recipe(Config):
-    """AR2: a retriever and a ranker that play against each other."""
+    """AR2: a retriever and a ranker that play against each other; or what the paper compares it with."""
 
     algorithm: ClassVar[str] = "engine.ar2"
 
@@ -123,14 +167,29 @@ class Ar2Recipe(Config):
     """The algorithm's name."""
     retriever: RetrieverConfig
     """G."""
-    ranker: RankerConfig
-    """D."""
+    ranker: RankerConfig | None = None
+    """D. With `ar2.objective: ance` it is not loaded, and may be left out."""
     warmup_retriever: WarmupRetrieverConfig = WarmupRetrieverConfig()
     """G0."""
     warmup_ranker: WarmupRankerConfig = WarmupRankerConfig()
     """D0."""
     ar2: Ar2Config = Ar2Config()
     """The game."""
+
+    @property
+    def models(self) -> dict[str, ModelConfig]:
+        """The sections of the models that the game trains."""
+        sections = super().models
+        return {name: sections[name] for name in sections if name != "ranker" or self.ar2.has_ranker}
+
+    @model_validator(mode="after")
+    def _ranker_is_there(self) -> Self:
+        if self.ar2.has_ranker and self.ranker is None:
+            raise ValueError(
+                f"'ranker.name' is not given, and the objective {self.ar2.objective} trains a ranker: give it, or set "
+                "ar2.objective to ance"
+            )
+        return self
 
     def timetable_for(self, sizes: Sizes | None) -> Timetable:
         """Lay out Algorithm 1, which depends on no size of the data."""
@@ -147,51 +206,19 @@ def ar2_timetable(game: Ar2Config, warm_retriever: WarmupRetrieverConfig, warm_r
     """
     names = [iteration_name(iteration) for iteration in range(game.iterations + 1)]
     pools = _pools(game, warm_retriever.bm25_depth, names)
-    fresh = names[1:] if game.order == "paper" else names[:-1]
-    phases = (
-        _phase(
-            "warmup_retriever",
-            "retriever",
-            warm_retriever,
-            num_negatives=warm_retriever.hard_negatives,
-            candidates=(BM25,),
-            pool="world" if warm_retriever.gather_negatives else "rank",
-        ),
-        _phase(
-            "warmup_ranker",
-            "ranker",
-            warm_ranker,
-            num_negatives=warm_ranker.num_negatives,
-            candidates=(names[0],),
-        ),
-        _phase(
-            "retriever",
-            "retriever",
-            game.retriever,
-            num_negatives=game.num_negatives,
-            candidates=tuple(names[:-1]),
-            section="ar2.retriever",
-            first_iteration=1,
-            opponent="ranker",
-        ),
-        _phase(
-            "ranker",
-            "ranker",
-            game.ranker,
-            num_negatives=game.num_negatives,
-            candidates=tuple(fresh),
-            section="ar2.ranker",
-            first_iteration=1,
-        ),
-    )
+    of_retriever = _phases_of_retriever(game, warm_retriever, names)
+    of_ranker = _phases_of_ranker(game, warm_ranker, names) if game.has_ranker else (None, None)
+    phases = tuple(phase for pair in zip(of_retriever, of_ranker, strict=True) for phase in pair if phase is not None)
+    ends_in_pool = names[-1] in pools.joint and any(names[-1] in phase.candidates for phase in phases)
     return Timetable(
         phases=phases,
         minings=tuple(pools.minings.values()),
         iterations=game.iterations,
         in_each_iteration=(
             *("retriever", "encode", "index", "candidates"),
-            *(["negatives"] if names[-1] in pools.joint and game.order == "paper" else []),
-            *("ranker", "evaluate"),
+            *(["negatives"] if ends_in_pool else []),
+            *(["ranker"] if game.has_ranker else []),
+            "evaluate",
         ),
         joint=pools.joint,
         mine_all=game.mine == "all",
@@ -201,6 +228,50 @@ def ar2_timetable(game: Ar2Config, warm_retriever: WarmupRetrieverConfig, warm_r
             for model, letter in (("retriever", "G"), ("ranker", "D"))
             for iteration in range(game.iterations + 1)
         },
+    )
+
+
+def _phases_of_retriever(game: Ar2Config, warmup: WarmupRetrieverConfig, names: list[str]) -> tuple[Phase, Phase]:
+    """Make the rows of G0 and G, whose negatives come from what it found before."""
+    return (
+        _phase(
+            "warmup_retriever",
+            "retriever",
+            warmup,
+            num_negatives=warmup.hard_negatives,
+            candidates=(BM25,),
+            pool="world" if warmup.gather_negatives else "rank",
+        ),
+        _phase(
+            "retriever",
+            "retriever",
+            game.retriever,
+            num_negatives=game.num_negatives,
+            candidates=tuple(names[:-1]),
+            section="ar2.retriever",
+            first_iteration=1,
+            opponent="ranker" if game.has_ranker else None,
+            pool=game.in_batch_negatives,
+        ),
+    )
+
+
+def _phases_of_ranker(game: Ar2Config, warmup: WarmupRankerConfig, names: list[str]) -> tuple[Phase, Phase]:
+    """Make the rows of D0 and D."""
+    fresh = names[1:] if game.order == "paper" else names[:-1]
+    restarts = {"never": None, "warmup": names[0], "pretrained": ZERO_SHOT}[game.ranker_restarts]
+    return (
+        _phase("warmup_ranker", "ranker", warmup, num_negatives=warmup.num_negatives, candidates=(names[0],)),
+        _phase(
+            "ranker",
+            "ranker",
+            game.ranker,
+            num_negatives=game.num_negatives,
+            candidates=tuple(fresh),
+            section="ar2.ranker",
+            first_iteration=1,
+            restarts=restarts,
+        ),
     )
 
 
@@ -228,6 +299,7 @@ def _phase(
     first_iteration: int = 0,
     opponent: str | None = None,
     pool: Pool = "none",
+    restarts: str | None = None,
 ) -> Phase:
     """Make a row of a section's numbers."""
     return Phase(
@@ -244,4 +316,5 @@ def _phase(
         first_iteration=first_iteration,
         opponent=opponent,
         pool=pool,
+        restarts=restarts,
     )

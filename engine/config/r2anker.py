@@ -19,7 +19,7 @@ from engine.config.negatives import NegativesConfig
 from engine.config.pools import Pools
 from engine.config.recipe import Config
 from engine.config.sections import Section
-from engine.config.timetable import Mining, Phase, Pool, Sizes, Timetable, WeightsOf, steps_of
+from engine.config.timetable import ZERO_SHOT, Mining, Phase, Pool, Sizes, Timetable, WeightsOf, steps_of
 from engine.config.training import CountedPhaseConfig, OptimConfig
 
 JOINT = "joint"
@@ -237,7 +237,7 @@ class _Rows:
                 candidates,
                 num_negatives=stage.hard_negatives,
                 first_iteration=state,
-                restarts=state == SECOND,
+                restarts=ZERO_SHOT if state == SECOND else None,
                 pool="world" if stage.gather_negatives else "rank",
             )
 
@@ -250,7 +250,7 @@ class _Rows:
         *,
         num_negatives: int,
         first_iteration: int,
-        restarts: bool = False,
+        restarts: str | None = None,
         pool: Pool = "none",
     ) -> None:
         """Add a phase of one visit."""

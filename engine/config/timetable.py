@@ -10,7 +10,8 @@ preflight and plan read it, and none of them knows which algorithm runs or compu
     ranker             ranker     1 to 10     001 to 010    500     64         15
 
 A phase that the algorithm comes back to is one row with several visits. Its optimizer, its schedule and its order of
-queries go on from visit to visit; those of another phase of the same model are its own.
+queries go on from visit to visit (where it restarts, only the order does); those of another phase of the same model are
+its own.
 """
 
 from __future__ import annotations
@@ -132,7 +133,8 @@ class Phase:
         candidates: From which each visit draws its negatives, one name a visit.
         first_iteration: Of the first visit; the next ones follow. 0 is the warm-up, which has one visit.
         single: Whether it is visited once and for all, outside of iterations, so that its one stage has its name.
-        restarts: Whether it begins from the model's state before any training, and not from where the model is.
+        restarts: Name of the model's state that every visit begins from, with an optimizer and a schedule of its own,
+            such as the one before any training; None to begin where the model is.
         opponent: Model whose frozen weights score the same documents; None without one.
         pool: Whose documents are negatives of a query besides its own n: nobody's, those of the rank, of all ranks.
     """
@@ -151,7 +153,7 @@ class Phase:
     opponent: str | None = None
     pool: Pool = "none"
     single: bool = False
-    restarts: bool = False
+    restarts: str | None = None
 
     @property
     def is_warmup(self) -> bool:
@@ -165,8 +167,8 @@ class Phase:
 
     @property
     def schedule(self) -> Schedule:
-        """Its learning rates."""
-        return Schedule(self.optim, self.total_steps)
+        """Its learning rates: over all visits, or over one where each begins again."""
+        return Schedule(self.optim, self.total_steps if self.restarts is None else self.steps)
 
     @property
     def visits(self) -> tuple[Visit, ...]:
@@ -215,8 +217,13 @@ class Visit:
 
     @property
     def first_step(self) -> int:
-        """Steps of the schedule that earlier visits took."""
+        """Steps that earlier visits took."""
         return self.number * self.phase.steps
+
+    @property
+    def first_of_schedule(self) -> int:
+        """Steps of its schedule that earlier visits took."""
+        return self.first_step if self.phase.restarts is None else 0
 
     @property
     def places(self) -> range:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from engine.config.timetable import ZERO_SHOT
 from engine.data.corpus import Data
 from engine.evaluation.evaluate import evaluate_system, retriever_of
-from engine.evaluation.systems import WeightsOf, yardsticks
+from engine.evaluation.systems import yardsticks
 from engine.results import Measured
 from engine.retrievers.kinds import build
 from engine.run import Stage
@@ -13,10 +14,11 @@ from engine.training.publishing import publish_weights
 
 
 def publish_starts(stage: Stage, models: Models, data: Data) -> None:
-    """Publish the models that search as they came, for whoever begins from there again."""
-    for name in stage.run.timetable.encoders:
+    """Publish models as they came, for phases that begin from there again."""
+    phases = stage.run.timetable.phases
+    for name in dict.fromkeys(phase.model for phase in phases if phase.restarts == ZERO_SHOT):
         with models.training(name) as model:
-            publish_weights(stage.run, model, data.texts[name], WeightsOf(name, None).state)
+            publish_weights(stage.run, model, data.texts[name], ZERO_SHOT)
 
 
 def evaluate_yardsticks(stage: Stage, models: Models, data: Data) -> Measured:

@@ -221,11 +221,16 @@ class ListwiseRanking:
         for inputs in batch:
             torch.manual_seed(inputs.micro.seed)
             scores_BN = model(pairs=inputs.of["pairs"]).view(len(inputs.micro.groups), -1)
-            loss = losses.ranker_cross_entropy(scores_BN, score_scale=self._score_scale)
+            loss, measured = self.loss(scores_BN)
             model.backward(loss, last=inputs.micro.last, share=inputs.micro.share)
             hits = (scores_BN.detach().argmax(1) == 0).float().mean()
-            means.add(inputs, {"loss": loss.detach(), "accuracy": hits, "score_spread": spread(scores_BN)})
+            measured |= {"loss": loss.detach(), "accuracy": hits, "score_spread": spread(scores_BN)}
+            means.add(inputs, measured)
         return means.metrics()
+
+    def loss(self, scores_BN: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of the scores of some queries' documents, and what else is measured of it."""
+        return losses.ranker_cross_entropy(scores_BN, score_scale=self._score_scale), {}
 
 
 class AdversarialGame:
@@ -278,10 +283,14 @@ class AdversarialGame:
             queries_BD, documents_ND = model(queries=inputs.of["queries"], documents=inputs.of["documents"])
             documents_BND = documents_ND.view(num_queries, -1, queries_BD.shape[-1])
             retriever_scores_BN = torch.einsum("bd,bnd->bn", queries_BD, documents_BND)
-            loss, measured = retriever_loss(self._game, retriever_scores_BN, ranker_scores_BN, *self._score_scales)
+            loss, measured = self.loss(retriever_scores_BN, ranker_scores_BN)
             model.backward(loss, last=inputs.micro.last, share=inputs.micro.share)
             means.add(inputs, measured | {"score_spread": spread(retriever_scores_BN)})
         return means.metrics()
+
+    def loss(self, retriever_scores_BN: Tensor, ranker_scores_BN: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the retriever's loss of both models' scores of the same documents, and what is measured of it."""
+        return retriever_loss(self._game, retriever_scores_BN, ranker_scores_BN, *self._score_scales)
 
 
 def retriever_loss(

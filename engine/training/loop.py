@@ -100,7 +100,7 @@ def train(stage: Stage, visit: Visit, model: TrainedModel, checkpoints: Checkpoi
             with _random_numbers_of(stage, step):
                 metrics = objective.backward(model, batch)
             guards.require_health(step, metrics, model.device)
-            lr = schedule.lr(first_step + step)
+            lr = schedule.lr(visit.first_of_schedule + step)
             with guards.post_mortem(step, metrics):
                 report = model.step(lr)
             guards.count(step, report, metrics)
