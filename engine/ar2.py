@@ -35,7 +35,7 @@ def play_as_in_the_paper(models: Models, data: Data, game: Ar2Config, run: Run) 
     for t in run.iterations():  # 6
         run.once(f"retriever/{t}", train_retriever, models, data, candidates, game, iteration=t, opponent=t - 1)  # 7-10
         candidates = refresh_index(run, data, iteration=t)  # 11
-        run.once(f"ranker/{t}", train_ranker, models, data, candidates, game, phase="ranker", iteration=t)  # 12-15
+        run.once(f"ranker/{t}", train_ranker, models, data, candidates, phase="ranker", iteration=t)  # 12-15
         run.once(f"evaluate/{t}", evaluate_iteration, data, trained_systems(run.config, [t]))
 
 
@@ -43,7 +43,7 @@ def play_as_released(models: Models, data: Data, game: Ar2Config, run: Run) -> N
     """Play in the order of the authors' released code: ranker and retriever on the same candidates, then refresh."""
     candidates = warm_up(models, data, game, run)
     for t in run.iterations():
-        run.once(f"ranker/{t}", train_ranker, models, data, candidates, game, phase="ranker", iteration=t)
+        run.once(f"ranker/{t}", train_ranker, models, data, candidates, phase="ranker", iteration=t)
         run.once(f"retriever/{t}", train_retriever, models, data, candidates, game, iteration=t, opponent=t)
         candidates = refresh_index(run, data, iteration=t)
         run.once(f"evaluate/{t}", evaluate_iteration, data, trained_systems(run.config, [t]))
@@ -67,6 +67,6 @@ def warm_up(models: Models, data: Data, game: Ar2Config, run: Run) -> NegativeSo
     run.once("warmup_retriever", train_by_contrast, models, data, bm25, phase="warmup_retriever")  # 2: Eq. 2
     candidates = refresh_index(run, data, iteration=0)  # 3-4
     if game.has_ranker:
-        run.once("warmup_ranker", train_ranker, models, data, candidates, game, phase="warmup_ranker")  # 5: Eq. 7
+        run.once("warmup_ranker", train_ranker, models, data, candidates, phase="warmup_ranker")  # 5: Eq. 7
     run.once("evaluate/0", evaluate_iteration, data, trained_systems(run.config, [0]))
     return candidates

@@ -16,7 +16,7 @@ from engine.config.ar2 import Ar2Config
 from engine.config.distillation import DistillationConfig
 from engine.config.lexical import FlopsConfig
 from engine.config.models import RankerConfig
-from engine.config.timetable import Visit, iteration_name
+from engine.config.timetable import IRGAN, Visit, iteration_name
 from engine.data.batches import InputBuilder, Samples
 from engine.data.corpus import Data
 from engine.data.negatives import NegativeSource
@@ -91,35 +91,9 @@ def train_by_contrast(
 
 
 def train_ranker(
-    stage: Stage,
-    models: Models,
-    data: Data,
-    candidates: NegativeSource,
-    game: Ar2Config,
-    *,
-    phase: str,
-    iteration: int = 0,
-) -> Trained:
-    """Train D on what G found (Algorithm 1 lines 5 and 12-15, Eq. 7); pointwise where the game is IRGAN's (Eq. 3).
-
-    Args:
-        stage: Where this runs.
-        models: All models.
-        data: Corpus and training queries.
-        candidates: What the index retrieved.
-        game: Whose objective.
-        phase: Of the timetable.
-        iteration: Of the visit.
-    """
-    visit = stage.run.timetable.phase(phase).visit(iteration)
-    ranking = Discriminator if game.objective == "irgan" else ListwiseRanking
-    return _train_by_ranking(stage, models, data, candidates, ranking, visit)
-
-
-def train_listwise(
     stage: Stage, models: Models, data: Data, candidates: NegativeSource, *, phase: str, iteration: int = 0
 ) -> Trained:
-    """Train a ranker to tell the positive from negatives of retrievers (AR2 Eq. 7, R2ANKER Eq. 5).
+    """Train a ranker to tell the positive from negatives of retrievers (AR2 Eq. 7, R2ANKER Eq. 5; in IRGAN Eq. 3).
 
     Args:
         stage: Where this runs.
@@ -130,20 +104,12 @@ def train_listwise(
         iteration: Of the visit.
     """
     visit = stage.run.timetable.phase(phase).visit(iteration)
-    return _train_by_ranking(stage, models, data, candidates, ListwiseRanking, visit)
+    ranking_of = Discriminator if visit.phase.objective == IRGAN else ListwiseRanking
 
-
-def _train_by_ranking(
-    stage: Stage,
-    models: Models,
-    data: Data,
-    candidates: NegativeSource,
-    kind: type[ListwiseRanking],
-    visit: Visit,
-) -> Trained:
     def ranking(samples: Samples) -> Objective:
         builder = builder_of(stage, data, models, visit.phase.model)
-        return kind(samples, builder, score_scale=stage.run.config.models[visit.phase.model].score_scale)
+        score_scale = stage.run.config.models[visit.phase.model].score_scale
+        return ranking_of(samples, builder, score_scale=score_scale)
 
     return train_visit(stage, models, data, candidates, ranking, visit)
 
@@ -158,30 +124,29 @@ def train_retriever(
     iteration: int,
     opponent: int,
 ) -> Trained:
-    """Train G against the fixed ranker (Algorithm 1 lines 7-10, Eq. 9 and 12; Eq. 3 where the game is IRGAN's).
+    """Train G against the fixed ranker (Algorithm 1 lines 7-10, Eq. 9 and 12; in IRGAN Eq. 3).
 
     Args:
         stage: Where this runs.
         models: All models.
         data: Corpus and training queries.
         candidates: What the newest index retrieved.
-        game: Whose objective; forms and weights of its equations.
+        game: Forms and weights of the equations.
         iteration: Number of the iteration, from 1.
         opponent: Iteration whose ranker is the opponent and teacher.
     """
     run, config = stage.run, stage.run.config
+    visit = run.timetable.phase("retriever").visit(iteration)
+    game_of = Generator if visit.phase.objective == IRGAN else AdversarialGame
 
     def against_ranker(samples: Samples) -> Objective:
         folder = run.folder.weights("ranker", iteration_name(opponent))
         ranker = frozen_ranker(config.model("ranker", RankerConfig), folder, run.device)
         builders = builder_of(stage, data, models, "retriever"), _builder(stage, data, "ranker", ranker)
         scales = config.models["retriever"].score_scale, config.models["ranker"].score_scale
-        against = Generator if game.objective == "irgan" else AdversarialGame
-        return against(samples, *builders, ranker.scorer(), game, score_scales=scales)
+        return game_of(samples, *builders, ranker.scorer(), game, score_scales=scales)
 
-    return train_visit(
-        stage, models, data, candidates, against_ranker, run.timetable.phase("retriever").visit(iteration)
-    )
+    return train_visit(stage, models, data, candidates, against_ranker, visit)
 
 
 def published_state(run: Run, name: str, state: str) -> Mapping[str, Tensor]:

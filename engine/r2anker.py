@@ -14,7 +14,7 @@ from engine.data.negatives import NegativeSource
 from engine.evaluation.evaluate import evaluate_iteration
 from engine.evaluation.systems import measured_systems
 from engine.evaluation.yardsticks import evaluate_yardsticks, publish_starts
-from engine.phases import train_by_contrast, train_listwise, train_student
+from engine.phases import train_by_contrast, train_ranker, train_student
 from engine.refresh.lessons import lessons_of
 from engine.refresh.refresh import pool_of, prepare_search, refresh_index
 from engine.run import Run
@@ -29,7 +29,7 @@ def train(models: Models, data: Data, run: Run) -> None:
     for model in run.timetable.encoders:
         train_retriever(model, models, data, game, run)  # sections 3.4 and 4.2
     pool = pool_of(run, data, JOINT)  # Eq. 9, Appendix B
-    run.once("ranker", train_listwise, models, data, pool, phase="ranker", iteration=RANKER_STATE)  # Eq. 8, 5
+    run.once("ranker", train_ranker, models, data, pool, phase="ranker", iteration=RANKER_STATE)  # Eq. 8, 5
     evaluate("ranker", data, run)
     if run.timetable.phases_of("student"):
         distil(models, data, pool, game, run)  # Appendix C

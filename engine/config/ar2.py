@@ -14,7 +14,7 @@ from engine.config.negatives import NegativesConfig
 from engine.config.pools import Pools
 from engine.config.recipe import Config
 from engine.config.sections import Section
-from engine.config.timetable import ZERO_SHOT, Mining, Phase, Pool, Sizes, Timetable, WeightsOf, iteration_name
+from engine.config.timetable import IRGAN, ZERO_SHOT, Mining, Phase, Pool, Sizes, Timetable, WeightsOf, iteration_name
 from engine.config.training import OptimConfig, PhaseConfig, Tokens
 
 BM25, DENSE = "bm25", "dense"
@@ -115,6 +115,11 @@ class Ar2Config(Section):
     def has_ranker(self) -> bool:
         """Whether a ranker is trained and plays."""
         return self.objective != "ance"
+
+    @property
+    def minimised(self) -> Literal["", "irgan"]:
+        """What the phases of both models minimise, as rows of the timetable say it; the warm-up of G0 aside."""
+        return IRGAN if self.objective == "irgan" else ""
 
     @model_validator(mode="after")
     def _objective_is_whole(self) -> Ar2Config:
@@ -252,6 +257,7 @@ def _phases_of_retriever(game: Ar2Config, warmup: WarmupRetrieverConfig, names: 
             first_iteration=1,
             opponent="ranker" if game.has_ranker else None,
             pool=game.in_batch_negatives,
+            objective=game.minimised,
         ),
     )
 
@@ -261,7 +267,14 @@ def _phases_of_ranker(game: Ar2Config, warmup: WarmupRankerConfig, names: list[s
     fresh = names[1:] if game.order == "paper" else names[:-1]
     restarts = {"never": None, "warmup": names[0], "pretrained": ZERO_SHOT}[game.ranker_restarts]
     return (
-        _phase("warmup_ranker", "ranker", warmup, num_negatives=warmup.num_negatives, candidates=(names[0],)),
+        _phase(
+            "warmup_ranker",
+            "ranker",
+            warmup,
+            num_negatives=warmup.num_negatives,
+            candidates=(names[0],),
+            objective=game.minimised,
+        ),
         _phase(
             "ranker",
             "ranker",
@@ -271,6 +284,7 @@ def _phases_of_ranker(game: Ar2Config, warmup: WarmupRankerConfig, names: list[s
             section="ar2.ranker",
             first_iteration=1,
             restarts=restarts,
+            objective=game.minimised,
         ),
     )
 
@@ -300,6 +314,7 @@ def _phase(
     opponent: str | None = None,
     pool: Pool = "none",
     restarts: str | None = None,
+    objective: Literal["", "irgan"] = "",
 ) -> Phase:
     """Make a row of a section's numbers."""
     return Phase(
@@ -317,4 +332,5 @@ def _phase(
         opponent=opponent,
         pool=pool,
         restarts=restarts,
+        objective=objective,
     )

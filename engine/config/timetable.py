@@ -29,6 +29,8 @@ ZERO_SHOT = "zero-shot"
 """The name of the state before any training, where others are named by their iteration."""
 AUTO: Literal["auto"] = "auto"
 """A number that is found where the recipe runs."""
+IRGAN: Literal["irgan"] = "irgan"
+"""The objectives of IRGAN's game, of either model."""
 Pool = Literal["none", "rank", "world"]
 """Whose documents are negatives of a query besides its own: nobody's, those of its rank, those of all ranks."""
 
@@ -137,6 +139,7 @@ class Phase:
             such as the one before any training; None to begin where the model is.
         opponent: Model whose frozen weights score the same documents; None without one.
         pool: Whose documents are negatives of a query besides its own n: nobody's, those of the rank, of all ranks.
+        objective: What its steps minimise, where model, opponent and pool leave that open; empty otherwise.
     """
 
     name: str
@@ -154,6 +157,7 @@ class Phase:
     pool: Pool = "none"
     single: bool = False
     restarts: str | None = None
+    objective: Literal["", "irgan"] = ""
 
     @property
     def is_warmup(self) -> bool:

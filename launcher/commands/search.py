@@ -1,8 +1,8 @@
 """`python -m launcher search RUN ["question"]`: retrieve, re-rank, print.
 
 What a run leaves behind is a two-stage search engine over its corpus: the last retriever with its index, and the last
-ranker over what the retriever finds; where weights of a mixture were fitted, their scores and BM25's are mixed. Titles
-and texts come from the shards, so the data folder is not needed.
+ranker over what the retriever finds, where the recipe has one; where weights of a mixture were fitted, their scores and
+BM25's are mixed. Titles and texts come from the shards, so the data folder is not needed.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _SNIPPET_CHARACTERS = 220
 class Found:
     """One document of an answer."""
 
-    by_ranker: float
-    """The ranker's score."""
+    by_ranker: float | None
+    """The ranker's score; None where there is no ranker."""
     by_retriever: float
     """The retriever's score."""
     docid: str
@@ -47,7 +47,7 @@ class Found:
     text: str
     """Its text."""
     mixed: float | None = None
-    """The mixture of the scores; None where documents are in the ranker's order."""
+    """The mixture of the scores; None where documents are in the order of one model."""
 
 
 class SearchEngine:
@@ -69,16 +69,18 @@ class SearchEngine:
         require_search(self._run)
         self.iteration = last_iteration(self._run)
         mixture = fused_system(self._run.config, last=self.iteration)
-        self._first, self._ranker, *_ = (part.name for part in mixture.parts)
+        self._first = mixture.parts[0].name
         self.weights = read_fusion(self._run, mixture).weights if fused and self._run.folder.fusion.exists() else {}
         states = states_of(self._run, self.iteration)
         self._data = corpus_of(self._run, self.iteration, shards)
         table, config = self._run.timetable, self._run.config
         found_by = system_of(config, states[table.encoder])
         self._searcher = open_searcher(self._run, self._data, self._run.folder, retriever_of(found_by))
-        ranker = next(model for model, one in config.models.items() if isinstance(one, RankerConfig))
-        self._scorer = PairScorer.open(self._run, self._data, ranker, states[ranker].state)
-        names = f"{found_by.name} and {table.name_of(states[ranker])}"
+        ranker = next((model for model, one in config.models.items() if isinstance(one, RankerConfig)), None)
+        self.ranker = None if ranker is None else table.name_of(states[ranker])
+        """What the ranker is called; None where there is none."""
+        self._scorer = None if ranker is None else PairScorer.open(self._run, self._data, ranker, states[ranker].state)
+        names = " and ".join(name for name in (found_by.name, self.ranker) if name is not None)
         self.stage = f"iteration {self.iteration}" if table.ends is None else names
         """What answers, for whoever asks."""
         self._further = further_scorers(self._run, self._data, self._run.folder, mixture) if self.weights else {}
@@ -91,7 +93,7 @@ class SearchEngine:
             top_k: Number of documents.
 
         Returns:
-            The best documents, best first: by the mixture where there is one, else by the ranker.
+            The best documents, best first: by the mixture where there is one, else by the ranker, or the retriever.
         """
         query = Query("", question)  # no document has the empty id
         settings = self._run.config.evaluation
@@ -101,25 +103,27 @@ class SearchEngine:
         hits = self._searcher.search([query], depth)
         reranked = hits.documents_QK[0, : max(top_k, settings.rerank_depth)]
         documents = [int(document) for document in reranked if document >= 0]
-        scores = self._scorer.score([query], [documents])[0]
         by_retriever = [float(score) for score in hits.scores_QK[0, : len(documents)]]
-        mixed = self._mixed(query, documents, by_retriever, scores)
-        ordered_by = scores if mixed is None else mixed
+        by_ranker = None if self._scorer is None else self._scorer.score([query], [documents])[0]
+        mixed = self._mixed(query, documents, by_retriever, by_ranker)
+        ordered_by = next(scores for scores in (mixed, by_ranker, by_retriever) if scores is not None)
         found = []
         for place in sorted(range(len(documents)), key=lambda place: -ordered_by[place])[:top_k]:
             one = self._data.shards.document(documents[place])
             own = None if mixed is None else mixed[place]
-            found.append(Found(scores[place], by_retriever[place], one.id, one.title, one.text, own))
+            judged = None if by_ranker is None else by_ranker[place]
+            found.append(Found(judged, by_retriever[place], one.id, one.title, one.text, own))
         return found
 
     def _mixed(
-        self, query: Query, documents: list[int], by_retriever: list[float], by_ranker: list[float]
+        self, query: Query, documents: list[int], by_retriever: list[float], by_ranker: list[float] | None
     ) -> list[float] | None:
         """Return the mixture of all scores of some documents; None where none is asked for."""
         if not self.weights:
             return None
         scores = {name: scorer.score([query], [documents])[0] for name, scorer in self._further.items()}
-        return mix(scores | {self._first: by_retriever, self._ranker: by_ranker}, self.weights)
+        own = {} if self.ranker is None or by_ranker is None else {self.ranker: by_ranker}
+        return mix(scores | {self._first: by_retriever} | own, self.weights)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -184,10 +188,11 @@ def _whole(question: str) -> str:
 
 
 def _print_results(engine: SearchEngine, question: str, top_k: int) -> None:
-    print(f"\n{question}\n{'   fused' if engine.weights else ''}  ranker  retriever")
+    names = [*(["fused"] if engine.weights else []), *(["ranker"] if engine.ranker is not None else [])]
+    print(f"\n{question}\n{''.join(f'{name:>8}' for name in names)}  retriever")
     for found in engine.search(question, top_k):
-        mixed = "" if found.mixed is None else f"{found.mixed:8.3f}"
-        print(f"{mixed}{found.by_ranker:8.3f}  {found.by_retriever:9.3f}  {found.title or found.docid}")
+        scores = "".join(f"{score:8.3f}" for score in (found.mixed, found.by_ranker) if score is not None)
+        print(f"{scores}  {found.by_retriever:9.3f}  {found.title or found.docid}")
         snippet = textwrap.shorten(" ".join(found.text.split()), _SNIPPET_CHARACTERS, placeholder=" ...")
         for line in textwrap.wrap(snippet, 96):
-            print(f"{'':{21 + len(mixed)}}{line}")
+            print(f"{'':{13 + len(scores)}}{line}")

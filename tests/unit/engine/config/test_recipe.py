@@ -41,6 +41,14 @@ def test_all_problems_are_named_at_once() -> None:
         ("ar2", {"num_negatives": 15, "top_k": 10}, "must be at most ar2.top_k"),
         ("ar2", {"adversarial_weight": 0, "distillation_weight": 0}, "would learn nothing"),
         ("ar2", {"num_negatives": 1, "distillation_weight": 0}, "gradient of Eq. 9 as printed is 0"),
+        ("ar2", {"irgan_support": "negatives"}, "the objective ar2 has no generator of IRGAN's"),
+        ("ar2", {"objective": "irgan", "in_batch_negatives": "world"}, "set objective to ance"),
+        (
+            "ar2",
+            {"objective": "irgan", "irgan_support": "negatives", "num_negatives": 1},
+            "the generator has one document to draw from",
+        ),
+        ("ar2", {"ranker_restarts": "pretrained", "ranker": {"steps": 0}}, "an untrained ranker would be the opponent"),
         ("warmup_retriever", {"hard_negatives": 5, "bm25_depth": 4}, "at most warmup_retriever.bm25_depth"),
         ("evaluation", {"depth": 10, "rerank_depth": 20, "metrics": ["R@5"]}, "deeper than evaluation.depth"),
         (
@@ -63,6 +71,27 @@ def test_all_problems_are_named_at_once() -> None:
 def test_values_that_contradict_each_other(section: str, values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_config(SMALLEST | {section: values}, "c")
+
+
+def test_a_recipe_without_a_ranker_has_none_whether_or_not_it_is_named(tmp_path: Path) -> None:
+    """One word turns a recipe into ANCE; and a ranker that is missing from a game is told with both ways out."""
+    alone = {name: SMALLEST[name] for name in ("run", "retriever")}
+    for tree in (SMALLEST, alone):
+        config = parse_config(tree | {"ar2": {"objective": "ance"}}, "c")
+        assert list(config.models) == ["retriever"]
+        assert {phase.model for phase in config.timetable.phases} == {"retriever"}
+        (tmp_path / "c.yaml").write_text(dump_config(config))
+        assert load_config(tmp_path / "c.yaml") == config
+    for objective in ("ar2", "irgan"):
+        assert list(parse_config(SMALLEST | {"ar2": {"objective": objective}}, "c").models) == ["retriever", "ranker"]
+        with pytest.raises(ConfigError, match=r"'ranker\.name' is not given.*or set ar2.objective to ance"):
+            parse_config(alone | {"ar2": {"objective": objective}}, "c")
+
+
+def test_what_teaches_nothing_in_one_game_may_stand_in_another() -> None:
+    silent = {"adversarial_weight": 0, "distillation_weight": 0}
+    for objective in ("irgan", "ance"):
+        assert parse_config(SMALLEST | {"ar2": silent | {"objective": objective}}, "c").ar2.objective == objective
 
 
 def test_a_missing_file_and_a_word_without_value(tmp_path: Path) -> None:

@@ -93,6 +93,40 @@ def test_every_candidates_name_is_mined() -> None:
         assert {visit.candidates for visit in game.visits} <= {mining.name for mining in game.minings}
 
 
+def test_without_a_ranker_the_retriever_plays_alone_on_what_it_found() -> None:
+    """ANCE: no phase, no state and no stage of a ranker, so that none is loaded, measured or exported."""
+    game = table(objective="ance", in_batch_negatives="rank")
+    assert [visit.stage for visit in game.visits] == ["warmup_retriever", "retriever/1", "retriever/2", "retriever/3"]
+    assert game.phase("retriever").candidates == ("000", "001", "002")
+    assert (game.phase("retriever").opponent, game.phase("retriever").pool) == (None, "rank")
+    assert table(objective="ance").phase("retriever").pool == "none"
+    assert game.in_each_iteration == ("retriever", "encode", "index", "candidates", "evaluate")
+    assert game.needed("000") == 15, "D0's twenty negatives are nobody's"
+
+
+def test_the_games_differ_in_their_rows() -> None:
+    """Whoever compares rows, such as a branch of a run, must see that D0 of one game is none of another's."""
+    ours, irgan = table(), table(objective="irgan")
+    assert [phase.name for phase in ours.phases if phase != irgan.phase(phase.name)] == [
+        "warmup_ranker",
+        "retriever",
+        "ranker",
+    ]
+    assert ours.phase("warmup_retriever") == table(objective="ance").phase("warmup_retriever"), "all begin from one G0"
+    assert irgan.in_each_iteration == ours.in_each_iteration
+
+
+@pytest.mark.parametrize(("restarts", "state"), [("never", None), ("warmup", "000"), ("pretrained", "zero-shot")])
+def test_a_ranker_that_begins_again_has_a_schedule_for_each_iteration(restarts: str, state: str | None) -> None:
+    """Symptom: it would begin from its first weights with the last, lowest rates of the whole game."""
+    phase = table(ranker_restarts=restarts, ranker=PhaseConfig(steps=5)).phase("ranker")
+    assert phase.restarts == state
+    rates = [[phase.schedule.lr(visit.first_of_schedule + step) for step in range(5)] for visit in phase.visits]
+    assert (rates[0] == rates[1] == rates[2]) == (restarts != "never")
+    assert rates[2][-1] < rates[0][-1] or restarts != "never"
+    assert [visit.places.start for visit in phase.visits] == [0, 5 * 64, 10 * 64], "the queries go on"
+
+
 def test_a_game_without_iterations_is_its_warm_ups() -> None:
     game = ar2_timetable(Ar2Config(iterations=0), WarmupRetrieverConfig(), WarmupRankerConfig())
     assert [visit.stage for visit in game.visits] == ["warmup_retriever", "warmup_ranker"]
