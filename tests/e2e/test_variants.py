@@ -131,7 +131,7 @@ def test_irgan_on_one_rank_and_on_two(runs: Runs, plain: Path) -> None:
     assert points["retriever/1", 1, "retriever/loss"] < 0 < points["retriever/1", 1, "retriever/reward"]
 
 
-def test_ance_trains_and_measures_no_ranker(runs: Runs, plain: Path) -> None:
+def test_ance_trains_and_measures_no_ranker(runs: Runs, plain: Path, zygote: Zygote) -> None:
     """Figure 4's other curve, from the same G0: nothing of a ranker is loaded, measured or exported."""
     folder = runs.make("ance", "ar2.objective=ance", "ar2.mine=sampled", "ar2.in_batch_negatives=world")
     assert weights_of(folder)["retriever/000"] == weights_of(plain)["retriever/000"]
@@ -140,6 +140,10 @@ def test_ance_trains_and_measures_no_ranker(runs: Runs, plain: Path) -> None:
     stages = [stage for stage in ledger_of(folder) if stage.endswith("1")]
     assert stages == ["retriever/1", "encode/001", "index/001", "candidates/001", "evaluate/1"]
     assert [path.name for path in (folder / "export").iterdir()] == ["retriever"]
+    ended = zygote.launcher("search", str(folder), "where is the first?", "--top-k", "3")
+    assert ended.code == 0, ended.err[-3000:]
+    assert "retriever" in ended.out
+    assert "ranker" not in ended.out
 
 
 def test_a_game_on_joint_negatives(runs: Runs, plain: Path, small_data: Path, tmp_path: Path) -> None:
