@@ -16,7 +16,7 @@ from engine.config.ar2 import Ar2Config
 from engine.config.distillation import DistillationConfig
 from engine.config.lexical import FlopsConfig
 from engine.config.models import RankerConfig
-from engine.config.timetable import IRGAN, Visit, iteration_name
+from engine.config.timetable import Visit, iteration_name
 from engine.data.batches import InputBuilder, Samples
 from engine.data.corpus import Data
 from engine.data.negatives import NegativeSource
@@ -104,7 +104,7 @@ def train_ranker(
         iteration: Of the visit.
     """
     visit = stage.run.timetable.phase(phase).visit(iteration)
-    ranking_of = Discriminator if visit.phase.objective == IRGAN else ListwiseRanking
+    ranking_of = Discriminator if visit.phase.objective == "irgan" else ListwiseRanking
 
     def ranking(samples: Samples) -> Objective:
         builder = builder_of(stage, data, models, visit.phase.model)
@@ -136,16 +136,16 @@ def train_retriever(
         opponent: Iteration whose ranker is the opponent and teacher.
     """
     run, config = stage.run, stage.run.config
-    visit = run.timetable.phase("retriever").visit(iteration)
-    game_of = Generator if visit.phase.objective == IRGAN else AdversarialGame
 
     def against_ranker(samples: Samples) -> Objective:
         folder = run.folder.weights("ranker", iteration_name(opponent))
         ranker = frozen_ranker(config.model("ranker", RankerConfig), folder, run.device)
         builders = builder_of(stage, data, models, "retriever"), _builder(stage, data, "ranker", ranker)
         scales = config.models["retriever"].score_scale, config.models["ranker"].score_scale
+        game_of = Generator if visit.phase.objective == "irgan" else AdversarialGame
         return game_of(samples, *builders, ranker.scorer(), game, score_scales=scales)
 
+    visit = run.timetable.phase("retriever").visit(iteration)
     return train_visit(stage, models, data, candidates, against_ranker, visit)
 
 

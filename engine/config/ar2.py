@@ -14,7 +14,7 @@ from engine.config.negatives import NegativesConfig
 from engine.config.pools import Pools
 from engine.config.recipe import Config
 from engine.config.sections import Section
-from engine.config.timetable import IRGAN, ZERO_SHOT, Mining, Phase, Pool, Sizes, Timetable, WeightsOf, iteration_name
+from engine.config.timetable import ZERO_SHOT, Mining, Phase, Pool, Sizes, Timetable, WeightsOf, iteration_name
 from engine.config.training import OptimConfig, PhaseConfig, Tokens
 
 BM25, DENSE = "bm25", "dense"
@@ -119,7 +119,7 @@ class Ar2Config(Section):
     @property
     def minimised(self) -> Literal["", "irgan"]:
         """What the phases of both models minimise, as rows of the timetable say it; the warm-up of G0 aside."""
-        return IRGAN if self.objective == "irgan" else ""
+        return "irgan" if self.objective == "irgan" else ""
 
     @model_validator(mode="after")
     def _objective_is_whole(self) -> Ar2Config:

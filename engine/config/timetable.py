@@ -10,8 +10,7 @@ preflight and plan read it, and none of them knows which algorithm runs or compu
     ranker             ranker     1 to 10     001 to 010    500     64         15
 
 A phase that the algorithm comes back to is one row with several visits. Its optimizer, its schedule and its order of
-queries go on from visit to visit (where it restarts, only the order does); those of another phase of the same model are
-its own.
+queries go on from visit to visit (where it restarts, the order alone); those of another phase of the model are its own.
 """
 
 from __future__ import annotations
@@ -29,8 +28,6 @@ ZERO_SHOT = "zero-shot"
 """The name of the state before any training, where others are named by their iteration."""
 AUTO: Literal["auto"] = "auto"
 """A number that is found where the recipe runs."""
-IRGAN: Literal["irgan"] = "irgan"
-"""The objectives of IRGAN's game, of either model."""
 Pool = Literal["none", "rank", "world"]
 """Whose documents are negatives of a query besides its own: nobody's, those of its rank, those of all ranks."""
 
@@ -135,11 +132,10 @@ class Phase:
         candidates: From which each visit draws its negatives, one name a visit.
         first_iteration: Of the first visit; the next ones follow. 0 is the warm-up, which has one visit.
         single: Whether it is visited once and for all, outside of iterations, so that its one stage has its name.
-        restarts: Name of the model's state that every visit begins from, with an optimizer and a schedule of its own,
-            such as the one before any training; None to begin where the model is.
+        restarts: State that every visit begins from, with its own optimizer and schedule; None for where the model is.
         opponent: Model whose frozen weights score the same documents; None without one.
         pool: Whose documents are negatives of a query besides its own n: nobody's, those of the rank, of all ranks.
-        objective: What its steps minimise, where model, opponent and pool leave that open; empty otherwise.
+        objective: Whose objective its model has, where that is not the one of its kind.
     """
 
     name: str

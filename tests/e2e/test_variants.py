@@ -113,39 +113,6 @@ def test_the_order_and_the_form_of_the_released_code(runs: Runs, plain: Path) ->
     assert systems_of(folder) == systems_of(plain)
 
 
-def test_irgan_on_one_rank_and_on_two(runs: Runs, plain: Path) -> None:
-    """The game of Table 5 begins from AR2's G0, has its own D0, and leaves what AR2 leaves."""
-    words = ("ar2.objective=irgan", "ar2.ranker_restarts=pretrained")
-    folder, shared = runs.make("irgan", *words), runs.make("irgan2", *words, num_ranks=2)
-    assert_same_losses(shared, folder)
-    ours, theirs = losses_of(folder), losses_of(plain)
-    assert {key: ours[key] for key in theirs if key[0] == "warmup_retriever"}.items() <= theirs.items()
-    assert weights_of(folder)["retriever/000"] == weights_of(plain)["retriever/000"]
-    assert not {key for key in ours.keys() & theirs.keys() if key[0] != "warmup_retriever" and ours[key] == theirs[key]}
-    assert systems_of(folder) == systems_of(plain)
-    points = measured(folder)
-    for stage, name in (("warmup_ranker", "warmup_ranker"), ("ranker/1", "ranker")):
-        assert points[stage, 1, f"{name}/loss"] > 0
-        assert 0 < points[stage, 1, f"{name}/believed_negative"] < 1
-    assert "ranker/zero-shot" in weights_of(folder), "from which each iteration's ranker begins"
-    assert points["retriever/1", 1, "retriever/loss"] < 0 < points["retriever/1", 1, "retriever/reward"]
-
-
-def test_ance_trains_and_measures_no_ranker(runs: Runs, plain: Path, zygote: Zygote) -> None:
-    """Figure 4's other curve, from the same G0: nothing of a ranker is loaded, measured or exported."""
-    folder = runs.make("ance", "ar2.objective=ance", "ar2.mine=sampled", "ar2.in_batch_negatives=world")
-    assert weights_of(folder)["retriever/000"] == weights_of(plain)["retriever/000"]
-    assert sorted(weights_of(folder)) == ["retriever/000", "retriever/001"]
-    assert systems_of(folder) == ["dev BM25", "dev G0", "dev G", "test BM25", "test G0", "test G"]
-    stages = [stage for stage in ledger_of(folder) if stage.endswith("1")]
-    assert stages == ["retriever/1", "encode/001", "index/001", "candidates/001", "evaluate/1"]
-    assert [path.name for path in (folder / "export").iterdir()] == ["retriever"]
-    ended = zygote.launcher("search", str(folder), "where is the first?", "--top-k", "3")
-    assert ended.code == 0, ended.err[-3000:]
-    assert "retriever" in ended.out
-    assert "ranker" not in ended.out
-
-
 def test_a_game_on_joint_negatives(runs: Runs, plain: Path, small_data: Path, tmp_path: Path) -> None:
     """BM25's hits join the retriever's, are filtered, and drawn by their distance from the positive."""
     judged = [line.split("\t") for line in (small_data / "qrels" / "train.tsv").read_text().splitlines()[1:]]
@@ -250,3 +217,36 @@ def test_data_without_dev_and_test_trains_all_the_same(runs: Runs, small_data: P
     assert sorted(weights_of(folder)) == ["ranker/000", "ranker/001", "retriever/000", "retriever/001"]
     assert (folder / "export" / "retriever" / "model.safetensors").exists()
     assert json.loads((folder / "ledger.json").read_text())["stages"]["evaluate/1"]["result"] == {"scores": []}
+
+
+def test_irgan_on_one_rank_and_on_two(runs: Runs, plain: Path) -> None:
+    """The game of Table 5 begins from AR2's G0, has its own D0, and leaves what AR2 leaves."""
+    words = ("ar2.objective=irgan", "ar2.ranker_restarts=pretrained")
+    folder, shared = runs.make("irgan", *words), runs.make("irgan2", *words, num_ranks=2)
+    assert_same_losses(shared, folder)
+    ours, theirs = losses_of(folder), losses_of(plain)
+    assert {key: ours[key] for key in theirs if key[0] == "warmup_retriever"}.items() <= theirs.items()
+    assert weights_of(folder)["retriever/000"] == weights_of(plain)["retriever/000"]
+    assert not {key for key in ours.keys() & theirs.keys() if key[0] != "warmup_retriever" and ours[key] == theirs[key]}
+    assert systems_of(folder) == systems_of(plain)
+    points = measured(folder)
+    for stage, name in (("warmup_ranker", "warmup_ranker"), ("ranker/1", "ranker")):
+        assert points[stage, 1, f"{name}/loss"] > 0
+        assert 0 < points[stage, 1, f"{name}/believed_negative"] < 1
+    assert "ranker/zero-shot" in weights_of(folder), "from which each iteration's ranker begins"
+    assert points["retriever/1", 1, "retriever/loss"] < 0 < points["retriever/1", 1, "retriever/reward"]
+
+
+def test_ance_trains_and_measures_no_ranker(runs: Runs, plain: Path, zygote: Zygote) -> None:
+    """Figure 4's other curve, from the same G0: nothing of a ranker is loaded, measured or exported."""
+    folder = runs.make("ance", "ar2.objective=ance", "ar2.mine=sampled", "ar2.in_batch_negatives=world")
+    assert weights_of(folder)["retriever/000"] == weights_of(plain)["retriever/000"]
+    assert sorted(weights_of(folder)) == ["retriever/000", "retriever/001"]
+    assert systems_of(folder) == ["dev BM25", "dev G0", "dev G", "test BM25", "test G0", "test G"]
+    stages = [stage for stage in ledger_of(folder) if stage.endswith("1")]
+    assert stages == ["retriever/1", "encode/001", "index/001", "candidates/001", "evaluate/1"]
+    assert [path.name for path in (folder / "export").iterdir()] == ["retriever"]
+    ended = zygote.launcher("search", str(folder), "where is the first?", "--top-k", "3")
+    assert ended.code == 0, ended.err[-3000:]
+    assert "retriever" in ended.out
+    assert "ranker" not in ended.out

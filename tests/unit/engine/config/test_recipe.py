@@ -41,14 +41,6 @@ def test_all_problems_are_named_at_once() -> None:
         ("ar2", {"num_negatives": 15, "top_k": 10}, "must be at most ar2.top_k"),
         ("ar2", {"adversarial_weight": 0, "distillation_weight": 0}, "would learn nothing"),
         ("ar2", {"num_negatives": 1, "distillation_weight": 0}, "gradient of Eq. 9 as printed is 0"),
-        ("ar2", {"irgan_support": "negatives"}, "the objective ar2 has no generator of IRGAN's"),
-        ("ar2", {"objective": "irgan", "in_batch_negatives": "world"}, "set objective to ance"),
-        (
-            "ar2",
-            {"objective": "irgan", "irgan_support": "negatives", "num_negatives": 1},
-            "the generator has one document to draw from",
-        ),
-        ("ar2", {"ranker_restarts": "pretrained", "ranker": {"steps": 0}}, "an untrained ranker would be the opponent"),
         ("warmup_retriever", {"hard_negatives": 5, "bm25_depth": 4}, "at most warmup_retriever.bm25_depth"),
         ("evaluation", {"depth": 10, "rerank_depth": 20, "metrics": ["R@5"]}, "deeper than evaluation.depth"),
         (
@@ -60,6 +52,14 @@ def test_all_problems_are_named_at_once() -> None:
         ("evaluation", {"metrics": ["R@5", "R@5"]}, "R@5 stands there more than once"),
         ("evaluation", {"metrics": []}, "evaluation.metrics"),
         ("run", {"path": "r", "keep_best": "R@3"}, "run.keep_best 'R@3' is none of evaluation.metrics"),
+        ("ar2", {"irgan_support": "negatives"}, "the objective ar2 has no generator of IRGAN's"),
+        ("ar2", {"objective": "irgan", "in_batch_negatives": "world"}, "set objective to ance"),
+        (
+            "ar2",
+            {"objective": "irgan", "irgan_support": "negatives", "num_negatives": 1},
+            "the generator has one document to draw from",
+        ),
+        ("ar2", {"ranker_restarts": "pretrained", "ranker": {"steps": 0}}, "an untrained ranker would be the opponent"),
         ("retriever", {"name": "g", "max_length": 16}, "exceeds retriever.max_length"),
         (
             "warmup_retriever",
