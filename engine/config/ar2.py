@@ -92,6 +92,9 @@ class Ar2Config(Section):
     G0's warm-up draws from BM25's candidates as they are."""
     remove_answers: bool = True
     """Also take out documents that contain an answer, where the query has answers."""
+    search_deeper: int = Field(1, ge=1)
+    """Where less than `top_k` is left of a query's hits, it is searched deeper until `top_k` are found, to this many
+    times `top_k` at most. 1, as in the released code: no deeper than n negatives need. BM25's candidates likewise."""
     adversarial: Literal["paper", "with_positive", "released"] = "paper"
     """Form of Eq. 9: as printed (softmax over the negatives), with the positive in it, or as AR2's code has it."""
     adversarial_reduction: Literal["mean", "sum"] = "mean"
@@ -228,6 +231,7 @@ def ar2_timetable(game: Ar2Config, warm_retriever: WarmupRetrieverConfig, warm_r
         joint=pools.joint,
         mine_all=game.mine == "all",
         remove_answers=game.remove_answers,
+        search_deeper=game.search_deeper,
         names={
             WeightsOf(model, iteration): letter + "0" * (iteration == 0)
             for model, letter in (("retriever", "G"), ("ranker", "D"))

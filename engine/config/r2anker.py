@@ -81,6 +81,9 @@ class R2ankerConfig(Section):
     lists together. The retrievers' phases draw uniformly and unfiltered."""
     remove_answers: bool = False
     """Also take documents out that contain an answer, where the query has answers. The paper has none."""
+    search_deeper: int = Field(1, ge=1)
+    """Where less than `top_k` is left of a query's hits, it is searched deeper until `top_k` are found, to this many
+    times `top_k` at most. 1: no deeper than the negatives of a step need."""
     mine: Literal["all", "sampled"] = "all"
     """Training queries searched for candidates: all, or those that the phases draw (trains the same)."""
     dense_1: RetrieverStageConfig = RetrieverStageConfig()
@@ -196,6 +199,7 @@ def r2anker_timetable(
         in_each_iteration=(),
         mine_all=game.mine == "all",
         remove_answers=game.remove_answers,
+        search_deeper=game.search_deeper,
         names={weights: f"{weights.model[0].upper()}{weights.iteration}" for weights in states}
         | {weights: weights.model[0].upper() for weights in ends},
         several_search=True,

@@ -294,6 +294,7 @@ class Timetable:
         in_each_iteration: Kinds of the stages that every iteration has, in their order.
         mine_all: Whether all training queries are searched, or those that are drawn.
         remove_answers: Whether documents that contain an answer are no candidates.
+        search_deeper: Times the number of candidates to which a query is searched that keeps fewer; 1 for no deeper.
         names: What the table of results calls the models' states; a model's own name where nothing is said.
         held_out: Documents of the corpus that no step takes.
         several_search: Whether more than one model may search the corpus, so that artifacts have a model's name.
@@ -312,6 +313,7 @@ class Timetable:
     in_each_iteration: tuple[str, ...]
     mine_all: bool
     remove_answers: bool
+    search_deeper: int = 1
     names: Mapping[WeightsOf, str] = field(default_factory=dict)
     held_out: int = 0
     several_search: bool = False

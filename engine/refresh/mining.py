@@ -2,9 +2,10 @@
 
 Source: AR2 section 3.1 (negatives are drawn from the top of what the retriever finds) and, for answers, the filter of
 its released code. Positives, known false negatives, documents that contain an answer and the document that is the
-query itself are taken out, and the search goes deeper for queries that keep too little. Where a retriever finds no more
-(no other document shares a word with the query), what is missing is drawn from the corpus at random: easy negatives,
-which the counts tell of.
+query itself are taken out, and the search goes deeper for queries that keep too little: fewer than a step draws, or,
+where the recipe asks for it, fewer than `top_k`. Where a retriever finds no more (no other document shares a word with
+the query), what is missing of a step's negatives is drawn from the corpus at random: easy negatives, which the counts
+tell of.
 
 The queries are searched in blocks (`engine.refresh.blocks`), which are handed out to the ranks; what an interrupted
 search finished is not searched again.
@@ -50,8 +51,8 @@ from shards.files import canonical_json
 from shards.records import Query
 
 log = get_logger(__name__)
-_DRAWN, _WITHOUT_HITS = "drawn", "without_hits"
-_COUNTED = (POSITIVES, FALSE_NEGATIVES, ANSWERS, IDENTICAL_IDS, _DRAWN, _WITHOUT_HITS)
+_DRAWN, _WITHOUT_HITS, _DEEPER, _SHORT = "drawn", "without_hits", "deeper", "short"
+_COUNTED = (POSITIVES, FALSE_NEGATIVES, ANSWERS, IDENTICAL_IDS, _DRAWN, _WITHOUT_HITS, _DEEPER, _SHORT)
 _BLOCKS_A_GROUP = 16
 """Blocks whose queries go through the parts of an unmerged index together; what is found takes disk meanwhile."""
 
@@ -68,6 +69,8 @@ class MinedQueries:
         removed_identical_ids: Documents that are the query itself.
         drawn_at_random: Documents that took the place of hits which queries lacked.
         queries_without_hits: Queries for which nothing was found.
+        queries_searched_deeper: Queries that kept too little at the first depth.
+        queries_below_top_k: Queries that have fewer candidates than `top_k` in the end.
     """
 
     queries: int
@@ -77,6 +80,8 @@ class MinedQueries:
     removed_identical_ids: int = 0
     drawn_at_random: int = 0
     queries_without_hits: int = 0
+    queries_searched_deeper: int = 0
+    queries_below_top_k: int = 0
 
 
 def mine(
@@ -113,7 +118,8 @@ def mine(
     cut = [rows[start : start + searcher.block_size] for start in range(0, len(rows), searcher.block_size)]
     # Without a query, there are still candidates, of nothing.
     blocks = Blocks(stage, folder, search, cut or [rows], lambda path: is_saved(path, stamp, search))
-    plan = _Plan(data, stamp, stage.seed, top_k, needed, *_first_depth(stage, data, rows, top_k))
+    deepest = top_k * stage.run.timetable.search_deeper
+    plan = _Plan(data, stamp, stage.seed, top_k, needed, deepest, *_first_depth(stage, data, rows, top_k))
     missing = blocks.missing(before=lambda: take_over_same_weights(folder, stamp))
     with progress_bar(stage.name, len(rows), "query", shown=stage.run.is_main) as bar:
         for group, numbers in _groups(searcher, missing):
@@ -149,9 +155,20 @@ class _Plan:
     seed: int
     top_k: int
     needed: int
+    deepest: int
+    """To which depth a query is searched that keeps fewer than top_k; beyond it, one that keeps fewer than needed."""
     depth: int
     """Documents fetched of a query at first: more than top_k by what will be taken out of most."""
     with_answers: bool
+
+    def wanted(self, depth: int) -> int:
+        """Return how many candidates of a query end its search at a depth."""
+        return self.top_k if depth < self.deepest else self.needed
+
+    def next_depth(self, depth: int) -> int:
+        """Return how deep to search next."""
+        num_documents = self.data.shards.num_documents
+        return min(num_documents, 4 * depth, self.deepest if depth < self.deepest else num_documents)
 
 
 def _first_depth(stage: Stage, data: Data, rows: np.ndarray, top_k: int) -> tuple[int, bool]:
@@ -184,7 +201,10 @@ def _search_group(stage: Stage, plan: _Plan, searcher: Searcher, blocks: Blocks,
 
 def _describe_search(stage: Stage, rows: np.ndarray, top_k: int, needed: int) -> str:
     """Name a search by all that its result depends on besides the stamp, so that a part of another one is not taken."""
-    asked = {"rows": hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest(), "top_k": top_k, "needed": needed}
+    rows_sha256 = hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
+    asked: dict[str, str | int] = {"rows": rows_sha256, "top_k": top_k, "needed": needed}
+    if stage.run.timetable.search_deeper > 1:
+        asked["search_deeper"] = stage.run.timetable.search_deeper
     asked["remove_answers"] = stage.run.timetable.remove_answers
     asked["ignore_identical_ids"] = stage.run.config.data.ignore_identical_ids
     return hashlib.sha256(canonical_json(asked).encode()).hexdigest()
@@ -206,7 +226,7 @@ def answer_predicate(data: Data, rows: np.ndarray) -> Callable[[int, int], bool]
 
 
 def _mine_block(plan: _Plan, searcher: Searcher, rows: np.ndarray) -> Candidates:
-    """Search, filter, fetch deeper for the queries that keep fewer than `needed` documents, and draw what is missing.
+    """Search, filter, fetch deeper for the queries that keep too few documents, and draw what is missing.
 
     An answer such as "a" stands in every document, and then its filter says nothing about relevance: a query that
     keeps too little of the whole corpus is taken once more with its answers left in, and counted.
@@ -222,6 +242,7 @@ def _mine_block(plan: _Plan, searcher: Searcher, rows: np.ndarray) -> Candidates
         kept = int((block.documents_QK[pending[0]] >= 0).sum())
         _refuse_short(block.queries[pending[0]], kept, plan.needed, plan.data.shards.num_documents)
     qids = [query.id for query in block.queries]
+    block.count_short()
     counts = sum(block.counts.values(), Counter[str]())
     positives = FoundPositives.of(block.positives)
     return Candidates(searcher.source, plan.stamp, qids, block.documents_QK, block.scores_QK, counts, positives)
@@ -260,10 +281,13 @@ class _Block:
         short = [pending[:0]]
         while len(pending):
             num_found_Q = self._search_to(depth, pending, contains_answer)
-            too_few_Q = (self.documents_QK[pending] >= 0).sum(1) < self._plan.needed
+            num_kept_Q = (self.documents_QK[pending] >= 0).sum(1)
             no_more_Q = (num_found_Q < depth) | (depth == num_documents)
-            short.append(pending[too_few_Q & no_more_Q])
-            pending, depth = pending[too_few_Q & ~no_more_Q], min(num_documents, depth * 4)
+            short.append(pending[(num_kept_Q < self._plan.needed) & no_more_Q])
+            pending, depth = (
+                pending[(num_kept_Q < self._plan.wanted(depth)) & ~no_more_Q],
+                self._plan.next_depth(depth),
+            )
         ended = np.sort(np.concatenate(short))
         missing = [self._draw(place, contains_answer) for place in ended.tolist()]
         return ended[np.array(missing, dtype=np.int64) > 0]
@@ -284,9 +308,16 @@ class _Block:
         self.documents_QK[pending], self.scores_QK[pending] = kept.documents_QK, kept.scores_QK
         num_found_Q = self._num_found_Q[pending] = hits.num_found_Q
         for row, (place, num_found) in enumerate(zip(places, num_found_Q.tolist(), strict=True)):
-            self.counts[place] = kept.removed[row] + Counter({_WITHOUT_HITS: int(num_found == 0)})
+            self.counts[place] = kept.removed[row] + Counter(
+                {_WITHOUT_HITS: int(num_found == 0), _DEEPER: int(depth > self._plan.depth)}
+            )
             self.positives[place] = kept.positives[row]
         return num_found_Q
+
+    def count_short(self) -> None:
+        """Count the queries that keep fewer than `top_k`, be it that some of what they keep was drawn."""
+        for place in np.flatnonzero(np.isneginf(self.scores_QK[:, -1])).tolist():
+            self.counts[place][_SHORT] = 1
 
     def _draw(self, place: int, contains_answer: Callable[[int, int], bool] | None) -> int:
         """Draw what a query lacks of the needed documents from the corpus; return how many it still lacks."""

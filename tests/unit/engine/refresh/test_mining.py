@@ -218,6 +218,82 @@ def test_the_search_goes_deeper_only_for_queries_that_keep_too_few(open_run: Ope
     assert found.counts["positives"] == 0, "the positive lies deeper than what was kept"
 
 
+@dataclass
+class ShuffledSearcher(FakeSearcher):
+    """Ranks all documents in an order that each query has of its own."""
+
+    def search(self, queries: Sequence[Query], top_k: int) -> Hits:
+        super().search(queries, top_k)
+        documents_QK = np.array([ranking_of(query.id, self.num_documents)[:top_k] for query in queries])
+        return Hits(documents_QK, np.tile(-np.arange(top_k, dtype=np.float32), (len(queries), 1)))
+
+
+def ranking_of(qid: str, num_documents: int) -> list[int]:
+    order: list[int] = np.random.default_rng(int(qid[1:])).permutation(num_documents).tolist()
+    return order
+
+
+def with_answers_everywhere(num_documents: int) -> Data:
+    """Queries of which from none to nearly all of the documents have the answer."""
+    draw = np.random.default_rng(5)
+    answers = [(f"word{row}",) for row in range(12)]
+    texts = [
+        " ".join(f"word{row}" for row in range(12) if draw.random() < row / 12) + " text"
+        for document in range(num_documents)
+    ]
+    data = data_of([[row] for row in range(12)], answers, texts)
+    return replace(data, shards=FakeShards(texts))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("deeper", [1, 2, 4, 50])
+def test_a_deeper_search_finds_what_brute_force_finds(open_run: Open, deeper: int) -> None:
+    """Symptom: questions with a frequent answer kept a handful of 100 candidates, and saw the same few negatives."""
+    num_documents, top_k, needed, first = 200, 10, 2, 10 + 1 + 10 // 4
+    data = with_answers_everywhere(num_documents)
+    searcher = ShuffledSearcher(num_documents, block_size=5)
+    found = mined(open_run(f"ar2.search_deeper={deeper}"), data, searcher, top_k=top_k, needed=needed)
+    num_short = num_deeper = 0
+    for row, query in enumerate(data.train.queries):
+        (answer,) = query.answers
+        usable = [
+            document if document != row and answer not in data.shards.document(document).text.split() else None
+            for document in ranking_of(query.id, num_documents)
+        ]
+        depth = first
+        while depth < num_documents and sum(one is not None for one in usable[:depth]) < (
+            top_k if depth < deeper * top_k else needed
+        ):
+            depth = min(4 * depth, deeper * top_k if depth < deeper * top_k else num_documents, num_documents)
+        kept = [document for document in usable[:depth] if document is not None][:top_k]
+        assert found.row(query.id).tolist() == kept, query.id
+        num_short, num_deeper = num_short + (len(kept) < top_k), num_deeper + (depth > first)
+    assert (found.counts["short"], found.counts["deeper"]) == (num_short, num_deeper)
+    assert (num_short > 0) == (deeper < 50), "which is what is to be seen"
+    assert (num_deeper > 2) == (deeper > 1), "two queries keep fewer than a step draws"
+
+
+def test_how_deep_a_query_is_searched_does_not_depend_on_its_neighbours(open_run: Open) -> None:
+    """Blocks are handed out to the ranks: whatever is searched together, the candidates are the same."""
+    data, all_found = with_answers_everywhere(200), []
+    for block_size in (1, 5, 12):
+        run = open_run("ar2.search_deeper=4")
+        shutil.rmtree(run.folder.candidates("001"), ignore_errors=True)
+        all_found.append(mined(run, data, ShuffledSearcher(200, block_size=block_size), top_k=10))
+    for found in all_found[1:]:
+        np.testing.assert_array_equal(found.documents_QK, all_found[0].documents_QK)
+        np.testing.assert_array_equal(found.scores_QK, all_found[0].scores_QK)
+        assert found.counts == all_found[0].counts
+
+
+def test_a_deeper_search_is_another_search(open_run: Open) -> None:
+    """Symptom guarded against: what an interrupted search found is joined with what a deeper one finds."""
+    data, searcher = with_answers_everywhere(200), ShuffledSearcher(200)
+    shallow = mined(open_run(), data, searcher, top_k=10)
+    assert mined(open_run(), data, FakeSearcher(), top_k=10).documents_QK.tolist() == shallow.documents_QK.tolist()
+    deep = mined(open_run("ar2.search_deeper=4", "run.force_resume=true"), data, searcher, top_k=10)
+    assert (deep.documents_QK >= 0).sum() > (shallow.documents_QK >= 0).sum()
+
+
 def test_an_answer_that_is_everywhere_takes_nothing_out(
     open_run: Open, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
