@@ -15,7 +15,7 @@ from engine.evaluation.evaluate import evaluate_iteration
 from engine.evaluation.systems import trained_systems
 from engine.evaluation.yardsticks import evaluate_yardsticks, publish_starts
 from engine.phases import train_by_contrast, train_ranker, train_retriever
-from engine.refresh.refresh import bm25_candidates, refresh_index
+from engine.refresh.refresh import refresh_index, warmup_candidates
 from engine.run import Run
 from engine.training.models import Models
 
@@ -63,8 +63,8 @@ def warm_up(models: Models, data: Data, game: Ar2Config, run: Run) -> NegativeSo
     if game.ranker_restarts == "pretrained":
         run.once("starts", publish_starts, models, data)
     run.once("evaluate/yardsticks", evaluate_yardsticks, models, data)
-    bm25 = bm25_candidates(run, data)
-    run.once("warmup_retriever", train_by_contrast, models, data, bm25, phase="warmup_retriever")  # 2: Eq. 2
+    hard = warmup_candidates(run, data)
+    run.once("warmup_retriever", train_by_contrast, models, data, hard, phase="warmup_retriever")  # 2: Eq. 2
     candidates = refresh_index(run, data, iteration=0)  # 3-4
     if game.has_ranker:
         run.once("warmup_ranker", train_ranker, models, data, candidates, phase="warmup_ranker")  # 5: Eq. 7

@@ -28,6 +28,7 @@ from engine.data.corpus import (
     require_training_queries,
     write_shards,
 )
+from engine.data.given import require_given, require_given_documents
 from engine.data.label_files import require_label_files, require_same_labels, with_labels
 from engine.data.tokenization import WrittenCorpus
 from engine.evaluation.evaluate import evaluate_systems, require_measurable_splits
@@ -155,6 +156,8 @@ def check_settings(run: Run, dataset: Dataset) -> None:
         if run.config.evaluation.fuse:
             require_fusable(run.config, dataset)
         require_label_files(run.timetable, dataset)
+        if run.is_main:  # it goes through all training records
+            require_given(run.timetable, dataset, run.config.data.without_given)
     for name, section in run.config.models.items():
         require_precision(section, name)
     for phase in run.timetable.phases:
@@ -284,4 +287,6 @@ def _data(run: Run, dataset: Dataset, texts: Mapping[str, ModelText]) -> Data:
     run.once("shards", write_shards, dataset, texts, run.folder)
     with run.coordinator.agreement("open shards"):
         data = with_labels(open_data(run.config, dataset, texts, run.folder), run.timetable)
+        if run.is_main:
+            require_given_documents(run.timetable, dataset, data.shards.docids.index_of)
     return copy_shards(data, run)

@@ -30,6 +30,21 @@ class Query:
     answers: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class GivenNegatives:
+    """The negatives that the data themselves give a query.
+
+    Attributes:
+        qid: The query.
+        docids: Documents, in the order of the data.
+        proposed_by: Of each the retrievers that proposed it; empty where the data do not say.
+    """
+
+    qid: str
+    docids: list[str]
+    proposed_by: list[list[str]]
+
+
 Qrels = dict[str, dict[str, int]]
 """qid -> docid -> grade; a grade above 0 is a positive."""
 
@@ -50,6 +65,8 @@ class Dataset:
         read_documents: Starts a pass over the corpus file.
         exclusions: split -> qid -> docids that are known to be no negatives of the query, though no judgement calls
             them relevant: what other annotators or a stronger model found.
+        read_given: Starts a pass over the negatives that the data give the queries of the train split; None where they
+            give none.
     """
 
     path: Path
@@ -61,6 +78,7 @@ class Dataset:
     num_documents: int
     read_documents: Callable[[], Iterator[Document]] = field(repr=False)
     exclusions: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    read_given: Callable[[], Iterator[GivenNegatives]] | None = field(default=None, repr=False)
 
     def documents(self) -> Iterator[Document]:
         """Stream the corpus; each call starts a new pass with the same documents in the same order.

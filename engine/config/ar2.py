@@ -11,14 +11,14 @@ from pydantic import Field, model_validator
 
 from engine.config.models import ModelConfig, RankerConfig, RetrieverConfig
 from engine.config.negatives import NegativesConfig
-from engine.config.pools import Pools
+from engine.config.pools import BM25, Pools, mining_of
 from engine.config.recipe import Config
 from engine.config.sections import Section
 from engine.config.timetable import ZERO_SHOT, Mining, Phase, Pool, Sizes, Timetable, WeightsOf, iteration_name
 from engine.config.training import OptimConfig, PhaseConfig, Tokens
 
-BM25, DENSE = "bm25", "dense"
-"""The kinds of retriever that the game draws its negatives from."""
+DENSE = "dense"
+"""The kind of retriever that the game draws its negatives from."""
 
 
 class WarmupRetrieverConfig(Section):
@@ -34,9 +34,12 @@ class WarmupRetrieverConfig(Section):
     """Tokens of one forward on one rank, in place of `micro_batch_size`: as many queries as fit, at least one. `auto`:
     the most that a GPU's memory allows, found by trial before the phase's first step and recorded in the run folder."""
     hard_negatives: int = Field(1, ge=0)
-    """BM25 negatives of each query, added to the shared pool."""
+    """Negatives of each query, added to the shared pool."""
+    candidates: str = BM25
+    """What they are drawn from: `bm25`; `given`, the data's own negatives, as DPR's files have them; `given@NAME`,
+    those of them that NAME proposed; or the path of a TREC run file that ranks the training queries."""
     bm25_depth: int = Field(100, ge=1)
-    """BM25 hits from which they are drawn."""
+    """Best candidates from which they are drawn, whoever found them."""
     gather_negatives: bool = True
     """Share the pool across ranks (with gradients); without it, each rank has the pool of its own queries."""
     optim: OptimConfig = OptimConfig(lr=1e-5)
@@ -85,11 +88,11 @@ class Ar2Config(Section):
     mine: Literal["all", "sampled"] = "all"
     """Training queries searched at a refresh: all, or those that the next phases draw (trains the same)."""
     further_retrievers: tuple[str, ...] = ()
-    """Whose candidates are drawn from together with the retriever's own, `top_k` of each: `bm25`, and paths of TREC run
-    files that rank the training queries. Left out, none, as in the paper."""
+    """Whose candidates are drawn from together with the retriever's own, `top_k` of each: words as of
+    `warmup_retriever.candidates`. Left out, none, as in the paper."""
     negatives: NegativesConfig = NegativesConfig()
     """Filters and sampler of the game's negatives (docs/negatives.md). The default is the paper's: uniform, unfiltered.
-    G0's warm-up draws from BM25's candidates as they are."""
+    G0's warm-up draws from its candidates as they are."""
     remove_answers: bool = True
     """Also take out documents that contain an answer, where the query has answers."""
     search_deeper: int = Field(1, ge=1)
@@ -213,8 +216,9 @@ def ar2_timetable(game: Ar2Config, warm_retriever: WarmupRetrieverConfig, warm_r
         warm_ranker: D0.
     """
     names = [iteration_name(iteration) for iteration in range(game.iterations + 1)]
-    pools = _pools(game, warm_retriever.bm25_depth, names)
-    of_retriever = _phases_of_retriever(game, warm_retriever, names)
+    warm = mining_of(warm_retriever.candidates, warm_retriever.bm25_depth, "warmup_retriever.bm25_depth")
+    pools = _pools(game, warm, names)
+    of_retriever = _phases_of_retriever(game, warm_retriever, warm.name, names)
     of_ranker = _phases_of_ranker(game, warm_ranker, names) if game.has_ranker else (None, None)
     phases = tuple(phase for pair in zip(of_retriever, of_ranker, strict=True) for phase in pair if phase is not None)
     ends_in_pool = names[-1] in pools.joint and any(names[-1] in phase.candidates for phase in phases)
@@ -240,15 +244,17 @@ def ar2_timetable(game: Ar2Config, warm_retriever: WarmupRetrieverConfig, warm_r
     )
 
 
-def _phases_of_retriever(game: Ar2Config, warmup: WarmupRetrieverConfig, names: list[str]) -> tuple[Phase, Phase]:
-    """Make the rows of G0 and G, whose negatives come from what it found before."""
+def _phases_of_retriever(
+    game: Ar2Config, warmup: WarmupRetrieverConfig, found: str, names: list[str]
+) -> tuple[Phase, Phase]:
+    """Make the rows of G0, whose negatives are those of some candidates, and of G, of what it found before."""
     return (
         _phase(
             "warmup_retriever",
             "retriever",
             warmup,
             num_negatives=warmup.hard_negatives,
-            candidates=(BM25,),
+            candidates=(found,),
             pool="world" if warmup.gather_negatives else "rank",
         ),
         _phase(
@@ -293,9 +299,9 @@ def _phases_of_ranker(game: Ar2Config, warmup: WarmupRankerConfig, names: list[s
     )
 
 
-def _pools(game: Ar2Config, bm25_depth: int, names: list[str]) -> Pools:
-    """Gather what is mined: BM25's candidates for G0, and each iteration's, with what joins them in a pool."""
-    alone = [Mining(BM25, BM25, None, bm25_depth, "warmup_retriever.bm25_depth")]
+def _pools(game: Ar2Config, warm: Mining, names: list[str]) -> Pools:
+    """Gather what is mined: candidates for G0, and each iteration's, with what joins them in a pool."""
+    alone = [warm]
     alone += [
         Mining(name, DENSE, WeightsOf("retriever", iteration), game.top_k, "ar2.top_k")
         for iteration, name in enumerate(names)

@@ -4,12 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from urllib.parse import quote
 
 from engine.config.negatives import ConstrainedFilterConfig, NegativesConfig
 from engine.config.timetable import Joint, Mining
 
-RUN_FILE = "run_file"
-"""The kind of retriever that a ranking in a file is."""
+BM25, RUN_FILE, GIVEN = "bm25", "run_file", "given"
+"""Kinds of retriever: words alone, a ranking in a file, and the negatives that the data give."""
+
+
+def mining_of(word: str, top_k: int, section: str, *, number: int = 0) -> Mining:
+    """Return the mining that a word of a recipe stands for, where it names no model.
+
+    Args:
+        word: `bm25`; `given`, the data's own negatives; `given@NAME`, those of them that NAME proposed; or the path of
+            a TREC run file.
+        top_k: Candidates of a query.
+        section: Key of that number in the configuration.
+        number: Of the run file among those of the recipe.
+    """
+    if word == BM25:
+        return Mining(BM25, BM25, None, top_k, section)
+    kind, _, proposed_by = word.partition("@")
+    if kind == GIVEN:
+        name = f"{GIVEN}-{quote(proposed_by, safe='')}" if proposed_by else GIVEN
+        return Mining(name, GIVEN, None, top_k, section, proposed_by=proposed_by)
+    return Mining(f"{RUN_FILE.replace('_', '-')}-{number}", RUN_FILE, None, top_k, section, word)
 
 
 class Pools:
@@ -32,14 +52,15 @@ class Pools:
         """Return the name of a retriever's candidates, which are mined to a depth at least.
 
         Args:
-            retriever: A word for a mining, such as `bm25`, or the path of a TREC run file.
+            retriever: A word for a mining: one of a model's, or as of `mining_of`.
             top_k: The depth.
         """
         files = {one.path: name for name, one in self.minings.items() if one.path}
         name = files.get(retriever) or self._meant(retriever)
         if name not in self.minings:
-            name = f"run-file-{len(files)}"
-            self.minings[name] = Mining(name, RUN_FILE, None, top_k, self._section, retriever)
+            mining = mining_of(retriever, top_k, self._section, number=len(files))
+            name = mining.name
+            self.minings.setdefault(name, mining)
         mining = self.minings[name]
         self.minings[name] = replace(mining, top_k=max(mining.top_k, top_k))
         return name

@@ -11,12 +11,12 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from engine.config.ar2 import BM25, DENSE
+from engine.config.ar2 import DENSE
 from engine.config.distillation import DistillationConfig, student_phase
 from engine.config.lexical import FlopsConfig, LexicalPhaseConfig
 from engine.config.models import LexicalConfig, RankerConfig, RetrieverConfig
 from engine.config.negatives import NegativesConfig
-from engine.config.pools import Pools
+from engine.config.pools import BM25, GIVEN, Pools
 from engine.config.recipe import Config
 from engine.config.sections import Section
 from engine.config.timetable import ZERO_SHOT, Mining, Phase, Pool, Sizes, Timetable, WeightsOf, steps_of
@@ -67,8 +67,9 @@ class R2ankerConfig(Section):
 
     retrievers: tuple[str, ...] | None = Field(None, min_length=1)
     """Whose candidates make the joint pool (Eq. 9): `bm25`, names of models that search (`dense` and `lexical`, in
-    their last state; `dense@1` in their first), and paths of TREC run files that rank the training queries. Left out,
-    BM25 and the last states of all models that search: the paper's best set, BM25, D2 and L2."""
+    their last state; `dense@1` in their first), `given` (the data's own negatives; `given@NAME`: those that NAME
+    proposed), and paths of TREC run files that rank the training queries. Left out, BM25 and the last states of all
+    models that search: the paper's best set, BM25, D2 and L2."""
     top_k: int = Field(200, ge=1)
     """Candidates of each retriever in the pool, positives taken out (N of Appendix B: 200)."""
     bm25_depth: int = Field(200, ge=1)
@@ -291,5 +292,6 @@ class _Rows:
 def _meant(word: str, minings: Mapping[str, Mining]) -> str:
     """Return the name of the candidates that a word for a retriever stands for; a path stays one."""
     model, _, state = word.partition("@")
-    name = f"{model}-{WeightsOf(model, int(state or SECOND)).state}" if state in ("", "1", "2") else word
+    is_state = state in ("", "1", "2") and model != GIVEN
+    name = f"{model}-{WeightsOf(model, int(state or SECOND)).state}" if is_state else word
     return name if word not in minings and name in minings else word

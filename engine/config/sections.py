@@ -112,6 +112,10 @@ class DataConfig(Section):
     """Whether a document whose id is the query's is left out of the query's hits, negatives and metrics, as BEIR does:
     it is the query itself (ArguAna, Quora). `true` and `false` say it; `auto` is `true` unless these documents are the
     only positives of most of these queries, which means that queries and documents were numbered alike."""
+    without_given: Literal["error", "random", "bm25"] = "error"
+    """What stands in for the data's own negatives where `given` is a source of candidates and a training query has
+    none: an error, before any work; documents of the corpus drawn at random, as for a query that finds nothing (in a
+    pool, what the others found); or what BM25 finds for it."""
     documents_per_shard: int | None = Field(None, ge=1)
     """Documents in one tar shard, the unit of encoding work and of its recovery; left out, chosen by the corpus."""
     generated_documents: int = Field(300, ge=20)

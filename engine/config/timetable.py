@@ -243,6 +243,7 @@ class Mining:
         top_k: Candidates kept for a query.
         section: Key of that number in the configuration, for messages.
         path: Of a run file, where that is the retriever.
+        proposed_by: Of the data's own negatives, who proposed those that are taken; all of them where it is empty.
     """
 
     name: str
@@ -251,6 +252,7 @@ class Mining:
     top_k: int
     section: str
     path: str = ""
+    proposed_by: str = ""
 
     @property
     def model(self) -> str | None:

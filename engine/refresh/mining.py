@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.config.pools import GIVEN
 from engine.data.answers import AnswerMatcher
 from engine.data.arrays import OpenedInTurn
 from engine.data.candidates import Candidates, is_saved, join
@@ -135,7 +136,10 @@ def mine(
         load = partial(Candidates.load, stamp=stamp)
         blocks.publish(lambda parts: join(OpenedInTurn(load, parts), folder, search=search))
         whole = Candidates.load(folder, stamp)
-        if warning := finds_too_little(searcher.source, whole.counts[_WITHOUT_HITS], len(whole)):
+        # Of what the data give, the lacking were counted before.
+        if searcher.source != GIVEN and (
+            warning := finds_too_little(searcher.source, whole.counts[_WITHOUT_HITS], len(whole))
+        ):
             log.warning("%s", warning)
         return [len(whole), *(whole.counts[what] for what in _COUNTED)]
 

@@ -21,7 +21,7 @@ from engine.data.negatives import NegativeSource
 from engine.data.teacher_scores import TeacherScores
 from engine.refresh.mining import MinedQueries, mine
 from engine.refresh.pooling import Pooling, joint_negatives
-from engine.retrievers.kinds import BM25, build, choice_of, dense, open_searcher, stamp_of
+from engine.retrievers.kinds import build, choice_of, dense, open_searcher, stamp_of
 from engine.run import Run, RunFolder, Stage
 
 
@@ -110,9 +110,9 @@ def _teacher(negatives: NegativesConfig) -> Teacher | None:
     return None if negatives.teacher_scores is None else TeacherScores.load(negatives.teacher_scores)
 
 
-def bm25_candidates(run: Run, data: Data) -> NegativeSource:
-    """Return BM25's candidates for the training queries that a retriever's first phase draws."""
-    return pool_of(run, data, BM25.kind)
+def warmup_candidates(run: Run, data: Data) -> NegativeSource:
+    """Return what AR2's first phase draws its hard negatives from: BM25's candidates, or others that are there."""
+    return pool_of(run, data, run.timetable.phase("warmup_retriever").candidates[0])
 
 
 def retrieve_candidates(stage: Stage, data: Data, name: str) -> MinedQueries:

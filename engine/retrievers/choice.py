@@ -17,6 +17,8 @@ class Choice:
     """Whose weights a trained one searches with."""
     path: str = ""
     """Of the file that a run file is."""
+    proposed_by: str = ""
+    """Of the data's own negatives, who proposed those that are taken; all of them where it is empty."""
 
     @property
     def trained(self) -> WeightsOf:

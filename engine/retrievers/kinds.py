@@ -20,6 +20,7 @@ from engine.retrievers.bm25_index import bm25_stamp, build_bm25_index, open_bm25
 from engine.retrievers.choice import Choice
 from engine.retrievers.dense import build_dense, dense_is_built, open_dense
 from engine.retrievers.encoding import stamp_of_weights
+from engine.retrievers.given import build_given, given_stamp, open_given
 from engine.retrievers.lexical import build_lexical, lexical_is_built, open_lexical
 from engine.retrievers.run_file import build_run_file, open_run_file, run_file_stamp
 from engine.run import Run, RunFolder
@@ -52,6 +53,7 @@ KINDS = {
         RetrieverKind("dense", build_dense, open_dense, stamp_of_weights, dense_is_built),
         RetrieverKind("lexical", build_lexical, open_lexical, stamp_of_weights, lexical_is_built),
         RetrieverKind("run_file", build_run_file, open_run_file, run_file_stamp),
+        RetrieverKind("given", build_given, open_given, given_stamp),
     )
 }
 BM25 = Choice("bm25")
@@ -64,7 +66,7 @@ def dense(weights: WeightsOf) -> Choice:
 
 def choice_of(mining: Mining) -> Choice:
     """Name the retriever that finds some candidates."""
-    return Choice(mining.retriever, mining.weights, mining.path)
+    return Choice(mining.retriever, mining.weights, mining.path, mining.proposed_by)
 
 
 def build(run: Run, data: Data, folder: RunFolder, choice: Choice) -> None:

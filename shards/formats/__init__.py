@@ -98,6 +98,7 @@ def open_dataset(
         num_documents=num_documents,
         read_documents=lambda: _documents(layout),
         exclusions=layout.exclusions,
+        read_given=layout.read_given,
     )
 
 

@@ -18,8 +18,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,14 @@ from shards.formats import beir
 from shards.formats.layout import Judgements, Layout, add_query
 from shards.formats.lines import read_jsonl
 from shards.formats.stream import place
-from shards.records import Query
+from shards.records import GivenNegatives, Query
 
 DESCRIPTION_NAME = "dataset.json"
 PARTIAL_NAME = ".partial"
 """The folder in the folder in which an unfinished conversion lies."""
 FORMAT, VERSION = "sparring-dataset", 1
 CORPUS, QUERIES = "corpus.jsonl", "queries.jsonl"
+TRAINING = "training/train.jsonl"
 _NOT_OURS = ("shards",)  # made of the folder, and with manifests of their own
 _REMEDY = "convert the sources again, with --force"
 _HASHED = (QUERIES, "qrels/", "exclusions/")
@@ -229,4 +231,23 @@ def read_layout(path: Path, description: Description, *, needs_queries: bool = T
         answer_splits=frozenset(description.answer_splits),
         dropped=Counter(description.dropped),
         exclusions=beir.read_exclusions(path),
+        read_given=partial(read_given, path, description) if TRAINING in description.files else None,
     )
+
+
+def read_given(path: Path, description: Description) -> Iterator[GivenNegatives]:
+    """Stream the negatives that a converted folder's training records give.
+
+    Args:
+        path: The folder.
+        description: Its `dataset.json`.
+
+    Raises:
+        DataError: The records are not those that were converted.
+    """
+    file = path / TRAINING
+    if sha256_file(file) != description.files[TRAINING].sha256:
+        raise DataError(f"{file} was changed since it was converted: its SHA-256 is another", remedy=_REMEDY)
+    for _, record in read_jsonl(file):
+        docids: list[str] = record["negative_ids"]
+        yield GivenNegatives(record["query_id"], docids, record.get("sources") or [[] for _ in docids])

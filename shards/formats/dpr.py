@@ -17,6 +17,7 @@ import ast
 import math
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from shards.formats.json_list import read_json_list
 from shards.formats.layout import Judgements, Layout
 from shards.formats.lines import MAX_COLUMN_CHARACTERS, answers_of, id_of, quoted_rows, text_of
 from shards.formats.stream import BadRecord, Mark, place
-from shards.records import Document, Query
+from shards.records import Document, GivenNegatives, Query
 
 ID_FIELDS = ("passage_id", "psg_id", "id")
 """Natural Questions has the first, TriviaQA the second, AR2's own files the third."""
@@ -100,6 +101,7 @@ def read_layout(path: Path, *, needs_queries: bool = True) -> Layout:
         read_corpus=lambda: documents_of(read_passages(corpus)),
         answer_splits=frozenset(answer_splits),
         dropped=dropped,
+        read_given=partial(read_given, train) if (train := _only(path, "biencoder-*train.json")) else None,
     )
 
 
@@ -173,6 +175,20 @@ def _negatives(record: dict[str, Any], training: Training, where: str) -> list[I
                 continue
             training.add_negative(id_of(docid, "passage_id", where), _score(passage.get("score")), [retriever])
     return [*([training] if training.negatives else []), *items]
+
+
+def read_given(path: Path) -> Iterator[GivenNegatives]:
+    """Stream the negatives of the training questions: `hard_negative_ctxs`, then `negative_ctxs`.
+
+    Args:
+        path: The file of the questions.
+
+    Raises:
+        DataError: The file is no list of objects, or a record cannot be used.
+    """
+    for _, item in require_good(read_questions(path, "train", with_negatives=True)):
+        if isinstance(item, Training):
+            yield GivenNegatives(item.qid, item.negatives, item.proposed_by)
 
 
 def _score(value: object) -> float | None:

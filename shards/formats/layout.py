@@ -13,7 +13,7 @@ from pathlib import Path
 
 from shards.errors import DataError
 from shards.formats.stream import BadRecord, place
-from shards.records import Document, Qrels, Query
+from shards.records import Document, GivenNegatives, Qrels, Query
 
 
 @dataclass
@@ -120,6 +120,7 @@ class Layout:
         answer_splits: Splits whose queries are kept without judgements, because answers are known of them.
         dropped: reason -> number of records left out.
         exclusions: split -> qid -> docids that are known to be no negatives of the query.
+        read_given: Streams the negatives that the files give the training queries; None where they give none.
     """
 
     corpus: Path
@@ -130,3 +131,4 @@ class Layout:
     answer_splits: frozenset[str] = frozenset()
     dropped: Counter[str] = field(default_factory=Counter)
     exclusions: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    read_given: Callable[[], Iterator[GivenNegatives]] | None = None

@@ -155,7 +155,7 @@ class Student:
         from engine.config.lexical import FlopsConfig
         from engine.objectives import InBatchContrast, LexicalContrast
         from engine.phases import builder_of, train_visit
-        from engine.refresh.refresh import bm25_candidates
+        from engine.refresh.refresh import warmup_candidates
 
         def contrast(samples: Any) -> Any:
             builder = builder_of(stage_of[0], self.data, self.models, "student")
@@ -167,7 +167,7 @@ class Student:
 
         def train(stage: Any) -> Trained:
             stage_of.append(stage)
-            bm25 = bm25_candidates(self.run, self.data)
+            bm25 = warmup_candidates(self.run, self.data)
             return train_visit(stage, self.models, self.data, bm25, contrast, self.phase.visit(0))
 
         return self.run.once("student", train)

@@ -46,7 +46,7 @@ def passes_on_every_rank() -> None:
     from engine.config.timetable import WeightsOf
     from engine.data.corpus import model_texts, open_data, random_model_folder, write_shards
     from engine.models.retriever import Retriever
-    from engine.refresh.refresh import bm25_candidates
+    from engine.refresh.refresh import warmup_candidates
     from engine.retrievers.dense import encode_corpus
     from engine.retrievers.kinds import dense
     from engine.run import Run
@@ -72,7 +72,7 @@ def passes_on_every_rank() -> None:
     module = Retriever.load(name, pooling="cls", similarity="dot", tied=True)
     run.once("weights", lambda stage: publish_weights(stage.run, Untrained(module), texts["retriever"], "000"))  # type: ignore[arg-type]
     run.once("encode/000", encode_corpus, data, run.folder, dense(WeightsOf("retriever", 0)))
-    bm25_candidates(run, data)
+    warmup_candidates(run, data)
     print(json.dumps(DONE))
     run.coordinator.close()
 

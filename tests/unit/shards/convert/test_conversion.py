@@ -17,7 +17,7 @@ from shards.convert.conversion import Report, convert
 from shards.convert.options import Options
 from shards.errors import DataError
 from shards.formats import open_dataset
-from shards.records import Document, Query
+from shards.records import Document, GivenNegatives, Query
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -184,6 +184,25 @@ DPR = {
     "nq-test.qa.csv": 'what\u2019s that\t"[""Thr\u00e9e"", ""3""]"\nunknown\t[]\n',
     "nq-train.qa.csv": "who's first\t['One']\n",
 }
+
+
+def test_given_negatives_are_read_from_downloads_and_from_the_data_folder(source: Path) -> None:
+    """Symptom: DPR's hard negatives were converted and then read by nobody."""
+    write(source, DPR)
+    raw, report = open_dataset(source), converted(source)
+    assert raw.read_given is not None
+    assert list(raw.read_given()) == [
+        GivenNegatives("train-1", ["3", "2", "3"], [["bm25"], ["bm25"], ["random"]]),
+    ]
+    opened = open_dataset(report.path)
+    assert opened.read_given is not None
+    assert list(opened.read_given()) == [GivenNegatives("train-1", ["3", "2"], [["bm25", "random"], ["bm25"]])]
+    training = report.path / "training" / "train.jsonl"
+    training.write_bytes(training.read_bytes().replace(b'"3"', b'"1"'))
+    with pytest.raises(DataError, match=r"train\.jsonl was changed since it was converted"):
+        list(opened.read_given())
+    (source / "biencoder-nq-train.json").unlink()
+    assert open_dataset(source).read_given is None
 
 
 @pytest.mark.parametrize("suffix", ["", ".zst"])
