@@ -112,6 +112,10 @@ class DataConfig(Section):
     """Whether a document whose id is the query's is left out of the query's hits, negatives and metrics, as BEIR does:
     it is the query itself (ArguAna, Quora). `true` and `false` say it; `auto` is `true` unless these documents are the
     only positives of most of these queries, which means that queries and documents were numbered alike."""
+    positive: Literal["drawn", "first"] = "drawn"
+    """Which of a training query's positives stands in a group: one drawn anew at every step, as AR2's follow-up does
+    on MS MARCO, or always the first of the judgements, as AR2's released code does on Wikipedia. DPR's files have one:
+    only the gold passage is judged. All of them are no negatives, either way."""
     without_given: Literal["error", "random", "bm25"] = "error"
     """What stands in for the data's own negatives where `given` is a source of candidates and a training query has
     none: an error, before any work; documents of the corpus drawn at random, as for a query that finds nothing (in a

@@ -178,6 +178,8 @@ class Samples(StepSamples[Group]):
         for place, row in enumerate(rows.tolist()):
             rng = step_rng(self.seed, f"negatives/{phase.name}", step, place)
             positive = int(rng.choice(train.positives[row]))
+            if train.positive == "first":  # drawn all the same, so that the negatives are those of a drawn one
+                positive = int(train.positives[row][0])
             documents = [np.array([positive], dtype=np.int64)]
             if phase.num_negatives:
                 qid = train.queries[row].id

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -49,6 +50,7 @@ class TrainingQueries:
         false_negatives: For each, the corpus indices of documents that are known to be no negatives, int64; left out,
             none of any.
         own_documents: As of `Data`.
+        positive: Which of the positives a step takes: one that is drawn, or the first.
     """
 
     queries: list[Query]
@@ -56,6 +58,7 @@ class TrainingQueries:
     tokens: Mapping[str, list[list[int]]]
     false_negatives: list[np.ndarray] | None = None
     own_documents: Mapping[str, int] = field(default_factory=dict)
+    positive: Literal["drawn", "first"] = "drawn"
 
     def known(self, row: int) -> dict[int, str]:
         """Return the documents that are no negatives of a query: corpus index -> why."""
@@ -198,7 +201,8 @@ def open_data(config: Config, dataset: Dataset, texts: Mapping[str, ModelText], 
     ]
     tokens = {stream: text.tokenize_queries(train) for stream, text in _by_stream(texts).items()}
     own = find_own_documents(dataset, shards.docids.index_of, config.data.ignore_identical_ids)
-    return Data(dataset, shards, texts, TrainingQueries(train, positives, tokens, false_negatives, own), own)
+    queries = TrainingQueries(train, positives, tokens, false_negatives, own, config.data.positive)
+    return Data(dataset, shards, texts, queries, own)
 
 
 def open_corpus(shards_folder: Path, texts: Mapping[str, ModelText]) -> Data:

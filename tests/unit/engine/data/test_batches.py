@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -19,6 +19,8 @@ from shards.records import Query
 
 
 class Train(SimpleNamespace):
+    positive: Literal["drawn", "first"] = "drawn"
+
     def __len__(self) -> int:
         return len(self.queries)
 
@@ -54,6 +56,35 @@ def samples(
 
 def test_the_plain_recipe_draws_what_it_always_drew() -> None:
     assert [group.documents.tolist() for group in samples().groups(7)] == PINNED_GROUPS
+
+
+def test_the_first_positive_is_taken_where_the_recipe_says_so() -> None:
+    """AR2's released code trains on the first of several positives; here one is drawn, unless that is asked for."""
+    of_first = samples()
+    of_first.data.train.positive = "first"
+    groups = of_first.groups(7)
+    assert [group.documents[0] for group in groups] == [100 + group.query for group in groups]
+    assert [group.documents[1:].tolist() for group in groups] == [row[1:] for row in PINNED_GROUPS], (
+        "the same negatives"
+    )
+
+
+def test_every_positive_is_drawn_and_as_often_on_any_number_of_ranks() -> None:
+    """With 40 epochs of two positives each, both come about 20 times; which one follows from step and place alone."""
+    drawn = Counter(
+        (group.query, int(group.documents[0]) // 100)
+        for step in range(40)
+        for rank in range(2)
+        for of_rank in [samples(2, rank, batch_size=10)]
+        for group in of_rank.share(of_rank.groups(step))
+    )
+    assert len(drawn) == 20
+    assert all(8 <= number <= 32 for number in drawn.values())
+    assert drawn == Counter(
+        (group.query, int(group.documents[0]) // 100)
+        for step in range(40)
+        for group in samples(batch_size=10).groups(step)
+    )
 
 
 def test_an_epoch_sees_every_query_once_and_the_next_in_another_order() -> None:
