@@ -17,7 +17,7 @@ from engine.config.recipe import Config
 from engine.data.answers import AnswerMatcher
 from engine.data.corpus import Data, sample_queries
 from engine.data.trec import best_first, read_trec, write_trec
-from engine.errors import ModelError
+from engine.errors import ConfigError, ModelError
 from engine.evaluation.measures import answer_measures, require_measurable, score_run
 from engine.evaluation.pairs import PairScorer
 from engine.evaluation.summary import Row, add_row
@@ -141,12 +141,27 @@ def require_measurable_splits(config: Config, dataset: Dataset, splits: Sequence
         splits: Those that are going to be measured; one that the data lack is passed over.
 
     Raises:
-        ConfigError: All metrics are by answers and no query has any, or all by judgements and none is judged.
+        ConfigError: All metrics are by answers and no query has any, or all by judgements and none is judged; or
+            `run.keep_best` cannot be measured on dev.
         DataError: No judgement of a split's queries reaches the threshold.
     """
     for split in splits:
         if queries := sample_queries(dataset, split, _limit(config, split), config.run.seed):
             require_measurable(dataset, split, [query.id for query in queries], config.evaluation)
+            if split == "dev" and config.run.keep_best is not None:
+                _require_best(config.run.keep_best, dataset, queries)
+
+
+def _require_best(metric: str, dataset: Dataset, queries: Sequence[Query]) -> None:
+    """Refuse to choose the best iteration by a metric that is not measured on dev."""
+    by_answers = family_of(metric) in ANSWERED
+    if not any(query.answers if by_answers else dataset.qrels["dev"][query.id] for query in queries):
+        raise ConfigError(
+            f"run.keep_best is {metric}, and no dev query of {dataset.path} has "
+            f"{'answers' if by_answers else 'judgements'}, which it is made of",
+            expected=f"a metric by {'judgements, such as MRR@10' if by_answers else 'answers, such as A@20'}",
+            remedy="name one of these, or leave run.keep_best out",
+        )
 
 
 def _limit(config: Config, split: str) -> int | None:

@@ -50,6 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="split of judgements and questions whose file name says none (test)",
     )
     parser.add_argument(
+        "--questions",
+        choices=("judged", "all"),
+        default=default.questions,
+        help="of DPR's questions for training and dev: those with a positive passage, or also those with answers alone",
+    )
+    parser.add_argument(
         "--on-error",
         choices=("error", "drop"),
         default=default.on_error,

@@ -356,11 +356,14 @@ class Conversion:
             kept=counts,
             dropped=dict(sorted(dropped.items())),
             ignored=self._ignored,
-            answer_splits=sorted({source.split for source in self._sources if source.kind == "answers"}),
+            answer_splits=sorted({source.split for source in self._sources if self._has_unjudged(source)}),
             files=self._hashed({name: finisher.final_path(name) for name in finisher.names()}),
         )
         journal.description, journal.replaced, journal.phase = description.as_dict(), replaced, "publish"
         journal.write(self._partial)
+
+    def _has_unjudged(self, source: Source) -> bool:
+        return source.kind == "answers" or (source.kind == "questions" and self._options.questions == "all")
 
     def _hashed(self, paths: dict[str, Path]) -> dict[str, Contents]:
         self._progress.begin("hash", sum(path.stat().st_size for path in paths.values()))

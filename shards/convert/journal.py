@@ -148,6 +148,7 @@ def differences(
     Returns:
         One phrase for each difference; empty for the same conversion.
     """
+    theirs = asdict(Options()) | theirs  # an option that did not exist then was left out
     found = [
         f"{name} is {options.get(name)!r} now, {theirs.get(name)!r} then"
         for name in {**theirs, **options}
@@ -168,6 +169,6 @@ def differences(
 
 def may_go_on(journal: Journal, options: Options) -> bool:
     """Tell whether options differ from a journal's only in being less strict: nothing was dropped by them so far."""
-    now, then = asdict(options), journal.options
+    now, then = asdict(options), asdict(Options()) | journal.options
     relaxed = {name for name in _POLICIES if (then.get(name), now.get(name)) == ("error", "drop")}
     return journal.phase != "publish" and all(now.get(name) == then.get(name) for name in {*now, *then} - relaxed)

@@ -41,7 +41,10 @@ def read_source(source: Source, mark: Mark, options: Options, consumed: Consumed
     """
     kind = source.kind
     if kind == "questions":
-        return dpr.read_questions(source.path, source.split, with_negatives=True, mark=mark, consumed=consumed)
+        keeps = options.questions == "all"
+        return dpr.read_questions(
+            source.path, source.split, with_negatives=True, keeps_unjudged=keeps, mark=mark, consumed=consumed
+        )
     if kind == "topics":
         return _topics(source, mark, consumed)
     if kind in ("triples", "top1000"):
@@ -53,7 +56,10 @@ def read_source(source: Source, mark: Mark, options: Options, consumed: Consumed
     if kind == "passages":
         return dpr.read_passages(source.path, max_characters=limit, mark=mark, consumed=consumed)
     if kind == "answers":
-        return dpr.read_answers(source.path, source.split, max_characters=limit, mark=mark, consumed=consumed)
+        known = dpr.read_texts(source.known) if source.known else None
+        return dpr.read_answers(
+            source.path, source.split, known=known, max_characters=limit, mark=mark, consumed=consumed
+        )
     if source.beside is not None:
         return _titled(source, mark, consumed)
     if kind == "collection":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Source:
         kind: What it holds and in which form; a key of `shards.convert.read.READERS`.
         split: The split of its judgements, questions or rows.
         beside: A second file read along with it: the titles of the passages.
+        known: The file with the questions of the split that have passages; of the answers, others alone are taken.
     """
 
     path: Path
@@ -37,6 +38,7 @@ class Source:
     kind: str
     split: str
     beside: Path | None = None
+    known: Path | None = None
 
     @property
     def run_name(self) -> str:
@@ -133,7 +135,7 @@ def find_sources(paths: list[Path], options: Options, out: Path) -> tuple[list[S
                 raise DataError(f"{path} is not read: it is {kind}", remedy="name the form of the file by --format")
             else:
                 ignored[name] = kind
-    found = _with_titles(_preferred(found, ignored))
+    found = _with_titles(_preferred(found, ignored, options))
     if not found:
         listed = ", ".join(f"{name} ({why})" for name, why in list(ignored.items())[:8])
         raise DataError(
@@ -225,17 +227,21 @@ def split_of(name: str, default: str) -> str:
     return default
 
 
-def _preferred(found: list[Source], ignored: dict[str, str]) -> list[Source]:
+def _preferred(found: list[Source], ignored: dict[str, str], options: Options) -> list[Source]:
     """Leave out what another file stands for: the large dev split, and answers of a split that has passages."""
     names = {plain_name(source.path.name) for source in found}
-    passages = {source.split for source in found if source.kind == "questions"}
+    passages = {source.split: source.path for source in found if source.kind == "questions"}
     kept = []
     for source in found:
         plain = plain_name(source.path.name)
         if (small := re.sub(r"\.dev\.", ".dev.small.", plain)) != plain and ".small." not in plain and small in names:
             ignored[source.name] = f"{small} goes before it"
+        elif source.kind == "answers" and options.questions == "all":
+            kept.append(replace(source, known=passages.get(source.split)))
         elif source.kind == "answers" and (source.split in passages or source.split == "train"):
-            ignored[source.name] = "answers without passages, of a split that is trained on or has passages"
+            ignored[source.name] = (
+                "answers without passages, of a split that is trained on or has passages (--questions all takes them)"
+            )
         else:
             kept.append(source)
     return kept

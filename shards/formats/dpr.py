@@ -122,7 +122,13 @@ def clean(text: str) -> str:
 
 
 def read_questions(
-    path: Path, split: str, *, with_negatives: bool, mark: Mark | None = None, consumed: Consumed | None = None
+    path: Path,
+    split: str,
+    *,
+    with_negatives: bool,
+    keeps_unjudged: bool = False,
+    mark: Mark | None = None,
+    consumed: Consumed | None = None,
 ) -> Iterator[Outcome]:
     """Stream the training questions of a file: of each a query and a judgement of its gold passage.
 
@@ -130,6 +136,7 @@ def read_questions(
         path: The file.
         split: Its split.
         with_negatives: Whether the passages that are proposed as negatives are read, too.
+        keeps_unjudged: Whether questions without a positive passage stay with their answers, if they have any.
         mark: Where to begin; moved along.
         consumed: Told of the bytes of the file that were read.
 
@@ -142,15 +149,33 @@ def read_questions(
         if row > start:
             mark.row, mark.line = row, line
             where = place(path, line)
-            yield line, attempt(lambda: _question(record, split, row, where, with_negatives))  # noqa: B023  # at once
+            make = partial(_question, record, split, row, where, with_negatives, keeps_unjudged)
+            yield line, attempt(make)
 
 
-def _question(record: dict[str, Any], split: str, row: int, where: str, with_negatives: bool) -> list[Item]:
+def read_texts(path: Path) -> frozenset[str]:
+    """Return the texts of all questions of a file of training questions.
+
+    Args:
+        path: The file.
+
+    Raises:
+        DataError: The file is no list of objects.
+    """
+    texts = (record.get("question") for _, record in read_json_list(path))
+    return frozenset(clean(text) for text in texts if isinstance(text, str))
+
+
+def _question(
+    record: dict[str, Any], split: str, row: int, where: str, with_negatives: bool, keeps_unjudged: bool
+) -> list[Item]:
     question = clean(text_of(record, "question", where))
     answers = answers_of(record.get("answers"), where)
     passages = _passages(record, "positive_ctxs", where)
     if not question:
         raise BadRecord("empty text", f"{where} has an empty question", remedy="remove the record")
+    if not passages and keeps_unjudged and answers:
+        return [AnsweredQuery(Query(f"{split}-{row}", question, answers), split)]
     if not passages:
         return [Dropped(f"question without a positive passage ({split})")]
     gold = _passage_id(passages[0])
@@ -218,6 +243,7 @@ def read_answers(
     path: Path,
     split: str,
     *,
+    known: frozenset[str] | None = None,
     max_characters: int = MAX_COLUMN_CHARACTERS,
     mark: Mark | None = None,
     consumed: Consumed | None = None,
@@ -227,6 +253,8 @@ def read_answers(
     Args:
         path: The file.
         split: Its split.
+        known: Texts of the split's questions that have passages in another file, which are left out here; the ids of
+            the others are `dev-qa-1`, by row. None where there is no such file.
         max_characters: The longest column.
         mark: Where to begin; moved along.
         consumed: Told of the bytes of the file that were read.
@@ -240,10 +268,10 @@ def read_answers(
             yield mark.line, columns
         else:
             where = place(path, mark.line)
-            yield mark.line, attempt(lambda: _answered(columns, split, mark.row, where))  # noqa: B023  # called at once
+            yield mark.line, attempt(partial(_answered, columns, split, mark.row, where, known))
 
 
-def _answered(columns: list[str], split: str, row: int, where: str) -> list[Item]:
+def _answered(columns: list[str], split: str, row: int, where: str, known: frozenset[str] | None) -> list[Item]:
     if len(columns) != 2:
         raise BadRecord(
             "wrong number of columns",
@@ -261,7 +289,9 @@ def _answered(columns: list[str], split: str, row: int, where: str) -> list[Item
         raise BadRecord("empty text", f"{where} has an empty question", remedy="remove the row")
     if not answers:
         return [Dropped(f"question without an answer ({split})")]
-    return [AnsweredQuery(Query(f"{split}-{row}", question, answers), split)]
+    if known is not None and question in known:
+        return [Dropped(f"question that has passages in another file ({split})")]
+    return [AnsweredQuery(Query(f"{split}-{row}" if known is None else f"{split}-qa-{row}", question, answers), split)]
 
 
 def read_passages(

@@ -18,7 +18,7 @@ from engine.config.file import load_config
 from engine.config.timetable import Sizes
 from engine.data.candidate_sets import CandidateSets
 from engine.data.trec import read_trec
-from engine.errors import ModelError
+from engine.errors import ConfigError, ModelError
 from engine.evaluation import evaluate
 from engine.evaluation.candidates import evaluate_candidates
 from engine.evaluation.evaluate import (
@@ -26,6 +26,7 @@ from engine.evaluation.evaluate import (
     evaluate_iteration,
     evaluate_system,
     record_ranking,
+    require_measurable_splits,
     rerank,
     retrieve,
     retriever_of,
@@ -322,6 +323,40 @@ def test_answers_are_looked_for_in_the_documents(open_run: Open) -> None:
     record(run, data_of(2, ("Paris",)), {"q0": {"d2": 3.0, "d4": 2.0, "d1": 1.0}, "q1": {"d3": 1.0}})
     (row,) = json.loads(run.folder.summary.read_text())
     assert (row["metrics"]["A@1"], row["metrics"]["A@5"]) == (0.5, 1.0)
+
+
+@pytest.mark.parametrize("num_judged", [0, 1])
+def test_dev_may_have_answers_alone(open_run: Open, num_judged: int) -> None:
+    """The papers choose on all dev questions, by their answers; those with a gold passage are measured by it, too."""
+    run, data = open_run("run.keep_best=A@1", "run.force_resume=true"), data_of(2, ("Paris",))
+    for row in range(num_judged, 2):
+        data.dataset.qrels["dev"][f"q{row}"] = {}
+    score = record(run, data, {"q0": {"d2": 3.0, "d1": 2.0, "d0": 1.0}, "q1": {"d3": 1.0}})
+    (row,) = json.loads(run.folder.summary.read_text())
+    by_judgements = {"R@1": 0.0, "MRR@10": 1 / 3} if num_judged else {}
+    assert {name: row["metrics"].get(name) for name in ("A@1", "A@5", "R@1", "MRR@10")} == (
+        {"A@1": 0.5, "A@5": 1.0} | (dict.fromkeys(("R@1", "MRR@10")) | by_judgements)
+    )
+    assert (score.metrics["A@1"], row["num_queries"]) == (0.5, 2)
+
+
+def test_the_best_iteration_is_not_chosen_by_what_dev_cannot_tell(open_run: Open) -> None:
+    """Symptom: with answers alone, a run that keeps its best by MRR@10 stopped after its first iteration."""
+    for metric, data, expected in (
+        ("MRR@10", data_of(2, ("Paris",)), "no dev query of .* has judgements.*such as A@20"),
+        ("A@20", data_of(2), "no dev query of .* has answers.*such as MRR@10"),
+    ):
+        data.dataset.path = "data"
+        if metric == "MRR@10":
+            data.dataset.qrels["dev"] = {qid: {} for qid in data.dataset.queries}
+        metrics = "evaluation.metrics=[MRR@10,A@20]"
+        config = open_run(f"run.keep_best={metric}", metrics, "run.force_resume=true").config
+        with pytest.raises(ConfigError, match=f"(?s){expected}"):
+            require_measurable_splits(config, data.dataset, ["dev"])
+        other = open_run(
+            f"run.keep_best={'A@20' if metric == 'MRR@10' else 'MRR@10'}", metrics, "run.force_resume=true"
+        )
+        require_measurable_splits(other.config, data.dataset, ["dev"])
 
 
 def test_a_split_without_queries_is_not_measured(open_run: Open) -> None:

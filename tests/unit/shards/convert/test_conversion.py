@@ -186,6 +186,39 @@ DPR = {
 }
 
 
+def test_questions_with_answers_alone_are_kept_where_that_is_asked_for(source: Path) -> None:
+    """The papers train and choose on all questions of the .qa.csv, of which only some have a gold passage."""
+    rows = "who\u2019s first then\t['One']\nnothing found\t['x']\nonly here\t['Four']\nonly here too\t[]\n"
+    developed = json.dumps([QUESTIONS[2]])
+    write(source, DPR | {"nq-train.qa.csv": rows, "biencoder-nq-dev.json": developed})
+    write(source, {"nq-dev.qa.csv": "second\t['Two']\nwho is it\t['One']\n"})
+    dataset = open_dataset(converted(source, questions="all").path)
+    assert dataset.qrels["train"] == {"train-2": {}, "train-qa-3": {}, "train-1": {"1": 1}, "train-3": {"2": 1}}
+    assert dataset.queries["train-2"] == Query("train-2", "nothing found", ("x",))
+    assert dataset.queries["train-qa-3"] == Query("train-qa-3", "only here", ("Four",))
+    assert dataset.qrels["dev"] == {"dev-qa-2": {}, "dev-1": {"2": 1}}, "all of dev is measured by answers"
+    assert dataset.dropped == {
+        "negative passage without an id": 1,
+        "question that has passages in another file (train)": 2,
+        "question that has passages in another file (dev)": 1,
+        "question without an answer (train)": 1,
+        "question without an answer (test)": 1,
+    }
+    assert [qid for qid in dataset.qrels["train"] if dataset.positives("train", qid)] == ["train-1", "train-3"]
+
+
+def test_a_folder_of_before_there_was_an_option_is_still_done(source: Path) -> None:
+    """Symptom guarded against: every converted folder is refused after an update, since one option more exists."""
+    write(source, DPR)
+    report = converted(source)
+    described = json.loads((report.path / "dataset.json").read_text())
+    del described["options"]["questions"]
+    (report.path / "dataset.json").write_text(json.dumps(described))
+    assert converted(source).was_there
+    with pytest.raises(DataError, match="questions is 'all' now, 'judged' then"):
+        converted(source, questions="all")
+
+
 def test_given_negatives_are_read_from_downloads_and_from_the_data_folder(source: Path) -> None:
     """Symptom: DPR's hard negatives were converted and then read by nobody."""
     write(source, DPR)
