@@ -42,6 +42,7 @@ from engine.models.export import export_model
 from engine.models.kinds import Model, load_untrained
 from engine.models.retriever import Retriever
 from engine.models.trial import Proof, require_forward
+from engine.refresh.fallback import require_fallback, trained_questions, with_fallback_positives
 from engine.run import SIZES, Run, Stage, StopReached
 from engine.training.backend import deepspeed_config, require_precision
 from engine.training.models import Models
@@ -151,13 +152,15 @@ def check_settings(run: Run, dataset: Dataset) -> None:
     """
     if run.config.learns_from_queries:
         splits = ["dev", *(["test"] if run.config.evaluation.test_at_end else [])]
-        require_training_queries(dataset)
+        require_training_queries(dataset, finds_positives=run.config.data.fallback_positive != "none")
+        require_fallback(run.config, dataset)
         require_measurable_splits(run.config, dataset, splits)
         if run.config.evaluation.fuse:
             require_fusable(run.config, dataset)
         require_label_files(run.timetable, dataset)
         if run.is_main:  # it goes through all training records
-            require_given(run.timetable, dataset, run.config.data.without_given)
+            trained = trained_questions(run.config, dataset)
+            require_given(run.timetable, dataset, trained, run.config.data.without_given)
     for name, section in run.config.models.items():
         require_precision(section, name)
     for phase in run.timetable.phases:
@@ -286,7 +289,13 @@ def _data(run: Run, dataset: Dataset, texts: Mapping[str, ModelText]) -> Data:
     require_same_labels(run)
     run.once("shards", write_shards, dataset, texts, run.folder)
     with run.coordinator.agreement("open shards"):
-        data = with_labels(open_data(run.config, dataset, texts, run.folder), run.timetable)
+        judged = open_data(run.config, dataset, texts, run.folder)
+        data = with_labels(judged, run.timetable)
         if run.is_main:
             require_given_documents(run.timetable, dataset, data.shards.docids.index_of)
-    return copy_shards(data, run)
+    data = copy_shards(data, run)
+    if not run.config.learns_from_queries or run.config.data.fallback_positive == "none":
+        return data
+    found = with_fallback_positives(run, replace(data, train=judged.train))
+    with run.coordinator.agreement("labels of all training queries"):
+        return with_labels(found, run.timetable)

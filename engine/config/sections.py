@@ -112,6 +112,12 @@ class DataConfig(Section):
     """Whether a document whose id is the query's is left out of the query's hits, negatives and metrics, as BEIR does:
     it is the query itself (ArguAna, Quora). `true` and `false` say it; `auto` is `true` unless these documents are the
     only positives of most of these queries, which means that queries and documents were numbered alike."""
+    fallback_positive: Literal["none", "answer"] = "none"
+    """What becomes of a training question of which answers are known and no positive: it is left out (the paper, by its
+    sizes of data), or the best passage that BM25 finds with an answer in it becomes its positive (AR2's released code,
+    there the best of the current retriever), and it is left out where there is none."""
+    fallback_depth: int = Field(100, ge=1)
+    """BM25 hits among which that passage is looked for (released code: 100)."""
     positive: Literal["drawn", "first"] = "drawn"
     """Which of a training query's positives stands in a group: one drawn anew at every step, as AR2's follow-up does
     on MS MARCO, or always the first of the judgements, as AR2's released code does on Wikipedia. DPR's files have one:

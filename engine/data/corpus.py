@@ -117,6 +117,32 @@ class Data:
     train: TrainingQueries
     own_documents: Mapping[str, int] = field(default_factory=dict)
 
+    def with_training_queries(self, queries: Sequence[Query], positives: Sequence[np.ndarray]) -> Data:
+        """Return the data with more training queries behind the others, whose rows stay.
+
+        Args:
+            queries: Queries of the train split that are not among the others.
+            positives: Of each the corpus indices of its positives, int64.
+        """
+        train, exclusions = self.train, self.dataset.exclusions.get("train", {})
+        missed = list(train.false_negatives or [np.empty(0, dtype=np.int64)] * len(train))
+        missed += [
+            np.array([self.shards.index_of(docid) for docid in exclusions.get(query.id, ())], dtype=np.int64)
+            for query in queries
+        ]
+        tokens = {
+            stream: [*train.tokens[stream], *text.tokenize_queries(queries)]
+            for stream, text in _by_stream(self.texts).items()
+        }
+        more = replace(
+            train,
+            queries=[*train.queries, *queries],
+            positives=[*train.positives, *positives],
+            tokens=tokens,
+            false_negatives=missed,
+        )
+        return replace(self, train=more)
+
     def queries_of(self, split: str, limit: int | None, seed: int) -> list[Query]:
         """Return a split's queries, all or a sample drawn by the seed, in the split's order.
 
@@ -296,13 +322,18 @@ def require_same_files(dataset_sha256: str, dataset: Dataset) -> None:
         )
 
 
-def require_training_queries(dataset: Dataset) -> None:
+def require_training_queries(dataset: Dataset, *, finds_positives: bool = False) -> None:
     """Refuse to train where nothing can be learnt from.
+
+    Args:
+        dataset: The data.
+        finds_positives: Whether positives are looked for, of queries that have answers.
 
     Raises:
         DataError: The train split is missing or none of its queries has a positive.
     """
-    if not any(dataset.positives("train", qid) for qid in dataset.qrels.get("train", {})):
+    train = dataset.qrels.get("train", {})
+    if not any(dataset.positives("train", qid) or (finds_positives and dataset.queries[qid].answers) for qid in train):
         raise DataError(
             f"{dataset.path} has no training query with a positive document",
             expected="a train split, such as qrels/train.tsv in the BEIR layout",

@@ -63,12 +63,13 @@ def given_negatives(dataset: Dataset, proposed_by: str) -> Iterator[tuple[str, l
             yield record.qid, docids
 
 
-def require_given(timetable: Timetable, dataset: Dataset, without_given: str) -> None:
+def require_given(timetable: Timetable, dataset: Dataset, trained: Sequence[str], without_given: str) -> None:
     """Refuse data that do not give the negatives that a recipe draws from, and count those that they do.
 
     Args:
         timetable: Its minings say what is drawn from.
         dataset: The data; what they give is gone through once for each such mining.
+        trained: Ids of the training queries that are trained on.
         without_given: `data.without_given`.
 
     Raises:
@@ -76,14 +77,14 @@ def require_given(timetable: Timetable, dataset: Dataset, without_given: str) ->
             in for them.
     """
     for proposed_by in _asked(timetable):
-        counts = _count(dataset, proposed_by)
+        counts = _count(dataset, trained, proposed_by)
         if counts.lacking and without_given == "error":
-            raise lacking_given(counts.lacking, _num_queries(dataset), proposed_by)
+            raise lacking_given(counts.lacking, len(trained), proposed_by)
         log.info(
             "%s: %d negatives of %d training queries; %d have none%s",
             f"{GIVEN}@{proposed_by}" if proposed_by else GIVEN,
             counts.negatives,
-            _num_queries(dataset) - len(counts.lacking),
+            len(trained) - len(counts.lacking),
             len(counts.lacking),
             f": {_STAND_INS[without_given]}" if counts.lacking else "",
         )
@@ -149,11 +150,7 @@ def _asked(timetable: Timetable) -> list[str]:
     return [mining.proposed_by for mining in timetable.minings if mining.retriever == GIVEN]
 
 
-def _num_queries(dataset: Dataset) -> int:
-    return sum(bool(dataset.positives("train", qid)) for qid in dataset.qrels.get("train", {}))
-
-
-def _count(dataset: Dataset, proposed_by: str) -> GivenCounts:
+def _count(dataset: Dataset, trained: Sequence[str], proposed_by: str) -> GivenCounts:
     if dataset.read_given is None:
         raise DataError(
             f"{dataset.path} gives no negatives, and `{GIVEN}` is to draw from them",
@@ -161,7 +158,7 @@ def _count(dataset: Dataset, proposed_by: str) -> GivenCounts:
             "converted folder",
             remedy="convert sources that have negatives (docs/data.md lists them), or draw from bm25",
         )
-    lacking = dict.fromkeys(qid for qid in dataset.qrels.get("train", {}) if dataset.positives("train", qid))
+    lacking = dict.fromkeys(trained)
     num_negatives, names = 0, Counter[str]()
     for record in dataset.read_given():
         names.update(name for by in record.proposed_by for name in by)

@@ -37,6 +37,9 @@ GIVEN = [
 """d0 is q0's positive, d7 holds its answer, d2 is known to be no negative of q1; q2 and q3 have none."""
 
 
+TRAINED = ["q0", "q1", "q2", "q3"]
+
+
 def read_given() -> Iterator[GivenNegatives]:
     return iter(GIVEN)
 
@@ -123,16 +126,16 @@ def test_those_of_one_proposer_are_taken_by_name(open_run: Open, tmp_path: Path)
 def test_data_that_give_too_little_are_refused_before_any_work(caplog: pytest.LogCaptureFixture) -> None:
     """Symptom guarded against: queries without given negatives are trained on random ones, and nobody is told."""
     with pytest.raises(DataError, match=r"2 of 4 training queries have no negatives in the data: 'q2', 'q3'.*bm25"):
-        require_given(table_of(), dataset_of(), "error")
+        require_given(table_of(), dataset_of(), TRAINED, "error")
     with pytest.raises(DataError, match="data gives no negatives"):
-        require_given(table_of(), dataset_of(read_given=None), "bm25")
+        require_given(table_of(), dataset_of(read_given=None), TRAINED, "bm25")
     with pytest.raises(DataError, match=r"of 'anne'; .* proposed by bm25 \(5\), ann \(4\).*name one of these"):
-        require_given(table_of("given@anne"), dataset_of(), "bm25")
+        require_given(table_of("given@anne"), dataset_of(), TRAINED, "bm25")
     with pytest.raises(DataError, match="gives no training query a negative"):
-        require_given(table_of(), dataset_of(read_given=lambda: iter(GIVEN[2:])), "random")
-    require_given(table_of("bm25"), dataset_of(read_given=None), "error")
+        require_given(table_of(), dataset_of(read_given=lambda: iter(GIVEN[2:])), TRAINED, "random")
+    require_given(table_of("bm25"), dataset_of(read_given=None), TRAINED, "error")
     with caplog.at_level(logging.INFO):
-        require_given(table_of("given@bm25"), dataset_of(), "bm25")
+        require_given(table_of("given@bm25"), dataset_of(), TRAINED, "bm25")
     assert "given@bm25: 4 negatives of 1 training queries; 3 have none: what BM25 finds stands in" in caplog.text
 
 
