@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from engine.config.negatives import ConstrainedFilterConfig
+from engine.config.pools import GIVEN
 from engine.config.timetable import Joint, Timetable, WeightsOf
 from engine.data.corpus import Data
 from engine.errors import ConfigError
@@ -155,7 +156,8 @@ class Entrant:
         """Return where a ranker's negatives came from.
 
         Raises:
-            ConfigError: The run's timetable does not say what the state was trained on.
+            ConfigError: The run's timetable does not say what the state was trained on, or it was trained on negatives
+                that the data give.
         """
         table = self.run.timetable
         visits = [visit for phase in table.phases_of(ranker.model) for visit in phase.visits]
@@ -173,8 +175,18 @@ class Entrant:
         )
 
     def _mined(self, name: str) -> Contestant:
-        """Return the retriever that some candidates of the timetable come from."""
+        """Return the retriever that some candidates of the timetable come from.
+
+        Raises:
+            ConfigError: They are the data's own, of training queries alone.
+        """
         choice = choice_of(self.run.timetable.mining(name))
+        if choice.kind == GIVEN:
+            raise ConfigError(
+                f"negatives of {self.run.folder.path} are those that its data give, by nobody who searches",
+                expected="a ranker whose negatives were found by retrievers, which rank any queries",
+                remedy="leave this ranker out, or name a state that was trained on what retrievers find",
+            )
         if choice.weights is not None:
             return self.state(choice.weights)
         if choice.path:

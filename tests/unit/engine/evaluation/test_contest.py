@@ -92,6 +92,13 @@ def test_negatives_come_from_whom_the_timetable_says(tmp_path: Path) -> None:
         game.negatives_of(WeightsOf("ranker", 7))
 
 
+def test_negatives_that_the_data_give_have_no_retriever(tmp_path: Path) -> None:
+    """Symptom guarded against: an analysis takes them for BM25's, and compares BM25 with itself."""
+    entrant = Entrant("", opened(tmp_path / "run", words=["r2anker.retrievers=[dense, given@bm25]"]), data_of())
+    with pytest.raises(ConfigError, match="are those that its data give, by nobody who searches"):
+        entrant.negatives_of(WeightsOf("ranker", 1))
+
+
 def test_negatives_that_were_kept_to_anothers_best_say_so(tmp_path: Path) -> None:
     """R2ANKER Table 6: D2's candidates within BM25's; BM25's are no member of the pool."""
     words = ["r2anker.retrievers=[dense]", "r2anker.negatives.filters=[{name: constrained, within: bm25, top_k: 50}]"]
