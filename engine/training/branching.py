@@ -32,7 +32,7 @@ from shards.files import parse_record, read_json, write_json
 
 RECORD = "branch.json"
 """What a branch says of where it comes from."""
-_WHOLE = ("data", "shards", "bm25")
+_WHOLE = ("data", "shards", "bm25", "positives")
 """Folders that all stages share; what in them does not fit is found by its manifest and made again."""
 _OF_KIND = {"index": "index", "encode": "index", "candidates": "candidates", "negatives": "negatives"}
 _OF_KIND |= {"scores": "teacher_scores"}
@@ -188,8 +188,8 @@ class _Plan:
                 reasons.append(f"other candidates ({name})")
             if mine.mining(name).weights is None:
                 reasons += self.changes(["bm25"])
-        if mine.remove_answers != table.remove_answers:
-            reasons.append("answers removed from candidates, or not")
+        if (mine.remove_answers, mine.search_deeper) != (table.remove_answers, table.search_deeper):
+            reasons.append("another way to mine candidates (remove_answers, search_deeper)")
         return reasons
 
     def _changes_of_settings(self, visit: Visit) -> list[str]:
@@ -212,7 +212,7 @@ class _Plan:
             return bool(self.changes([*self.old.models, *self.new.models]) or self._changed_seed)
         if stage == "shards":
             return bool(self.changes([*self.old.models, *self.new.models]))
-        if stage == "bm25":
+        if stage in ("bm25", "positives"):
             return bool(self.changes(["bm25"]))
         if kind == "index":
             return bool(self.changes(["index"]))
