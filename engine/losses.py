@@ -1,4 +1,4 @@
-"""The objectives of AR2 and SPLADE, one pure function an equation: scores in, a scalar out; no model, no collective.
+"""The objectives of AR2 and distillation, one pure function an equation: scores in, a scalar out; no model.
 
 Names of shapes: B queries on this rank; N = 1 + n documents of a query, column 0 its positive and columns 1..n its
 negatives; in `contrastive` alone, N counts all documents of the batch and the positive's column is given; V words of a
@@ -74,20 +74,27 @@ def contrastive(
     return F.cross_entropy(logits_BN, targets_B)
 
 
-def ranker_cross_entropy(ranker_scores_BN: Tensor, *, score_scale: float = 1.0) -> Tensor:
+def ranker_cross_entropy(
+    ranker_scores_BN: Tensor, *, score_scale: float = 1.0, weights_B: Tensor | None = None
+) -> Tensor:
     """Return the listwise cross-entropy of the ranker: minus the log likelihood that it picks the positive.
 
     Args:
-        ranker_scores_BN: Raw ranker scores, the positive in column 0 [B, N].
+        ranker_scores_BN: Raw ranker scores, or a retriever's that learns from the label, the positive in column 0
+            [B, N].
         score_scale: The paper's tau.
+        weights_B: What each query counts; None for 1 [B].
 
     Returns:
-        Mean over the queries, scalar >= 0.
+        Mean over the queries, scalar >= 0; the sum of the weighed terms is divided by B, not by the weights' sum.
+
+    Raises:
+        ValueError: The weights do not fit.
 
     Source: AR2 Eq. 6, 7 (maximised there, so the sign is turned).
     """
     logits_BN = _raised(ranker_scores_BN, "ranker scores") * score_scale
-    return -F.log_softmax(logits_BN, dim=-1)[:, 0].mean()
+    return _reduced(-F.log_softmax(logits_BN, dim=-1)[:, 0], "mean", weights_B)
 
 
 def pairwise_reward(ranker_scores_BN: Tensor, *, score_scale: float = 1.0) -> Tensor:
@@ -117,6 +124,7 @@ def adversarial(
     reduction: OverQueries = "mean",
     retriever_score_scale: float = 1.0,
     ranker_score_scale: float = 1.0,
+    weights_B: Tensor | None = None,
 ) -> Tensor:
     """Return what the retriever minimises to fool the ranker, in one of three readings of Eq. 9.
 
@@ -146,6 +154,7 @@ def adversarial(
         reduction: `mean` or `sum` over the queries.
         retriever_score_scale: The paper's tau in p_theta.
         ranker_score_scale: The paper's tau in p_phi.
+        weights_B: What each query counts, such as `engine.objectives.teacher.lead`; None for 1 [B].
 
     Returns:
         Scalar; its gradient with respect to the retriever's scores is Eq. 10 for `paper`.
@@ -170,7 +179,7 @@ def adversarial(
         per_query_B = (reward_BN * (logits_BN.softmax(dim=-1) + _RELEASED_EPSILON).log()).sum(dim=-1)
     else:
         raise ValueError(f"form is {form!r}, expected one of: paper, with_positive, released")
-    return _reduced(per_query_B, reduction)
+    return _reduced(per_query_B, reduction, weights_B)
 
 
 def distillation(
@@ -179,6 +188,7 @@ def distillation(
     *,
     retriever_score_scale: float = 1.0,
     ranker_score_scale: float = 1.0,
+    weights_B: Tensor | None = None,
 ) -> Tensor:
     """Return the cross-entropy H(p_phi, p_theta) that draws the retriever's distribution to the ranker's.
 
@@ -187,9 +197,10 @@ def distillation(
         ranker_scores_BN: Raw ranker scores of the same documents [B, N]; the target, no gradient flows into them.
         retriever_score_scale: The paper's tau in p_theta.
         ranker_score_scale: The paper's tau in p_phi. (The released code divides by a temperature instead.)
+        weights_B: What each query counts, such as `engine.objectives.teacher.lead`; None for 1 [B].
 
     Returns:
-        Mean over the queries, scalar; at least the entropy of the ranker's distribution.
+        Mean over the queries, scalar; without weights at least the entropy of the ranker's distribution.
 
     Raises:
         ValueError: The shapes differ.
@@ -199,46 +210,7 @@ def distillation(
     _check_same_documents(retriever_scores_BN, ranker_scores_BN)
     target_BN = (_raised(ranker_scores_BN, "ranker scores").detach() * ranker_score_scale).softmax(dim=-1)
     logits_BN = _raised(retriever_scores_BN, "retriever scores") * retriever_score_scale
-    return -(target_BN * F.log_softmax(logits_BN, dim=-1)).sum(dim=-1).mean()
-
-
-def flops(weights_NV: Tensor) -> Tensor:
-    """Return the FLOPS penalty: the inner product of two texts of a batch, on average over all pairs of them.
-
-    An inverted index multiplies once for each word that query and document share. How many texts have a word has no
-    gradient; the mean of its weights has, and its square is high where many texts have it. So words that all texts have
-    are pressed towards 0 first, and the lists of the index become equally long.
-
-    The mean is over all rows that are given: SPLADE's released code adds up half of the penalty of the positives and
-    half of that of the negatives instead. With means over parts of a batch, one row each, it is that of the whole.
-
-    Args:
-        weights_NV: Weights >= 0 of N texts and V words, or one row with their means [N, V].
-
-    Returns:
-        Sum over the words of the squared mean over the texts, scalar >= 0.
-
-    Source: Paria et al. 2020 (arXiv 2004.05665), as SPLADE uses it (arXiv 2109.10086).
-    """
-    return _raised(weights_NV, "weights").mean(dim=0).square().sum()
-
-
-def quadratic_rise(step: int, steps: int) -> float:
-    """Return the share of a penalty's full weight at a step: it rises with the square of the steps that were taken.
-
-    A penalty of full weight at the start empties all vectors, from which no gradient leads back.
-
-    Args:
-        step: Number of the step, from 0. Its share is that of the step's end, so that the first is above 0, as in
-            SPLADE's released code.
-        steps: Steps until the full weight (T); 0 for the full weight from the start.
-
-    Returns:
-        min(1, (t / T)^2) with t = step + 1.
-
-    Source: arXiv 2004.05665; SPLADE's released code has T = 50,000.
-    """
-    return 1.0 if step + 1 >= steps else ((step + 1) / steps) ** 2
+    return _reduced(-(target_BN * F.log_softmax(logits_BN, dim=-1)).sum(dim=-1), "mean", weights_B)
 
 
 def entropy(scores_BN: Tensor, *, score_scale: float = 1.0) -> Tensor:
@@ -391,7 +363,11 @@ def _check_same_documents(
         )
 
 
-def _reduced(per_query_B: Tensor, reduction: str) -> Tensor:
+def _reduced(per_query_B: Tensor, reduction: str, weights_B: Tensor | None = None) -> Tensor:
+    if weights_B is not None:
+        if weights_B.shape != per_query_B.shape:
+            raise ValueError(f"weights have shape {tuple(weights_B.shape)}, expected {tuple(per_query_B.shape)}")
+        per_query_B = per_query_B * weights_B
     if reduction == "mean":
         return per_query_B.mean()
     if reduction == "sum":

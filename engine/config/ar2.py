@@ -106,6 +106,10 @@ class Ar2Config(Section):
     """Weight of Eq. 9. The paper gives none; 1.0 is our reading. Released README: 0.5."""
     distillation_weight: float = Field(1.0, ge=0)
     """Weight of Eq. 12. The paper gives none; 1.0 is our reading. Released README: 0.5."""
+    teacher: Literal["lead", "always"] = "lead"
+    """Whose groups the ranker teaches. `lead`: Eq. 9 and 12 count in a query's group as far as the ranker is surer of
+    the positive than the retriever is, and the rest of the group learns from its label, so that a weak ranker's groups
+    become ordinary training on hard negatives (ours). `always`: in every group alike, as in the paper."""
     reference_batch_size: int = Field(8, ge=1)
     """Queries to which `sum` is scaled, so that the form does not depend on the number of ranks (README: 8 a GPU)."""
     retriever: PhaseConfig = PhaseConfig(steps=1500, optim=OptimConfig(lr=1e-5))
@@ -158,8 +162,8 @@ class Ar2Config(Section):
             return self
         if not self.distillation_weight and not self.adversarial_weight:
             raise ValueError(
-                "adversarial_weight and distillation_weight are 0, so the retriever would learn nothing: raise one, or "
-                "set retriever.steps to 0"
+                "adversarial_weight and distillation_weight are 0, so the retriever would learn nothing from the "
+                "ranker: raise one, or set retriever.steps to 0"
             )
         if not self.distillation_weight and self.num_negatives == 1 and self.adversarial == "paper":
             raise ValueError(

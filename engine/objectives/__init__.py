@@ -27,6 +27,8 @@ from engine.data.corpus import Data
 from engine.metrics import Metric
 from engine.models.packed import Scorer
 from engine.models.template import Batch, count_tokens
+from engine.objectives.sparsity import flops, quadratic_rise
+from engine.objectives.teacher import lead
 from engine.training.backend import TrainedModel
 from engine.training.gradient_cache import contrastive_backward
 
@@ -180,8 +182,8 @@ class LexicalContrast(InBatchContrast):
         """Return the loss of a rank's weights of words, and what is measured of it."""
         contrast, metrics = super().loss(batch, queries_BD, documents_ND)
         means_2V = mean_over_ranks(torch.stack([queries_BD.mean(0), documents_ND.mean(0)]))
-        of_queries, of_documents = (losses.flops(mean_1V) for mean_1V in (means_2V[:1], means_2V[1:]))
-        rise = losses.quadratic_rise(batch.step, self._penalty.flops_steps)
+        of_queries, of_documents = (flops(mean_1V) for mean_1V in (means_2V[:1], means_2V[1:]))
+        rise = quadratic_rise(batch.step, self._penalty.flops_steps)
         loss = contrast + rise * (self._penalty.query_flops * of_queries + self._penalty.document_flops * of_documents)
         measured = {
             "loss": loss.detach(),
@@ -302,6 +304,11 @@ def retriever_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Weigh Eq. 9 and Eq. 12 into the retriever's objective.
 
+    With `teacher: lead` a query's terms are multiplied by how far the ranker leads on it (w), and the rest of its
+    weight learns from its label, by the cross-entropy of the positive among the same documents:
+
+    w (adversarial_weight Eq. 9 + distillation_weight Eq. 12) + (1 - w) CE_theta.
+
     Args:
         game: Weights and forms. With `adversarial_reduction: sum` the mean is multiplied by `reference_batch_size`, so
             that the form of the released code does not depend on the number of ranks.
@@ -311,22 +318,28 @@ def retriever_loss(
         ranker_score_scale: The tau of D's scores.
 
     Returns:
-        The scalar loss, and its parts with reward and entropy (Table 6) for the log.
+        The scalar loss, and its parts, as they are in it, with lead, reward and entropy (Table 6) for the log.
     """
     ranker_scores_BN = ranker_scores_BN.detach()
     scales = {"retriever_score_scale": retriever_score_scale, "ranker_score_scale": ranker_score_scale}
+    lead_B = lead(retriever_scores_BN, ranker_scores_BN, **scales)
+    taught_B = lead_B if game.teacher == "lead" else torch.ones_like(lead_B)
     adversarial = losses.adversarial(
-        retriever_scores_BN, ranker_scores_BN, form=game.adversarial, reduction="mean", **scales
+        retriever_scores_BN, ranker_scores_BN, form=game.adversarial, reduction="mean", weights_B=taught_B, **scales
     )
     if game.adversarial_reduction == "sum":
         adversarial = adversarial * game.reference_batch_size
-    distillation = losses.distillation(retriever_scores_BN, ranker_scores_BN, **scales)
-    loss = game.adversarial_weight * adversarial + game.distillation_weight * distillation
+    distillation = losses.distillation(retriever_scores_BN, ranker_scores_BN, weights_B=taught_B, **scales)
+    label = losses.ranker_cross_entropy(retriever_scores_BN, score_scale=retriever_score_scale, weights_B=1 - taught_B)
+    loss = game.adversarial_weight * adversarial + game.distillation_weight * distillation + label
     with torch.no_grad():
         parts = {
             "loss": loss.detach(),
             "adversarial": adversarial.detach(),
             "distillation": distillation.detach(),
+            "label": label.detach(),
+            "lead": lead_B.mean(),
+            "ranker_leads": (lead_B > 0).double().mean(),
             "reward": losses.pairwise_reward(ranker_scores_BN, score_scale=ranker_score_scale).mean(),
             "entropy": losses.entropy(retriever_scores_BN, score_scale=retriever_score_scale),
             "accuracy": (retriever_scores_BN.argmax(1) == 0).float().mean(),

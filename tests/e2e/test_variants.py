@@ -98,7 +98,7 @@ def test_mining_only_what_will_be_drawn_trains_the_same(runs: Runs, plain: Path)
 
 
 def test_the_order_and_the_form_of_the_released_code(runs: Runs, plain: Path) -> None:
-    words = ("ar2.order=released", "ar2.adversarial=released", "ar2.adversarial_reduction=sum")
+    words = ("ar2.order=released", "ar2.adversarial=released", "ar2.adversarial_reduction=sum", "ar2.teacher=always")
     head = ("ranker.head=cls", "warmup_ranker.optim.head_lr_scale=10")
     folder = runs.make("released", *words, *head, "ar2.adversarial_weight=0.5", "ar2.distillation_weight=0.5")
     stages = [stage for stage in ledger_of(folder) if stage.endswith("1")]
