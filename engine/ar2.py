@@ -11,7 +11,8 @@ from __future__ import annotations
 from engine.config.ar2 import Ar2Config, Ar2Recipe
 from engine.data.corpus import Data
 from engine.data.negatives import NegativeSource
-from engine.evaluation.evaluate import evaluate_iteration
+from engine.evaluation.chosen import require_dev
+from engine.evaluation.evaluate import evaluate_iteration, split_queries
 from engine.evaluation.systems import trained_systems
 from engine.evaluation.yardsticks import evaluate_yardsticks, publish_starts
 from engine.phases import train_by_contrast, train_ranker, train_retriever
@@ -23,6 +24,8 @@ from engine.training.models import Models
 def train(models: Models, data: Data, run: Run) -> None:
     """Play the game in the order that the recipe asks for."""
     game = run.recipe(Ar2Recipe).ar2
+    if game.adversarial_from == "lead":
+        require_dev(split_queries(run, data, "dev"), "ar2.adversarial_from=lead")
     play = play_as_in_the_paper if game.order == "paper" else play_as_released
     if not game.has_ranker:
         play = play_alone

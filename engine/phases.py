@@ -21,6 +21,8 @@ from engine.data.batches import InputBuilder, Samples
 from engine.data.corpus import Data
 from engine.data.negatives import NegativeSource
 from engine.data.teacher_scores import TeacherScores
+from engine.evaluation.chosen import ranker_has_led
+from engine.log import get_logger
 from engine.models.kinds import load_untrained
 from engine.models.weights import frozen_ranker, verify_weights
 from engine.objectives import AdversarialGame, InBatchContrast, LexicalContrast, ListwiseRanking
@@ -33,6 +35,8 @@ from engine.training.loop import Objective, train
 from engine.training.micro_batches import fit_micro_batches
 from engine.training.models import Models
 from engine.training.publishing import publish_weights
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +140,9 @@ def train_retriever(
         opponent: Iteration whose ranker is the opponent and teacher.
     """
     run, config = stage.run, stage.run.config
+    if game.adversarial_from == "lead" and not ranker_has_led(run, iteration):
+        log.info("%s: without Eq. 9, since the ranker has not been above the retriever on dev", stage.name)
+        game = game.model_copy(update={"adversarial_weight": 0.0})
 
     def against_ranker(samples: Samples) -> Objective:
         folder = run.folder.weights("ranker", iteration_name(opponent))

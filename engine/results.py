@@ -89,8 +89,11 @@ class Score:
         metrics: dict[str, float],
         also: str | None = None,
     ) -> Score:
-        """Keep the few metrics that a line of the log has room for, and `also`; the summary has all."""
-        names = dict.fromkeys((*_HEADLINES, also))
+        """Keep the few metrics that a line of the log has room for, and `also`; the summary has all.
+
+        Without `also`, the first is kept: iterations are compared by it.
+        """
+        names = dict.fromkeys((*_HEADLINES, also or next(iter(metrics), None)))
         return cls(system, kind, model, iteration, {name: metrics[name] for name in names if name in metrics})
 
 

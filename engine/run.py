@@ -104,6 +104,11 @@ class RunFolder:
         """The weights by which scores of several systems are mixed, where they were fitted."""
         return self.results / "fusion.json"
 
+    @property
+    def duel(self) -> Path:
+        """Whether the game paid on dev, where there was one."""
+        return self.results / "duel.json"
+
     def weights(self, model: str, iteration: str) -> Path:
         """Consolidated weights of `retriever` or `ranker` after an iteration."""
         return self.path / "weights" / model / iteration

@@ -31,10 +31,12 @@ from engine.data.corpus import (
 from engine.data.given import require_given, require_given_documents
 from engine.data.label_files import require_label_files, require_same_labels, with_labels
 from engine.data.tokenization import WrittenCorpus
+from engine.evaluation.chosen import plays_iterations
 from engine.evaluation.evaluate import evaluate_systems, require_measurable_splits
 from engine.evaluation.fusion import evaluate_fused, export_fusion, fit_on_dev, require_fusable
 from engine.evaluation.summary import summary_table
 from engine.evaluation.systems import end_states, every_system, fused_system
+from engine.evaluation.verdict import take_iteration
 from engine.index.plan import plan_index
 from engine.log import get_logger
 from engine.models.agreement import require_agreement
@@ -90,9 +92,12 @@ def play(config: Config, world: World) -> None:
     models = Models.open(run, modules)
     try:
         importlib.import_module(config.algorithm).train(models, data, run)
+        taken = run.timetable.iterations
+        if plays_iterations(config):
+            taken = run.once("take", take_iteration, data).iteration
         if config.learns_from_queries:
-            measure_at_end(run, data)
-        run.once("export", export_models, iteration=run.timetable.iterations)
+            measure_at_end(run, data, taken)
+        run.once("export", export_models, iteration=taken)
     except StopReached as stop:
         log.info("%s", stop)
         return
@@ -102,15 +107,21 @@ def play(config: Config, world: World) -> None:
         log.info("results (%s)\n\n%s\n", run.folder.summary, summary_table(run.folder))
 
 
-def measure_at_end(run: Run, data: Data) -> None:
-    """Fit a mixture of what was trained on dev, where that is asked for, and measure all systems on the test split."""
-    settings, last = run.config.evaluation, run.timetable.iterations
+def measure_at_end(run: Run, data: Data, taken: int) -> None:
+    """Fit a mixture of what was trained on dev, where that is asked for, and measure all systems on the test split.
+
+    Args:
+        run: The run.
+        data: Its data.
+        taken: The iteration whose models are measured, beside those of the warm-up.
+    """
+    settings = run.config.evaluation
     if settings.fuse:
-        run.once("fusion/dev", fit_on_dev, data, fused_system(run.config, last=last))
+        run.once("fusion/dev", fit_on_dev, data, fused_system(run.config, taken=taken))
     if settings.test_at_end:
-        run.once("evaluate/test", evaluate_systems, data, run.folder, "test", every_system(run.config, last=last))
+        run.once("evaluate/test", evaluate_systems, data, run.folder, "test", every_system(run.config, taken=taken))
     if settings.fuse and settings.test_at_end:
-        run.once("fusion/test", evaluate_fused, data, run.folder, "test", fused_system(run.config, last=last))
+        run.once("fusion/test", evaluate_fused, data, run.folder, "test", fused_system(run.config, taken=taken))
 
 
 def _decided(run: Run) -> Config:
@@ -221,7 +232,7 @@ def export_models(stage: Stage, *, iteration: int) -> Exported:
         for model, weights in states.items():
             export_model(run.folder.weights(model, weights.state), run.folder.export(model))
         if run.config.learns_from_queries:
-            export_fusion(run, fused_system(run.config, last=iteration), run.folder.export("fusion"))
+            export_fusion(run, fused_system(run.config, taken=iteration), run.folder.export("fusion"))
 
     run.coordinator.only_rank_zero(f"{stage.name}: write", export)
     return Exported({model: str(run.folder.export(model)) for model in states})

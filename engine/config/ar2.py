@@ -104,6 +104,9 @@ class Ar2Config(Section):
     """Mean over the queries, or the sum of the released code (which grows with the batch)."""
     adversarial_weight: float = Field(1.0, ge=0)
     """Weight of Eq. 9. The paper gives none; 1.0 is our reading. Released README: 0.5."""
+    adversarial_from: Literal["start", "lead"] = "start"
+    """From when on Eq. 9 counts: from the first iteration, or from the one on before which the ranker was above the
+    retriever on dev, by the metric of `run.keep_best` or the first of `evaluation.metrics` (ours)."""
     distillation_weight: float = Field(1.0, ge=0)
     """Weight of Eq. 12. The paper gives none; 1.0 is our reading. Released README: 0.5."""
     teacher: Literal["lead", "always"] = "lead"
@@ -169,6 +172,11 @@ class Ar2Config(Section):
             raise ValueError(
                 "with num_negatives 1 and distillation_weight 0 the gradient of Eq. 9 as printed is 0: the retriever "
                 "would learn nothing: raise one of them, or set adversarial to with_positive or released"
+            )
+        if not self.distillation_weight and self.teacher == "always" and self.adversarial_from == "lead":
+            raise ValueError(
+                "with distillation_weight 0 and teacher always the retriever learns from Eq. 9 alone, which "
+                "adversarial_from lead leaves out until the ranker leads: set one of them to something else"
             )
         return self
 

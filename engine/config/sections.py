@@ -65,7 +65,7 @@ class RunConfig(Section):
     """Also keep the checkpoints whose step in their stage is a multiple of this; left out, none."""
     keep_best: str | None = None
     """Also keep each model's last checkpoint of the iteration in which it was best on dev by this metric, one of
-    `evaluation.metrics`."""
+    `evaluation.metrics`. Iterations are compared by it wherever they are (`evaluation.iteration`)."""
     stop_before: str | None = None
     """Stage, such as `retriever/1`, before which the run ends in order. The same command without it goes on from there,
     and `python -m launcher branch` begins other runs there."""
@@ -75,7 +75,8 @@ class RunConfig(Section):
     """The run stops where the scores of a query were all equal, or the entropy over the candidates 0, for so many steps
     in a row; 0 switches this off."""
     keep_indexes: int = Field(2, ge=1)
-    """Indexes of the newest iterations kept, besides the zero-shot and the warm-up one that the last table needs."""
+    """Indexes of the newest iterations kept, besides those that the last table needs: zero-shot's, the warm-up's and
+    that of the iteration that is best so far (`evaluation.iteration`)."""
     log_every_steps: int = Field(10, ge=1)
     """Steps between two points in TensorBoard and metrics.jsonl."""
     timeout_seconds: float = Field(1800.0, gt=0, le=LONGEST_SECONDS)
@@ -193,6 +194,10 @@ class EvaluationConfig(Section):
     """Test queries used at the end, drawn by the seed; left out, all."""
     test_at_end: bool = True
     """Score the test split once, after the last iteration."""
+    iteration: Literal["best", "last"] = "best"
+    """Whose models the last table, the exports and the commands take by default: of the iteration whose retriever is
+    best on dev, the warm-up included, by `run.keep_best` or the first of `metrics` that dev allows; or of the last one.
+    Where dev has no queries, the last. The test split decides nothing."""
     zero_shot: bool = True
     """Also measure the retriever before any training."""
     tokens_per_batch: int = Field(16384, ge=128)

@@ -303,7 +303,7 @@ def record_ranking(
     names = settings.metrics if names is None else names
     if any(qrels.values()):  # some splits have answers, no judgements
         metrics = score_run(ranking, qrels, names, relevance_threshold=settings.relevance_threshold)
-    answered = _answered(stage, data, ranking, system.name, names)
+    answered = answered_in(stage, data, ranking, system.name, names)
     if answered:
         metrics |= answer_measures(ranking, answered, names)
     row = Row.of(
@@ -325,11 +325,22 @@ def record_ranking(
     values = {f"{split}/{system.curve}/{name}": value for name, value in shown.items()}
     stage.run.metrics.write(stage.name, system.iteration or 0, values)
     model = system.weights.model if system.weights else None
-    return Score.of(system.name, system.kind, model, system.iteration, metrics, config.run.keep_best)
+    return Score.of(system.name, system.kind, model, system.iteration, row.metrics, config.run.keep_best)
 
 
-def _answered(stage: Stage, data: Data, ranking: Ranking, label: str, names: Sequence[str]) -> dict[str, set[str]]:
-    """Find the documents that hold an answer, as deep as a metric looks, for the queries that have answers."""
+def answered_in(stage: Stage, data: Data, ranking: Ranking, label: str, names: Sequence[str]) -> dict[str, set[str]]:
+    """Find the documents that hold an answer, as deep as a metric looks, for the queries that have answers.
+
+    Args:
+        stage: Where this runs; all ranks take part.
+        data: Corpus and queries.
+        ranking: The same on every rank.
+        label: Whose, for messages.
+        names: Metrics; those by judgements look at nothing.
+
+    Returns:
+        Query id -> documents of its top that hold an answer, on every rank.
+    """
     coordinator = stage.run.coordinator
     by_answers = [name for name in names if family_of(name) in ANSWERED]
     depth = max(map(cutoff_of, by_answers), default=0)

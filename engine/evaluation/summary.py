@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from engine.evaluation.duel import Duel
 from engine.evaluation.mixture import Fusion
 from engine.evaluation.systems import BM25, RANKER, RETRIEVER, System, place_of_kind
 from engine.run import RunFolder
@@ -126,6 +127,8 @@ def summary_table(folder: RunFolder) -> str:
     text: str = tabulate(table, headers=[*headers, *metrics], floatfmt=".3f", missingval="")
     if folder.fusion.exists():
         text += f"\n\n{read_record(folder.fusion, Fusion, 'the weights of the mixture').told}"
+    if folder.duel.exists():
+        text += f"\n\n{read_record(folder.duel, Duel, 'the verdict of the game').told}"
     return text
 
 

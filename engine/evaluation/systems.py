@@ -155,33 +155,33 @@ def first_stage_of(config: Config, mining: str) -> System:
     return System("BM25", BM25, None) if found.retriever == BM25 else System(found.name, found.retriever, None)
 
 
-def every_system(config: Config, *, last: int) -> list[System]:
-    """Return the rows of the last table: the yardsticks, and the models after the warm-ups and the last iteration.
+def every_system(config: Config, *, taken: int) -> list[System]:
+    """Return the rows of the last table: the yardsticks, and the models after the warm-ups and the iteration taken.
 
     Where models do not go through iterations together, all states that the timetable says are measured.
 
     Args:
         config: The recipe.
-        last: The newest finished iteration.
+        taken: The iteration that is taken (`engine.evaluation.chosen`).
     """
     measured = config.timetable.measured
     if measured is not None:
         return [*yardsticks(config), *measured_systems(config, measured)]
-    return [*yardsticks(config), *trained_systems(config, sorted({0, last}))]
+    return [*yardsticks(config), *trained_systems(config, sorted({0, taken}))]
 
 
-def fused_system(config: Config, *, last: int) -> System:
+def fused_system(config: Config, *, taken: int) -> System:
     """Return the mixture of what a run leaves behind: first retriever, ranker over it, further retrievers, and BM25.
 
     Args:
         config: The recipe.
-        last: The newest finished iteration, for models that go through iterations together.
+        taken: The iteration that is taken, for models that go through iterations together.
 
     Returns:
         A system whose first part finds the documents; all others score these.
     """
     table = config.timetable
-    states = end_states(table, list(config.models), last)
+    states = end_states(table, list(config.models), taken)
     first, *further = (system_of(config, states[model]) for model in table.encoders)
     rankers = [
         system_of(config, states[model], first, names_over=table.reranked is not None)
@@ -216,7 +216,7 @@ def end_states(table: Timetable, models: Sequence[str], iteration: int) -> dict[
     Args:
         table: The recipe's.
         models: Their names.
-        iteration: The newest finished one, for models that go through iterations together.
+        iteration: The one that is taken, for models that go through iterations together.
     """
     if table.ends is None:
         return {model: WeightsOf(model, iteration) for model in models}

@@ -19,6 +19,7 @@ from engine.data.corpus import Data
 from engine.data.filters import Teacher
 from engine.data.negatives import NegativeSource
 from engine.data.teacher_scores import TeacherScores
+from engine.evaluation.chosen import taken_iteration
 from engine.refresh.mining import MinedQueries, mine
 from engine.refresh.pooling import Pooling, joint_negatives
 from engine.retrievers.kinds import build, choice_of, dense, open_searcher, stamp_of
@@ -129,8 +130,10 @@ def retrieve_candidates(stage: Stage, data: Data, name: str) -> MinedQueries:
     return counts
 
 
-def drop_old_indexes(run: Run, folder: RunFolder, iteration: int) -> None:
-    """Remove indexes beyond `run.keep_indexes`; zero-shot's and the warm-up's stay for the last table.
+def drop_old_indexes(run: Run, folder: RunFolder, iteration: int, taken: int | None = None) -> None:
+    """Remove indexes beyond `run.keep_indexes`, but those that the last table needs.
+
+    These are zero-shot's, the warm-up's, and that of the iteration which would be taken by now.
 
     Where the models do not go through iterations together, every index is one that the last table needs.
 
@@ -138,10 +141,11 @@ def drop_old_indexes(run: Run, folder: RunFolder, iteration: int) -> None:
         run: For the setting.
         folder: Holds the indexes: the run's own folder, or one below it for another corpus.
         iteration: The newest that counts; newer ones, of a run that is not finished, are left alone.
+        taken: The iteration that is taken; None for what the run's ledger says.
     """
     if run.timetable.ends is not None:
         return
-    keep = {ZERO_SHOT, iteration_name(0)}
+    keep = {ZERO_SHOT, iteration_name(0), iteration_name(taken_iteration(run, iteration) if taken is None else taken)}
     keep |= {iteration_name(iteration - back) for back in range(run.config.run.keep_indexes)}
     for index in (folder.path / "index").iterdir():
         is_newer = index.name.isdigit() and int(index.name) > iteration

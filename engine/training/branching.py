@@ -37,7 +37,7 @@ _WHOLE = ("data", "shards", "bm25", "positives")
 _OF_KIND = {"index": "index", "encode": "index", "candidates": "candidates", "negatives": "negatives"}
 _OF_KIND |= {"scores": "teacher_scores"}
 """Kind of a stage -> folder of what it left, by the stage's second name."""
-_MEASURES = ("evaluate", "fusion")
+_MEASURES = ("evaluate", "fusion", "take")
 _GROWING = ("metrics.jsonl", "tensorboard")
 """Written to in place, so copied."""
 

@@ -26,6 +26,7 @@ from engine.data.candidate_sets import CandidateSets, read_candidate_sets
 from engine.data.corpus import Data, write_shards
 from engine.errors import ConfigError, DataError
 from engine.evaluation.candidates import evaluate_candidates
+from engine.evaluation.chosen import best_iteration
 from engine.evaluation.evaluate import evaluate_systems, require_measurable_splits, retriever_of, split_queries
 from engine.evaluation.fusion import DEV, evaluate_fused, fit_on_dev, read_fusion, require_fusable
 from engine.evaluation.summary import summary_table
@@ -145,9 +146,11 @@ def evaluate_run(path: Path, asked: Asked) -> None:
     run = open_run(path, world.coordinator, world.device)
     require_search(run)
     last = last_iteration(run)
+    best = best_iteration(run, last)  # by the recipe's metrics, whatever is measured now
     change_settings(run, _words(asked))
+    taken = last if run.config.evaluation.iteration == "last" else best
     given = None if asked.candidates in (None, _BM25) else absolute_path(asked.candidates or "")
-    groups = _over_candidates(run, asked, given) if asked.candidates else _systems(run, asked, last)
+    groups = _over_candidates(run, asked, given, taken) if asked.candidates else _systems(run, asked, taken)
     dataset = open_dataset(asked.data, asked.format)
     is_own = dataset.fingerprint == fingerprint_of(run)
     if is_own:
@@ -166,7 +169,7 @@ def evaluate_run(path: Path, asked: Asked) -> None:
             run.keep_ledger_in(folder)
             run.once(f"{folder.path.name}/shards", write_shards, dataset, texts_of(run, last), folder)
         data, stage = data_of(run, last, dataset, folder), Stage(run, f"evaluate {asked.split}")
-        fused = _fused(run, dataset, asked, last, is_own)
+        fused = _fused(run, dataset, asked, taken, is_own)
         for systems in groups:
             if given is not None:
                 sets = _candidates(run, data, asked.split, given)
@@ -178,7 +181,7 @@ def evaluate_run(path: Path, asked: Asked) -> None:
                 fit_on_dev(stage, data, fused)
             elif fused is not None:
                 evaluate_fused(stage, data, folder, asked.split, fused, asked.max_queries)
-            run.coordinator.only_rank_zero("drop indexes", lambda: drop_old_indexes(run, folder, last))
+            run.coordinator.only_rank_zero("drop indexes", lambda: drop_old_indexes(run, folder, last, taken))
     if run.is_main:
         log.info("results (%s)\n\n%s\n", folder.summary, summary_table(folder))
 
@@ -210,13 +213,13 @@ def _require_no_other_index(asked: Asked) -> None:
             )
 
 
-def _systems(run: Run, asked: Asked, last: int) -> list[list[System]]:
+def _systems(run: Run, asked: Asked, taken: int) -> list[list[System]]:
     """Return what is measured, in groups that each need the index of one retriever, or those that are kept."""
     if asked.retrievers is None and asked.rankers is None:
-        groups = [every_system(run.config, last=last)]
+        groups = [every_system(run.config, taken=taken)]
     else:
-        retrievers = states_in(run, asked.retrievers, rankers=False, option="--retriever")
-        rankers = states_in(run, asked.rankers, rankers=True, option="--ranker")
+        retrievers = states_in(run, asked.retrievers, rankers=False, option="--retriever", taken=taken)
+        rankers = states_in(run, asked.rankers, rankers=True, option="--ranker", taken=taken)
         groups = pairs_of(run.config, retrievers, rankers)
     for weights in (system.weights for systems in groups for system in systems if system.weights):
         folder = run.folder.weights(weights.model, weights.state)
@@ -235,12 +238,12 @@ def _fits(asked: Asked, is_own: bool) -> bool:
     return is_own and asked.split == DEV and asked.max_queries is None
 
 
-def _fused(run: Run, dataset: Dataset, asked: Asked, last: int, is_own: bool) -> System | None:
+def _fused(run: Run, dataset: Dataset, asked: Asked, taken: int, is_own: bool) -> System | None:
     """Return the mixture beside the usual systems, where the settings ask for it, with what it needs looked at."""
     usual = asked.retrievers is None and asked.rankers is None and asked.candidates is None
     if not (usual and run.config.evaluation.fuse):
         return None
-    system = fused_system(run.config, last=last)
+    system = fused_system(run.config, taken=taken)
     if _fits(asked, is_own):
         require_fusable(run.config, dataset)
     else:
@@ -248,7 +251,7 @@ def _fused(run: Run, dataset: Dataset, asked: Asked, last: int, is_own: bool) ->
     return system
 
 
-def _over_candidates(run: Run, asked: Asked, given: Path | None) -> list[list[System]]:
+def _over_candidates(run: Run, asked: Asked, given: Path | None, taken: int) -> list[list[System]]:
     """Return rankers over what BM25 finds, or over candidates in a file, which all are re-ranked."""
     if asked.retrievers is not None or (given is not None and asked.depth is not None):
         word = "--retriever" if asked.retrievers is not None else "--depth"
@@ -258,7 +261,7 @@ def _over_candidates(run: Run, asked: Asked, given: Path | None) -> list[list[Sy
             remedy=f"leave {word} out",
         )
     first = System("BM25", BM25, None) if given is None else System(given.name, CANDIDATES, None)
-    states = states_in(run, asked.rankers, rankers=True, option="--ranker")
+    states = states_in(run, asked.rankers, rankers=True, option="--ranker", taken=taken)
     return [[first, *(system_of(run.config, weights, first, names_over=True) for weights in states)]]
 
 

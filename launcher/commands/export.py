@@ -10,7 +10,7 @@ from engine.evaluation.fusion import export_fusion
 from engine.evaluation.systems import fused_system
 from engine.log import get_logger
 from engine.models.export import export_model
-from launcher.commands.finished import last_iteration, open_run, states_of
+from launcher.commands.finished import last_iteration, open_run, states_of, taken_of
 from launcher.terminal.arguments import typed_path, whole_number
 
 log = get_logger(__name__)
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's words."""
     parser.add_argument("run", type=typed_path, metavar="RUN", help="run folder")
     parser.add_argument(
-        "--iteration", type=whole_number, metavar="T", help="0 is the warm-up; left out, the last finished one"
+        "--iteration", type=whole_number, metavar="T", help="0 is the warm-up; left out, the best on dev"
     )
     parser.add_argument("--out", type=typed_path, help="target folder; left out, RUN/export")
 
@@ -35,7 +35,7 @@ def export_run(path: Path, *, iteration: int | None, out: Path | None) -> None:
 
     Args:
         path: The run folder.
-        iteration: 0 is the warm-up; None takes the newest finished one.
+        iteration: 0 is the warm-up; None takes that of `evaluation.iteration`.
         out: Folder that gets `retriever` and `ranker`; None for the run's own `export`.
 
     Raises:
@@ -43,7 +43,7 @@ def export_run(path: Path, *, iteration: int | None, out: Path | None) -> None:
     """
     run = open_run(path)
     newest = last_iteration(run)
-    iteration = newest if iteration is None else iteration
+    iteration = taken_of(run) if iteration is None else iteration
     states = states_of(run, iteration)
     sources = {model: run.folder.weights(model, one.state) for model, one in states.items()}
     if not all(source.exists() for source in sources.values()):
@@ -54,5 +54,5 @@ def export_run(path: Path, *, iteration: int | None, out: Path | None) -> None:
     for model, source in sources.items():
         export_model(source, target / model)
     if run.config.learns_from_queries:
-        export_fusion(run, fused_system(run.config, last=iteration), target / "fusion")
+        export_fusion(run, fused_system(run.config, taken=iteration), target / "fusion")
     log.info("iteration %d exported to %s", iteration, target)

@@ -14,6 +14,7 @@ from engine.coordination.coordinator import Coordinator, LocalTransport
 from engine.data.corpus import Data, ModelText, model_texts, open_corpus, open_data
 from engine.data.tokenization import WrittenCorpus
 from engine.errors import ArtifactError, ConfigError
+from engine.evaluation.chosen import taken_iteration
 from engine.evaluation.systems import end_states
 from engine.reliability.run_lock import hold
 from engine.run import SIZES, Run, RunFolder
@@ -99,6 +100,15 @@ def last_iteration(run: Run) -> int:
         expected="weights of all models",
         remedy="start the run again with the same command; it goes on where it stopped",
     )
+
+
+def taken_of(run: Run) -> int:
+    """Return the finished iteration that is taken where none is named: the best on dev, or the newest.
+
+    Raises:
+        ConfigError: As of `last_iteration`.
+    """
+    return taken_iteration(run, last_iteration(run))
 
 
 def states_of(run: Run, iteration: int) -> dict[str, WeightsOf]:

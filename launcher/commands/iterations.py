@@ -44,7 +44,7 @@ def iterations_in(words: str, *, last: int, option: str) -> list[int]:
     return sorted(found)
 
 
-def states_in(run: Run, words: str | None, *, rankers: bool, option: str) -> list[WeightsOf]:
+def states_in(run: Run, words: str | None, *, rankers: bool, option: str, taken: int | None = None) -> list[WeightsOf]:
     """Return the states of a run's rankers, or of what searches its corpus, whose iterations are named.
 
     Args:
@@ -53,6 +53,7 @@ def states_in(run: Run, words: str | None, *, rankers: bool, option: str) -> lis
             the states that have rows in the recipe's own table.
         rankers: Which of the two.
         option: Where the words come from, for the error.
+        taken: The iteration that is taken where no words name any; None for the newest.
 
     Raises:
         ConfigError: The words are of another form, or name what is not there.
@@ -66,7 +67,8 @@ def states_in(run: Run, words: str | None, *, rankers: bool, option: str) -> lis
     elif measured is not None:
         found = [one for one in there if one in measured]
     else:
-        found = list({one.model: one for one in there}.values())
+        upto = newest if taken is None else taken
+        found = list({one.model: one for one in there if (one.iteration or 0) <= upto}.values())
     if not found:
         raise ConfigError(
             f"{run.folder.path} has no {'ranker' if rankers else 'retriever'} of the iterations that were asked for",

@@ -1,8 +1,9 @@
 """`python -m launcher search RUN ["question"]`: retrieve, re-rank, print.
 
-What a run leaves behind is a two-stage search engine over its corpus: the last retriever with its index, and the last
-ranker over what the retriever finds, where the recipe has one; where weights of a mixture were fitted, their scores and
-BM25's are mixed. Titles and texts come from the shards, so the data folder is not needed.
+What a run leaves behind is a two-stage search engine over its corpus: the retriever of the iteration that is taken (the
+best on dev, unless the recipe says the last), with its index, and the ranker of that iteration over what the retriever
+finds, where the recipe has one; where weights of a mixture were fitted, their scores and BM25's are mixed. Titles and
+texts come from the shards, so the data folder is not needed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from engine.evaluation.part_scores import further_scorers
 from engine.evaluation.systems import fused_system, system_of
 from engine.log import get_logger
 from engine.retrievers.kinds import open_searcher
-from launcher.commands.finished import corpus_of, last_iteration, open_run, require_search, states_of
+from launcher.commands.finished import corpus_of, open_run, require_search, states_of, taken_of
 from launcher.terminal.arguments import positive_whole_number, typed_path
 from shards.records import Query
 
@@ -67,8 +68,8 @@ class SearchEngine:
     def __init__(self, path: Path, shards: Path | None = None, *, fused: bool = True) -> None:
         self._run = open_run(path)
         require_search(self._run)
-        self.iteration = last_iteration(self._run)
-        mixture = fused_system(self._run.config, last=self.iteration)
+        self.iteration = taken_of(self._run)
+        mixture = fused_system(self._run.config, taken=self.iteration)
         self._first = mixture.parts[0].name
         self.weights = read_fusion(self._run, mixture).weights if fused and self._run.folder.fusion.exists() else {}
         states = states_of(self._run, self.iteration)

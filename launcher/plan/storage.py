@@ -14,6 +14,7 @@ from tarfile import BLOCKSIZE
 from engine.config.ar2 import DENSE
 from engine.config.recipe import Config
 from engine.config.timetable import Mining, Timetable
+from engine.evaluation.chosen import plays_iterations
 from engine.index.estimate import IndexEstimate, estimate_index
 from engine.index.plan import IndexPlan, cut_parts
 from launcher.plan.corpus import Corpus
@@ -178,6 +179,9 @@ def disk_use(
     documents, table = corpus.documents, config.timetable
     num_shards = len(shard_sizes(config, documents))
     later = max(0, len(refreshes(table)) - 1)
+    newest = min(later, config.run.keep_indexes)
+    # The index of an iteration that is best may be older than those.
+    best = later > newest and plays_iterations(config) and config.evaluation.iteration == "best"
     candidates = sum(
         mined_queries(table, corpus, mining) * (mining.top_k * _CANDIDATE_BYTES + _QID_BYTES)
         for mining in table.minings
@@ -194,7 +198,7 @@ def disk_use(
         embeddings=needs.embeddings_bytes + num_shards * (_MARKER_BYTES + _HEADER_BYTES) if needs else 0,
         index=needs.merged_bytes or needs.parts_bytes if needs else 0,
         index_building=needs.merged_bytes + needs.parts_bytes if needs else 0,
-        indexes_kept=min(later, config.run.keep_indexes) + config.evaluation.zero_shot + (later > 0) if needs else 0,
+        indexes_kept=newest + best + config.evaluation.zero_shot + (later > 0) if needs else 0,
         candidates=candidates,
         weights=_WEIGHT_BYTES * (published + zero_shot),
         checkpoints=_STATE_BYTES * kept,

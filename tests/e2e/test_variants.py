@@ -113,6 +113,26 @@ def test_the_order_and_the_form_of_the_released_code(runs: Runs, plain: Path) ->
     assert systems_of(folder) == systems_of(plain)
 
 
+def test_a_duel_that_ruins_the_retriever_leaves_the_warm_up(runs: Runs, zygote: Zygote) -> None:
+    """Symptom: the game made the retriever worse than the one that went into it, and the worse one was exported."""
+    words = ("evaluation.iteration=best", "run.keep_best=MRR@10", "warmup_retriever.steps=30")
+    folder = runs.make("ruined", *words, "ar2.retriever.optim.lr=1.0", "evaluation.fuse=true")
+    weights, taken = weights_of(folder), ledger_of(folder)["take"]["result"]
+    assert weights["retriever/000"] != weights["retriever/001"]
+    assert (taken["iteration"], taken["why"]) == (0, "best on dev by MRR@10")
+    assert taken["verdict"].startswith("The duel did NOT pay: G0 is taken, and no iteration is above G0")
+    rows = {(row["system"], row["iteration"]) for row in summary_of(folder) if row["split"] == "test"}
+    assert rows == {("BM25", None), ("G0", 0), ("D0", 0), ("fused", 0)}
+    for model in ("retriever", "ranker"):
+        exported = (folder / "export" / model / "model.safetensors").read_bytes()
+        assert exported == (folder / "weights" / model / "000" / "model.safetensors").read_bytes()
+    assert (folder / "export" / "fusion" / "fusion.json").exists()
+    for command in (["search", str(folder), "a question"], ["export", str(folder), "--out", str(folder / "again")]):
+        ended = zygote.launcher(*command)
+        assert ended.code == 0, ended.err
+    assert "iteration 0 exported" in ended.err
+
+
 def test_a_game_on_joint_negatives(runs: Runs, plain: Path, small_data: Path, tmp_path: Path) -> None:
     """BM25's hits join the retriever's, are filtered, and drawn by their distance from the positive."""
     judged = [line.split("\t") for line in (small_data / "qrels" / "train.tsv").read_text().splitlines()[1:]]

@@ -41,6 +41,7 @@ def test_all_problems_are_named_at_once() -> None:
         ("ar2", {"num_negatives": 15, "top_k": 10}, "must be at most ar2.top_k"),
         ("ar2", {"adversarial_weight": 0, "distillation_weight": 0}, "would learn nothing"),
         ("ar2", {"num_negatives": 1, "distillation_weight": 0}, "gradient of Eq. 9 as printed is 0"),
+        ("ar2", {"distillation_weight": 0, "teacher": "always", "adversarial_from": "lead"}, "learns from Eq. 9 alone"),
         ("warmup_retriever", {"hard_negatives": 5, "bm25_depth": 4}, "at most warmup_retriever.bm25_depth"),
         ("evaluation", {"depth": 10, "rerank_depth": 20, "metrics": ["R@5"]}, "deeper than evaluation.depth"),
         (

@@ -54,7 +54,7 @@ class Made:
 
     def __init__(self, run: Run, split: str = "dev", seed: int = 0) -> None:
         generator = np.random.default_rng(seed)
-        self.run, self.split, self.system = run, split, fused_system(run.config, last=2)
+        self.run, self.split, self.system = run, split, fused_system(run.config, taken=2)
         self.scores = {name: generator.normal(size=(NUM_QUERIES, DEPTH)) for name in BEST}
         self.scores["BM25"][:, ::3] = 0.0  # documents that share no word with the query
         mixed = sum(weight * normal(self.scores[name]) for name, weight in BEST.items())
@@ -128,12 +128,12 @@ def publish(run: Run, model: str, sha256: str) -> None:
 
 def test_what_is_mixed_is_what_a_run_leaves_behind() -> None:
     game = load_config(TINY)
-    system = fused_system(game, last=1)
+    system = fused_system(game, taken=1)
     assert [(part.name, part.iteration) for part in system.parts] == [("G", 1), ("D", 1), ("BM25", None)]
     assert (system.kind, system.iteration, system.first_stage.name) == (FUSED, 1, "G")
     assert system.run_file_name("test") == "test-fused-001.trec"
     joint = load_config(TINY.with_name("r2anker_tiny.yaml")).sized(Sizes(queries=40, documents=100))
-    system = fused_system(joint, last=0)
+    system = fused_system(joint, taken=0)
     assert [part.name for part in system.parts] == ["D2", "R", "L2", "BM25"]
     assert system.parts[1].run_file_name("dev") == "dev-R-001-over-D2-002.trec", "as the table's own row has it"
 

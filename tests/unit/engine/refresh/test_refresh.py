@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from engine.data.corpus import Data, TrainingQueries
 from engine.errors import ConfigError
 from engine.index.plan import plan_index
 from engine.refresh.refresh import candidates_of, drop_old_indexes
+from engine.results import Measured, Score
 from engine.run import Run
 from shards.records import Document, Query
 
@@ -34,6 +36,19 @@ def test_old_indexes_go_but_those_of_the_last_table_stay(open_run: Open) -> None
 
 def test_more_are_kept_where_asked_for(open_run: Open) -> None:
     assert indexes_after(open_run("run.keep_indexes=3"), 5) == ["000", "003", "004", "005", "zero-shot"]
+
+
+def test_the_index_of_the_iteration_that_would_be_taken_stays(open_run: Open) -> None:
+    """Symptom: the best iteration is exported, and nobody can search with it: its index went two iterations later."""
+    for words, kept in (
+        (["evaluation.iteration=best"], ["000", "002", "004", "005", "zero-shot"]),
+        ([], ["000", "004", "005", "zero-shot"]),
+    ):
+        run = open_run(*words, "run.force_resume=true")
+        for iteration, value in enumerate((0.3, 0.4, 0.6, 0.5)):
+            score = Score("G", "retriever", "retriever", iteration, {"MRR@10": value})
+            run.once(f"evaluate/{iteration}", lambda stage, score=score: asdict(Measured((score,))))
+        assert indexes_after(run, 5) == kept
 
 
 def test_nothing_goes_before_there_are_too_many(open_run: Open) -> None:

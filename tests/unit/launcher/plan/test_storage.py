@@ -112,6 +112,9 @@ def test_the_new_index_lies_beside_the_kept_ones() -> None:
     """The disk held the indexes that are kept, and not the one that was being built."""
     assert use(tiny("ar2.iterations=5")).indexes_kept == 2 + 2  # the newest two, zero-shot's and the warm-up's
     assert use(tiny("ar2.iterations=0")).indexes_kept == 1  # zero-shot's, while the warm-up's is built
+    assert use(tiny("ar2.iterations=5", "evaluation.iteration=best")).indexes_kept == 2 + 2 + 1  # and the best one's
+    two = use(tiny("ar2.iterations=2", "evaluation.iteration=best"))
+    assert two.indexes_kept == use(tiny("ar2.iterations=2")).indexes_kept, "it is among the newest"
     found = use(tiny("run.keep_indexes=4", "ar2.iterations=5"))
     assert found.parts["embeddings"][0] == 7 * found.embeddings
 
