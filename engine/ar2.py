@@ -24,8 +24,8 @@ from engine.training.models import Models
 def train(models: Models, data: Data, run: Run) -> None:
     """Play the game in the order that the recipe asks for."""
     game = run.recipe(Ar2Recipe).ar2
-    if game.adversarial_from == "lead":
-        require_dev(split_queries(run, data, "dev"), "ar2.adversarial_from=lead")
+    for option in game.decided_on_dev:
+        require_dev(split_queries(run, data, "dev"), option)
     play = play_as_in_the_paper if game.order == "paper" else play_as_released
     if not game.has_ranker:
         play = play_alone

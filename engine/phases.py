@@ -21,14 +21,15 @@ from engine.data.batches import InputBuilder, Samples
 from engine.data.corpus import Data
 from engine.data.negatives import NegativeSource
 from engine.data.teacher_scores import TeacherScores
-from engine.evaluation.chosen import ranker_has_led
+from engine.evaluation.chosen import ranker_has_led, trust_on_dev
 from engine.log import get_logger
 from engine.models.kinds import load_untrained
 from engine.models.weights import frozen_ranker, verify_weights
-from engine.objectives import AdversarialGame, InBatchContrast, LexicalContrast, ListwiseRanking
+from engine.objectives import AdversarialGame, InBatchContrast, ListwiseRanking
 from engine.objectives.distillation import Distillation, DistillationInBatch, require_scores
 from engine.objectives.irgan import Discriminator, Generator
 from engine.objectives.mined import MinedContrast
+from engine.objectives.lexical import LexicalContrast
 from engine.results import NOT_SHOWN
 from engine.run import Run, Stage
 from engine.training.loop import Objective, train
@@ -144,13 +145,15 @@ def train_retriever(
         log.info("%s: without Eq. 9, since the ranker has not been above the retriever on dev", stage.name)
         game = game.model_copy(update={"adversarial_weight": 0.0})
 
+    trust = trust_on_dev(run, iteration - 1) if game.teacher == "dev" else 1.0
+
     def against_ranker(samples: Samples) -> Objective:
         folder = run.folder.weights("ranker", iteration_name(opponent))
         ranker = frozen_ranker(config.model("ranker", RankerConfig), folder, run.device)
         builders = builder_of(stage, data, models, "retriever"), _builder(stage, data, "ranker", ranker)
         scales = config.models["retriever"].score_scale, config.models["ranker"].score_scale
         game_of = Generator if visit.phase.objective == "irgan" else AdversarialGame
-        return game_of(samples, *builders, ranker.scorer(), game, score_scales=scales)
+        return game_of(samples, *builders, ranker.scorer(), game, score_scales=scales, trust=trust)
 
     visit = run.timetable.phase("retriever").visit(iteration)
     return train_visit(stage, models, data, candidates, against_ranker, visit)

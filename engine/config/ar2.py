@@ -102,17 +102,19 @@ class Ar2Config(Section):
     """Form of Eq. 9: as printed (softmax over the negatives), with the positive in it, or as AR2's code has it."""
     adversarial_reduction: Literal["mean", "sum"] = "mean"
     """Mean over the queries, or the sum of the released code (which grows with the batch)."""
-    adversarial_weight: float = Field(1.0, ge=0)
-    """Weight of Eq. 9. The paper gives none; 1.0 is our reading. Released README: 0.5."""
+    adversarial_weight: float = Field(0.3, ge=0)
+    """Weight of Eq. 9. The paper gives none: 1.0 is our reading of it, which its presets have. 0.3 does less harm with a
+    weak ranker (docs/ar2.md). Released README: 0.5."""
     adversarial_from: Literal["start", "lead"] = "start"
     """From when on Eq. 9 counts: from the first iteration, or from the one on before which the ranker was above the
     retriever on dev, by the metric of `run.keep_best` or the first of `evaluation.metrics` (ours)."""
     distillation_weight: float = Field(1.0, ge=0)
     """Weight of Eq. 12. The paper gives none; 1.0 is our reading. Released README: 0.5."""
-    teacher: Literal["lead", "always"] = "lead"
-    """Whose groups the ranker teaches. `lead`: Eq. 9 and 12 count in a query's group as far as the ranker is surer of
-    the positive than the retriever is, and the rest of the group learns from its label, so that a weak ranker's groups
-    become ordinary training on hard negatives (ours). `always`: in every group alike, as in the paper."""
+    teacher: Literal["lead", "dev", "always"] = "lead"
+    """What the ranker's word counts (w) in Eq. 9 and 12; the rest of a query's group learns from its label, so that a
+    weak ranker's groups become ordinary training on hard negatives. `lead`: by how far it is surer of the positive than
+    the retriever, group by group, a half where both are equally sure (ours). `dev`: one number an iteration, by how far
+    it was above the retriever on dev after the one before (ours). `always`: 1, as in the paper."""
     reference_batch_size: int = Field(8, ge=1)
     """Queries to which `sum` is scaled, so that the form does not depend on the number of ranks (README: 8 a GPU)."""
     retriever: PhaseConfig = PhaseConfig(steps=1500, optim=OptimConfig(lr=1e-5))
@@ -158,6 +160,12 @@ class Ar2Config(Section):
                 "retriever would learn nothing: raise num_negatives, or set irgan_support to group"
             )
         return self
+
+    @property
+    def decided_on_dev(self) -> list[str]:
+        """The options that ask how good both models were on dev."""
+        asked = {"ar2.adversarial_from=lead": self.adversarial_from == "lead", "ar2.teacher=dev": self.teacher == "dev"}
+        return [option for option, is_set in asked.items() if is_set]
 
     @model_validator(mode="after")
     def _teaches(self) -> Ar2Config:

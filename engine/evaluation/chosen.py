@@ -17,6 +17,9 @@ from engine.results import Measured
 from engine.run import Run
 from shards.records import Query
 
+_DOUBT = 0.001
+"""Keeps the odds of a metric of 0 or 1 finite."""
+
 
 @dataclass(frozen=True, slots=True)
 class OnDev:
@@ -103,6 +106,42 @@ def ranker_has_led(run: Run, before: int) -> bool:
         return False
     own, others = on_dev(run, ranker).values, on_dev(run, run.timetable.encoder).values
     return any(own[t] > others[t] for t in own.keys() & others.keys() if t < before)
+
+
+def trust_on_dev(run: Run, iteration: int) -> float:
+    """Return what a ranker's word counts beside a label, by the metric of ranker and retriever on dev (`trust_by`).
+
+    Args:
+        run: The run.
+        iteration: After which both were measured; the newest measured one up to there counts.
+
+    Returns:
+        0..1.
+
+    Raises:
+        ConfigError: Neither was measured on dev.
+    """
+    ranker = ranker_of(run.config)
+    own = on_dev(run, ranker).values if ranker is not None else {}
+    others = on_dev(run, run.timetable.encoder).values
+    both = [t for t in own.keys() & others.keys() if t <= iteration]
+    if not both:
+        require_dev([], "ar2.teacher=dev")
+    return trust_by(own[max(both)], others[max(both)])
+
+
+def trust_by(ranker: float, retriever: float) -> float:
+    """Return what a ranker's word counts: its share in the odds o = m / (1 - m) of the metrics of both.
+
+    Args:
+        ranker: Its metric, 0..1.
+        retriever: The retriever's.
+
+    Returns:
+        Between 0 and 1; a half for equals.
+    """
+    ahead, behind = ((metric + _DOUBT) / (1 - metric + _DOUBT) for metric in (ranker, retriever))
+    return ahead / (ahead + behind)
 
 
 def require_dev(queries: Sequence[Query], option: str) -> None:

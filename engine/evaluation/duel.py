@@ -73,13 +73,14 @@ class Duel:
         difference = next(one for one in self.retriever if one.iteration == shown)
         before, after = self.retriever_names
         by = difference.told_of(before, f" {self.metric} on {self.num_queries} dev queries")
+        what = "duel" if self.ranker_names else "training after the warm-up"
         if self.paid:
-            text = f"The duel paid: {after} of iteration {shown} is {by}."
+            text = f"The {what} paid: {after} of iteration {shown} is {by}."
         else:
             gains = any(one.is_gain for one in self.retriever)
             ahead = "is taken although another iteration" if gains else "is taken, and no iteration"
             name = f"{after} of iteration {self.taken}" if self.taken else before
-            text = f"The duel did NOT pay: {name} {ahead} is above {before} by more than chance; "
+            text = f"The {what} did NOT pay: {name} {ahead} is above {before} by more than chance; "
             text += f"{after} of iteration {shown} is {by}."
         for one in self.ranker:
             if one.iteration == shown:

@@ -17,17 +17,15 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather, all_reduce
+from torch.distributed.nn.functional import all_gather
 
 from engine import losses
 from engine.config.ar2 import Ar2Config
-from engine.config.lexical import FlopsConfig
 from engine.data.batches import G, Group, GroupTokens, InputBuilder, MicroBatch, Samples, StepSamples
 from engine.data.corpus import Data
 from engine.metrics import Metric
 from engine.models.packed import Scorer
 from engine.models.template import Batch, count_tokens
-from engine.objectives.sparsity import flops, quadratic_rise
 from engine.objectives.teacher import lead
 from engine.training.backend import TrainedModel
 from engine.training.gradient_cache import contrastive_backward
@@ -156,46 +154,6 @@ class InBatchContrast(PoolContrast[Group]):
         return no_negatives(self.samples.data, own, pool)
 
 
-class LexicalContrast(InBatchContrast):
-    """A lexical retriever's training: the contrast of the batch (Eq. 2), and a penalty for words that many texts have.
-
-    loss = contrast + rise(t) (query_flops FLOPS(queries) + document_flops FLOPS(documents)),
-
-    where the means of FLOPS are over the texts of all ranks, whether or not the ranks share their documents as
-    negatives: so the penalty is the same for any number of ranks, and for any cut of a batch. The documents are
-    positives and negatives together.
-
-    Args:
-        samples: Queries, positives and hard negatives.
-        builder: Makes the retriever's inputs.
-        score_scale: The tau of Eq. 2.
-        penalty: Weights of FLOPS, and how they rise.
-
-    Source: arXiv 2109.10086, the ranking loss with in-batch negatives and both penalties.
-    """
-
-    def __init__(self, samples: Samples, builder: InputBuilder, *, score_scale: float, penalty: FlopsConfig) -> None:
-        super().__init__(samples, builder, score_scale=score_scale)
-        self._penalty = penalty
-
-    def loss(self, batch: PooledBatch, queries_BD: Tensor, documents_ND: Tensor) -> tuple[Tensor, dict[str, Metric]]:
-        """Return the loss of a rank's weights of words, and what is measured of it."""
-        contrast, metrics = super().loss(batch, queries_BD, documents_ND)
-        means_2V = mean_over_ranks(torch.stack([queries_BD.mean(0), documents_ND.mean(0)]))
-        of_queries, of_documents = (flops(mean_1V) for mean_1V in (means_2V[:1], means_2V[1:]))
-        rise = quadratic_rise(batch.step, self._penalty.flops_steps)
-        loss = contrast + rise * (self._penalty.query_flops * of_queries + self._penalty.document_flops * of_documents)
-        measured = {
-            "loss": loss.detach(),
-            "contrastive": contrast.detach(),
-            "flops_query": of_queries.detach(),
-            "flops_document": of_documents.detach(),
-            "query_terms": num_terms(queries_BD),
-            "document_terms": num_terms(documents_ND),
-        }
-        return loss, metrics | {name: Metric(value) for name, value in measured.items()}
-
-
 class ListwiseRanking:
     """The ranker: the positive among its query's negatives (Eq. 7).
 
@@ -245,6 +203,7 @@ class AdversarialGame:
         ranker: Scores by the opponent's frozen weights, on the device.
         game: Weights and forms of both equations.
         score_scales: The taus of the retriever's and of the ranker's scores.
+        trust: As of `retriever_loss`.
     """
 
     def __init__(
@@ -256,8 +215,9 @@ class AdversarialGame:
         game: Ar2Config,
         *,
         score_scales: tuple[float, float],
+        trust: float = 1.0,
     ) -> None:
-        self.samples, self._ranker, self._game = samples, ranker, game
+        self.samples, self._ranker, self._game, self._trust = samples, ranker, game, trust
         self._retriever_builder, self._ranker_builder = retriever_builder, ranker_builder
         self._score_scales = score_scales
         self.token_counts = retriever_builder.tokens_of_texts, ranker_builder.tokens_of_pairs
@@ -292,7 +252,8 @@ class AdversarialGame:
 
     def loss(self, retriever_scores_BN: Tensor, ranker_scores_BN: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the retriever's loss of both models' scores of the same documents, and what is measured of it."""
-        return retriever_loss(self._game, retriever_scores_BN, ranker_scores_BN, *self._score_scales)
+        scores = retriever_scores_BN, ranker_scores_BN
+        return retriever_loss(self._game, *scores, *self._score_scales, trust=self._trust)
 
 
 def retriever_loss(
@@ -301,11 +262,13 @@ def retriever_loss(
     ranker_scores_BN: Tensor,
     retriever_score_scale: float = 1.0,
     ranker_score_scale: float = 1.0,
+    *,
+    trust: float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Weigh Eq. 9 and Eq. 12 into the retriever's objective.
 
-    With `teacher: lead` a query's terms are multiplied by how far the ranker leads on it (w), and the rest of its
-    weight learns from its label, by the cross-entropy of the positive among the same documents:
+    A query's terms are multiplied by what the ranker's word counts on it (w), and the rest of its weight learns from
+    its label, by the cross-entropy of the positive among the same documents:
 
     w (adversarial_weight Eq. 9 + distillation_weight Eq. 12) + (1 - w) CE_theta.
 
@@ -316,6 +279,8 @@ def retriever_loss(
         ranker_scores_BN: D's scores of the same documents; no gradient flows into them.
         retriever_score_scale: The tau of G's scores.
         ranker_score_scale: The tau of D's scores.
+        trust: What the ranker's word counts (w) in every group, 0..1; not read with `teacher: lead`, which weighs each
+            group by itself.
 
     Returns:
         The scalar loss, and its parts, as they are in it, with lead, reward and entropy (Table 6) for the log.
@@ -323,7 +288,7 @@ def retriever_loss(
     ranker_scores_BN = ranker_scores_BN.detach()
     scales = {"retriever_score_scale": retriever_score_scale, "ranker_score_scale": ranker_score_scale}
     lead_B = lead(retriever_scores_BN, ranker_scores_BN, **scales)
-    taught_B = lead_B if game.teacher == "lead" else torch.ones_like(lead_B)
+    taught_B = lead_B if game.teacher == "lead" else torch.full_like(lead_B, trust)
     adversarial = losses.adversarial(
         retriever_scores_BN, ranker_scores_BN, form=game.adversarial, reduction="mean", weights_B=taught_B, **scales
     )
@@ -339,7 +304,8 @@ def retriever_loss(
             "distillation": distillation.detach(),
             "label": label.detach(),
             "lead": lead_B.mean(),
-            "ranker_leads": (lead_B > 0).double().mean(),
+            "ranker_leads": (lead_B > 0.5).double().mean(),
+            "taught": taught_B.mean(),
             "reward": losses.pairwise_reward(ranker_scores_BN, score_scale=ranker_score_scale).mean(),
             "entropy": losses.entropy(retriever_scores_BN, score_scale=retriever_score_scale),
             "accuracy": (retriever_scores_BN.argmax(1) == 0).float().mean(),
@@ -372,11 +338,6 @@ def spread(scores_BN: Tensor) -> Tensor:
     return (scores_BN.detach().amax(1) - scores_BN.detach().amin(1)).mean()
 
 
-def num_terms(weights_NV: Tensor) -> Tensor:
-    """Return how many words a text has a weight for, on average."""
-    return (weights_NV.detach() != 0).sum(1).double().mean()
-
-
 def no_negatives(data: Data, own: Sequence[Group], pool: Sequence[Group]) -> Tensor:
     """Mark pool documents that are positives or known false negatives of a query: bool [B, P]."""
     documents_P = np.concatenate([group.documents for group in pool])
@@ -388,11 +349,3 @@ def gather_documents(documents_ND: Tensor) -> Tensor:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return documents_ND
     return torch.cat(all_gather(documents_ND.contiguous()))  # type: ignore[no-untyped-call]
-
-
-def mean_over_ranks(values: Tensor) -> Tensor:
-    """Average over the ranks with gradients; each rank has as many texts as any other."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return values
-    total: Tensor = all_reduce(values.contiguous())  # type: ignore[no-untyped-call]
-    return total / dist.get_world_size()

@@ -17,12 +17,16 @@ def lead(
     retriever_score_scale: float = 1.0,
     ranker_score_scale: float = 1.0,
 ) -> Tensor:
-    """Return how far the ranker is ahead of the retriever on each query's documents: max(0, 1 - CE_phi / CE_theta).
+    """Return how far the ranker is ahead of the retriever on each query's documents: CE_theta / (CE_theta + CE_phi).
 
     CE is minus the log likelihood of the positive: the ranker's by Eq. 6, the retriever's by the same softmax of its
-    own scores. It is 1 for a ranker that is sure of the positive where the retriever is not, and 0 for one that is no
-    surer of it than the retriever, from which the retriever would unlearn. It is a function of one query's scores: so
-    it is the same for any batch, any cut of it, any number of ranks, and after a resume.
+    own scores. So it is 1 for a ranker that is sure of the positive where the retriever is not, a half for two that are
+    equally sure, and near 0 where the retriever is far surer: from such a ranker it would unlearn. It is a function of
+    one query's scores: the same for any batch, any cut of it, any number of ranks, and after a resume.
+
+    The stricter max(0, 1 - CE_phi / CE_theta) takes a strong ranker's word away where it is worth most, among documents
+    that are relevant and not labelled so: there no ranker is surer of the label than a retriever that was trained on it
+    (docs/ar2.md has numbers).
 
     Args:
         retriever_scores_BN: Retriever scores, the positive in column 0 [B, N], N >= 2.
@@ -31,7 +35,7 @@ def lead(
         ranker_score_scale: The paper's tau in p_phi.
 
     Returns:
-        Values 0..1 without gradient [B]; 0 also where the retriever has nothing left to learn.
+        Values 0..1 without gradient [B]; 0 where both have nothing left to learn.
 
     Raises:
         ValueError: The shapes differ, or there is no negative.
@@ -45,8 +49,7 @@ def lead(
         )
     student_B = _surprise(retriever_scores_BN, retriever_score_scale)
     teacher_B = _surprise(ranker_scores_BN, ranker_score_scale).to(student_B.dtype)
-    # What is subtracted first keeps its digits where both are near 0; the ratio of them would be 0 / 0 there.
-    return (student_B - teacher_B).clamp(min=0) / student_B.clamp(min=torch.finfo(student_B.dtype).tiny)
+    return student_B / (student_B + teacher_B).clamp(min=torch.finfo(student_B.dtype).tiny)
 
 
 def _surprise(scores_BN: Tensor, score_scale: float) -> Tensor:

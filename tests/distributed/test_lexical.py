@@ -45,7 +45,7 @@ def trained(stage: int, num_chunks: int, pool: str) -> dict[str, Any]:
     from engine.config.models import LexicalConfig
     from engine.config.training import OptimConfig
     from engine.models.lexical import Lexical
-    from engine.objectives import LexicalContrast
+    from engine.objectives.lexical import LexicalContrast
     from engine.training.backend import TrainedModel
 
     section = LexicalConfig(name="tiny", zero_stage=stage)  # type: ignore[arg-type]

@@ -153,7 +153,8 @@ class Student:
 
     def train(self) -> Trained:
         from engine.config.lexical import FlopsConfig
-        from engine.objectives import InBatchContrast, LexicalContrast
+        from engine.objectives import InBatchContrast
+        from engine.objectives.lexical import LexicalContrast
         from engine.phases import builder_of, train_visit
         from engine.refresh.refresh import warmup_candidates
 

@@ -116,13 +116,26 @@ def test_the_order_and_the_form_of_the_released_code(runs: Runs, plain: Path) ->
 def test_a_duel_that_ruins_the_retriever_leaves_the_warm_up(runs: Runs, zygote: Zygote) -> None:
     """Symptom: the game made the retriever worse than the one that went into it, and the worse one was exported."""
     words = ("evaluation.iteration=best", "run.keep_best=MRR@10", "warmup_retriever.steps=30")
-    folder = runs.make("ruined", *words, "ar2.retriever.optim.lr=1.0", "evaluation.fuse=true")
+    by_dev = ("ar2.teacher=dev", "ar2.adversarial_from=lead")
+    folder = runs.make("ruined", *words, *by_dev, "ar2.retriever.optim.lr=1.0", "evaluation.fuse=true")
     weights, taken = weights_of(folder), ledger_of(folder)["take"]["result"]
     assert weights["retriever/000"] != weights["retriever/001"]
     assert (taken["iteration"], taken["why"]) == (0, "best on dev by MRR@10")
     assert taken["verdict"].startswith("The duel did NOT pay: G0 is taken, and no iteration is above G0")
     rows = {(row["system"], row["iteration"]) for row in summary_of(folder) if row["split"] == "test"}
     assert rows == {("BM25", None), ("G0", 0), ("D0", 0), ("fused", 0)}
+    by_model = {
+        score["model"]: score["metrics"]["MRR@10"] for score in ledger_of(folder)["evaluate/0"]["result"]["scores"]
+    }
+    odds = {model: (value + 0.001) / (1.001 - value) for model, value in by_model.items()}
+    trust, leads = odds["ranker"] / sum(odds.values()), by_model["ranker"] > by_model["retriever"]
+    lines = [line for line in metrics_of(folder) if "retriever/loss" in line]
+    assert lines
+    for line in lines:
+        assert line["retriever/taught"] == pytest.approx(trust, rel=1e-6)
+        parts = line["retriever/distillation"] + line["retriever/label"]
+        parts += 0.3 * line["retriever/adversarial"] * leads
+        assert line["retriever/loss"] == pytest.approx(parts, rel=1e-5)
     for model in ("retriever", "ranker"):
         exported = (folder / "export" / model / "model.safetensors").read_bytes()
         assert exported == (folder / "weights" / model / "000" / "model.safetensors").read_bytes()

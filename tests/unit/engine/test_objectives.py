@@ -18,7 +18,8 @@ from engine.config.timetable import Phase
 from engine.config.training import OptimConfig
 from engine.data.batches import Group, Samples
 from engine.data.corpus import TrainingQueries
-from engine.objectives import InBatchContrast, LexicalContrast, no_negatives, retriever_loss
+from engine.objectives import InBatchContrast, no_negatives, retriever_loss
+from engine.objectives.lexical import LexicalContrast
 from shards.records import Query
 
 G_BN = torch.tensor([[2.0, 1.0, 0.5], [0.1, 0.3, -0.2]])

@@ -19,6 +19,7 @@ from engine.evaluation.chosen import (
     ranker_has_led,
     require_dev,
     taken_iteration,
+    trust_on_dev,
 )
 from engine.evaluation.duel import Difference, Duel
 from engine.evaluation.significance import randomisation_test
@@ -124,6 +125,16 @@ def test_a_ranker_that_was_above_the_retriever_once_has_led_from_then_on(open_ru
     assert not ranker_has_led(run, 1), "nothing is measured yet"
     record(run, (0.5, 0.5), (0.4, 0.6), (0.6, 0.5))
     assert [ranker_has_led(run, iteration) for iteration in (1, 2, 3)] == [False, True, True]
+
+
+def test_a_rankers_word_counts_by_its_odds_on_dev(open_run: Open) -> None:
+    run = open_run()
+    with pytest.raises(ConfigError, match=r"ar2.teacher=dev is decided on dev, which has no queries"):
+        trust_on_dev(run, 0)
+    record(run, (0.0, 1.0), (0.8, 0.5), (0.5, 0.8))
+    assert 0.99 < trust_on_dev(run, 0) < 1, "the odds of 1 are finite"
+    assert [trust_on_dev(run, t) for t in (1, 2)] == pytest.approx([0.2, 0.8], abs=1e-3)
+    assert trust_on_dev(run, 9) == trust_on_dev(run, 2), "the newest that was measured"
 
 
 def test_an_option_that_dev_decides_is_refused_without_dev() -> None:
@@ -237,7 +248,7 @@ def test_a_game_is_judged_by_answers_too(open_run: Open) -> None:
 
 def told(taken: int, *means: float, p: float = 0.001) -> str:
     retriever = [Difference(t, mean, 0.004, p) for t, mean in enumerate(means, 1)]
-    return Duel(taken, "MRR@10", 300, retriever, ["G0", "G"], [], []).told
+    return Duel(taken, "MRR@10", 300, retriever, ["G0", "G"], [], ["D0", "D"]).told
 
 
 def test_a_worse_last_iteration_that_is_taken_all_the_same_is_told() -> None:
@@ -250,6 +261,13 @@ def test_a_worse_last_iteration_that_is_taken_all_the_same_is_told() -> None:
         == "The duel paid: G of iteration 1 is above G0 by .012 +- .004 MRR@10 on 300 dev queries (p .001)."
     )
     assert "did NOT pay" in told(1, 0.012, p=0.05)
+
+
+def test_training_without_a_ranker_is_no_duel() -> None:
+    alone = Duel(1, "R@5", 20, [Difference(1, 0.1, 0.01, 0.002)], ["G0", "G"], [], [])
+    assert alone.told.startswith(
+        "The training after the warm-up paid: G of iteration 1 is above G0 by .100 +- .010 R@5"
+    )
 
 
 def test_a_single_query_has_no_standard_error() -> None:

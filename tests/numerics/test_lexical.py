@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.objectives.sparsity import flops, quadratic_rise
+from engine.objectives.lexical import flops, quadratic_rise
 
 
 def random_weights(num_texts: int = 5, num_words: int = 7) -> Tensor:
