@@ -131,7 +131,11 @@ def adversarial(
     - `paper`: the equation as printed, sum_i p_theta(d_i | q, D-) log p_phi(d | q, d, d_i), where p_theta is a
       softmax over the negatives alone. The value is <= 0, and the positive's score gets no gradient at all.
       With a single negative p_theta is 1 whatever the scores are, so there is no gradient either: what AR2 reports for
-      n = 1 (Table 4) cannot come from this form. Nor does it teach the positive anything without Eq. 12 beside it.
+      n = 1 (Table 4) cannot come from this form. Nor can what it reports without Eq. 12 (Table 5): it is paid for
+      raising the negatives that fool the ranker and teaches the positive nothing, so that alone it lowers the
+      retriever. In a game whose scores themselves are trained (tests/numerics/test_toy_game.py) its MRR falls from .479
+      to .386, and rises to .868 by `released`; in another one from .447 to .248, and to .508. Beside Eq. 12 it adds to
+      the harm of a weak ranker: .848 at weight 1, .900 at .3, .920 at 0 in a small run (docs/ar2.md).
     - `with_positive`: the same sum over the negatives, with p_theta normalised over the positive and the negatives.
       Raising the positive takes mass from the negatives, whose terms are all <= 0; so minimising it also pushes the
       positive down, the more so the better the negatives fool the ranker.

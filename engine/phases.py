@@ -28,8 +28,8 @@ from engine.models.weights import frozen_ranker, verify_weights
 from engine.objectives import AdversarialGame, InBatchContrast, ListwiseRanking
 from engine.objectives.distillation import Distillation, DistillationInBatch, require_scores
 from engine.objectives.irgan import Discriminator, Generator
-from engine.objectives.mined import MinedContrast
 from engine.objectives.lexical import LexicalContrast
+from engine.objectives.mined import MinedContrast
 from engine.results import NOT_SHOWN
 from engine.run import Run, Stage
 from engine.training.loop import Objective, train

@@ -103,8 +103,8 @@ class Ar2Config(Section):
     adversarial_reduction: Literal["mean", "sum"] = "mean"
     """Mean over the queries, or the sum of the released code (which grows with the batch)."""
     adversarial_weight: float = Field(0.3, ge=0)
-    """Weight of Eq. 9. The paper gives none: 1.0 is our reading of it, which its presets have. 0.3 does less harm with a
-    weak ranker (docs/ar2.md). Released README: 0.5."""
+    """Weight of Eq. 9. The paper gives none: 1.0 is our reading of it, which its presets have. 0.3 does less harm with
+    a weak ranker (docs/ar2.md). Released README: 0.5."""
     adversarial_from: Literal["start", "lead"] = "start"
     """From when on Eq. 9 counts: from the first iteration, or from the one on before which the ranker was above the
     retriever on dev, by the metric of `run.keep_best` or the first of `evaluation.metrics` (ours)."""

@@ -36,6 +36,8 @@ class Difference:
             before: What the table calls the model after the warm-up.
             what: Is differed in, behind the numbers.
         """
+        if not self.mean:
+            return f"level with {before}" + (f" by{what}" if what else "")
         error = "" if self.standard_error is None else f" +- {_short(self.standard_error)}"
         side = "above" if self.mean > 0 else "below"
         return f"{side} {before} by {_short(abs(self.mean))}{error}{what} (p {_short(self.p)})"

@@ -113,13 +113,16 @@ def test_the_order_and_the_form_of_the_released_code(runs: Runs, plain: Path) ->
     assert systems_of(folder) == systems_of(plain)
 
 
-def test_a_duel_that_ruins_the_retriever_leaves_the_warm_up(runs: Runs, zygote: Zygote) -> None:
-    """Symptom: the game made the retriever worse than the one that went into it, and the worse one was exported."""
-    words = ("evaluation.iteration=best", "run.keep_best=MRR@10", "warmup_retriever.steps=30")
+def test_a_duel_that_does_not_raise_the_retriever_leaves_the_warm_up(runs: Runs, zygote: Zygote) -> None:
+    """Symptom: the game made the retriever no better than the one that went into it, and was exported all the same.
+
+    The learning rate is too small to change a weight, so that both retrievers are the same on dev.
+    """
+    words = ("evaluation.iteration=best", "run.keep_best=MRR@10")
     by_dev = ("ar2.teacher=dev", "ar2.adversarial_from=lead")
-    folder = runs.make("ruined", *words, *by_dev, "ar2.retriever.optim.lr=1.0", "evaluation.fuse=true")
+    folder = runs.make("level", *words, *by_dev, "ar2.retriever.optim.lr=1.0e-30", "evaluation.fuse=true")
     weights, taken = weights_of(folder), ledger_of(folder)["take"]["result"]
-    assert weights["retriever/000"] != weights["retriever/001"]
+    assert weights["ranker/000"] != weights["ranker/001"]
     assert (taken["iteration"], taken["why"]) == (0, "best on dev by MRR@10")
     assert taken["verdict"].startswith("The duel did NOT pay: G0 is taken, and no iteration is above G0")
     rows = {(row["system"], row["iteration"]) for row in summary_of(folder) if row["split"] == "test"}

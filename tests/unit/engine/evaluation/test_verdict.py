@@ -273,6 +273,11 @@ def test_training_without_a_ranker_is_no_duel() -> None:
 def test_a_single_query_has_no_standard_error() -> None:
     one = replace(Difference(1, -0.5, 0.1, 1.0), standard_error=None)
     assert one.told_of("D0") == "below D0 by .500 (p 1.000)"
+    assert replace(one, mean=0.0).told_of("D0") == "level with D0"
+
+
+def test_a_game_that_changed_nothing_is_level() -> None:
+    assert told(0, 0.0, p=1.0).endswith("; G of iteration 1 is level with G0 by MRR@10 on 300 dev queries.")
 
 
 def test_a_stage_that_judges_needs_no_judgements_of_the_test_split(open_run: Open) -> None:
