@@ -19,7 +19,7 @@ from engine.config.recipe import Config
 from engine.config.recipes import recipe_class
 from engine.config.text import as_typed
 from engine.config.tree import Null, read_tree, read_tree_file
-from engine.config.values import kind_at, takes_structure, value_of
+from engine.config.values import kind_at, sections_in, takes_structure, value_of
 from engine.errors import ConfigError
 
 _CHANGES_NO_RESULT = frozenset({"zero_stage", "deepspeed"})
@@ -158,8 +158,8 @@ def _flatten_fields(section: type[BaseModel], prefix: str = "") -> list[str]:
     names: list[str] = []
     for name, field in section.model_fields.items():
         names.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            names += _flatten_fields(field.annotation, prefix + name + ".")
+        for inner in sections_in(field.annotation):
+            names += _flatten_fields(inner, prefix + name + ".")
     return names
 
 

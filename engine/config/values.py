@@ -58,6 +58,11 @@ def takes_structure(kind: Any) -> bool:
     return any(_is_section(one) or (get_origin(one) or one) in (list, tuple, dict) for one in _members(kind))
 
 
+def sections_in(kind: Any) -> list[type[BaseModel]]:
+    """Return the sections that a field may hold: one, which may be one that can be left out, or none."""
+    return [one for one in _members(kind) if _is_section(one)]
+
+
 def kind_at(section: type[BaseModel], keys: Sequence[str]) -> Any:
     """Return the type of the field at dotted keys below a section; None where there is none.
 

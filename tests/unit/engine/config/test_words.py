@@ -35,8 +35,9 @@ HOSTILE = (
 
 def fields(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, info in section.model_fields.items():
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            yield from fields(info.annotation, f"{prefix}{name}.")
+        inner = [kind for kind in members(info.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if len(inner) == 1:  # a section, which may be one that can be left out
+            yield from fields(inner[0], f"{prefix}{name}.")
         else:
             yield prefix + name, info.annotation
 
