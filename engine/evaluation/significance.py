@@ -20,6 +20,8 @@ _MOST_COUNTED = 14
 """Differences that are not 0 up to which all 2^Q assignments are counted."""
 _DRAWN_TOGETHER = 1 << 22
 """Signs that are held at once."""
+NUM_RESAMPLES = 10_000
+"""Sets of queries that a bootstrap draws: an end of an interval of 95 % then has 250 of them beyond it."""
 _SAME = 1e-12
 """Two sums that differ by less, in parts of the sum of all differences, are the same but for the order of adding."""
 
@@ -61,12 +63,7 @@ def randomisation_test(
     Source: Smucker, Allan and Carterette (2007), "A comparison of statistical significance tests for information
     retrieval evaluation", section 3.1.
     """
-    first, second = np.asarray(first_Q, dtype=np.float64), np.asarray(second_Q, dtype=np.float64)
-    if first.shape != second.shape or first.ndim != 1 or not len(first):
-        raise ValueError(f"a paired test of {first.shape} against {second.shape} values")
-    differences = first - second
-    if np.isnan(differences).any():
-        raise ValueError("a paired test of values that are not numbers")
+    differences = _paired_differences(first_Q, second_Q)
     differences = differences[differences != 0]  # either sign of 0 is the same
     if not len(differences):
         return 1.0
@@ -82,6 +79,47 @@ def randomisation_test(
         extreme += int((np.abs(signs @ differences) >= seen).sum())
         left -= rows
     return extreme / (num_samples + 1)
+
+
+def bootstrap(
+    first_Q: Sequence[float] | Floats,
+    second_Q: Sequence[float] | Floats,
+    *,
+    seed: int,
+    num_samples: int = NUM_RESAMPLES,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Return an interval for the difference of two systems' means, by drawing the queries anew.
+
+    A query is drawn with the values of both systems, since they are paired; the ends are quantiles of the means of the
+    differences (percentile bootstrap).
+
+    Args:
+        first_Q: A metric of each query [Q].
+        second_Q: Of the other system, for the same queries [Q].
+        seed: Draws the queries.
+        num_samples: How many sets of Q queries are drawn.
+        level: Share of the sets' means that lie between the ends, 0..1.
+
+    Returns:
+        Lower and upper end of first less second; NaN for a single query, which tells nothing of others.
+
+    Raises:
+        ValueError: The two have different numbers of queries, or none, or a value is NaN.
+
+    Source: Efron and Tibshirani (1993), "An introduction to the bootstrap", section 13.3.
+    """
+    differences = _paired_differences(first_Q, second_Q)
+    if len(differences) == 1:
+        return float("nan"), float("nan")
+    generator, means_S, done = np.random.default_rng(seed), np.empty(num_samples), 0
+    while done < num_samples:
+        rows = min(num_samples - done, max(1, _DRAWN_TOGETHER // len(differences)))
+        drawn = generator.integers(0, len(differences), size=(rows, len(differences)), dtype=np.int32)
+        means_S[done : done + rows] = differences[drawn].mean(1)
+        done += rows
+    low, high = np.quantile(means_S, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
@@ -125,3 +163,13 @@ def against(
             if name != compared
         }
     )
+
+
+def _paired_differences(first_Q: Sequence[float] | Floats, second_Q: Sequence[float] | Floats) -> Floats:
+    first, second = np.asarray(first_Q, dtype=np.float64), np.asarray(second_Q, dtype=np.float64)
+    if first.shape != second.shape or first.ndim != 1 or not len(first):
+        raise ValueError(f"a paired test of {first.shape} against {second.shape} values")
+    differences: Floats = first - second
+    if np.isnan(differences).any():
+        raise ValueError("a paired test of values that are not numbers")
+    return differences

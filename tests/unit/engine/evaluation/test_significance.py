@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats  # type: ignore[import-untyped]
 
-from engine.evaluation.significance import against, holm, randomisation_test, standard_error
+from engine.evaluation.significance import against, bootstrap, holm, randomisation_test, standard_error
 
 
 def test_a_standard_error_is_that_of_the_mean() -> None:
@@ -60,6 +60,8 @@ def test_queries_that_do_not_differ_change_nothing() -> None:
 def test_what_is_not_paired_is_refused(first: list[float], second: list[float]) -> None:
     with pytest.raises(ValueError, match="paired test"):
         randomisation_test(first, second, seed=0)
+    with pytest.raises(ValueError, match="paired test"):
+        bootstrap(first, second, seed=0)
 
 
 def test_a_true_hypothesis_is_rejected_as_often_as_the_level_says() -> None:
@@ -67,6 +69,41 @@ def test_a_true_hypothesis_is_rejected_as_often_as_the_level_says() -> None:
     p_values = [randomisation_test(*generator.random((2, 20)), seed=number, num_samples=400) for number in range(400)]
     rejected = sum(p <= 0.1 for p in p_values) / len(p_values)
     assert 0.055 < rejected < 0.145, "three standard errors around .1"
+
+
+@pytest.mark.parametrize("num_queries", [2, 3, 5])
+def test_an_interval_has_the_ends_of_all_ways_to_draw_few_queries(num_queries: int) -> None:
+    generator = np.random.default_rng(num_queries)
+    first, second = generator.random((2, num_queries))
+    sets = product(range(num_queries), repeat=num_queries)
+    means = np.array([sum(first[query] - second[query] for query in drawn) / num_queries for drawn in sets])
+    low, high = bootstrap(first, second, seed=1, num_samples=40_000)
+    share_below, share_above = float((means < low - 1e-12).mean()), float((means > high + 1e-12).mean())
+    noise = 4 * math.sqrt(0.025 * 0.975 / 40_000)
+    assert share_below <= 0.025 + noise
+    assert float((means <= low + 1e-12).mean()) >= 0.025 - noise
+    assert share_above <= 0.025 + noise
+    assert float((means >= high - 1e-12).mean()) >= 0.025 - noise
+    assert bootstrap(second, first, seed=1, num_samples=40_000) == pytest.approx((-high, -low), abs=1e-12)
+
+
+def test_an_interval_of_many_queries_is_that_of_the_normal_distribution() -> None:
+    """The queries are drawn in pairs: what both systems have in common widens no interval."""
+    generator = np.random.default_rng(4)
+    hardness = generator.random(500)
+    first, second = hardness + generator.normal(0.02, 0.1, 500), hardness + generator.normal(0, 0.1, 500)
+    low, high = bootstrap(first, second, seed=2)
+    middle, error = float((first - second).mean()), stats.sem(first - second)
+    assert (low, high) == pytest.approx((middle - 1.96 * error, middle + 1.96 * error), abs=0.15 * error)
+    narrow = bootstrap(first, second, seed=2, level=0.5)
+    assert narrow == pytest.approx((middle - 0.6745 * error, middle + 0.6745 * error), abs=0.1 * error)
+    assert bootstrap(first, second, seed=2) == (low, high), "the seed decides"
+    assert bootstrap(first, second, seed=3) != (low, high)
+
+
+def test_one_query_has_no_interval() -> None:
+    assert all(map(math.isnan, bootstrap([1.0], [0.0], seed=0)))
+    assert bootstrap([0.5] * 9, [0.5] * 9, seed=0) == (0.0, 0.0)
 
 
 def test_holms_correction_by_hand() -> None:
