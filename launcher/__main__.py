@@ -2,7 +2,7 @@
 
     before a run    convert, docstrings, plan, preflight
     a run           submit, cancel, status, supervise, branch
-    after a run     search, evaluate, matrix, analyse, export
+    after a run     search, evaluate, matrix, analyse, compare, export
 
 Training itself is started by `deepspeed launcher/run.py`, or by the job that `submit` hands to SLURM.
 """
@@ -27,6 +27,10 @@ COMMANDS = {
     "evaluate": ("launcher.commands.evaluate", "score the trained models on a data folder"),
     "matrix": ("launcher.commands.matrix", "measure every ranker of some runs over every retriever's list"),
     "analyse": ("launcher.commands.analyse", "compare rankers by the negatives that they were trained on"),
+    "compare": (
+        "launcher.commands.compare",
+        "compare settings, each of a run or several seeds, by what was measured",
+    ),
     "export": ("launcher.commands.export", "write the models of an iteration for other libraries"),
 }
 """Name -> (module, what it is for). A module has `add_arguments(parser)` and `run_command(arguments)`, which returns an

@@ -10,15 +10,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from engine.config.metric_names import ANSWERED, cutoff_of, family_of
 from engine.config.recipe import Config
 from engine.data.answers import AnswerMatcher
 from engine.data.corpus import Data, sample_queries
 from engine.data.trec import best_first, read_trec, write_trec
 from engine.errors import ConfigError, ModelError
-from engine.evaluation.measures import answer_measures, require_measurable, score_run
+from engine.evaluation.measures import ENTROPY, answer_measures, query_entropies, require_measurable, score_run
 from engine.evaluation.pairs import PairScorer
 from engine.evaluation.summary import Row, add_row
 from engine.evaluation.systems import RETRIEVER, System
@@ -37,8 +35,6 @@ Ranking = dict[str, dict[str, float]]
 """Query id to docid to score."""
 _SEARCHED_BY = {RETRIEVER: "dense"}
 """Kinds of systems whose retriever has another name in `engine.retrievers.kinds`."""
-ENTROPY_DEPTH = 15
-"""Documents over which the entropy of the retriever's distribution is taken (Table 6)."""
 RERANKED_TOGETHER = 8
 """Queries whose pairs a ranker scores in one call."""
 
@@ -113,9 +109,9 @@ def evaluate_system(
         searcher = open_searcher(run, data, folder, choice or retriever_of(system))
         ranking = retrieve(stage, data, searcher, queries, system.name)
         if system.weights is not None:
-            entropy = _mean_entropy(ranking, run.config.models[system.weights.model].score_scale)
-            name = f"{split}/{system.curve}/entropy@{ENTROPY_DEPTH}"
-            run.metrics.write(stage.name, system.iteration or 0, {name: entropy})
+            entropies = query_entropies(ranking, run.config.models[system.weights.model].score_scale).values()
+            value = sum(entropies) / max(1, len(entropies))
+            run.metrics.write(stage.name, system.iteration or 0, {f"{split}/{system.curve}/{ENTROPY}": value})
     else:
         found = read_trec(folder.results / system.over.run_file_name(split, sample))
         ranking = rerank(stage, data, system, queries, found)
@@ -362,16 +358,6 @@ def _together(stage: Stage, what: str, own: dict[str, Any]) -> dict[str, Any]:
     for part in stage.run.coordinator.gather(f"{stage.name}: {what}", own):
         whole |= part
     return whole
-
-
-def _mean_entropy(ranking: Ranking, score_scale: float) -> float:
-    entropies = []
-    for scores in filter(None, ranking.values()):
-        top = np.sort(np.array(list(scores.values())))[::-1][:ENTROPY_DEPTH] * score_scale
-        p = np.exp(top - top.max())
-        p /= p.sum()
-        entropies.append(float(-(p * np.log(np.maximum(p, 1e-30))).sum()))
-    return sum(entropies) / max(1, len(entropies))
 
 
 def show_examples(stage: Stage, data: Data, retriever: System, ranker: System) -> None:

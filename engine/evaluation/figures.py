@@ -125,7 +125,7 @@ def bars(title: str, groups: Mapping[str, Sequence[Point]], y_label: str) -> Any
     return figure
 
 
-def lines(title: str, curves: Mapping[str, Sequence[Point]], x_label: str, y_label: str) -> Any:
+def lines(title: str, curves: Mapping[str, Sequence[Point]], x_label: str, y_label: str, *, bands: bool = False) -> Any:
     """Draw curves with their standard errors, such as train and dev over the iterations.
 
     Args:
@@ -133,15 +133,20 @@ def lines(title: str, curves: Mapping[str, Sequence[Point]], x_label: str, y_lab
         curves: Name -> its points, by x ascending.
         x_label: Of the x-axis, which counts.
         y_label: Of the y-axis.
+        bands: Show standard errors as a band around each curve, which many curves need to stay readable.
 
     Returns:
         A figure of matplotlib.
     """
     figure, axes = _figure(title, width=6.5, height=4.5)
     for name, points in curves.items():
-        errors = [0.0 if np.isnan(point.y_error) else point.y_error for point in points]
-        x, y = [point.x for point in points], [point.y for point in points]
-        axes.errorbar(x, y, yerr=errors, fmt="o-", capsize=2, label=name)
+        errors = np.array([0.0 if np.isnan(point.y_error) else point.y_error for point in points])
+        x, y = [point.x for point in points], np.array([point.y for point in points])
+        if bands:
+            (line,) = axes.plot(x, y, "o-", markersize=4, label=name)
+            axes.fill_between(x, y - errors, y + errors, color=line.get_color(), alpha=0.15, linewidth=0)
+        else:
+            axes.errorbar(x, y, yerr=errors, fmt="o-", capsize=2, label=name)
     axes.set_xticks(sorted({int(point.x) for points in curves.values() for point in points}))
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)

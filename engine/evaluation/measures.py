@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 
 import ir_measures
+import numpy as np
 from ir_measures import AP, RR, Measure, R, Success, nDCG
 
 from engine.config.metric_names import ANSWERED, DEFAULT_METRICS, JUDGED, cutoff_of, family_of
@@ -21,6 +22,11 @@ from engine.config.sections import EvaluationConfig
 from engine.data.trec import Rankings, best_first
 from engine.errors import ConfigError, DataError
 from shards.records import Dataset
+
+ENTROPY_DEPTH = 15
+"""Documents over which the entropy of a retriever's distribution is taken (AR2 Table 6)."""
+ENTROPY = f"entropy@{ENTROPY_DEPTH}"
+"""What it is called in curves and tables."""
 
 
 def score_run(
@@ -119,9 +125,45 @@ def answer_measures(
     """
     if not answered:
         raise DataError("No query has answers to look for", expected="at least one query with answers")
-    judged = {qid: dict.fromkeys(documents, 1) for qid, documents in answered.items()}
+    judged = _judged_by_answers(answered)
     named = {name: Success @ cutoff_of(name) for name in metrics if family_of(name) in ANSWERED}
     return _means(named, run, judged)
+
+
+def answer_values(run: Rankings, answered: Mapping[str, Set[str]], metric: str) -> dict[str, float]:
+    """Measure a ranking by answer match, query by query: the mean of what is returned is that of `answer_measures`.
+
+    Args:
+        run: As of `answer_measures`, and so is `answered`.
+        answered: Query id -> the documents with an answer.
+        metric: One that is by answers, such as `A@20`.
+    """
+    values, judged = dict.fromkeys(answered, 0.0), _judged_by_answers(answered)
+    for one in ir_measures.iter_calc([Success @ cutoff_of(metric)], judged, _by_rank(run, judged)):
+        values[one.query_id] = float(one.value)
+    return values
+
+
+def query_entropies(run: Rankings, score_scale: float) -> dict[str, float]:
+    """Measure how even a retriever's distribution is over its best documents, query by query.
+
+    Args:
+        run: Rankings of a model that searches.
+        score_scale: By which the model's scores are multiplied in its softmax.
+
+    Returns:
+        Query id -> entropy of the softmax over the top 15, in nats; without queries for which nothing was found.
+
+    Source: AR2 section 4.4, Table 6.
+    """
+    entropies: dict[str, float] = {}
+    for qid, scores in run.items():
+        if scores:
+            top = np.sort(np.array(list(scores.values())))[::-1][:ENTROPY_DEPTH] * score_scale
+            p = np.exp(top - top.max())
+            p /= p.sum()
+            entropies[qid] = float(-(p * np.log(np.maximum(p, 1e-30))).sum())
+    return entropies
 
 
 def require_measurable(dataset: Dataset, split: str, qids: Sequence[str], settings: EvaluationConfig) -> None:
@@ -162,6 +204,10 @@ def _require_relevant(qrels: Mapping[str, Mapping[str, int]], threshold: int) ->
             if highest < 1
             else f"lower evaluation.relevance_threshold to at most {highest}",
         )
+
+
+def _judged_by_answers(answered: Mapping[str, Set[str]]) -> dict[str, dict[str, int]]:
+    return {qid: dict.fromkeys(documents, 1) for qid, documents in answered.items()}
 
 
 def _judged(qrels: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:

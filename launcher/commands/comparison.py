@@ -111,17 +111,31 @@ class Comparison:
             written: For the CSV.
             draw: Makes the figure.
         """
+        shown, figure = [printed], draw if self._draws else None
+        publish = partial(publish_table, self._out, self._board, name, shown, written, figure)
+        self.coordinator.only_rank_zero(f"publish {name}", publish)
 
-        def write() -> None:
-            self._out.mkdir(parents=True, exist_ok=True)
-            written.write_csv(self._out / f"{name}.csv")
-            places = f"{self._out / name}.csv"
-            if self._draws:
-                write_figure(draw(), self._out / f"{name}.png", self._board / name, name)
-                places += f", .png, and TensorBoard: {self._board}"
-            print(f"{printed.text()}\n\n{places}", flush=True)
 
-        self.coordinator.only_rank_zero(f"publish {name}", write)
+def publish_table(
+    out: Path, board: Path, name: str, printed: Sequence[Table], written: Table, draw: Callable[[], Any] | None
+) -> None:
+    """Print tables, write one as CSV, and draw it as a PNG and for TensorBoard.
+
+    Args:
+        out: Folder of the files.
+        board: Folder of TensorBoard, which gets one below it.
+        name: Of the comparison, a word.
+        printed: For the terminal.
+        written: For the CSV.
+        draw: Makes the figure; None for no figure.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    written.write_csv(out / f"{name}.csv")
+    places = f"{out / name}.csv"
+    if draw is not None:
+        write_figure(draw(), out / f"{name}.png", board / name, name)
+        places += f", .png, and TensorBoard: {board}"
+    print("\n\n".join([*(table.text() for table in printed), places]), flush=True)
 
 
 @contextmanager
@@ -155,7 +169,8 @@ def open_comparison(
     dataset = open_dataset(
         arguments.data or first.config.data.path or first.folder.path / "data", first.config.data.format
     )
-    _require_same_data(runs, dataset)
+    require_same_data(runs, dataset)
+    require_same_setting(runs, "evaluation.relevance_threshold", "give all of them the same by --set {key}=VALUE")
     terms = _terms(first, dataset, arguments, samples or {})
     out = arguments.out or first.folder.path / FOLDER
     board = out / "tensorboard" if arguments.out else first.folder.path / "tensorboard" / FOLDER
@@ -246,8 +261,16 @@ def _set(runs: Mapping[str, Run], arguments: argparse.Namespace) -> None:
         change_settings(run, [*words, *arguments.set])
 
 
-def _require_same_data(runs: Mapping[str, Run], dataset: Dataset) -> None:
-    """Refuse runs whose numbers could not be compared."""
+def require_same_data(runs: Mapping[str, Run], dataset: Dataset) -> None:
+    """Refuse runs whose numbers could not be compared, since they are of other data.
+
+    Args:
+        runs: By name.
+        dataset: What they are measured on.
+
+    Raises:
+        ConfigError: A run was trained on other data, or they differ in whether a query is a document itself.
+    """
     for name, run in runs.items():
         if fingerprint_of(run) != dataset.fingerprint:
             raise ConfigError(
@@ -256,17 +279,28 @@ def _require_same_data(runs: Mapping[str, Run], dataset: Dataset) -> None:
                 remedy="compare runs of the same data; if their folder was moved or restored elsewhere, name it by "
                 "--data",
             )
-    for key in ("evaluation.relevance_threshold", "data.ignore_identical_ids"):
-        section, field = key.split(".")
-        by_name = {name: getattr(getattr(run.config, section), field) for name, run in runs.items()}
-        if len({str(value) for value in by_name.values()}) > 1:
-            raise ConfigError(
-                f"the runs differ in {key}: {', '.join(f'{name} has {value}' for name, value in by_name.items())}",
-                expected="one notion of what is found",
-                remedy=f"give all of them the same by --set {key}=VALUE"
-                if section == "evaluation"
-                else "compare runs with the same setting",
-            )
+    require_same_setting(runs, "data.ignore_identical_ids", "compare runs with the same setting")
+
+
+def require_same_setting(runs: Mapping[str, Run], key: str, remedy: str) -> None:
+    """Refuse runs that differ in what is found or counts as found.
+
+    Args:
+        runs: By name.
+        key: A setting, `section.field`.
+        remedy: For the error; `{key}` in it is the setting.
+
+    Raises:
+        ConfigError: They differ in it.
+    """
+    section, field = key.split(".")
+    by_name = {name: getattr(getattr(run.config, section), field) for name, run in runs.items()}
+    if len({str(value) for value in by_name.values()}) > 1:
+        raise ConfigError(
+            f"the runs differ in {key}: {', '.join(f'{name} has {value}' for name, value in by_name.items())}",
+            expected="one notion of what is found",
+            remedy=remedy.format(key=key),
+        )
 
 
 def _terms(

@@ -133,7 +133,7 @@ def corpus_of(run: Run, iteration: int, shards: Path | None = None) -> Data:
     Raises:
         ArtifactError: The shards are missing, damaged, or made with other tokenizers.
     """
-    folder = shards or _shards_of(run)
+    folder = shards or shards_of(run)
     if not (folder / MANIFEST_NAME).exists():
         raise ArtifactError(
             f"the shards of the run, with the texts of its corpus, are not in {folder}",
@@ -150,8 +150,12 @@ def fingerprint_of(run: Run) -> str | None:
     return None if written is None else written.dataset_sha256
 
 
-def _shards_of(run: Run) -> Path:
-    """Return the folder from which a run read its shards: its own, or one beside its data."""
+def shards_of(run: Run) -> Path:
+    """Return the folder from which a run read its shards: its own, or one beside its data.
+
+    Args:
+        run: The run.
+    """
     written = run.result_of("shards", WrittenCorpus)
     if written is not None and written.prepared is not None:
         return Path(written.prepared)

@@ -22,7 +22,6 @@ from engine.errors import ConfigError, ModelError
 from engine.evaluation import evaluate
 from engine.evaluation.candidates import evaluate_candidates
 from engine.evaluation.evaluate import (
-    _mean_entropy,
     evaluate_iteration,
     evaluate_system,
     record_ranking,
@@ -32,6 +31,7 @@ from engine.evaluation.evaluate import (
     retriever_of,
     split_queries,
 )
+from engine.evaluation.measures import query_entropies
 from engine.evaluation.systems import System, WeightsOf, pairs_of, trained_systems, yardsticks
 from engine.retrievers.kinds import Choice
 from engine.run import Run, Stage
@@ -372,13 +372,12 @@ def test_a_split_without_queries_is_not_measured(open_run: Open) -> None:
 def test_entropy_is_that_of_the_top_fifteen() -> None:
     """AR2 Table 6."""
     even = {"q0": {f"d{number}": 1.0 for number in range(40)}}
-    assert _mean_entropy(even, 1.0) == pytest.approx(math.log(15))
-    sure = {"q0": {"d0": 1000.0, "d1": 0.0}}
-    assert _mean_entropy(sure, 1.0) == pytest.approx(0.0, abs=1e-9)
-    assert _mean_entropy(even | {"q1": sure["q0"]}, 1.0) == pytest.approx(math.log(15) / 2)
+    assert query_entropies(even, 1.0) == {"q0": pytest.approx(math.log(15))}
+    sure: dict[str, dict[str, float]] = {"q0": {"d0": 1000.0, "d1": 0.0}, "q1": {}}
+    assert query_entropies(sure, 1.0) == {"q0": pytest.approx(0.0, abs=1e-9)}, "of nothing there is none"
     tilted = {"q0": {"d0": 1.0, "d1": 0.0}}
     p = 1 / (1 + math.exp(-2))
-    assert _mean_entropy(tilted, 2.0) == pytest.approx(-p * math.log(p) - (1 - p) * math.log(1 - p))
+    assert query_entropies(tilted, 2.0) == {"q0": pytest.approx(-p * math.log(p) - (1 - p) * math.log(1 - p))}
 
 
 # --- which curve, which file, which retriever ------------------------------------------------------------------------

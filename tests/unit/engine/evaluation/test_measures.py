@@ -17,7 +17,7 @@ from engine.config.metric_names import DEFAULT_METRICS
 from engine.config.sections import EvaluationConfig
 from engine.data.corpus import sample_queries
 from engine.errors import DataError, SparringError
-from engine.evaluation.measures import answer_measures, query_values, require_measurable, score_run
+from engine.evaluation.measures import answer_measures, answer_values, query_values, require_measurable, score_run
 from shards.formats import open_dataset
 from shards.records import Query
 
@@ -87,6 +87,8 @@ def test_answer_measures_by_hand() -> None:
     run = {"q1": ranking("x", "a", "b"), "q2": ranking("c"), "q3": ranking("x"), "no answers": ranking("x")}
     answered = {"q1": {"a", "b"}, "q2": {"c"}, "q3": set(), "not ranked": set()}
     assert answer_measures(run, answered) == {"A@1": 0.25, "A@5": 0.5, "A@20": 0.5, "A@100": 0.5}
+    assert answer_values(run, answered, "A@1") == {"q1": 0.0, "q2": 1.0, "q3": 0.0, "not ranked": 0.0}
+    assert answer_values(run, answered, "A@5") == {"q1": 1.0, "q2": 1.0, "q3": 0.0, "not ranked": 0.0}
     assert answer_measures({"q": ranking("x")}, {"q": set()}, ("A@5", "R@1")) == {"A@5": 0.0}
     with pytest.raises(DataError, match="No query has answers"):
         answer_measures(run, {})

@@ -1,0 +1,234 @@
+"""`python -m launcher compare NAME=RUN,RUN... ...`: settings side by side, each of one run or of several seeds.
+
+    python -m launcher compare ar2=runs/a,runs/a43,runs/a44 ance=runs/b,runs/b43,runs/b44 --against ance
+    python -m launcher compare runs/sweep --metric R@1,R@5,entropy@15     # a folder of runs; the names are the settings
+    python -m launcher compare n1=runs/n1 n15=runs/n15 --efficiency       # seconds by kind of work, a step's time
+
+What the runs have measured and recorded themselves is read: no model is loaded. Printed are what each leaves behind
+(AR2 Tables 5 and 6), the same by iteration (Figures 3 and 4), and with --efficiency what it took (Tables 4 and 8).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from engine.config.metric_names import ANSWERED, family_of
+from engine.errors import ConfigError, DataError
+from engine.evaluation import efficiency, variants
+from engine.evaluation.figures import require_matplotlib
+from engine.evaluation.measures import ENTROPY
+from engine.evaluation.pooled import Pooled
+from engine.evaluation.recorded import Recorded, Recordings, final_systems, systems_by_iteration
+from engine.evaluation.systems import System
+from engine.evaluation.tables import Table
+from engine.evaluation.variants import Part, Terms
+from engine.run import Run
+from launcher.commands.comparison import FOLDER, publish_table, require_same_data, require_same_setting
+from launcher.commands.finished import require_search, shards_of
+from launcher.commands.run_groups import runs_in_groups
+from launcher.slurm.job import finished_stages, is_finished
+from launcher.terminal.arguments import positive_whole_number, typed_path
+from shards.formats import open_dataset
+from shards.reader import CorpusShards
+from shards.records import Dataset
+
+Groups = Mapping[str, Sequence[Run]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command's words."""
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="run folder, NAME=RUN,RUN for seeds, a folder of runs, or a pattern"
+    )
+    parser.add_argument("--against", metavar="NAME", help="compare the others with this one (the first)")
+    parser.add_argument("--split", default="dev", help="split that the runs have measured (dev)")
+    parser.add_argument(
+        "--metric", default=f"MRR@10,{ENTROPY}", help=f"one or more, the first in the figures (MRR@10,{ENTROPY})"
+    )
+    parser.add_argument(
+        "--relevance-threshold", type=positive_whole_number, metavar="G", help="grade of a relevant document"
+    )
+    parser.add_argument(
+        "--queries", type=positive_whole_number, metavar="N", help="rankings of so many queries (the most there are)"
+    )
+    parser.add_argument("--data", type=typed_path, metavar="DIR", help="where the runs' data folder lies now")
+    parser.add_argument("--efficiency", action="store_true", help="what the runs took, by kind of work")
+    parser.add_argument("--unfinished", action="store_true", help="the curves of runs so far, finished or not")
+    parser.add_argument("--out", type=typed_path, metavar="DIR", help=f"results folder (the first RUN's {FOLDER}/)")
+    parser.add_argument("--no-figure", action="store_true", help="print and write the tables alone")
+
+
+def run_command(arguments: argparse.Namespace) -> None:
+    """Read what was measured, and print, write and draw the comparison."""
+    if not arguments.no_figure:
+        require_matplotlib()
+    metrics = _metrics(arguments.metric)
+    groups = runs_in_groups(arguments.runs)
+    compared = arguments.against or next(iter(groups))
+    if compared not in groups:
+        raise ConfigError(f"--against {compared} is no name here", expected=f"one of {', '.join(groups)}")
+    _require_comparable(groups, unfinished=arguments.unfinished)
+    first = next(iter(groups.values()))[0]
+    out = arguments.out or first.folder.path / FOLDER
+    board = out / "tensorboard" if arguments.out else first.folder.path / "tensorboard" / FOLDER
+    publish = partial(_publish, out, board, draws=not arguments.no_figure)
+    if arguments.efficiency:
+        costs = {name: [efficiency.cost_of(run) for run in runs] for name, runs in groups.items()}
+        shown, written = efficiency.efficiency_tables(costs)
+        publish("efficiency", [shown], written, partial(efficiency.efficiency_figure, costs))
+        return
+    recordings = _recordings(arguments, groups, metrics)
+    terms = Terms(arguments.split, metrics, compared, first.config.run.seed)
+    name = f"{arguments.split}-{metrics[0]}"
+    if not arguments.unfinished:
+        parts = _final_parts(recordings, groups, arguments)
+        printed, written = variants.final_tables(parts, terms)
+        publish(f"compare-{name}", printed, written, partial(variants.final_figure, parts, terms))
+    curves = _curves(recordings, groups)
+    if len(curves) > 1:
+        print()
+        printed, written = variants.curve_tables(curves, terms)
+        publish(f"curves-{name}", printed, written, partial(variants.curve_figure, curves, terms))
+
+
+def _publish(
+    out: Path,
+    board: Path,
+    name: str,
+    printed: Sequence[Table],
+    written: Table,
+    draw: Callable[[], object],
+    *,
+    draws: bool,
+) -> None:
+    publish_table(out, board, name, printed, written, draw if draws else None)
+
+
+def _metrics(words: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(word.strip() for word in words.split(",")))
+    for name in names:
+        if name != ENTROPY:
+            try:
+                family_of(name)
+            except ValueError as error:
+                raise ConfigError(f"--metric: {error}; or {ENTROPY}, of retrievers") from error
+    return names
+
+
+def _require_comparable(groups: Groups, *, unfinished: bool) -> None:
+    """Refuse runs that have no comparable numbers.
+
+    Raises:
+        ConfigError: A run answers no queries or is not finished, or rankers re-ranked to different depths.
+    """
+    by_label = {_label(name, run, runs): run for name, runs in groups.items() for run in runs}
+    for label, run in by_label.items():
+        require_search(run)
+        if not unfinished and not is_finished(run.folder.path):
+            stages = finished_stages(run.folder.path)
+            raise ConfigError(
+                f"{label} ({run.folder.path}) has not finished: its last stage was {stages[-1] if stages else 'none'}",
+                expected="finished runs, whose last models are compared",
+                remedy="let it come to its end, leave it out, or look at the curves so far by --unfinished",
+            )
+
+
+def _recordings(arguments: argparse.Namespace, groups: Groups, metrics: Sequence[str]) -> Recordings:
+    by_label = {_label(name, run, runs): run for name, runs in groups.items() for run in runs}
+    first = next(iter(by_label.values()))
+    path = arguments.data or first.config.data.path or first.folder.path / "data"
+    dataset = open_dataset(path, first.config.data.format)
+    require_same_data(by_label, dataset)
+    require_same_setting(by_label, "evaluation.rerank_depth", "measure them to one depth by `evaluate --depth N`")
+    if arguments.relevance_threshold is None:
+        remedy = "say from which grade a document counts as relevant by --relevance-threshold G"
+        require_same_setting(by_label, "evaluation.relevance_threshold", remedy)
+    if not dataset.qrels.get(arguments.split):
+        raise DataError(
+            f"{dataset.path} has no judged queries in the split {arguments.split!r}",
+            expected=f"one of {', '.join(dataset.qrels) or 'train, dev, test'}",
+            remedy="name another split by --split",
+        )
+    return Recordings(
+        dataset,
+        arguments.split,
+        metrics,
+        arguments.relevance_threshold or first.config.evaluation.relevance_threshold,
+        num_queries=arguments.queries,
+        text_of=_texts(first, dataset, metrics),
+    )
+
+
+def _texts(run: Run, dataset: Dataset, metrics: Sequence[str]) -> Callable[[str], str] | None:
+    """Open the corpus for metrics by answers; none is needed for others."""
+    if not any(name != ENTROPY and family_of(name) in ANSWERED for name in metrics):
+        return None
+    if not any(query.answers for query in dataset.queries.values()):
+        raise DataError(f"the queries of {dataset.path} have no answers", expected="a metric by judgements by --metric")
+    shards = CorpusShards.open(shards_of(run))
+    return lambda docid: shards.document(shards.index_of(docid)).text
+
+
+def _final_parts(recordings: Recordings, groups: Groups, arguments: argparse.Namespace) -> list[Part]:
+    """Read what each setting leaves behind.
+
+    Raises:
+        ConfigError: A run has not measured its retriever, or some runs of a setting have not measured what others have.
+    """
+    by_role: dict[str, list[Part]] = {}
+    for name, runs in groups.items():
+        systems = [final_systems(run) for run in runs]
+        for role, system in systems[0].items():
+            read = [recordings.read(run, own[role]) for run, own in zip(runs, systems, strict=True)]
+            if system.over is None:
+                _require_all(read, runs, name, system, arguments)
+            if found := [one for one in read if one is not None]:
+                _require_all(read, runs, name, system, arguments)
+                by_role.setdefault(role, []).append(_part(name, role, system, found))
+    return [part for parts in by_role.values() for part in parts]
+
+
+def _require_all(
+    read: Sequence[Recorded | None],
+    runs: Sequence[Run],
+    name: str,
+    system: System,
+    arguments: argparse.Namespace,
+) -> None:
+    for one, run in zip(read, runs, strict=True):
+        if one is None:
+            sized = f" with {arguments.queries} queries" if arguments.queries else ""
+            raise ConfigError(
+                f"{_label(name, run, runs)} ({run.folder.path}) has no ranking of {system.name} on "
+                f"{arguments.split}{sized}",
+                expected="rankings of every run on one split",
+                remedy=f"measure it: python -m launcher evaluate {run.folder.path} --data DIR --split "
+                f"{arguments.split}" + (f" --max-queries {arguments.queries}" if arguments.queries else ""),
+            )
+
+
+def _curves(recordings: Recordings, groups: Groups) -> dict[int, list[Part]]:
+    """Read what was measured after each iteration, where all runs of a setting have it."""
+    curves: dict[int, list[Part]] = {}
+    for name, runs in groups.items():
+        by_run = [systems_by_iteration(run) for run in runs]
+        for role, systems in by_run[0].items():
+            for iteration, system in systems.items():
+                own = [one.get(role, {}).get(iteration) for one in by_run]
+                read = [recordings.read(run, one) if one else None for run, one in zip(runs, own, strict=True)]
+                found = [one for one in read if one is not None]
+                if len(found) == len(runs):
+                    curves.setdefault(iteration, []).append(_part(name, role, system, found))
+    return curves
+
+
+def _part(name: str, role: str, system: System, read: Sequence[Recorded]) -> Part:
+    metrics = {metric: Pooled.of([one.values[metric] for one in read]) for metric in read[0].values}
+    return Part(name, role, system.name, metrics)
+
+
+def _label(name: str, run: Run, runs: Sequence[Run]) -> str:
+    return name if len(runs) == 1 else f"{name} (seed {run.config.run.seed})"
