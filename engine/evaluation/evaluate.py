@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from engine.config.metric_names import ANSWERED, cutoff_of, family_of
@@ -16,6 +17,7 @@ from engine.data.answers import AnswerMatcher
 from engine.data.corpus import Data, sample_queries
 from engine.data.trec import best_first, read_trec, write_trec
 from engine.errors import ConfigError, ModelError
+from engine.evaluation.headline import headline_of
 from engine.evaluation.measures import ENTROPY, answer_measures, query_entropies, require_measurable, score_run
 from engine.evaluation.pairs import PairScorer
 from engine.evaluation.summary import Row, add_row
@@ -314,7 +316,8 @@ def record_ranking(
         folder.results.mkdir(parents=True, exist_ok=True)
         path = folder.results / system.run_file_name(split, sample)
         write_trec(path, ranking, tag=system.name)
-        add_row(folder.summary, row)
+        headline = headline_of(stage, data, folder, ranking, system, split, sample, row.metrics)
+        add_row(folder.summary, replace(row, headline=headline))
 
     stage.run.coordinator.only_rank_zero(f"{stage.name}: record {system.name}", write)
     shown = row.metrics | {"num_queries": len(ranking)}

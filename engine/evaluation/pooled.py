@@ -18,8 +18,6 @@ from engine.errors import ConfigError
 from engine.evaluation.significance import Floats, against, bootstrap, standard_error
 from engine.evaluation.tables import LEVEL
 
-WITHIN_NOISE = "within noise"
-
 
 @dataclass(frozen=True, slots=True)
 class Pooled:
@@ -92,16 +90,6 @@ class Difference:
     def is_noise(self) -> bool:
         """Whether it could be chance: p is not below the level."""
         return self.p >= LEVEL
-
-    def told(self, more: str = "better", less: str = "worse") -> str:
-        """Return what it comes to, such as `better, p 0.012`.
-
-        Args:
-            more: What a system with the larger mean is called.
-            less: What one with the smaller mean is called.
-        """
-        word = WITHIN_NOISE if self.is_noise else more if self.mean > 0 else less
-        return f"{word}, p {self.p:.2g}"
 
 
 def differences(

@@ -6,6 +6,7 @@ place only of one with the same queries. Samples are drawn by the run's seed, so
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -13,9 +14,31 @@ from tabulate import tabulate
 
 from engine.evaluation.duel import Duel
 from engine.evaluation.mixture import Fusion
+from engine.evaluation.significance import holm
 from engine.evaluation.systems import BM25, RANKER, RETRIEVER, System, place_of_kind
+from engine.evaluation.tables import result_of
 from engine.run import RunFolder
 from shards.files import read_record, write_json
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """How surely a row's first metric is what it is, and how far it lies from the row that it should be above."""
+
+    metric: str
+    """Which one."""
+    standard_error: float | None
+    """Of its mean over queries; None for a single query."""
+    to: str | None = None
+    """The system that it is compared with; None where none was measured on the same queries."""
+    to_iteration: int | None = None
+    """Whose weights that one has."""
+    difference: float | None = None
+    """Mean of the differences over queries, this row's less the other's."""
+    difference_error: float | None = None
+    """Standard error of that mean; None for a single query."""
+    p: float | None = None
+    """Of the paired randomisation test, not corrected: which rows stand beside it, the table knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +65,8 @@ class Row:
     """Grade from which a document counted as relevant."""
     rerank_depth: int | None = None
     """Documents of a query that were re-ranked at most; None for who searches, and in summaries written without it."""
+    headline: Headline | None = None
+    """Of its first metric; None in summaries that were written without it."""
 
     @classmethod
     def of(
@@ -101,7 +126,7 @@ def add_row(path: Path, row: Row) -> None:
 
 
 def summary_table(folder: RunFolder) -> str:
-    """Format the recorded rows as a table, system by metric.
+    """Format the recorded rows as a table, system by metric, and how surely each differs from the one it builds on.
 
     Args:
         folder: With a summary.
@@ -109,7 +134,7 @@ def summary_table(folder: RunFolder) -> str:
     Returns:
         Rows by split, sample (the largest first), iteration and kind, then as they were added. What is the same in
         all rows as in a plain one is not shown: whose ranking of another iteration is re-ranked, and from which grade
-        on a document is relevant.
+        on a document is relevant. The second table has the rows that were recorded with their standard errors.
     """
     rows = sorted(read_rows(folder.summary), key=_place)
     mixed = any(row.over_iteration != row.iteration for row in rows if row.over)
@@ -125,11 +150,58 @@ def summary_table(folder: RunFolder) -> str:
     headers = ["split", "queries", "iteration", "system", "re-ranks", *["of iteration"] * mixed]
     headers += ["relevant from"] * graded
     text: str = tabulate(table, headers=[*headers, *metrics], floatfmt=".3f", missingval="")
+    text += _differences_table(rows)
     if folder.fusion.exists():
         text += f"\n\n{read_record(folder.fusion, Fusion, 'the weights of the mixture').told}"
     if folder.duel.exists():
         text += f"\n\n{read_record(folder.duel, Duel, 'the verdict of the game').told}"
     return text
+
+
+def _differences_table(rows: Sequence[Row]) -> str:
+    """Format how far rows lie from those that they build on, within 120 columns; empty where nothing is known."""
+    known = [(row, row.headline) for row in rows if row.headline is not None]
+    if not known:
+        return ""
+    corrected: dict[int, float] = {}
+    for group in dict.fromkeys(_group(row) for row, _ in known):
+        p_values = {f"{id(row)}": one.p for row, one in known if one.p is not None and _group(row) == group}
+        corrected |= {int(name): p for name, p in holm(p_values).items()}
+    table: list[list[str | int | None]] = []
+    for row, one in known:
+        system = f"{row.system} over {row.over}" if row.over else row.system
+        if row.over and row.over_iteration not in (row.iteration, None):
+            system += f" of {row.over_iteration}"
+        mean = f"{row.metrics[one.metric]:.3f}{_error(one.standard_error)}"
+        line: list[str | int | None] = [row.split, _queries(row), row.iteration, system, one.metric, mean]
+        if one.to is None or one.difference is None:
+            line += ["", "", ""]
+        else:
+            line += [_named(one.to, one.to_iteration, row), f"{one.difference:+.3f}{_error(one.difference_error)}"]
+            line.append(result_of(one.difference, corrected[id(row)]))
+        table.append(line)
+    headers = ["split", "queries", "iteration", "system", "metric", "mean", "compared with", "difference", "result"]
+    if len(metrics := {one.metric for _, one in known}) == 1:
+        headers[4:6] = metrics
+        table = [[*line[:4], *line[5:]] for line in table]
+    body: str = tabulate(table, headers=headers, missingval="")
+    return (
+        f"\n\n{body}\n±: standard error over queries. Differences are paired, query by query; p: randomisation test, "
+        "corrected by\nHolm over the rows of a split."
+    )
+
+
+def _error(value: float | None) -> str:
+    return "" if value is None else f" ±{value:.3f}"
+
+
+def _named(system: str, iteration: int | None, row: Row) -> str:
+    """Name the row that another is compared with, and its iteration where the name alone could be the row's own."""
+    return f"{system} of {iteration}" if system == row.system and iteration is not None else system
+
+
+def _group(row: Row) -> tuple[str, int | None, int]:
+    return row.split, row.num_queries, row.relevance_threshold
 
 
 def _queries(row: Row) -> str:

@@ -20,6 +20,7 @@ from shards.files import write_atomically
 
 LEVEL = 0.05
 """Corrected p below which a difference is marked."""
+WITHIN_NOISE = "within noise"
 Value = float | int | str | None
 
 
@@ -52,6 +53,19 @@ class Table:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(self.headers)
             writer.writerows(["" if value is None or value != value else value for value in row] for row in self.rows)
+
+
+def result_of(difference: float, p: float, *, more: str = "better", less: str = "worse") -> str:
+    """Return in words what a difference comes to, such as `better, p 0.012` or `within noise, p 0.4`.
+
+    Args:
+        difference: Of the means.
+        p: Of it, corrected; from the level on it could be chance.
+        more: What a system with the larger mean is called.
+        less: What one with the smaller mean is called.
+    """
+    word = WITHIN_NOISE if p >= LEVEL else more if difference > 0 else less
+    return f"{word}, p {p:.2g}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from engine.evaluation import figures
 from engine.evaluation.figures import Point
 from engine.evaluation.measures import ENTROPY
 from engine.evaluation.pooled import Difference, Pooled, differences
-from engine.evaluation.tables import Table, Value
+from engine.evaluation.tables import Table, Value, result_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,10 +200,11 @@ def _spread(pooled: Pooled) -> str | None:
 def _shown(difference: Difference | None, metric: str) -> tuple[Value, ...]:
     if difference is None:
         return None, None, None
-    words = ("higher", "lower") if metric == ENTROPY else ("better", "worse")
+    more, less = ("higher", "lower") if metric == ENTROPY else ("better", "worse")
     error = "" if difference.standard_error != difference.standard_error else f" ±{difference.standard_error:.4f}"
+    result = result_of(difference.mean, difference.p, more=more, less=less)
     interval = "" if difference.low != difference.low else f"[{difference.low:+.4f}, {difference.high:+.4f}]"
-    return f"{difference.mean:+.4f}{error}", interval, difference.told(*words)
+    return f"{difference.mean:+.4f}{error}", interval, result
 
 
 def _headers(terms: Terms) -> tuple[str, ...]:

@@ -243,7 +243,7 @@ def test_a_record_is_a_row_a_trec_file_and_points_of_a_curve(open_run: Open) -> 
     run, data = open_run(), data_of(2)
     shown = record(run, data, {"q0": {"d0": 2.0, "d1": 1.0}, "q1": {"d5": 3.0, "d1": 1.0}})
     (row,) = json.loads(run.folder.summary.read_text())
-    assert {key: value for key, value in row.items() if key != "metrics"} == {
+    assert {key: value for key, value in row.items() if key not in {"metrics", "headline"}} == {
         **{"system": "G", "kind": "retriever", "retriever": "G", "over": None},
         **{"iteration": 1, "split": "dev", "over_iteration": None, "relevance_threshold": 1},
         **{"num_queries": 2, "split_queries": 2, "rerank_depth": None},

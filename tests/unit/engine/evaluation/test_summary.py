@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import pytest
 
 from engine.config.file import load_config
 from engine.errors import ArtifactError
-from engine.evaluation.summary import Row, add_row, read_rows, summary_table
+from engine.evaluation.summary import Headline, Row, add_row, read_rows, summary_table
 from engine.evaluation.systems import RANKER, System, WeightsOf, trained_systems, yardsticks
 from engine.run import Run
 from shards.files import write_json
@@ -121,6 +122,39 @@ def test_the_table_says_which_iteration_is_re_ranked_where_it_is_another(open_ru
         ["1", "D", "G0", "top", "0", "0.550"],
         ["1", "D", "G", "top", "2", "0.700"],
     ]
+
+
+def compared(run: Run, system: System, mean: float, headline: Headline) -> None:
+    row = Row.of(system, "dev", {"MRR@10": mean, "R@1": 0.1}, num_queries=40, split_queries=40, rerank_depth=10)
+    add_row(run.folder.summary, replace(row, headline=headline))
+
+
+def test_a_second_table_says_how_surely_rows_differ(open_run: Open) -> None:
+    """p by hand: .01 * 3, .2 * 2, .5 * 1."""
+    run = open_run()
+    compared(run, BM25, 0.2, Headline("MRR@10", 0.02))
+    compared(run, G0, 0.3, Headline("MRR@10", 0.03, "zero-shot", None, 0.1, 0.02, 0.01))
+    compared(run, G, 0.25, Headline("MRR@10", 0.03, "G0", 0, -0.05, 0.04, 0.2))
+    compared(run, D, 0.26, Headline("MRR@10", None, "G", 1, 0.01, None, 0.5))
+    first, second = summary_table(run.folder).split("\n\n")
+    assert "0.250" in first
+    lines = second.splitlines()
+    assert re.split(r" {2,}", lines[0])[3:] == ["system", "MRR@10", "compared with", "difference", "result"]
+    assert max(map(len, lines)) <= 120
+    cells = [re.split(r" {2,}", line.strip()) for line in lines[2:6]]
+    assert cells == [
+        ["dev", "40", "BM25", "0.200 ±0.020"],
+        ["dev", "40", "0", "G0", "0.300 ±0.030", "zero-shot", "+0.100 ±0.020", "better, p 0.03"],
+        ["dev", "40", "1", "G", "0.250 ±0.030", "G0", "-0.050 ±0.040", "within noise, p 0.4"],
+        ["dev", "40", "1", "D over G", "0.260", "G", "+0.010", "within noise, p 0.5"],
+    ]
+    assert read_rows(run.folder.summary)[0].headline == Headline("MRR@10", 0.02)
+
+
+def test_rows_that_say_nothing_of_differences_have_no_second_table(open_run: Open) -> None:
+    run = open_run()
+    recorded(run, [(G, "test", 0.5)])
+    assert "compared with" not in summary_table(run.folder)
 
 
 def test_a_damaged_summary_is_refused(open_run: Open) -> None:
