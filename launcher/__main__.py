@@ -1,7 +1,7 @@
 """The other commands: `python -m launcher COMMAND`.
 
     before a run    convert, docstrings, plan, preflight
-    a run           submit, cancel, status, supervise, branch
+    a run           submit, cancel, status, supervise, branch, sweep
     after a run     search, evaluate, matrix, analyse, compare, export
 
 Training itself is started by `deepspeed launcher/run.py`, or by the job that `submit` hands to SLURM.
@@ -23,6 +23,7 @@ COMMANDS = {
     "status": ("launcher.commands.status", "say what a run does, or why it stopped (exit code 0: it runs)"),
     "supervise": ("launcher.commands.supervise", "start a run's command, and again after failures"),
     "branch": ("launcher.commands.branch", "begin a run with what another one has finished"),
+    "sweep": ("launcher.commands.sweep", "run the settings of a file, each with some seeds, and compare them"),
     "search": ("launcher.commands.search", "retrieve, re-rank and print the ten best documents"),
     "evaluate": ("launcher.commands.evaluate", "score the trained models on a data folder"),
     "matrix": ("launcher.commands.matrix", "measure every ranker of some runs over every retriever's list"),

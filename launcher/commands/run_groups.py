@@ -21,7 +21,7 @@ from shards.errors import listed
 from shards.files import canonical_json
 
 _NAME = re.compile(r"[\w.+-]+")
-_SEED = re.compile(r"^\d+_|[_-]?seed-?\d+")
+_SEED = re.compile(r"^\d+(_|$)|[_-]?seed-?\d+")
 """What folders of one setting differ in: a task's number before the rest, and the seed."""
 
 
@@ -112,14 +112,20 @@ def _runs_at(text: str, option: str) -> list[Path]:
     matches = [path] if path.exists() else [Path(one) for one in sorted(glob.glob(str(path)))]
     found: list[Path] = []
     for match in matches:
-        inside = [match] if _is_run(match) else sorted(one for one in match.glob("*") if _is_run(one))
-        found += inside or sorted(one for one in match.glob("*/*") if _is_run(one))
+        inside = [match] if _is_run(match) else _runs_in(match, "*")
+        found += inside or _runs_in(match, "*/*")
     if not found:
         raise ConfigError(
             f"{option} {text} is no run and has none" + ("" if matches else ": there is no such folder"),
             expected="a folder with a config.yaml that a run wrote, a folder of such folders, or a pattern of them",
         )
     return found
+
+
+def _runs_in(folder: Path, pattern: str) -> list[Path]:
+    """Find runs below a folder; hidden folders hold what runs share, and are no runs to compare."""
+    found = (path for path in folder.glob(pattern) if _is_run(path))
+    return sorted(path for path in found if not any(part[0] == "." for part in path.relative_to(folder).parts))
 
 
 def _is_run(path: Path) -> bool:
@@ -129,13 +135,10 @@ def _is_run(path: Path) -> bool:
 def _by_setting(runs: Sequence[Run], word: str) -> dict[str, list[Run]]:
     """Put runs together that are alike but for the seed, and name them after their folders."""
     if len(runs) == 1:
-        return {runs[0].folder.path.name: list(runs)}
+        return {_name_of(runs): list(runs)}
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(_setting_of(run), []).append(run)
-    if len(groups) == 1:
-        parents = {run.folder.path.parent for run in runs}
-        return {(parents.pop().name if len(parents) == 1 else _without_seed(runs[0])): list(runs)}
     named = {_name_of(own): own for own in groups.values()}
     if len(named) < len(groups):
         raise ConfigError(
@@ -154,13 +157,16 @@ def _setting_of(run: Run) -> str:
 
 def _name_of(runs: Sequence[Run]) -> str:
     """Name a setting by its folder, or by the folder that holds its seeds."""
+    own = _without_seed(runs[0])
+    if len(runs) == 1:
+        return runs[0].folder.path.name if own else runs[0].folder.path.parent.name
     parents = {run.folder.path.parent for run in runs}
     siblings = [path for parent in parents for path in parent.iterdir() if _is_run(path)]
-    if len(parents) == 1 and len(siblings) == len(runs) > 1:
-        return parents.pop().name
-    return runs[0].folder.path.name if len(runs) == 1 else _without_seed(runs[0])
+    if not own or (len(parents) == 1 and len(siblings) == len(runs)):
+        return runs[0].folder.path.parent.name
+    return own
 
 
 def _without_seed(run: Run) -> str:
-    name = run.folder.path.name
-    return _SEED.sub("", name).strip("_-") or name
+    """Return what a folder's name says besides the seed; nothing where the seed is all of it."""
+    return _SEED.sub("", run.folder.path.name).strip("_-")

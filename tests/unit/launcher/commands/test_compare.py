@@ -192,7 +192,7 @@ def test_words_name_runs_in_groups(runs: Path) -> None:
     assert named(f"{runs}/good", f"{runs}/poor") == both
     assert named(f"{runs}/*/*") == both
     assert named(f"x={runs}/good/*") == {"x": ["good/1", "good/2"]}
-    assert named(f"{runs}/good/2", f"b={runs}/poor/2,{runs}/poor/1") == {"2": ["good/2"], "b": ["poor/1", "poor/2"]}
+    assert named(f"{runs}/good/2", f"b={runs}/poor/2,{runs}/poor/1") == {"good": ["good/2"], "b": ["poor/1", "poor/2"]}
 
 
 def test_tasks_of_a_job_array_are_named_without_number_and_seed(runs: Path, tmp_path: Path) -> None:

@@ -1,0 +1,238 @@
+"""A sweep on runs that are made up: what is read, started, branched, gone on with, and compared in the end."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from engine.errors import ConfigError
+from engine.reliability.starts import Start, record_start
+from launcher.commands.sweep import finished_groups, play_sweep, submit_all
+from launcher.commands.sweep_file import Sweep, read_sweep
+from shards.records import Dataset
+from tests.distributed.processes import ROOT
+from tests.unit.launcher.commands.made_runs import TINY, MadeRun, made_data
+from tests.unit.launcher.commands.test_compare import run_command
+
+SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return made_data(tmp_path_factory.mktemp("data") / "data")
+
+
+def sweep_file(folder: Path, share: str = "", **keys: str) -> Path:
+    """Write a sweep of two settings and two seeds; a key that is given as nothing is left out."""
+    given = {
+        "base": f"{{config: {TINY}, set: [evaluation.max_dev_queries=null]}}",
+        "variants": "{with: [], without: {ar2.distillation_weight: 0}}",
+        "seeds": "[1, 2]",
+        "out": f"{folder / 'out'}",
+        "share": share,
+        **keys,
+    }
+    path = folder / "sweep.yaml"
+    path.write_text("".join(f"{key}: {value}\n" for key, value in given.items() if value))
+    return path
+
+
+class StandIn:
+    """Runs commands by making up what they would leave behind.
+
+    Args:
+        dataset: Of all runs.
+        fails: Run folders, or ends of them, whose start is refused.
+    """
+
+    def __init__(self, dataset: Dataset, *fails: str) -> None:
+        self.dataset, self.fails = dataset, fails
+        self.calls: list[str] = []
+
+    def __call__(self, command: Sequence[str], file: Path) -> int:
+        words = dict(word.split("=", 1) for word in command if "=" in word)
+        if "branch" in command:
+            place = command.index("branch")
+            source, target = Path(command[place + 1]), Path(command[place + 2])
+            self.calls.append(f"branch {source.parent.name}/{source.name} {target.parent.name}/{target.name}")
+            assert (source / "ledger.json").exists(), "what is shared comes first"
+            assert command[-2:] == ["--before", "retriever/1"]
+            assert words["run.stop_before"] == "null"
+            begin(target)
+            return 0
+        folder = Path(words["run.path"])
+        self.calls.append(f"{command[0]} {folder.parent.name}/{folder.name}")
+        if any(str(folder).endswith(end) for end in self.fails):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("12:00:00 begins\nerror: no space is left\n")
+            return 2
+        if "run.stop_before" in words:
+            begin(folder)
+            return 0
+        shutil.rmtree(folder, ignore_errors=True)
+        own = [f"{key}={value}" for key, value in words.items() if key != "run.path"]
+        MadeRun(folder, self.dataset, *own, better=float("without" not in str(folder)))
+        return 0
+
+
+def begin(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / "ledger.json").write_text(json.dumps({"stages": {"warmup_retriever": {"seconds": 1.0, "result": None}}}))
+    record_start(folder, Start.now("1", 2, "store", []))
+
+
+def read(folder: Path, dataset: Dataset, share: str = "", **keys: str) -> Sweep:
+    return read_sweep(sweep_file(folder, share, **keys), [f"data.path={dataset.path}"])
+
+
+def test_every_setting_and_seed_is_a_run_of_its_own(tmp_path: Path, dataset: Dataset) -> None:
+    sweep = read(tmp_path, dataset)
+    assert [(run.variant, run.seed, run.folder.relative_to(tmp_path / "out")) for run in sweep.runs] == [
+        (variant, seed, Path(variant) / f"seed-{seed}") for seed in (1, 2) for variant in ("with", "without")
+    ]
+    by_label = {run.label: run.config for run in sweep.runs}
+    assert by_label["without seed 2"].run.seed == 2
+    assert "ar2.distillation_weight=0" in sweep.runs[1].words
+    assert {config.evaluation.max_dev_queries for config in by_label.values()} == {None}
+
+
+def test_runs_are_started_once_and_compared_in_the_end(
+    tmp_path: Path, dataset: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep, run = read(tmp_path, dataset), StandIn(dataset)
+    outcome = play_sweep(sweep, ["deepspeed"], run)
+    assert run.calls == [f"deepspeed {name}/seed-{seed}" for seed in (1, 2) for name in ("with", "without")]
+    assert (outcome.code, outcome.failed) == (0, {})
+    play_sweep(sweep, ["deepspeed"], run)
+    assert len(run.calls) == 4, "what is finished is not run again"
+    words = [str(tmp_path / "sweep.yaml"), f"data.path={dataset.path}", "--no-figure"]
+    run_command("sweep", *words)
+    told = capsys.readouterr().out
+    assert "4 of 4 runs are finished" in told
+    assert "of 2" in next(line for line in told.splitlines() if line.startswith("G ") and " without " in line)
+    assert (tmp_path / "out" / "comparison" / "compare-dev-MRR@10.csv").exists()
+
+
+def test_what_settings_share_is_computed_once_a_seed(tmp_path: Path, dataset: Dataset) -> None:
+    sweep, run = read(tmp_path, dataset, "retriever/1"), StandIn(dataset)
+    play_sweep(sweep, ["mpirun"], run)
+    assert run.calls == [
+        call
+        for seed in (1, 2)
+        for call in (
+            f"mpirun .shared/seed-{seed}",
+            *(f"branch .shared/seed-{seed} with/seed-{seed}", f"mpirun with/seed-{seed}"),
+            *(f"branch .shared/seed-{seed} without/seed-{seed}", f"mpirun without/seed-{seed}"),
+        )
+    ]
+    run.calls.clear()
+    shutil.rmtree(tmp_path / "out" / "without" / "seed-2")
+    play_sweep(sweep, ["mpirun"], run)
+    assert run.calls == ["branch .shared/seed-2 without/seed-2", "mpirun without/seed-2"], "a setting may come later"
+    assert len(finished_groups(sweep)) == 2, "what is shared is no result"
+
+
+def test_a_run_that_fails_is_told_and_the_others_go_on(
+    tmp_path: Path, dataset: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep, run = read(tmp_path, dataset), StandIn(dataset, "with/seed-1")
+    outcome = play_sweep(sweep, ["deepspeed"], run)
+    assert len(run.calls) == 4
+    assert outcome.code == 2
+    assert set(outcome.failed) == {"with seed 1"}
+    assert "no space is left" in outcome.failed["with seed 1"]
+    assert "with-seed-1.log" in outcome.failed["with seed 1"]
+    assert finished_groups(sweep) == [f"{name}={tmp_path}/out/{name}/seed-2" for name in ("with", "without")]
+    run.fails = ()
+    assert play_sweep(sweep, ["deepspeed"], run).code == 0
+    assert run.calls[4:] == ["deepspeed with/seed-1"]
+
+
+def test_settings_wait_for_what_they_share_and_other_seeds_do_not(tmp_path: Path, dataset: Dataset) -> None:
+    sweep, run = read(tmp_path, dataset, "retriever/1"), StandIn(dataset, ".shared/seed-1")
+    outcome = play_sweep(sweep, ["deepspeed"], run)
+    assert set(outcome.failed) == {"shared seed 1"}
+    assert [call for call in run.calls if "seed-1" in call] == ["deepspeed .shared/seed-1"]
+    assert len(finished_groups(sweep)) == 2
+
+
+def test_a_sweep_that_is_asked_to_stop_stops(tmp_path: Path, dataset: Dataset) -> None:
+    calls: list[Sequence[str]] = []
+
+    def preempted(command: Sequence[str], file: Path) -> int:
+        calls.append(command)
+        return 85
+
+    outcome = play_sweep(read(tmp_path, dataset), ["deepspeed"], preempted)
+    assert (len(calls), outcome.stopped, outcome.code) == (1, True, 85)
+
+
+def test_the_commands_are_printed_as_they_would_be_typed(
+    tmp_path: Path, dataset: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = sweep_file(tmp_path, "retriever/1", compare='[--metric, "R@5"]')
+    words = [f"data.path={dataset.path}", "--starter", "deepspeed --num_accelerators 2", "--print"]
+    run_command("sweep", str(path), *words)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 * (1 + 2 * 2) + 1
+    shared, branch, start = lines[:3]
+    assert shared.startswith("deepspeed --num_accelerators 2 launcher/run.py --config ")
+    assert shared.endswith(f"run.seed=1 run.stop_before=retriever/1 run.path={tmp_path}/out/.shared/seed-1")
+    assert f"-m launcher branch {tmp_path}/out/.shared/seed-1 {tmp_path}/out/with/seed-1 " in branch
+    assert start.endswith(f"data.path={dataset.path} run.seed=1 run.path={tmp_path}/out/with/seed-1")
+    assert "launcher compare with=" in lines[-1]
+    assert lines[-1].endswith("--metric R@5")
+    assert not (tmp_path / "out").exists(), "nothing is begun"
+
+
+def test_runs_are_handed_to_slurm_when_what_they_share_is_there(tmp_path: Path, dataset: Dataset) -> None:
+    sweep, run = read(tmp_path, dataset, "retriever/1"), StandIn(dataset)
+    with pytest.raises(ConfigError, match="is not there for the seeds 1, 2") as error:
+        submit_all(sweep, ["--nodes", "1"], run)
+    assert "--shared-only" in str(error.value)
+    play_sweep(sweep, ["deepspeed"], run, shared_only=True)
+    assert run.calls == ["deepspeed .shared/seed-1", "deepspeed .shared/seed-2"]
+    commands: list[Sequence[str]] = []
+
+    def taken(command: Sequence[str], file: Path) -> int:
+        commands.append(command)
+        return 0 if "branch" in command else 2 * ("without" in str(command))
+
+    assert submit_all(sweep, ["--nodes", "1"], taken) == 2
+    submitted = [command for command in commands if "submit" in command]
+    assert len(submitted) == 4, "one that is not taken stops no other"
+    assert {"--nodes", "run.seed=1", f"run.path={tmp_path}/out/with/seed-1"} <= set(submitted[0])
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"variants": ""}, "has no variants"),
+        ({"variants": "{a/b: []}"}, "'a/b' cannot name a folder"),
+        ({"variants": "{a: [ar2.num_negative=1]}"}, "did you mean 'ar2.num_negatives'"),
+        ({"variants": "{a: [run.seed=3]}"}, "a has run.seed=3"),
+        ({"variants": "{a: {ar2: {iterations: 1}}}"}, "variants.a is"),
+        ({"seeds": "[1, 1]"}, "a seed twice"),
+        ({"seeds": "[one]"}, "seeds is ['one']"),
+        ({"out": ""}, "does not say where the runs go"),
+        ({"base": "{set: []}"}, "base names no recipe"),
+        ({"base": "configs/none.yaml"}, "there is no configuration file"),
+        ({"share": "evaluate/0"}, "no stage 'evaluate/0' of training"),
+        ({"repeat": "3"}, "is no sweep with repeat"),
+    ],
+)
+def test_a_file_of_another_form_is_refused_before_any_run(tmp_path: Path, keys: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        read_sweep(sweep_file(tmp_path, **keys))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=[path.stem for path in SWEEPS])
+def test_the_sweeps_that_come_along_are_valid(path: Path, tmp_path: Path) -> None:
+    sweep = read_sweep(path, [f"data.path={tmp_path}"], tmp_path / "out")
+    assert len({run.variant for run in sweep.runs}) > 1
+    assert sweep.share is not None
