@@ -42,8 +42,14 @@ class Table:
 
     def text(self) -> str:
         """Return the table for a terminal."""
+        columns = range(len(self.headers))
+        written = [place for place in columns if any(isinstance(row[place], str) for row in self.rows)]
         body: str = tabulate(
-            [list(row) for row in self.rows], headers=list(self.headers), floatfmt=".4f", missingval=""
+            [list(row) for row in self.rows],
+            headers=list(self.headers),
+            floatfmt=".4f",
+            missingval="",
+            disable_numparse=written,  # texts stay as they are, also where they look like numbers
         )
         return "\n".join([self.title, "", body, *(["", *self.notes] if self.notes else [])])
 

@@ -69,3 +69,10 @@ def test_a_matrix_for_people_and_one_with_a_line_for_each_cell(tmp_path: Path) -
 def test_numbers_in_a_csv_keep_their_digits(tmp_path: Path) -> None:
     Table("a title", ("x", "y"), ((1 / 3, None),)).write_csv(tmp_path / "t.csv")
     assert (tmp_path / "t.csv").read_text() == f"x,y\n{1 / 3!r},\n"
+
+
+def test_texts_that_look_like_numbers_are_printed_as_they_are() -> None:
+    """Symptom: a count of 4 in a column with other texts was printed as 4.0000."""
+    lines = Table("t", ("what", "a", "b"), (("n", "4", 4.0), ("seconds", "0.50", 0.5))).text().splitlines()
+    assert lines[4].split() == ["n", "4", "4.0000"]
+    assert lines[5].split() == ["seconds", "0.50", "0.5000"]
