@@ -18,6 +18,7 @@ from engine.data.answers import AnswerMatcher
 from engine.data.corpus import sample_queries
 from engine.data.trec import Rankings, best_first, read_trec
 from engine.errors import ArtifactError, ConfigError
+from engine.evaluation.chosen import taken_iteration
 from engine.evaluation.measures import ENTROPY, ENTROPY_DEPTH, answer_values, query_entropies, query_values
 from engine.evaluation.summary import Row, read_rows
 from engine.evaluation.systems import BM25, RANKER, System, fused_system, trained_systems
@@ -39,7 +40,7 @@ def final_systems(run: Run) -> dict[str, System]:
         Role -> system; a further retriever's role is its name, and so is a second ranker's. The mixture is among them
         whether or not it was measured.
     """
-    fused = fused_system(run.config, last=run.timetable.iterations)
+    fused = fused_system(run.config, taken=taken_iteration(run, run.timetable.iterations))
     systems: dict[str, System] = {}
     for part in fused.parts:
         if part.kind == BM25:
