@@ -42,7 +42,7 @@ def test_the_stages_are_those_of_the_paper_in_its_order(tiny: Finished) -> None:
         *("warmup_retriever", "index/000", "candidates/000", "warmup_ranker", "evaluate/0"),
         *("retriever/1", "index/001", "candidates/001", "ranker/1", "evaluate/1"),
         *("retriever/2", "index/002", "candidates/002", "ranker/2", "evaluate/2"),
-        *("fusion/dev", "evaluate/test", "fusion/test", "export"),
+        *("take", "fusion/dev", "evaluate/test", "fusion/test", "export"),
     ]
 
 
