@@ -2,7 +2,7 @@
 
     before a run    convert, docstrings, plan, preflight
     a run           submit, cancel, status, supervise, branch, sweep
-    after a run     search, evaluate, matrix, analyse, compare, export
+    after a run     search, evaluate, matrix, analyse, compare, report, export
 
 Training itself is started by `deepspeed launcher/run.py`, or by the job that `submit` hands to SLURM.
 """
@@ -32,6 +32,7 @@ COMMANDS = {
         "launcher.commands.compare",
         "compare settings, each of a run or several seeds, by what was measured",
     ),
+    "report": ("launcher.commands.report.command", "write some runs side by side as one page of HTML"),
     "export": ("launcher.commands.export", "write the models of an iteration for other libraries"),
 }
 """Name -> (module, what it is for). A module has `add_arguments(parser)` and `run_command(arguments)`, which returns an

@@ -103,6 +103,29 @@ def values_of_any(
     return values
 
 
+def values_by_metric(
+    run: Rankings, qrels: Mapping[str, Mapping[str, int]], metrics: Sequence[str], *, relevance_threshold: int = 1
+) -> dict[str, dict[str, float]]:
+    """Measure as `values_of_any` by several metrics, in one pass over the ranking.
+
+    Args:
+        run: As of `values_of_any`, and so are `qrels` and `relevance_threshold`.
+        qrels: Judgements.
+        metrics: Those that are by judgements.
+        relevance_threshold: Grade from which a document is relevant.
+
+    Returns:
+        Metric -> query id -> value.
+    """
+    judged = _judged(qrels)
+    names = {_judged_measure(name, relevance_threshold): name for name in metrics}
+    values = {name: dict.fromkeys(judged, 0.0) for name in metrics}
+    if judged and names:
+        for one in ir_measures.iter_calc(list(names), judged, _by_rank(run, judged)):
+            values[names[one.measure]][one.query_id] = float(one.value)
+    return values
+
+
 def answer_measures(
     run: Rankings, answered: Mapping[str, Set[str]], metrics: Sequence[str] = DEFAULT_METRICS
 ) -> dict[str, float]:

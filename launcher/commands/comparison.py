@@ -159,7 +159,7 @@ def open_comparison(
     if not arguments.no_figure:
         require_matplotlib()
     world = open_world()
-    named = _named_paths(arguments.runs, "RUN")
+    named = named_paths(arguments.runs, "RUN")
     runs = {name: open_run(path, world.coordinator, world.device) for name, path in named.items()}
     for run in runs.values():
         require_search(run)
@@ -209,12 +209,20 @@ def run_files(words: Sequence[str], entrant: Entrant) -> list[Contestant]:
     """
     return [
         Contestant(name, entrant.run, entrant.data, Choice("run_file", path=str(path)))
-        for name, path in _named_paths(words, "--run-file").items()
+        for name, path in named_paths(words, "--run-file").items()
     ]
 
 
-def _named_paths(words: Sequence[str], option: str) -> dict[str, Path]:
-    """Read words of the form NAME=PATH or PATH, whose name is then its last part; a path may hold an = itself."""
+def named_paths(words: Sequence[str], option: str) -> dict[str, Path]:
+    """Read words of the form NAME=PATH or PATH, whose name is then its last part; a path may hold an = itself.
+
+    Args:
+        words: As they were typed.
+        option: Whose words they are, for the error.
+
+    Raises:
+        ConfigError: Two have one name or are one path, or a word is no path.
+    """
     found: dict[str, Path] = {}
     for word in words:
         name, equals, rest = word.partition("=")
