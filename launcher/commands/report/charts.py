@@ -206,7 +206,7 @@ class _Axis:
     def ticks(self) -> Iterator[float]:
         rough = (self.high - self.low) / _TICKS
         power = 10.0 ** math.floor(math.log10(rough))
-        step = next(power * nice for nice in (1, 2, 2.5, 5, 10) if power * nice >= rough * 0.999)
+        step = next(power * nice for nice in (1, 2, 2.5, 5, 10) if power * nice >= 0.8 * rough)
         step = max(1.0, round(step)) if self.is_whole else step
         place = math.ceil(self.low / step - 1e-9)
         while place * step <= self.high + 1e-9 * step:

@@ -170,17 +170,18 @@ def _chosen(pair: Pair, metric: str, num_queries: int) -> dict[str, str]:
     gains = {qid: after[qid] - before[qid] for qid in after if qid in before}
     if not gains:
         return {query.id: "" for query in pair.after.queries[:num_queries]}
-    third = max(1, num_queries // 3)
-    ordered = sorted(gains, key=lambda qid: -gains[qid])
-    won = [qid for qid in ordered if gains[qid] > 0][:third]
-    lost = [qid for qid in reversed(ordered) if gains[qid] < 0][:third]
+    ordered, third = sorted(gains, key=lambda qid: -gains[qid]), max(1, num_queries // 3)
+    won = [qid for qid in ordered if gains[qid] > 0]
+    lost = [qid for qid in reversed(ordered) if gains[qid] < 0]
     kept = [qid for qid in gains if gains[qid] == 0]
-    room = max(0, num_queries - len(won) - len(lost))
-    kept = kept[:: max(1, len(kept) // room)][:room] if room else []
-    words = {**dict.fromkeys(won, "better"), **dict.fromkeys(lost, "worse"), **dict.fromkeys(kept, "the same")}
-    return {
-        qid: f"{word}: {metric} {before[qid]:.3f} → {after[qid]:.3f}" for qid, word in list(words.items())[:num_queries]
-    }
+    kept = kept[:: max(1, len(kept) // third)]  # evenly drawn, where most kept what they had
+    taken = {*won[:third], *lost[:third], *kept[:third]}
+    # Where there are too few of one sort, there is room for more of the others.
+    more = [qid for qid in (*won, *lost, *kept) if qid not in taken]
+    taken |= set(more[: max(0, num_queries - len(taken))])
+    words = dict.fromkeys(won, "better") | dict.fromkeys(lost, "worse") | dict.fromkeys(kept, "the same")
+    chosen = [qid for qid in words if qid in taken][:num_queries]
+    return {qid: f"{words[qid]}: {metric} {before[qid]:.3f} → {after[qid]:.3f}" for qid in chosen}
 
 
 def _tables(opened: Opened, pairs: Sequence[Pair], split: str, queries: Sequence[Query]) -> dict[str, Table]:
