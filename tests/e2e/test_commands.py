@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.processes import ROOT
+from tests.e2e.browser import seen
 from tests.e2e.conftest import Finished
 from tests.e2e.made import ledger_of, ranking_of, summary_of, weights_of
 from tests.e2e.starts import Zygote, on_the_cpu, refused
@@ -258,6 +259,48 @@ def test_evaluate_on_a_split_that_the_data_lack_is_refused(zygote: Zygote, run: 
         "no judged queries in the split 'validation'",
         "train, dev, test",
     )
+
+
+# --- report ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def page(zygote: Zygote, run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of the run beside itself, under two names."""
+    out = tmp_path_factory.mktemp("report") / "both.html"
+    again = out.parent / "again"
+    shutil.copytree(run, again)
+    ended = zygote.launcher("report", f"one={run}", f"two={again}", "--out", str(out))
+    assert ended.code == 0, ended.err
+    assert ended.out == f"{out}\n"
+    return out
+
+
+def test_the_report_of_a_run_has_its_numbers_and_its_curves(run: Path, page: Path) -> None:
+    html = page.read_text()
+    for row in summary_of(run):
+        iteration = "" if row["iteration"] is None else f" ({row['iteration']})"
+        cells = re.search(rf"<th scope=\"row\">one: {row['system']}{re.escape(iteration)}[< ].*?<td>(\d\.\d+) ", html)
+        assert cells is not None, row
+    best = [row["metrics"]["MRR@10"] for row in summary_of(run) if row["split"] == "test"]
+    assert f"<td>{best[-1]:.4f} <small>±" in html, "rankings of a real run are those of its rows"
+    for title in ("one: MRR@10 on dev", "warmup_retriever: loss", "retriever: reward", "ranker: loss", "recall of the"):
+        assert f"<figcaption>{title}" in html
+    assert "All settings are the same" in html
+    assert html.count('<span class="query">') == 12
+    assert ">positive</strong>" in html
+
+
+@pytest.mark.parametrize(("width", "is_dark"), [(360, True), (1280, False)], ids=["phone", "desk"])
+def test_the_report_fits_into_a_window(page: Path, tmp_path: Path, width: int, is_dark: bool) -> None:
+    found = seen(page, tmp_path, width=width, is_dark=is_dark)
+    assert found["width"] <= width
+    assert not found["outside"]
+    assert found["drawings"] > 30
+    assert not found["flat"]
+    assert found["folded"] > 5
+    assert found["left_folded"] == 0, "what is folded is printed; the page's own script is the one that may run"
+    assert (found["paper"] == "rgb(255, 255, 255)") is not is_dark
 
 
 # --- export ----------------------------------------------------------------------------------------------------------

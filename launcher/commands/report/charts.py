@@ -15,7 +15,7 @@ from itertools import count
 from markupsafe import Markup
 
 NUM_STYLES = 6
-"""Lines that can be told apart; a further one looks like the first again."""
+"""Colours, dashes and marks. A seventh line has the first one's colour and dash, and another mark."""
 _WIDTH, _HEIGHT = 360.0, 230.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50.0, 12.0, 10.0, 36.0
 _DASHES = ("none", "7 3", "2 3", "9 3 2 3", "4 2", "12 4")
@@ -223,14 +223,20 @@ def _frame(x_axis: _Axis, y_axis: _Axis, x_label: str, names: Sequence[str] | No
     for value in x_axis.ticks():
         x = x_axis.at(value)
         yield _stroke("axis", x, bottom, x, bottom + 4)
-        label = _short(value) if names is None else names[int(value)] if 0 <= value < len(names) else ""
-        yield _text(x, bottom + 16, label, "middle" if x < _WIDTH - 30 or len(label) < 3 else "end")
+        if names is None:
+            label = _short(value)
+            yield _text(x, bottom + 16, label, "middle" if x < _WIDTH - 30 or len(label) < 3 else "end")
+        elif 0 <= value < len(names):
+            # In two rows, since names are longer than numbers.
+            anchor = "start" if x < _LEFT + 30 else "middle" if x < _WIDTH - 40 else "end"
+            yield _text(x, bottom + (16 if value % 2 == 0 else 28), names[int(value)], anchor)
     yield _stroke("axis", _LEFT, bottom, _WIDTH - _RIGHT, bottom)
-    yield _text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 4, x_label, "middle")
+    if names is None:
+        yield _text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 4, x_label, "middle")
 
 
 def _line(line: Line, x_axis: _Axis, y_axis: _Axis, aside: float) -> Iterator[Markup]:
-    style, spots = line.style % NUM_STYLES, line.spots
+    style, mark, spots = line.style % NUM_STYLES, _mark_of(line.style), line.spots
     ends = [
         (x_axis.at(spot.x) + aside, y_axis.at(spot.low), y_axis.at(spot.high))
         for spot in spots
@@ -248,19 +254,23 @@ def _line(line: Line, x_axis: _Axis, y_axis: _Axis, aside: float) -> Iterator[Ma
         style, _DASHES[style], _points(places)
     )
     every = max(1, math.ceil(len(places) / _MOST_MARKED))
-    yield from (_mark(style, x, y) for x, y in places[::every])
+    yield from (_mark(style, mark, x, y) for x, y in places[::every])
 
 
-def _mark(style: int, x: float, y: float) -> Markup:
-    """Draw the mark of a style: circle, square, triangle, diamond, ring, cross."""
-    if style in (0, 4):
-        hollow = " hollow" if style == 4 else ""
+def _mark_of(style: int) -> int:
+    return (style + style // NUM_STYLES) % NUM_STYLES
+
+
+def _mark(style: int, mark: int, x: float, y: float) -> Markup:
+    """Draw one of the marks: circle, square, triangle, diamond, ring, cross."""
+    if mark in (0, 4):
+        hollow = " hollow" if mark == 4 else ""
         return Markup('<circle class="mark s{}{}" cx="{:.1f}" cy="{:.1f}" r="3"/>').format(style, hollow, x, y)
-    if style == 5:
+    if mark == 5:
         path = f"M{x - 3:.1f} {y - 3:.1f}l6 6m0 -6l-6 6"
         return Markup('<path class="mark s{} hollow" d="{}"/>').format(style, path)
     corners = {1: ((-3, -3), (3, -3), (3, 3), (-3, 3)), 2: ((0, -4), (4, 3), (-4, 3))}
-    around = [(x + dx, y + dy) for dx, dy in corners.get(style, ((0, -4), (4, 0), (0, 4), (-4, 0)))]
+    around = [(x + dx, y + dy) for dx, dy in corners.get(mark, ((0, -4), (4, 0), (0, 4), (-4, 0)))]
     return Markup('<polygon class="mark s{}" points="{}"/>').format(style, _points(around))
 
 
@@ -270,11 +280,11 @@ def _level(level: Level, y_axis: _Axis) -> Markup:
 
 
 def _sample(style: int) -> Markup:
-    style %= NUM_STYLES
+    mark, style = _mark_of(style), style % NUM_STYLES
     stroke = Markup('<polyline class="line s{}" stroke-dasharray="{}" points="0,6 36,6"/>').format(
         style, _DASHES[style]
     )
-    return _hidden(stroke + _mark(style, 18, 6))
+    return _hidden(stroke + _mark(style, mark, 18, 6))
 
 
 def _level_sample() -> Markup:

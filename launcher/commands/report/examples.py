@@ -174,7 +174,8 @@ def _chosen(pair: Pair, metric: str, num_queries: int) -> dict[str, str]:
     won = [qid for qid in ordered if gains[qid] > 0]
     lost = [qid for qid in reversed(ordered) if gains[qid] < 0]
     kept = [qid for qid in gains if gains[qid] == 0]
-    kept = kept[:: max(1, len(kept) // third)]  # evenly drawn, where most kept what they had
+    even = kept[:: max(1, len(kept) // third)]  # not the first, where most kept what they had
+    kept = list(dict.fromkeys([*even, *kept]))
     taken = {*won[:third], *lost[:third], *kept[:third]}
     # Where there are too few of one sort, there is room for more of the others.
     more = [qid for qid in (*won, *lost, *kept) if qid not in taken]

@@ -6,12 +6,13 @@ import base64
 import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from engine.config.file import dump_config
+from engine.pretrain.measurements import STREAM as HELD_OUT
 from engine.run import format_seconds
 from launcher.commands.report import facts
 from launcher.commands.report.charts import Bar, Chart, Charts, Level, Line, Spot
@@ -188,6 +189,8 @@ def _game(standing: Standing, metric: str) -> tuple[list[Line], list[Level]]:
         if spots:
             last = rows[-1].row
             lines.append(Line(f"{last.system}{f' over {last.over}' if last.over else ''}", tuple(spots), len(lines)))
+    if any(len(line.spots) > 1 for line in lines):  # what has one point is in the table
+        lines = [line for line in lines if len(line.spots) > 1]
     fixed = [one.row for one in standing.ranked if one.row.split == "dev" and one.row.iteration is None]
     levels = {row.system: row.metrics[metric] for row in fixed if metric in row.metrics and row.over is None}
     return lines, [Level(name, value) for name, value in levels.items()]
@@ -208,6 +211,8 @@ def _sections(runs: Sequence[Opened], charts: Charts) -> Iterator[Section]:
     yield Section("Reward, entropy, accuracy", "What the losses do not show." + joined, _measured(runs, _GAME, charts))
     yield Section("Index", "Recall against exact search, at the time of its audit.", _indexes(runs, charts))
     yield Section("Pace of training", "Tokens a second of all ranks.", _measured(runs, _PACE, charts))
+    held_out = dict.fromkeys(tag for one in runs for tag in one.curves.by_tag if tag.startswith(f"{HELD_OUT}/"))
+    yield Section("Held-out documents", "By iteration.", _drawn(runs, list(held_out), "iteration", charts))
     others = _measured(runs, tuple(dict.fromkeys(rest)), charts)
     yield Section("Other measurements", "By step of the model." + joined, others, is_folded=True)
 
@@ -215,13 +220,17 @@ def _sections(runs: Sequence[Opened], charts: Charts) -> Iterator[Section]:
 def _measured(runs: Sequence[Opened], measures: Sequence[str], charts: Charts) -> tuple[Chart, ...]:
     """Draw a chart for each phase and measure that some run has, with a line for each run."""
     phases = list(dict.fromkeys(phase for one in runs for phase in one.curves.phases))
+    return _drawn(runs, [f"{phase}/{measure}" for measure in measures for phase in phases], "step", charts)
+
+
+def _drawn(runs: Sequence[Opened], tags: Sequence[str], x_label: str, charts: Charts) -> tuple[Chart, ...]:
     found = []
-    for measure in measures:
-        for phase in phases:
-            curves = {one.name: one.curves.by_tag.get(f"{phase}/{measure}") for one in runs}
-            lines = [_curve(name, curve, style) for style, (name, curve) in enumerate(curves.items()) if curve]
-            if lines:
-                found.append(charts.lines(f"{phase}: {measure}", lines, "step"))
+    for tag in tags:
+        curves = {one.name: one.curves.by_tag.get(tag) for one in runs}
+        lines = [_curve(name, curve, style) for style, (name, curve) in enumerate(curves.items()) if curve]
+        if lines:
+            chart = charts.lines(tag.replace("/", ": "), lines, x_label)
+            found.append(chart if len(runs) > 1 else replace(chart, keys=()))
     return tuple(found)
 
 

@@ -163,7 +163,7 @@ def told(row: Row) -> str:
     """Name a row's system with its iteration and what it re-ranks."""
     own = row.system if row.iteration is None else f"{row.system} ({row.iteration})"
     over = f" over {row.over}" if row.over else ""
-    other = f" ({row.over_iteration})" if row.over and row.over_iteration != row.iteration else ""
+    other = f" ({row.over_iteration})" if row.over and row.over_iteration not in (None, row.iteration) else ""
     return f"{own}{over}{other}"
 
 

@@ -66,12 +66,12 @@ def test_axes_have_round_numbers() -> None:
 
 
 def test_lines_differ_without_colour() -> None:
-    lines = [line(1.0, 2.0, label=str(style), style=style) for style in range(6)]
+    lines = [line(1.0, 2.0, label=str(style), style=style) for style in range(12)]
     chart = Charts().lines("t", lines, "x")
     curves = list(drawn(chart.svg).iter("polyline"))
     assert len({curve.attrib["stroke-dasharray"] for curve in curves}) == 6
     samples = [re.sub(r"\bs\d\b", "", str(sample)) for _, sample in chart.keys]
-    assert len(set(samples)) == 6, "marks and dashes of the legend differ, too"
+    assert len(set(samples)) == 12, "dashes and marks of the legend differ together, where dashes come again"
 
 
 def test_errors_are_bars_and_ends_of_joined_points_a_band() -> None:
