@@ -11,12 +11,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
-import torch.distributed as dist
+from typing import TYPE_CHECKING, Any, Literal
 
 from shards.files import write_atomically
+
+if TYPE_CHECKING:  # imported where ranks combine theirs
+    import torch
 
 Reduction = Literal["mean", "sum", "max"]
 
@@ -58,6 +58,9 @@ class MetricWindow:
         Args:
             device: Where the collective's backend works.
         """
+        import torch
+        import torch.distributed as dist
+
         names = sorted(self._values)
         values = [value for name in names for value in self._values[name]]
         values_V = torch.empty(0, dtype=torch.float64)

@@ -12,9 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
-
-import torch
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from engine.config.file import differences, dump_config, load_config
 from engine.config.recipe import Config
@@ -30,6 +28,9 @@ from engine.reliability.starts import Start, read_starts, record_start
 from engine.reliability.watchdog import Watchdog, watch
 from engine.results import in_form, one_line, plain_of
 from shards.files import parse_record, read_json, write_atomically, write_json
+
+if TYPE_CHECKING:  # not needed by who only looks at a run's folder
+    import torch
 
 log = get_logger(__name__)
 P = ParamSpec("P")

@@ -1,17 +1,17 @@
-"""The other commands: `python -m launcher COMMAND`.
+"""All commands: `sparring COMMAND`, or `python -m launcher COMMAND` where nothing is installed.
 
-    before a run    convert, docstrings, plan, preflight
-    a run           submit, cancel, status, supervise, branch, sweep
-    after a run     search, evaluate, matrix, analyse, compare, report, export
-
-Training itself is started by `deepspeed launcher/run.py`, or by the job that `submit` hands to SLURM.
+`GROUPS` lists them by purpose. Training itself is started by `train`, by `deepspeed launcher/run.py`, or by the job
+that `submit` hands to SLURM.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import shlex
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 COMMANDS = {
     "convert": ("launcher.commands.convert", "make a data folder of public downloads"),
@@ -36,21 +36,57 @@ COMMANDS = {
     "export": ("launcher.commands.export", "write the models of an iteration for other libraries"),
 }
 """Name -> (module, what it is for). A module has `add_arguments(parser)` and `run_command(arguments)`, which returns an
-exit code or None for 0. Only the module of the command that is typed is imported."""
+exit code or None for 0, and `EXAMPLES`, two command lines without the program's name. Only the module of the command
+that is typed is imported."""
+
+GROUPS = {
+    "Before a run": ("convert", "docstrings", "plan", "preflight"),
+    "A run": ("submit", "cancel", "status", "supervise", "branch", "sweep"),
+    "After a run": ("search", "evaluate", "matrix", "analyse", "compare", "report", "export"),
+}
+"""Purpose -> commands, in the order of the help."""
 
 ONLY_TELL = frozenset({"plan", "preflight", "search", "status"})
 """Commands that change nothing, and so end where nobody reads on; the others finish what they do."""
+
+_SCRIPT = "sparring"
+
+
+def program_name() -> str:
+    """Return how this program was called, for messages that tell what to type."""
+    return _SCRIPT if Path(sys.argv[0]).name == _SCRIPT else "python -m launcher"
+
+
+def command_line(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
+    """Return the parser of a command line.
+
+    Args:
+        words: What is typed; of its command alone the words are described, since that takes the import of its module.
+            None describes those of all commands.
+    """
+    program = program_name()
+    parser = argparse.ArgumentParser(
+        prog=program,
+        usage=f"{program} [--help] [--version] COMMAND ...",
+        description="Distributed training of dense retrievers against rankers.",
+        epilog=_listed(program),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_Version, help="print the versions of this program and its libraries")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", help=argparse.SUPPRESS, prog=program
+    )
+    for name, (module, purpose) in COMMANDS.items():
+        command = commands.add_parser(name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.")
+        if words is None or list(words[:1]) == [name]:
+            _describe(command, module, f"{program} {name}")
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, run the command and return the exit code."""
     words = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(prog="python -m launcher", description="What comes before and after a run.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, (module, purpose) in COMMANDS.items():
-        command = commands.add_parser(name, help=purpose)
-        if words[:1] == [name]:
-            importlib.import_module(module).add_arguments(command)
+    parser = command_line(words)
     arguments, left = parser.parse_known_args(words)
 
     from engine.log import set_up_logging
@@ -64,9 +100,51 @@ def main(argv: list[str] | None = None) -> int:
     return guarded(None, lambda: run_command(arguments))
 
 
-if __name__ == "__main__":
+def program() -> None:
+    """Run as a program, of the name `sparring` or as this module, and end the process."""
     from launcher.terminal.streams import begin_in_utf8, open_streams, run_at_terminal
 
     begin_in_utf8()
     open_streams(stops=not set(sys.argv[1:2]) <= COMMANDS.keys() - ONLY_TELL)
     sys.exit(run_at_terminal(main))
+
+
+class _Version(argparse.Action):
+    """Prints the versions and ends."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from engine.reliability.versions import installed_versions
+
+        versions = installed_versions(("sparring", "torch", "deepspeed", "transformers", "faiss"))
+        names = max(map(len, versions))
+        for name, version in {**versions, "python": sys.version.split()[0]}.items():
+            print(f"{name:{names}}  {version or 'not installed'}")
+        parser.exit()
+
+
+def _describe(command: argparse.ArgumentParser, module: str, called: str) -> None:
+    """Give a command its words and its examples."""
+    found = importlib.import_module(module)
+    found.add_arguments(command)
+    command.formatter_class = argparse.RawDescriptionHelpFormatter
+    command.epilog = "\n".join(["examples:", *(f"  {called} {example}" for example in found.EXAMPLES)])
+
+
+def examples_of(name: str) -> list[list[str]]:
+    """Return the words of a command's examples, its name first."""
+    return [[name, *shlex.split(example)] for example in importlib.import_module(COMMANDS[name][0]).EXAMPLES]
+
+
+def _listed(program: str) -> str:
+    """List the commands by purpose."""
+    lines = []
+    for purpose, names in GROUPS.items():
+        lines += [f"{purpose}:", *(f"    {name:<12}{COMMANDS[name][1]}" for name in names), ""]
+    return "\n".join([*lines, f"`{program} COMMAND --help` has the words of a command, and examples."])
+
+
+if __name__ == "__main__":
+    program()

@@ -23,6 +23,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from engine.coordination.coordinator import PeerError
 from engine.errors import CoordinationError, SparringError
@@ -37,8 +38,11 @@ from engine.reliability.exit_codes import (
 from engine.reliability.failure import Failure
 from engine.reliability.preemption import Preempted
 from engine.reliability.watchdog import Watchdog, watchdog_of_process
-from launcher.world.opening import World, leave_mpi
+from launcher.world.leaving import leave_mpi
 from shards.files import as_full_disk
+
+if TYPE_CHECKING:  # torch takes a moment, and most commands open no world
+    from launcher.world.opening import World
 
 _QUIET_SECONDS = 1.0
 """How long a failed rank stays, because starters end all ranks with the first: another may still have to report."""

@@ -6,10 +6,10 @@ What languages there are is the libraries' knowledge: stemmers are Snowball's (P
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from functools import cache
 from typing import Literal
 
-import bm25s.stopwords as bm25s_stopwords  # type: ignore[import-untyped]
 import Stemmer  # type: ignore[import-not-found]
 from pydantic import Field, field_validator
 
@@ -55,8 +55,9 @@ class Bm25Config(Section):
     @field_validator("language")
     @classmethod
     def _known_language(cls, name: str) -> str:
-        known = ({*stemmers(), *stop_word_lists()} | _UNSPACED) - _NO_LANGUAGE
-        return _known(name, "language", known, "; a language that is not here, such as Swahili, is `none`")
+        near = ({*stemmers()} | _UNSPACED) - _NO_LANGUAGE
+        more = "; a language that is not here, such as Swahili, is `none`"
+        return _known(name, "language", near, lambda: near | {*stop_word_lists()} - _NO_LANGUAGE, more)
 
     @field_validator("stemmer")
     @classmethod
@@ -68,14 +69,19 @@ class Bm25Config(Section):
     def _known_stop_words(cls, words: str | tuple[str, ...]) -> str | tuple[str, ...]:
         if not isinstance(words, str):
             return words
-        return _known(words, "list of stop words", {AUTO, *stop_word_lists()}, "; or a list of words")
+        return _known(words, "list of stop words", {AUTO}, lambda: {AUTO, *stop_word_lists()}, "; or a list of words")
 
 
-def _known(name: str, what: str, known: set[str], more: str = "") -> str:
-    """Return a name as it is known; or say which ones are near."""
+def _known(
+    name: str, what: str, known: set[str], all_known: Callable[[], set[str]] | None = None, more: str = ""
+) -> str:
+    """Return a name as it is known, where what is known at once does not have it by asking; or say which are near."""
     lowered = name.strip().lower()
     lowered = _CODES.get(lowered, lowered)
     if lowered == NONE or lowered in known:
+        return lowered
+    known = all_known() if all_known is not None else known
+    if lowered in known:
         return lowered
     near = difflib.get_close_matches(lowered, sorted(known | {NONE}), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
@@ -91,6 +97,8 @@ def stemmers() -> tuple[str, ...]:
 @cache
 def stop_word_lists() -> dict[str, tuple[str, ...]]:
     """Return bm25s's lists of stop words by their language."""
+    import bm25s.stopwords as bm25s_stopwords  # type: ignore[import-untyped]  # not before: it imports scipy
+
     prefix, english = "STOPWORDS_", {"en": "english", "en_plus": "english_plus"}
     named = {name.removeprefix(prefix).lower(): name for name in dir(bm25s_stopwords) if name.startswith(prefix)}
     return {english.get(name, name): tuple(getattr(bm25s_stopwords, constant)) for name, constant in named.items()}

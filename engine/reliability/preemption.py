@@ -13,12 +13,13 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
-
-import torch
-import torch.distributed as dist
+from typing import TYPE_CHECKING
 
 from engine.errors import SparringError
 from engine.reliability.exit_codes import EXIT_PREEMPTED
+
+if TYPE_CHECKING:  # imported where ranks agree: what only looks at a run is told in a moment, and not in seconds
+    import torch
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -82,6 +83,9 @@ class Preemption:
         Args:
             device: Where the collective's backend works.
         """
+        import torch
+        import torch.distributed as dist
+
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return self.requested
         asked = torch.tensor([float(self.requested)], device=device)

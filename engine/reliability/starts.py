@@ -5,7 +5,6 @@ Cheap to import: the job of a run and `python -m launcher status` read it withou
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -16,9 +15,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from engine.config.text import as_recorded
+from engine.reliability.versions import installed_versions
 from shards.files import read_record, write_json
 
-_PACKAGES = ("sparring", "torch", "deepspeed", "transformers", "mpi4py", "webdataset", "numpy", "bm25s", "ir_measures")
+_PACKAGES = (
+    "sparring",
+    "torch",
+    "deepspeed",
+    "transformers",
+    "mpi4py",
+    "webdataset",
+    "numpy",
+    "bm25s",
+    "ir_measures",
+    "faiss",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +71,7 @@ class Start:
             num_ranks=num_ranks,
             coordinator=coordinator,
             python=platform.python_version(),
-            versions=_versions(),
+            versions=installed_versions(_PACKAGES),
             git=_git_revision(),
             forced=forced or None,
         )
@@ -68,7 +79,7 @@ class Start:
     def code_changes(self) -> list[str]:
         """List what of the code differs now: our version and commit, and minor releases of libraries."""
         changes = []
-        for name, version in _versions().items():
+        for name, version in installed_versions(_PACKAGES).items():
             before = self.versions.get(name)
             shown = [str(one) if name == "sparring" else ".".join(str(one).split(".")[:2]) for one in (before, version)]
             if shown[0] != shown[1]:
@@ -107,19 +118,6 @@ def record_start(run: Path, start: Start) -> None:
         if entry["forced"] is None:
             del entry["forced"]
     write_json(run / "starts.json", entries)
-
-
-def _versions() -> dict[str, str | None]:
-    return {name: _version(name) for name in _PACKAGES} | {"faiss": _version("faiss-cpu", "faiss-gpu")}
-
-
-def _version(*names: str) -> str | None:
-    for name in names:
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return None
 
 
 def _git_revision() -> str | None:

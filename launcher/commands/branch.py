@@ -17,6 +17,12 @@ from launcher.terminal.arguments import typed_path
 log = get_logger(__name__)
 
 
+EXAMPLES = (
+    "runs/ar2 runs/no_kd --before retriever/1 ar2.distillation_weight=0",
+    "runs/ar2 runs/longer --before retriever/1 ar2.iterations=4",
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's words."""
     parser.add_argument("run", type=typed_path, metavar="RUN", help="the run folder that has the finished stages")

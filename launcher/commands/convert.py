@@ -27,6 +27,12 @@ from shards.formats.tables import fetch_from_hub
 log = get_logger(__name__)
 
 
+EXAMPLES = (
+    "downloads/ --out data/nq",
+    "corpus.jsonl --out data/mine --id url --text body --on-error drop",
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
     default = Options()

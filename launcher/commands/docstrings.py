@@ -6,12 +6,27 @@ import argparse
 
 from launcher.terminal.arguments import positive_whole_number, typed_path, whole_number
 
+EXAMPLES = (
+    "--out data/docstrings",
+    "--out data/docstrings --max-documents 1000 --seed 1",
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's words."""
-    parser.add_argument("--out", type=typed_path, required=True, help="folder to write, in the BEIR layout")
-    parser.add_argument("--max-documents", type=positive_whole_number, default=4000, help="size of the corpus (4000)")
-    parser.add_argument("--seed", type=whole_number, default=0, help="draws documents and splits (0)")
+    parser.add_argument(
+        "--out", type=typed_path, required=True, metavar="OUT", help="folder to write, in the BEIR layout"
+    )
+    parser.add_argument(
+        "--max-documents",
+        type=positive_whole_number,
+        default=4000,
+        metavar="N",
+        help="documents of the corpus at most (4000)",
+    )
+    parser.add_argument(
+        "--seed", type=whole_number, default=0, metavar="N", help="seed that draws documents and splits (0)"
+    )
 
 
 def run_command(arguments: argparse.Namespace) -> None:

@@ -81,6 +81,12 @@ class Asked:
     """`key=value` words over the recipe's `evaluation` section, and on another corpus its `index` section."""
 
 
+EXAMPLES = (
+    "runs/nq --data data/nq --split test",
+    "runs/nq --data data/nq --split dev --candidates bm25 --depth 1000 --max-queries 500",
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's words."""
     parser.add_argument("run", type=typed_path, metavar="RUN", help="run folder")
@@ -88,12 +94,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", type=typed_path, required=True, metavar="DIR", help="data folder, BEIR layout or others"
     )
     parser.add_argument("--format", default="auto", choices=("auto", "beir", "dpr", "msmarco"), help="its layout")
-    parser.add_argument("--split", default="test", help="split to score (test)")
+    parser.add_argument("--split", default="test", metavar="SPLIT", help="split to score (test)")
     parser.add_argument(
         "--max-queries",
         type=positive_whole_number,
         metavar="N",
-        help="score a sample of the queries, beside the others",
+        help="score a sample of so many queries, its rows beside those of the whole split",
     )
     parser.add_argument("--retriever", metavar="T", help="retrievers of these iterations: 0, 0,3, 0..3, last or all")
     parser.add_argument("--ranker", metavar="T", help="rankers of these iterations, over each of these retrievers")

@@ -26,6 +26,12 @@ log = get_logger(__name__)
 Values = dict[str, dict[str, dict[str, float]]]
 
 
+EXAMPLES = (
+    "runs/ar2 runs/r2anker",
+    "bm25=runs/a joint=runs/b --depth 100 --metric nDCG@10 --against joint",
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's words."""
     add_comparison_arguments(parser)

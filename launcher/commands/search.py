@@ -127,11 +127,19 @@ class SearchEngine:
         return mix(scores | {self._first: by_retriever} | own, self.weights)
 
 
+EXAMPLES = (
+    'runs/nq "who wrote the origin of species" --top-k 5',
+    "runs/nq --no-fusion < questions.txt",
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's words."""
     parser.add_argument("run", type=typed_path, metavar="RUN", help="run folder")
     parser.add_argument("question", nargs="?", help="left out, questions are read from the terminal")
-    parser.add_argument("--top-k", type=positive_whole_number, metavar="K", default=10, help="documents to print (10)")
+    parser.add_argument(
+        "--top-k", type=positive_whole_number, metavar="K", default=10, help="documents to print for a question (10)"
+    )
     parser.add_argument(
         "--shards", type=typed_path, metavar="DIR", help="shards prepared beside the data, where they were moved since"
     )

@@ -83,6 +83,12 @@ class State:
         return SILENT if lost else RUNNING
 
 
+EXAMPLES = (
+    "runs/nq",
+    "runs/sweep",
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's words."""
     parser.add_argument("run", type=typed_path, metavar="RUN", help="run folder")

@@ -66,11 +66,23 @@ class Ended:
     reason: str
 
 
+EXAMPLES = (
+    "--max-restarts 5 -- deepspeed launcher/run.py --config configs/tiny.yaml run.path=runs/tiny",
+    "-- mpirun -n 2 python launcher/run.py --config configs/tiny.yaml run.path=runs/tiny",
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's words."""
-    parser.add_argument("--max-restarts", type=whole_number, default=3, metavar="N", help="how often again at most (3)")
-    parser.add_argument("--retry-refused", action="store_true", help="also after exit code 2, which wants a mend")
-    parser.add_argument("--retry-preempted", action="store_true", help="also after 85, a stop that was asked for")
+    parser.add_argument("--max-restarts", type=whole_number, default=3, metavar="N", help="restarts at most (3)")
+    parser.add_argument(
+        "--retry-refused",
+        action="store_true",
+        help="start again after exit code 2 too, which says that something is to be mended first",
+    )
+    parser.add_argument(
+        "--retry-preempted", action="store_true", help="start again after exit code 85 too, a stop that was asked for"
+    )
     parser.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what starts the run")
 
 

@@ -17,31 +17,60 @@ from launcher.terminal.arguments import positive_number, positive_whole_number, 
 _GIB = 2**30
 
 
+EXAMPLES = (
+    "--config configs/ar2_nq.yaml --nodes 2 --gpus-per-node 8 --gpu a100-80gb --documents 21e6 --queries 58880",
+    "--config configs/wiki_qa.yaml --gpu cpu --gpus-per-node 2 data.path=data/wiki",
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's words."""
     add = parser.add_argument
     add("--config", type=typed_path, required=True, metavar="FILE", help="the recipe, such as configs/ar2_nq.yaml")
-    add("--nodes", type=positive_whole_number, default=1, metavar="N", help="hosts (1)")
-    add("--gpus-per-node", type=positive_whole_number, default=1, metavar="G", help="GPUs of each, one rank a GPU (1)")
+    add("--nodes", type=positive_whole_number, default=1, metavar="N", help="number of hosts (1)")
+    add(
+        "--gpus-per-node",
+        type=positive_whole_number,
+        default=1,
+        metavar="G",
+        help="GPUs of each host, one rank a GPU (1)",
+    )
     add("--gpu", default="a100-80gb", metavar="NAME", help="such as a100-80gb, h100-80gb, l4, cpu (a100-80gb)")
     add(
         "--gpu-memory",
         type=positive_number,
         metavar="GIB",
-        help="memory of a GPU (or of a CPU rank), in place of the table's",
+        help="GiB of memory of a GPU, or of a rank on the CPU, in place of the table's",
     )
     _add_shapes(parser)
+    _add_sizes(parser.add_argument_group("the data"))
+    _add_rates(parser.add_argument_group("what the machines reach"))
+    add("overrides", nargs="*", metavar="key=value", help="over the recipe, such as ranker.zero_stage=2")
+
+
+def _add_sizes(group: argparse._ArgumentGroup) -> None:
+    """Describe the words for the size of the data."""
+    add = group.add_argument
     add(
         "--documents",
         type=positive_whole_number,
         metavar="N",
-        help="size of the corpus, where the data folder does not say",
+        help="documents of the corpus, where the data folder does not say",
     )
-    add("--queries", type=positive_whole_number, metavar="N", help="training queries")
-    add("--dev-queries", type=positive_whole_number, metavar="N", help="queries of the dev split")
-    add("--test-queries", type=positive_whole_number, metavar="N", help="queries of the test split")
     add(
-        "--document-bytes", type=positive_number, default=620.0, metavar="B", help="text of a document on average (620)"
+        "--queries",
+        type=positive_whole_number,
+        metavar="N",
+        help="number of training queries, where the data folder does not say",
+    )
+    add("--dev-queries", type=positive_whole_number, metavar="N", help="number of queries of the dev split, likewise")
+    add("--test-queries", type=positive_whole_number, metavar="N", help="number of queries of the test split, likewise")
+    add(
+        "--document-bytes",
+        type=positive_number,
+        default=620.0,
+        metavar="B",
+        help="bytes of a document's text on average (620)",
     )
     add(
         "--document-terms",
@@ -50,6 +79,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="terms of a document in a lexical retriever's vectors on average (180)",
     )
+
+
+def _add_rates(group: argparse._ArgumentGroup) -> None:
+    """Describe the words for speeds."""
+    add = group.add_argument
     add("--training-share", type=share, metavar="X", help="share of the peak rate that training reaches (0.3)")
     add("--inference-share", type=share, metavar="X", help="the same for encoding and scoring (0.4)")
     add(
@@ -65,7 +99,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="GB/s that a rank sends (10; on one host by the GPU)",
     )
     add("--gflops-per-rank", type=positive_number, metavar="X", help="GFLOP/s of a rank's CPU cores, for FAISS (720)")
-    add("overrides", nargs="*", metavar="key=value", help="over the recipe, such as ranker.zero_stage=2")
 
 
 def _add_shapes(parser: argparse.ArgumentParser) -> None:

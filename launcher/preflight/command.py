@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from launcher.preflight.space import Space
 
 
+EXAMPLES = (
+    "--config configs/ar2_nq.yaml --hostfile hostfile data.path=data/nq run.path=runs/nq",
+    "--config configs/tiny.yaml --no-world run.path=runs/tiny",
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's words."""
     parser.add_argument("--config", type=typed_path, required=True, metavar="FILE", help="the recipe that is to run")

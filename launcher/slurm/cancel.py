@@ -20,11 +20,19 @@ _LOOK_SECONDS = 1.0
 _DEFAULT_STOP_SECONDS = 120.0
 
 
+EXAMPLES = (
+    "runs/nq",
+    "runs/sweep --task 3 --now",
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `cancel`."""
     parser.add_argument("run", type=typed_path, metavar="RUN", help="run folder, or that of a sweep")
     parser.add_argument("--now", action="store_true", help="do not wait for a checkpoint")
-    parser.add_argument("--task", type=whole_number, metavar="K", help="only this task of a sweep")
+    parser.add_argument(
+        "--task", type=whole_number, metavar="K", help="number of the one task of a sweep that is to end, from 0"
+    )
 
 
 def run_command(arguments: argparse.Namespace) -> int:

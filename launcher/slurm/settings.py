@@ -94,12 +94,17 @@ _NUMBERS = ("nodes", "ranks_per_node", "cpus_per_task", "max_restarts")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that make `Settings`."""
     add = parser.add_argument
-    add("--nodes", type=positive_whole_number, metavar="N", help="number of nodes")
+    add("--nodes", type=positive_whole_number, metavar="N", help="number of nodes (needed here or in --site)")
     add("--gpus-per-node", metavar="G", help="GPUs of each node, as 8 or a100:8; 0 computes on the processors")
     add("--ranks-per-node", type=positive_whole_number, metavar="R", help="processes on each node; left out, one a GPU")
-    add("--time", help="limit of one start, such as 24:00:00; the run goes on in as many starts as it needs")
-    for name in ("partition", "account", "qos", "constraint", "reservation", "exclude", "mem"):
-        add(f"--{name}", help=f"as sbatch --{name}")
+    add(
+        "--time",
+        metavar="TIME",
+        help="limit of one start, [DAYS-]HOURS:MINUTES:SECONDS or minutes; the run goes on in as many as it needs",
+    )
+    for name in ("partition", "account", "qos", "constraint", "reservation", "exclude"):
+        add(f"--{name}", metavar="WORD", help=f"as sbatch --{name}")
+    add("--mem", metavar="SIZE", help="memory of each node, such as 500G (MiB without a letter); 0 is all of it")
     add("--cpus-per-task", type=positive_whole_number, metavar="C", help="processor cores of each rank")
     add("--module", action="append", dest="modules", metavar="NAME", help="module to load; may be given repeatedly")
     add("--setup", action="append", metavar="LINE", help="line of shell to run on the first node; repeatable")

@@ -35,13 +35,21 @@ _SIGNAL_SECONDS = 60
 """How far from the asked moment SLURM may send a signal."""
 
 
+EXAMPLES = (
+    "--config configs/ar2_nq.yaml --nodes 2 --gpus-per-node 8 --time 24:00:00 data.path=data/nq run.path=runs/nq",
+    "--config configs/ar2_nq.yaml --site site.yaml --sweep ar2.num_negatives=7,15 --dry-run run.path=runs/n",
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `submit`."""
     parser.add_argument(
         "--config", type=typed_path, required=True, metavar="FILE", help="recipe, such as configs/ar2_nq.yaml"
     )
     add_settings(parser)
-    parser.add_argument("--name", help="name of the job; left out, sparring- and that of the run folder")
+    parser.add_argument(
+        "--name", metavar="NAME", help="name of the job; left out, sparring- and that of the run folder"
+    )
     parser.add_argument(
         "--sweep",
         action="append",

@@ -29,6 +29,7 @@ from engine.coordination.coordinator import Coordinator, LocalTransport, MpiTran
 from engine.coordination.watched import WatchedTransport
 from engine.errors import ConfigError, CoordinationError
 from launcher.world.interfaces import set_mpi_interfaces
+from launcher.world.leaving import leave_mpi
 from launcher.world.rank_table import table_of_ranks
 from launcher.world.rendezvous import meet_at_given_address, meet_over_mpi, open_store
 from shards.errors import counted
@@ -282,22 +283,6 @@ def _share_cores(meeting: Coordinator) -> int:
     os.environ["OMP_NUM_THREADS"] = str(num_threads)  # for libraries that are loaded later
     torch.set_num_threads(num_threads)
     return num_threads
-
-
-def leave_mpi(code: int) -> int:
-    """Return the exit code of a failed rank; where the ranks form an MPI world, abort all of them with it instead.
-
-    MPI would wait at the exit of the process for the others' exit.
-
-    Args:
-        code: Not 0.
-    """
-    mpi = sys.modules.get("mpi4py.MPI")
-    if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized() and mpi.COMM_WORLD.Get_size() > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        mpi.COMM_WORLD.Abort(code)
-    return code
 
 
 def _abort_after(hook: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,13 +1,26 @@
-"""The table of commands behind `python -m launcher`."""
+"""The table of commands behind `sparring` and `python -m launcher`."""
 
 from __future__ import annotations
 
+import argparse
+import configparser
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from launcher.__main__ import COMMANDS, main
+import launcher
+from launcher.__main__ import COMMANDS, GROUPS, command_line, examples_of, main
+
+ROOT = Path(launcher.__path__[0]).parent
+
+
+def parser_of(name: str) -> argparse.ArgumentParser:
+    (commands,) = (one for one in command_line([name])._actions if isinstance(one, argparse._SubParsersAction))
+    found: argparse.ArgumentParser = commands.choices[name]
+    return found
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -18,22 +31,61 @@ def test_each_command_tells_its_words(name: str, capsys: pytest.CaptureFixture[s
     told = capsys.readouterr().out
     assert told.startswith(f"usage: python -m launcher {name}")
     assert "[-h]\n\noptions" not in told, f"{name} has no words of its own"
+    assert told.count(f"\n  python -m launcher {name} ") == 2, "two examples"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_example_can_be_typed(name: str) -> None:
+    for words in examples_of(name):
+        words = words[: words.index("<")] if "<" in words else words
+        arguments, left = command_line(words).parse_known_args(words)
+        assert arguments.command == name
+        assert all("=" in word for word in left)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_option_says_what_it_takes(name: str) -> None:
+    """`--normalisation {..}` and `--temperature T  (1)` left to the reader what is divided by what."""
+    for action in parser_of(name)._actions:
+        told = f"{name} {action.option_strings or action.dest}"
+        assert action.help, told
+        assert action.help[0] != "(", told
+        if action.option_strings and action.nargs != 0:
+            assert action.metavar or action.choices, told
+
+
+def test_each_command_has_its_place_in_the_help() -> None:
+    assert sorted(COMMANDS) == sorted(name for names in GROUPS.values() for name in names)
+
+
+def loaded_by(words: list[str]) -> str:
+    """Run a command in a process of its own; return what it prints, and then which libraries it has loaded."""
+    script = f"""
+import sys
+from launcher.__main__ import main
+try:
+    main({words!r})
+except SystemExit:
+    pass
+large = {{"torch", "scipy", "transformers", "deepspeed", "numpy", "pydantic", "yaml", "engine", "shards"}}
+print("loaded:", sorted(large & set(sys.modules)))
+"""
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT).stdout
 
 
 def test_the_list_of_commands_needs_no_library() -> None:
     """To be told the names of the commands took two seconds, in which torch was imported."""
-    script = """
-import sys
-from launcher.__main__ import COMMANDS, main
-try:
-    main(["--help"])
-except SystemExit:
-    pass
-print("loaded:", {"torch", "numpy", "pydantic", "yaml", "engine", "shards"} & set(sys.modules))
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("loaded: set()\n")
-    assert all(f"\n    {name} " in done.stdout for name in COMMANDS)
+    told = loaded_by(["--help"])
+    assert told.endswith("loaded: []\n")
+    assert all(f"\n    {name} " in told for name in COMMANDS)
+
+
+@pytest.mark.parametrize("words", [["--version"], ["status", "nowhere"], ["plan", "--help"]])
+def test_what_only_tells_loads_no_large_library(words: list[str]) -> None:
+    """`status` imported torch for the type of a field, and scipy for the names of lists of stop words."""
+    loaded = loaded_by(words).splitlines()[-1]
+    assert loaded.startswith("loaded:")
+    assert not {"torch", "scipy", "transformers", "deepspeed"} & set(loaded.replace("'", " ").split()), loaded
 
 
 def test_a_word_that_is_no_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,3 +93,27 @@ def test_a_word_that_is_no_command_is_refused(capsys: pytest.CaptureFixture[str]
         main(["nothing"])
     assert end.value.code == 2
     assert "invalid choice: 'nothing'" in capsys.readouterr().err
+
+
+def test_the_script_is_the_program(tmp_path: Path) -> None:
+    """What an installation puts on the PATH, written as pip writes it."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    name, _, place = setup["options.entry_points"]["console_scripts"].strip().partition(" = ")
+    module, _, function = place.partition(":")
+    script = tmp_path / name
+    script.write_text(f"import sys\nfrom {module} import {function}\nsys.exit({function}())\n", encoding="utf-8")
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        environ = os.environ | {"PYTHONPATH": str(ROOT)}
+        return subprocess.run([sys.executable, script, *words], capture_output=True, text=True, env=environ)
+
+    version = run("--version")
+    assert version.returncode == 0
+    told = dict(line.split(maxsplit=1) for line in version.stdout.splitlines())
+    assert list(told) == ["sparring", "torch", "deepspeed", "transformers", "faiss", "python"]
+    assert told["python"] == sys.version.split()[0]
+    refused = run("status", str(tmp_path))
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "holds no run" in refused.stderr
+    assert run("status", "--help").stdout.startswith("usage: sparring status")
