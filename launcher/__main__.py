@@ -18,6 +18,7 @@ COMMANDS = {
     "docstrings": ("launcher.commands.docstrings", "make a data folder of the installed packages' docstrings"),
     "plan": ("launcher.plan.command", "say what a recipe takes on given hardware, without running it"),
     "preflight": ("launcher.preflight.command", "examine the hosts and their connections, without running anything"),
+    "train": ("launcher.commands.train", "start a run by deepspeed or mpirun, whichever fits, and print the command"),
     "submit": ("launcher.slurm.submit", "hand a run to SLURM, which goes on until it is finished"),
     "cancel": ("launcher.slurm.cancel", "stop a run of SLURM's, after a checkpoint"),
     "status": ("launcher.commands.status", "say what a run does, or why it stopped (exit code 0: it runs)"),
@@ -41,7 +42,7 @@ that is typed is imported."""
 
 GROUPS = {
     "Before a run": ("convert", "docstrings", "plan", "preflight"),
-    "A run": ("submit", "cancel", "status", "supervise", "branch", "sweep"),
+    "A run": ("train", "submit", "cancel", "status", "supervise", "branch", "sweep"),
     "After a run": ("search", "evaluate", "matrix", "analyse", "compare", "report", "export"),
 }
 """Purpose -> commands, in the order of the help."""

@@ -34,7 +34,7 @@ from engine.errors import ConfigError  # noqa: E402
 from engine.log import get_logger, set_up_logging  # noqa: E402
 from engine.reliability.preemption import PREEMPTION  # noqa: E402
 from launcher.ending import end_of_process, guarded  # noqa: E402
-from launcher.terminal.arguments import complete, typed_path  # noqa: E402
+from launcher.terminal.arguments import complete, recipe_file  # noqa: E402
 from launcher.world.opening import World, open_world  # noqa: E402
 
 
@@ -67,7 +67,7 @@ def command_line() -> argparse.ArgumentParser:
     """Return the parser of the words behind `launcher/run.py`."""
     parser = argparse.ArgumentParser(prog="launcher/run.py", description="Run a whole recipe on all ranks.")
     parser.add_argument(
-        "--config", type=typed_path, required=True, metavar="FILE", help="the recipe, such as configs/tiny.yaml"
+        "--config", type=recipe_file, required=True, metavar="FILE", help="the recipe, such as configs/tiny.yaml"
     )
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it
     parser.add_argument("--preflight-only", action="store_true", help="compare the hosts, try the connections, and end")

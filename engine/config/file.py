@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from engine.config.recipe import Config
 from engine.config.recipes import recipe_class
+from engine.config.shipped import shipped_recipes
 from engine.config.text import as_typed
 from engine.config.tree import Null, read_tree, read_tree_file
 from engine.config.values import kind_at, sections_in, takes_structure, value_of
@@ -43,7 +44,10 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             has the wrong type or is out of range. All problems of values are named at once.
     """
     if not path.is_file():
-        raise ConfigError(f"there is no configuration file {path}", remedy="name one of configs/*.yaml by --config")
+        raise ConfigError(
+            f"there is no configuration file {path}",
+            remedy=f"name a file, or one of those that come along: {', '.join(shipped_recipes())}",
+        )
     tree = read_tree_file(path)
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds no mapping of sections", expected="sections such as run, data, retriever")

@@ -13,7 +13,6 @@ import math
 import socket
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import deepspeed  # type: ignore[import-untyped]
@@ -24,6 +23,7 @@ from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum  # type: 
 from torch import Tensor, nn
 
 from engine.config.models import ModelConfig
+from engine.config.shipped import SHIPPED
 from engine.config.training import OptimConfig
 from engine.errors import ConfigError, TrainingError
 from engine.training.fragments import Fragment, fragments, refresh_weights, torch_optimizer
@@ -43,7 +43,7 @@ _OWNED_KEYS = frozenset(
         "bf16",
     }
 )
-_CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "configs" / "deepspeed"
+_CONFIG_FOLDER = SHIPPED / "deepspeed"
 _BUFFERS = (
     OffloadStateTypeEnum.lp_params,
     OffloadStateTypeEnum.lp_grads,

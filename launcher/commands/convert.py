@@ -18,7 +18,7 @@ from tabulate import tabulate
 
 from engine.log import get_logger
 from engine.reliability.progress import progress_bar
-from launcher.terminal.arguments import positive_whole_number, typed_path
+from launcher.terminal.arguments import positive_whole_number, recipe_file, typed_path
 from shards.convert.conversion import Report, convert
 from shards.convert.options import FORMATS, Options
 from shards.errors import DataError
@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--tokenize-for",
-        type=typed_path,
+        type=recipe_file,
         metavar="RECIPE",
         help="also write token shards and the BM25 index for a recipe's models into OUT/shards, for all runs to share",
     )

@@ -33,6 +33,7 @@ from engine.reliability.heartbeat import ENDED
 from engine.reliability.starts import newest_nonce
 from engine.reliability.traces import read_traces
 from engine.run import RunFolder
+from launcher.commands import train
 from launcher.run import parse_words
 from launcher.terminal.arguments import whole_number
 
@@ -68,7 +69,7 @@ class Ended:
 
 EXAMPLES = (
     "--max-restarts 5 -- deepspeed launcher/run.py --config configs/tiny.yaml run.path=runs/tiny",
-    "-- mpirun -n 2 python launcher/run.py --config configs/tiny.yaml run.path=runs/tiny",
+    "-- sparring train --config configs/tiny.yaml run.path=runs/tiny",
 )
 
 
@@ -131,12 +132,15 @@ def supervise(command: Sequence[str], *, max_restarts: int, retry: frozenset[int
 
 def _run_path(command: Sequence[str]) -> Path:
     """Find the run folder by reading the command as `launcher/run.py` will."""
+    if "train" in command[1:4]:  # sparring train, python -m launcher train
+        arguments = train.parse_words(list(command[command.index("train") + 1 :]))
+        return load_config(arguments.config, arguments.overrides).run.path
     places = [place for place, word in enumerate(command) if Path(word).name == _SCRIPT]
     if not places:
         raise ConfigError(
             f"the command starts no run: {' '.join(command) or 'it is empty'}",
-            expected="the words of a start with launcher/run.py among them",
-            remedy="such as `python -m launcher supervise -- deepspeed launcher/run.py --config configs/tiny.yaml`",
+            expected="the words of a start, with launcher/run.py or `train` among them",
+            remedy="such as `sparring supervise -- sparring train --config configs/tiny.yaml run.path=runs/tiny`",
         )
     arguments = parse_words(list(command[places[0] + 1 :]))
     return load_config(arguments.config, arguments.overrides).run.path

@@ -12,7 +12,7 @@ import argparse
 from dataclasses import replace
 from typing import Any
 
-from launcher.terminal.arguments import positive_number, positive_whole_number, share, typed_path
+from launcher.terminal.arguments import positive_number, positive_whole_number, recipe_file, share
 
 _GIB = 2**30
 
@@ -26,7 +26,7 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's words."""
     add = parser.add_argument
-    add("--config", type=typed_path, required=True, metavar="FILE", help="the recipe, such as configs/ar2_nq.yaml")
+    add("--config", type=recipe_file, required=True, metavar="FILE", help="the recipe, such as configs/ar2_nq.yaml")
     add("--nodes", type=positive_whole_number, default=1, metavar="N", help="number of hosts (1)")
     add(
         "--gpus-per-node",

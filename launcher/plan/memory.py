@@ -25,11 +25,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
-import engine
 from engine.config.models import ModelConfig
+from engine.config.shipped import SHIPPED
 from engine.errors import ConfigError
 from launcher.plan.activations import Inputs, Numerics, kept_bytes, passing_bytes
 from launcher.plan.models import ModelShape
@@ -196,7 +195,7 @@ def buckets_of(section: ModelConfig, stage: int) -> Buckets:
         ConfigError: The file cannot be read.
     """
     own = section.deepspeed if stage == section.zero_stage else None
-    path = own or Path(engine.__path__[0]).parent / "configs" / "deepspeed" / f"zero{stage}.json"
+    path = own or SHIPPED / "deepspeed" / f"zero{stage}.json"
     try:
         settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")).get("zero_optimization", {})
     except (OSError, json.JSONDecodeError, AttributeError) as error:

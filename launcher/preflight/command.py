@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from engine.reliability.exit_codes import EXIT_REFUSED
 from launcher.preflight.outcome import Outcome
-from launcher.terminal.arguments import positive_whole_number, typed_path
+from launcher.terminal.arguments import positive_whole_number, recipe_file, typed_path
 from shards.errors import counted
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's words."""
-    parser.add_argument("--config", type=typed_path, required=True, metavar="FILE", help="the recipe that is to run")
+    parser.add_argument("--config", type=recipe_file, required=True, metavar="FILE", help="the recipe that is to run")
     parser.add_argument(
         "--hostfile", type=typed_path, metavar="FILE", help="look at these hosts; left out, this one alone"
     )

@@ -187,6 +187,21 @@ def render(job: Job) -> str:
     )
 
 
+def mpirun_words(num_ranks: str, ranks_per_node: int) -> list[str]:
+    """Return the words by which mpirun starts ranks over the nodes of an allocation.
+
+    Args:
+        num_ranks: On all nodes, as a number or as a shell's variable.
+        ranks_per_node: On each.
+    """
+    return ["mpirun", "-n", num_ranks, "--map-by", f"ppr:{ranks_per_node}:node", "--bind-to", "none"]
+
+
+def srun_words() -> list[str]:
+    """Return the words by which srun starts a rank for each task, where the site's SLURM has PMIx."""
+    return ["srun", "--kill-on-bad-exit=1", "--mpi=pmix"]
+
+
 def _options(job: Job) -> list[str]:
     settings = job.settings
     options = [
@@ -223,11 +238,11 @@ def _starter(job: Job) -> str:
     kind, _, image = (settings.container or "").partition(":")
     folders = [*map(str, dict.fromkeys((job.root, job.cwd, job.folder, *job.reads))), *settings.mounts]
     if settings.starter == "mpirun":
-        words = [f'mpirun -n "$SLURM_NTASKS" --map-by ppr:{settings.ranks}:node --bind-to none']
+        words = [" ".join(mpirun_words('"$SLURM_NTASKS"', settings.ranks))]
         # Without -x, these would be those of the step that holds mpirun's daemons on the other nodes.
         words.append(f"-x SLURM_NTASKS -x SLURM_NNODES --prtemca prte_launch_agent {DAEMON_NAME}")
     else:
-        words = ["srun --kill-on-bad-exit=1 --mpi=pmix"]
+        words = [" ".join(srun_words())]
     if kind == "pyxis":
         mounts = ",".join(folder if ":" in folder else f"{folder}:{folder}" for folder in folders)
         words.append(f"--container-image={quote(image)} --container-mounts={quote(mounts)} --no-container-mount-home")

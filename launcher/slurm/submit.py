@@ -24,7 +24,7 @@ from launcher.slurm.job import Submitted, alive, in_words, is_finished, read_sub
 from launcher.slurm.script import DAEMON, DAEMON_NAME, REQUEUE_SECONDS, Job, render, slurm_folder
 from launcher.slurm.settings import add_arguments as add_settings
 from launcher.slurm.settings import seconds_of_time, settings_of
-from launcher.terminal.arguments import positive_whole_number, typed_path
+from launcher.terminal.arguments import positive_whole_number, recipe_file
 from shards.files import write_atomically, write_json
 
 if TYPE_CHECKING:  # pydantic takes a moment; the other commands need not wait for it
@@ -44,7 +44,7 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `submit`."""
     parser.add_argument(
-        "--config", type=typed_path, required=True, metavar="FILE", help="recipe, such as configs/ar2_nq.yaml"
+        "--config", type=recipe_file, required=True, metavar="FILE", help="recipe, such as configs/ar2_nq.yaml"
     )
     add_settings(parser)
     parser.add_argument(

@@ -10,6 +10,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+from engine.config.shipped import shipped_recipe
 from engine.config.text import absolute_path, as_typed, is_whole, number_of
 
 _MOST_WHOLE = 10**15
@@ -71,6 +72,16 @@ def typed_path(text: str) -> Path:
         return absolute_path(text)
     except ValueError as error:
         raise ArgumentTypeError(f"{text!r}: {error}") from error
+
+
+def recipe_file(text: str) -> Path:
+    """Read the path of a recipe; where there is no such file, the name of one that comes along (`quickstart`).
+
+    Raises:
+        ArgumentTypeError: It is empty, or no program here could use the name.
+    """
+    path = typed_path(text)
+    return path if path.is_file() else shipped_recipe(text) or path
 
 
 def complete(parser: ArgumentParser, arguments: Namespace, left: Sequence[str]) -> Namespace:

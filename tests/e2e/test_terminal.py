@@ -35,6 +35,7 @@ def words_of(command: str, run: Path, place: Path) -> list[str]:
         "docstrings": ["docstrings", "--out", str(data), "--max-documents", "60"],
         "plan": ["plan", *recipe, f"data.path={data}", "--documents", "2000", "--queries", "200"],
         "preflight": ["preflight", *recipe, "--no-world"],
+        "train": ["train", *recipe, "--print"],
         "submit": ["submit", *recipe, "--nodes", "1", "--gpus-per-node", "1", "--dry-run"],
         "cancel": ["cancel", str(run)],
         "status": ["status", str(run)],
@@ -54,7 +55,7 @@ def test_a_terminal_of_ascii(command: str, zygote: Zygote, run: Path, tmp_path: 
     assert "Traceback" not in ended.err
     assert ended.code in {"status": {STATUS_OF_A_FINISHED_RUN}, "supervise": {1}, "preflight": {0, 2}}.get(command, {0})
     assert ended.out.isascii()
-    if command in {"search", "submit", "status", "cancel", "docstrings"}:
+    if command in {"search", "submit", "train", "status", "cancel", "docstrings"}:
         assert "\\xfc" in ended.out or "\\u4e2d" in ended.out
 
 
