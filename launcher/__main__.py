@@ -16,6 +16,7 @@ from pathlib import Path
 COMMANDS = {
     "convert": ("launcher.commands.convert", "make a data folder of public downloads"),
     "docstrings": ("launcher.commands.docstrings", "make a data folder of the installed packages' docstrings"),
+    "options": ("launcher.commands.options", "list or search all keys of recipes, with range, default and meaning"),
     "plan": ("launcher.plan.command", "say what a recipe takes on given hardware, without running it"),
     "preflight": ("launcher.preflight.command", "examine the hosts and their connections, without running anything"),
     "train": ("launcher.commands.train", "start a run by deepspeed or mpirun, whichever fits, and print the command"),
@@ -41,13 +42,13 @@ exit code or None for 0, and `EXAMPLES`, two command lines without the program's
 that is typed is imported."""
 
 GROUPS = {
-    "Before a run": ("convert", "docstrings", "plan", "preflight"),
+    "Before a run": ("convert", "docstrings", "options", "plan", "preflight"),
     "A run": ("train", "submit", "cancel", "status", "supervise", "branch", "sweep"),
     "After a run": ("search", "evaluate", "matrix", "analyse", "compare", "report", "export"),
 }
 """Purpose -> commands, in the order of the help."""
 
-ONLY_TELL = frozenset({"plan", "preflight", "search", "status"})
+ONLY_TELL = frozenset({"options", "plan", "preflight", "search", "status"})
 """Commands that change nothing, and so end where nobody reads on; the others finish what they do."""
 
 _SCRIPT = "sparring"

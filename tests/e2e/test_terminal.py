@@ -33,6 +33,7 @@ def words_of(command: str, run: Path, place: Path) -> list[str]:
     return {
         "convert": ["convert", str(run / "data"), "--out", str(data)],
         "docstrings": ["docstrings", "--out", str(data), "--max-documents", "60"],
+        "options": ["options", "seed"],
         "plan": ["plan", *recipe, f"data.path={data}", "--documents", "2000", "--queries", "200"],
         "preflight": ["preflight", *recipe, "--no-world"],
         "train": ["train", *recipe, "--print"],
@@ -40,6 +41,7 @@ def words_of(command: str, run: Path, place: Path) -> list[str]:
         "cancel": ["cancel", str(run)],
         "status": ["status", str(run)],
         "supervise": ["supervise", "--max-restarts", "0", "--", "true", "launcher/run.py", *recipe],
+        "branch": ["branch", str(run), str(place / "neu"), "--before", "retriever/1"],
         "search": ["search", str(run), "für 中文?", "--top-k", "2"],
         "evaluate": ["evaluate", str(run), "--data", str(run / "data"), "--max-queries", "2"],
         "matrix": ["matrix", str(run), "--depth", "5", "--max-queries", "2", "--no-figure"],
