@@ -16,6 +16,7 @@ from pathlib import Path
 COMMANDS = {
     "convert": ("launcher.commands.convert", "make a data folder of public downloads"),
     "docstrings": ("launcher.commands.docstrings", "make a data folder of the installed packages' docstrings"),
+    "init": ("launcher.commands.init", "write a recipe that fits a data folder, its models and this machine"),
     "options": ("launcher.commands.options", "list or search all keys of recipes, with range, default and meaning"),
     "plan": ("launcher.plan.command", "say what a recipe takes on given hardware, without running it"),
     "preflight": ("launcher.preflight.command", "examine the hosts and their connections, without running anything"),
@@ -42,7 +43,7 @@ exit code or None for 0, and `EXAMPLES`, two command lines without the program's
 that is typed is imported."""
 
 GROUPS = {
-    "Before a run": ("convert", "docstrings", "options", "plan", "preflight"),
+    "Before a run": ("init", "convert", "docstrings", "options", "plan", "preflight"),
     "A run": ("train", "submit", "cancel", "status", "supervise", "branch", "sweep"),
     "After a run": ("search", "evaluate", "matrix", "analyse", "compare", "report", "export"),
 }

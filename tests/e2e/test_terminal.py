@@ -33,6 +33,7 @@ def words_of(command: str, run: Path, place: Path) -> list[str]:
     return {
         "convert": ["convert", str(run / "data"), "--out", str(data)],
         "docstrings": ["docstrings", "--out", str(data), "--max-documents", "60"],
+        "init": ["init", str(run / "data"), "--model", "random", "--out", str(place / "neu.yaml")],
         "options": ["options", "seed"],
         "plan": ["plan", *recipe, f"data.path={data}", "--documents", "2000", "--queries", "200"],
         "preflight": ["preflight", *recipe, "--no-world"],
