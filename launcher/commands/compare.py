@@ -38,6 +38,12 @@ from shards.records import Dataset
 Groups = Mapping[str, Sequence[Run]]
 
 
+EXAMPLES = (
+    "ar2=runs/a,runs/a43,runs/a44 ance=runs/b,runs/b43,runs/b44",
+    "runs/array/* --split test --metric nDCG@10 --efficiency",
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's words."""
     parser.add_argument(

@@ -43,6 +43,12 @@ Runner = Callable[[Sequence[str], Path], int]
 """Runs a command whose output goes into a file, and returns its exit code."""
 
 
+EXAMPLES = (
+    "configs/sweeps/ar2_regularization.yaml data.path=data/wiki",
+    'configs/sweeps/tiny.yaml --starter "deepspeed --num_accelerators 2" --out runs/sweep',
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's words."""
     parser.add_argument("file", type=typed_path, metavar="FILE", help="the sweep, such as configs/sweeps/*.yaml")

@@ -23,6 +23,12 @@ from shards.files import write_atomically
 NAME = "report.html"
 
 
+EXAMPLES = (
+    "runs/ar2",
+    "first=runs/a second=runs/b --out both.html --queries 20",
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's words."""
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or NAME=FOLDER to name it in the report")
