@@ -50,9 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "runs", nargs="+", metavar="RUN", help="run folder, NAME=RUN,RUN for seeds, a folder of runs, or a pattern"
     )
     parser.add_argument("--against", metavar="NAME", help="compare the others with this one (the first)")
-    parser.add_argument("--split", default="dev", help="split that the runs have measured (dev)")
+    parser.add_argument("--split", metavar="NAME", default="dev", help="split that the runs have measured (dev)")
     parser.add_argument(
-        "--metric", default=f"MRR@10,{ENTROPY}", help=f"one or more, the first in the figures (MRR@10,{ENTROPY})"
+        "--metric",
+        metavar="NAMES",
+        default=f"MRR@10,{ENTROPY}",
+        help=f"one or more, the first in the figures (MRR@10,{ENTROPY})",
     )
     parser.add_argument(
         "--relevance-threshold", type=positive_whole_number, metavar="G", help="grade of a relevant document"
