@@ -77,10 +77,11 @@ def test_the_retrievers_loss_is_logged_by_part(tiny: Finished) -> None:
     lines = [line for line in metrics_of(tiny.folder) if "retriever/loss" in line]
     assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12], "the steps count on over the iterations"
     for line in lines:
-        assert line["retriever/loss"] == pytest.approx(
-            line["retriever/adversarial"] + line["retriever/distillation"], abs=1e-5
-        )
+        parts = 0.3 * line["retriever/adversarial"] + line["retriever/distillation"] + line["retriever/label"]
+        assert line["retriever/loss"] == pytest.approx(parts, abs=1e-5)
         assert line["retriever/adversarial"] < 0
+        assert 0 < line["retriever/lead"] == line["retriever/taught"] < 1, "untrained, neither model leads far"
+        assert 0 <= line["retriever/ranker_leads"] <= 1
         assert line["retriever/reward"] < 0
         assert 0 < line["retriever/entropy"] <= math.log(5) + 1e-6, "five documents a query"
         assert 0 <= line["retriever/ranker_accuracy"] <= 1
