@@ -24,18 +24,20 @@ from engine.evaluation.summary import Headline, read_rows
 from engine.evaluation.systems import System, system_of, yardsticks
 from engine.run import RunFolder, Stage
 
-_FIRST_CHOICE = "MRR@10"
-"""The metric by which rows are compared where they have it; else their first one by judgements, else their first."""
+_USUAL = "MRR@10"
 
 
-def headline_metric(metrics: Mapping[str, float]) -> str | None:
+def headline_metric(metrics: Mapping[str, float], asked: str | None = None) -> str | None:
     """Return by which of a row's metrics it is compared; None where it has none.
 
     Args:
         metrics: The row's, in its order.
+        asked: `run.keep_best`, by which iterations are chosen. A row that lacks it is compared by MRR@10, else by its
+            first metric by judgements, else by its first.
     """
     judged = [name for name in metrics if family_of(name) in JUDGED]
-    return _FIRST_CHOICE if _FIRST_CHOICE in metrics else next(iter([*judged, *metrics]), None)
+    choices = [name for name in (asked, _USUAL) if name in metrics]
+    return next(iter([*choices, *judged, *metrics]), None)
 
 
 def built_on(config: Config, system: System) -> System | None:
@@ -81,7 +83,7 @@ def headline_of(
     Returns:
         Standard error and difference; None where nothing was measured.
     """
-    metric = headline_metric(metrics)
+    metric = headline_metric(metrics, stage.run.config.run.keep_best)
     if metric is None:
         return None
     settings = stage.run.config.evaluation

@@ -154,7 +154,7 @@ def test_the_summary_has_every_system_with_values_from_0_to_1(tiny: Finished) ->
     )
     for row in rows:
         named = {"system", "retriever", "iteration", "split", "metrics", "kind", "over", "over_iteration"}
-        assert set(row) == named | {"rerank_depth", "num_queries", "split_queries", "relevance_threshold"}
+        assert set(row) == named | {"rerank_depth", "num_queries", "split_queries", "relevance_threshold", "headline"}
         assert (row["num_queries"], row["split_queries"]) == (16, 90), "a sample of the split"
         assert (row["iteration"] is None) == (row["system"] in {"BM25", "zero-shot"})
         metrics = row["metrics"]
@@ -162,6 +162,11 @@ def test_the_summary_has_every_system_with_values_from_0_to_1(tiny: Finished) ->
         assert all(0 <= value <= 1 for value in metrics.values())
         assert metrics["R@1"] <= metrics["R@5"] <= metrics["R@20"] <= metrics["R@100"]
         assert metrics["A@1"] <= metrics["A@100"], "half of the queries have answers"
+    compared = {(row["split"], row["iteration"], row["system"]): row["headline"]["to"] for row in rows}
+    for split in ("dev", "test"):
+        expected = {"G0": "zero-shot", "D0": "G0", "G": "G0", "D": "G", "fused": "G", "BM25": None, "zero-shot": None}
+        own = {system: to for (of, _, system), to in compared.items() if of == split}
+        assert own == expected, "each row is compared with what it builds on"
     at_hundred = {(row["split"], row["iteration"], row["system"]): row["metrics"]["R@100"] for row in rows}
     assert at_hundred["dev", 2, "D"] == at_hundred["dev", 2, "G"], "a ranker only re-orders"
     assert at_hundred["test", 2, "fused"] == at_hundred["test", 2, "G"], "and so does a mixture"

@@ -56,6 +56,8 @@ def test_rows_are_compared_by_one_metric() -> None:
     assert headline_metric({"R@1": 0.1, "MRR@10": 0.2}) == "MRR@10"
     assert headline_metric({"A@1": 0.1, "nDCG@10": 0.2}) == "nDCG@10"
     assert headline_metric({"A@5": 0.1}) == "A@5"
+    assert headline_metric({"MRR@10": 0.2, "A@5": 0.1}, "A@5") == "A@5", "by which iterations are chosen, too"
+    assert headline_metric({"R@5": 0.2}, "A@5") == "R@5"
     assert headline_metric({}) is None
 
 
