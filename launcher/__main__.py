@@ -37,6 +37,7 @@ COMMANDS = {
     ),
     "report": ("launcher.commands.report.command", "write some runs side by side as one page of HTML"),
     "export": ("launcher.commands.export", "write the models of an iteration for other libraries"),
+    "completion": ("launcher.commands.completion", "print a script by which a shell completes all of this"),
 }
 """Name -> (module, what it is for). A module has `add_arguments(parser)` and `run_command(arguments)`, which returns an
 exit code or None for 0, and `EXAMPLES`, two command lines without the program's name. Only the module of the command
@@ -46,6 +47,7 @@ GROUPS = {
     "Before a run": ("init", "convert", "docstrings", "options", "plan", "preflight"),
     "A run": ("train", "submit", "cancel", "status", "supervise", "branch", "sweep"),
     "After a run": ("search", "evaluate", "matrix", "analyse", "compare", "report", "export"),
+    "The shell": ("completion",),
 }
 """Purpose -> commands, in the order of the help."""
 
@@ -60,14 +62,15 @@ def program_name() -> str:
     return _SCRIPT if Path(sys.argv[0]).name == _SCRIPT else "python -m launcher"
 
 
-def command_line(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
+def command_line(words: Sequence[str] | None = None, program: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of a command line.
 
     Args:
         words: What is typed; of its command alone the words are described, since that takes the import of its module.
             None describes those of all commands.
+        program: The name in all messages; None for the one by which this program was called.
     """
-    program = program_name()
+    program = program or program_name()
     parser = argparse.ArgumentParser(
         prog=program,
         usage=f"{program} [--help] [--version] COMMAND ...",

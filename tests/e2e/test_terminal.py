@@ -48,6 +48,7 @@ def words_of(command: str, run: Path, place: Path) -> list[str]:
         "matrix": ["matrix", str(run), "--depth", "5", "--max-queries", "2", "--no-figure"],
         "analyse": ["analyse", "negatives", str(run), "--depth", "5", "--max-queries", "2", "--no-figure"],
         "export": ["export", str(run), "--out", str(data)],
+        "completion": ["completion", "bash"],
     }[command]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import configparser
+import itertools
 import os
 import subprocess
 import sys
@@ -37,7 +38,7 @@ def test_each_command_tells_its_words(name: str, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize("name", COMMANDS)
 def test_each_example_can_be_typed(name: str) -> None:
     for words in examples_of(name):
-        words = words[: words.index("<")] if "<" in words else words
+        words = list(itertools.takewhile(lambda word: word not in {"<", ">"}, words))
         arguments, left = command_line(words).parse_known_args(words)
         assert arguments.command == name
         assert all("=" in word for word in left)
