@@ -18,7 +18,7 @@ from engine.evaluation.systems import trained_systems
 from launcher.commands.report.command import add_arguments, run_command
 from shards.files import write_json
 from shards.records import Dataset
-from tests.unit.launcher.commands.made_report import HOSTILE, MadeRun, Page, made_data
+from tests.unit.launcher.commands.report.made import HOSTILE, MadeRun, Page, made_data
 
 
 @pytest.fixture(scope="module")

@@ -1,20 +1,13 @@
-"""Charts as SVG, thinned curves, marked words: what the page of a report is made of."""
+"""Charts as SVG: drawn to scale, inside their frame, told in words, and told apart without colours."""
 
 from __future__ import annotations
 
-import json
-import math
-import random
 import re
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from engine.config.bm25 import Bm25Config
 from launcher.commands.report.charts import Bar, Charts, Level, Line, Spot
-from launcher.commands.report.curves import MOST_POINTS, Curve, read_curves
-from launcher.commands.report.marking import Marker
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -30,9 +23,6 @@ def drawn(svg: str) -> ElementTree.Element:
 
 def points(element: ElementTree.Element) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in (pair.split(",") for pair in element.attrib["points"].split())]
-
-
-# --- charts ----------------------------------------------------------------------------------------------------------
 
 
 def test_higher_values_are_drawn_higher_and_to_scale() -> None:
@@ -115,75 +105,3 @@ def test_nothing_is_no_chart() -> None:
         Charts().lines("t", [], "x")
     with pytest.raises(ValueError, match="without a bar"):
         Charts().bars("t", [])
-
-
-# --- curves ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("length", [1, MOST_POINTS, MOST_POINTS + 1, 5 * MOST_POINTS + 3, 100_000])
-def test_a_curve_of_any_length_keeps_its_mean_and_its_ends(length: int) -> None:
-    random.seed(length)
-    ys = [random.gauss(0.0, 1.0) for _ in range(length)]
-    curve = Curve()
-    for x, y in enumerate(ys):
-        curve.add(float(x), y)
-    assert MOST_POINTS / 2 <= len(curve.bins) <= MOST_POINTS or length < MOST_POINTS
-    assert sum(one.count for one in curve.bins) == curve.num_points == length
-    assert sum(one.y_sum for one in curve.bins) == pytest.approx(math.fsum(ys))
-    assert min(one.low for one in curve.bins) == min(ys)
-    assert max(one.high for one in curve.bins) == max(ys)
-    assert [one.x for one in curve.bins] == sorted(one.x for one in curve.bins)
-    start = 0
-    for one in curve.bins:
-        own = ys[start : start + one.count]
-        assert one.y == pytest.approx(math.fsum(own) / len(own))
-        assert (one.low, one.high) == (min(own), max(own))
-        start += one.count
-
-
-def test_measurements_are_read_by_phase(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    lines = [
-        {"time": 5.0, "stage": "warmup", "step": 2, "warmup/loss": 1.0, "warmup/lr": 0.1},
-        {"time": 7.0, "stage": "encode/000", "step": 0, "encode/slowest_rank": 0.25},
-        {"time": 8.0, "stage": "encode/001", "step": 0, "encode/slowest_rank": 0.75},
-        {"time": 9.0, "stage": "evaluate/0", "step": 0, "dev/loss": 0.5},
-    ]
-    path.write_text("".join(json.dumps(one) + "\n" for one in lines))
-    curves = read_curves(path)
-    assert curves.phases == ["warmup"], "a held-out loss is no phase of training"
-    assert curves.measures == ["loss", "lr"]
-    assert curves.by_stage == {"encode/slowest_rank": {"encode/000": 0.25, "encode/001": 0.75}}
-    assert (curves.num_lines, curves.seconds) == (4, 4.0)
-    assert read_curves(tmp_path / "none").by_tag == {}
-
-
-# --- marked words ----------------------------------------------------------------------------------------------------
-
-
-def found(query: str, text: str, **settings: str) -> list[str]:
-    pieces = Marker(Bm25Config(**settings), query).marked(text)  # type: ignore[arg-type]
-    assert "".join(piece for piece, _ in pieces) == text
-    return [piece for piece, is_marked in pieces if is_marked]
-
-
-def test_words_of_the_query_are_marked_by_their_stems() -> None:
-    assert found("who was running the city", "Cities run, the runner was") == ["Cities", "run"]
-    assert found("Käse", "KÄSE und käse", language="german") == ["KÄSE", "käse"]
-
-
-def test_words_without_spaces_between_them_are_marked_by_pairs() -> None:
-    assert found("東京大学", "私は東京の大学にいる") == ["東京", "大学"]
-
-
-def test_a_long_passage_is_shown_around_the_first_marked_word() -> None:
-    marker = Marker(Bm25Config(), "needle")
-    text = "hay " * 300 + "needle\n" + "straw " * 300
-    shown = marker.snippet(text)
-    assert shown.startswith("… hay")
-    assert shown.endswith("straw …")
-    assert 250 < len(shown) < 330
-    assert "needle" in shown
-    assert marker.snippet("a needle") == "a needle"
-    assert marker.snippet("hay " * 300).startswith("hay hay"), "without one, the beginning"
-    assert len(marker.snippet("x" * 5000)) < 330
