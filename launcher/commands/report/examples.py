@@ -121,7 +121,7 @@ def examples_of(standings: Sequence[Standing], split: str, metric: str, num_quer
         num_queries: At most.
 
     Returns:
-        None where the first run's queries or rankings are not there.
+        The chosen ones, those that gained first; none where the first run's queries or rankings are not there.
 
     Raises:
         DataError: A ranking is damaged.

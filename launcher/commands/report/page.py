@@ -75,6 +75,15 @@ class Results:
 
 
 @dataclass(frozen=True, slots=True)
+class Notes:
+    """What must be known of a run before its numbers are read: what is not there, and warnings."""
+
+    run: str
+    lacks: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Section:
     """Charts that belong together."""
 
@@ -113,7 +122,11 @@ def render(runs: Sequence[Opened], wanted: Wanted) -> str:
     digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
     return environment.get_template("page.html").render(
         runs=runs,
-        facts=facts,
+        notes=[
+            Notes(one.opened.name, (*one.opened.lacks, *one.doubts), tuple(facts.warnings_of(one.opened)))
+            for one in standings
+        ],
+        ranks={one.name: facts.ranks_of(one) for one in runs},
         made=time.strftime("%Y-%m-%d %H:%M %z"),
         style=(_FOLDER / "page.css").read_text(encoding="utf-8"),
         script=_SCRIPT,

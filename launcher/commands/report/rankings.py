@@ -59,7 +59,7 @@ class RankingReader:
 
     def __init__(self, opened: Opened) -> None:
         self._opened = opened
-        self._ranks_of_answers: dict[tuple[str, str], bool] = {}
+        self._answers: dict[tuple[str, str], bool] = {}
         self._matchers: dict[str, AnswerMatcher] = {}
 
     def read(self, row: Row) -> Ranked:
@@ -134,10 +134,10 @@ class RankingReader:
     def _has_answer(self, query: Query, docid: str) -> bool:
         shards, key = self._opened.shards, (query.id, docid)
         assert shards is not None
-        if key not in self._ranks_of_answers:
+        if key not in self._answers:
             matcher = self._matchers.setdefault(query.id, AnswerMatcher(query.answers))
-            self._ranks_of_answers[key] = matcher.has(shards.document(shards.index_of(docid)).text)
-        return self._ranks_of_answers[key]
+            self._answers[key] = matcher.has(shards.document(shards.index_of(docid)).text)
+        return self._answers[key]
 
 
 def rankings_by_query(path: Path, depth: int) -> Iterator[tuple[str, dict[str, float]]]:

@@ -21,6 +21,7 @@ from engine.evaluation.systems import BM25, place_of_kind
 from engine.evaluation.tables import LEVEL
 from launcher.commands.report.opened import Opened
 from launcher.commands.report.rankings import Ranked, RankingReader
+from shards.errors import listed
 
 _HEADLINES = ("MRR@10", "nDCG@10", "A@20", "R@20")
 FIGURE_METRICS = ("R@5", "A@5")
@@ -45,6 +46,17 @@ class Standing:
         """
         reader = RankingReader(opened)
         return cls(opened, tuple(reader.read(row) for row in sorted(opened.rows, key=_place)))
+
+    @property
+    def doubts(self) -> list[str]:
+        """Say which rows have no values of queries although the data are there."""
+        without = [told(one.row) for one in self.ranked if one.path is None]
+        if self.opened.dataset is None or not without:
+            return []
+        return [
+            f"No standard errors for {listed(without, 6)}: their rankings are not in results/, or give other numbers "
+            f"than their rows with the queries and judgements in {self.opened.dataset.path}."
+        ]
 
     @cached_property
     def _models(self) -> dict[tuple[str, int | None], str]:

@@ -9,8 +9,6 @@ import pytest
 
 from launcher.commands.report.charts import Bar, Charts, Level, Line, Spot
 
-SVG = "{http://www.w3.org/2000/svg}"
-
 
 def line(*ys: float, label: str = "a", style: int = 0) -> Line:
     return Line(label, tuple(Spot(float(x), y) for x, y in enumerate(ys)), style)

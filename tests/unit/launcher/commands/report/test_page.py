@@ -15,6 +15,8 @@ import pytest
 from engine.errors import ArtifactError, ConfigError, DataError
 from engine.evaluation.summary import read_rows
 from engine.evaluation.systems import trained_systems
+from engine.reliability.activity import Activity
+from engine.reliability.heartbeat import Heart
 from launcher.commands.report.command import add_arguments, run_command
 from shards.files import write_json
 from shards.records import Dataset
@@ -132,6 +134,7 @@ def test_a_ranking_that_is_not_the_row_s_gives_no_standard_errors(run: Path) -> 
     path = run / "results" / "dev-G-002.trec"
     shutil.copy(run / "results" / "dev-G0-000.trec", path)
     page = written(str(run))
+    assert "No standard errors for G (2): their rankings are not in results/, or give other numbers" in page
     (row,) = re.findall(r"<tr><th scope=\"row\">G \(2\)</th>.*?</tr>", page)
     assert "±" not in row
     assert not re.search(r"<th scope=\"row\">G \(2\)</th><td class=\"words\">G0", page)
@@ -254,6 +257,18 @@ def test_without_its_data_and_shards_a_run_is_reported_with_less(run: Path, data
     assert "There are no shards" in page.text("li")
     assert "±0" in page.text("table")
     assert re.search(r"\bd\d+\b", page.text("b")), "documents by their ids"
+
+
+def test_ranks_are_told_and_folded_where_they_are_many(run: Path) -> None:
+    assert "the last sign of each rank" not in written(str(run))
+    for rank in range(9):
+        activity = Activity()
+        with activity.in_stage("retriever/2"), activity.counting(6, "step", 0):
+            activity.done = 2
+            Heart(run / "heartbeats", rank, 9, "nonce", activity).beat("running")
+    page = reported(str(run))
+    assert "first: 9 ranks" in page.text("summary")
+    assert page.text("table").count("retriever/2, step 2 of 6") == 9
 
 
 def test_a_cut_last_measurement_is_left_out(run: Path) -> None:
