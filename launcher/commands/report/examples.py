@@ -98,7 +98,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Pair:
-    """The same system before and after; `after` is None where there is only one."""
+    """The same system before and after; the same row twice, where there is only one."""
 
     before: Ranked
     after: Ranked
