@@ -26,6 +26,8 @@ def test_words_of_the_command_line_win_over_the_file(tmp_path: Path) -> None:
 def test_an_unknown_key_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"unknown key 'ar2.num_negative', did you mean 'ar2.num_negatives'"):
         parse_config(SMALLEST | {"ar2": {"num_negative": 3}}, "c")
+    with pytest.raises(ConfigError, match=r"did you mean 'ranker\.max_length'"):  # in a section that can be left out
+        parse_config(SMALLEST | {"ranker": {"name": "d", "max_lenght": 3}}, "c")
 
 
 def test_all_problems_are_named_at_once() -> None:
