@@ -261,7 +261,8 @@ def submit_all(sweep: Sweep, options: Sequence[str], run: Runner) -> int:
         code = 0
         if sweep.share and not _is_begun(one.folder):
             code = run(_branch_command(sweep, one), file)
-        submit = [sys.executable, "-m", "launcher", "submit", "--config", str(sweep.recipe), *options]
+        name = ["--name", file.stem.replace("+", "-")]  # folders of all settings have the same last parts
+        submit = [sys.executable, "-m", "launcher", "submit", "--config", str(sweep.recipe), *name, *options]
         code = code or run([*submit, *one.words, f"run.path={one.folder}"], file)
         if code:
             outcome.add(one.label, code, _why(code, _last_error(file), sweep, file.stem))

@@ -205,7 +205,7 @@ def test_runs_are_handed_to_slurm_when_what_they_share_is_there(tmp_path: Path, 
     assert submit_all(sweep, ["--nodes", "1"], taken) == 2
     submitted = [command for command in commands if "submit" in command]
     assert len(submitted) == 4, "one that is not taken stops no other"
-    assert {"--nodes", "run.seed=1", f"run.path={tmp_path}/out/with/seed-1"} <= set(submitted[0])
+    assert {"--nodes", "with-seed-1", "run.seed=1", f"run.path={tmp_path}/out/with/seed-1"} <= set(submitted[0])
 
 
 @pytest.mark.parametrize(
