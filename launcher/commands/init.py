@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -84,8 +85,8 @@ def run_command(arguments: argparse.Namespace) -> int:
         load_config(temporary)
     print(f"{arguments.out}: {_in_short(draft)}")
     hardware = f"--gpu {asked.machine.device.name} --gpus-per-node {asked.machine.ranks}"
-    print(f"  look     sparring plan --config {arguments.out} {hardware}")
-    print(f"  start    sparring train --config {arguments.out}")
+    print(f"  look     sparring plan --config {shlex.quote(str(arguments.out))} {hardware}")
+    print(f"  start    sparring train --config {shlex.quote(str(arguments.out))}")
     return 0
 
 
@@ -114,7 +115,7 @@ def recipe_text(draft: Draft, asked: Asked, out: Path) -> str:
         *[f"  {name:9} {_about(name, asked, draft)}" for name in ("retriever", "ranker")],
         f"  plan      {_in_short(draft)}; an estimate, often off by a factor of two (docs/plan.md)",
         "",
-        f"  sparring train --config {out.name} --ranks {asked.machine.ranks}",
+        f"  sparring train --config {shlex.quote(out.name)} --ranks {asked.machine.ranks}",
         "",
         "`sparring options WORD` says what a key means. BM25 reads English; for another language: bm25.language.",
     ]
