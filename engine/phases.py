@@ -141,7 +141,7 @@ def train_retriever(
         opponent: Iteration whose ranker is the opponent and teacher.
     """
     run, config = stage.run, stage.run.config
-    if game.adversarial_from == "lead" and not ranker_has_led(run, iteration):
+    if game.objective == "ar2" and game.adversarial_from == "lead" and not ranker_has_led(run, iteration):
         log.info("%s: without Eq. 9, since the ranker has not been above the retriever on dev", stage.name)
         game = game.model_copy(update={"adversarial_weight": 0.0})
 

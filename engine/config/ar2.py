@@ -165,7 +165,7 @@ class Ar2Config(Section):
     def decided_on_dev(self) -> list[str]:
         """The options that ask how good both models were on dev."""
         asked = {"ar2.adversarial_from=lead": self.adversarial_from == "lead", "ar2.teacher=dev": self.teacher == "dev"}
-        return [option for option, is_set in asked.items() if is_set]
+        return [option for option, is_set in asked.items() if is_set and self.objective == "ar2"]
 
     @model_validator(mode="after")
     def _teaches(self) -> Ar2Config:

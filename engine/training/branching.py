@@ -51,6 +51,7 @@ class Branched:
         before: The first stage that was not taken over.
         kept: Stages that were.
         again: Finished stages before it that are made again, since the changed settings reach them.
+        left_out: Stages of training before it that the changed recipe does not have, such as a ranker's in ANCE.
         changed: Settings, as `key: old -> new`.
     """
 
@@ -58,6 +59,7 @@ class Branched:
     before: str
     kept: tuple[str, ...]
     again: tuple[str, ...]
+    left_out: tuple[str, ...]
     changed: tuple[str, ...]
 
 
@@ -88,7 +90,9 @@ def branch_run(source: Path, target: Path, overrides: Sequence[str], before: str
     new = with_overrides(old, [*overrides, f"run.path={target.absolute()}"])
     plan = _Plan(folder, ledger, _sized(old, ledger), _sized(new, ledger), before)
     plan.require_same_training()
-    record = Branched(str(folder.path), before, tuple(plan.kept), tuple(plan.again), tuple(plan.changed))
+    record = Branched(
+        str(folder.path), before, tuple(plan.kept), tuple(plan.again), tuple(plan.left_out), tuple(plan.changed)
+    )
     temporary = target.absolute().parent / f".{target.name}.tmp-{secrets.token_hex(6)}"
     try:
         _fill(RunFolder(temporary), plan, new, record)
@@ -117,6 +121,7 @@ class _Plan:
     new: Config
     before: str
     again: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -132,8 +137,11 @@ class _Plan:
                 expected="a stage before which something is finished",
                 remedy="begin a run of its own instead",
             )
+        theirs = {visit.stage for visit in self.new.timetable.visits}
+        self.left_out += [stage for stage in finished if stage in visits - theirs]
         for stage in finished:
-            (self.again if self._is_made_again(stage) else self.kept).append(stage)
+            if stage not in self.left_out:
+                (self.again if self._is_made_again(stage) else self.kept).append(stage)
 
     @cached_property
     def changed(self) -> list[str]:
@@ -175,11 +183,9 @@ class _Plan:
         phase, table = visit.phase, self.new.timetable
         models = [phase.model, *([phase.opponent] if phase.opponent else [])]
         reasons = self.changes(models) + self._changes_of_settings(visit)
-        theirs = next((one for one in table.visits if one.stage == visit.stage), None)
-        if theirs is None:
-            return [f"{visit.stage} is no stage of the new recipe", *reasons]
+        theirs = next(one for one in table.visits if one.stage == visit.stage)
         if theirs != visit and not reasons:
-            reasons.append("another length or schedule of its phase")
+            reasons.append("another length, schedule or objective of its phase")
         mine = self.old.timetable
         if mine.joint.get(visit.candidates) != table.joint.get(visit.candidates):
             reasons.append(f"other negatives ({visit.candidates})")
@@ -207,7 +213,7 @@ class _Plan:
         if stage in ("export",) or (kind in _MEASURES and name == "test"):
             return True
         if kind in _MEASURES:
-            return bool(self.changes(["evaluation", "bm25"]) or self._changed_seed)
+            return bool(self.changes(["evaluation", "bm25"]) or self._changed_seed or self.left_out)
         if stage == "starts":
             return bool(self.changes([*self.old.models, *self.new.models]) or self._changed_seed)
         if stage == "shards":

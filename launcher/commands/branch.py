@@ -40,4 +40,6 @@ def run_command(arguments: argparse.Namespace) -> None:
         log.info("differs: %s", change)
     if done.again:
         log.info("made again: %s", ", ".join(done.again))
+    if done.left_out:
+        log.info("left out, since the new recipe has no such stage: %s", ", ".join(done.left_out))
     log.info("%d stages taken over; go on with --config %s", len(done.kept), arguments.new / "config.yaml")

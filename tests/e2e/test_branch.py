@@ -84,6 +84,18 @@ def test_settings_of_a_game_that_has_begun(early: Path, tmp_path: Path) -> None:
     assert "retriever/1" in branch_run(early, tmp_path / "b", ["ar2.ranker.optim.lr=1e-3"], "ranker/1").kept
 
 
+def test_other_games_from_the_same_warm_up(early: Path, tmp_path: Path) -> None:
+    """ANCE has no ranker, so that D0 is left out and the warm-up measured again; IRGAN's D0 is another."""
+    done = branch_run(early, tmp_path / "ance", ["ar2.objective=ance"], "retriever/1")
+    assert done.left_out == ("warmup_ranker",)
+    assert {"warmup_retriever", "candidates/000"} <= set(done.kept)
+    assert "evaluate/0" in done.again
+    assert not (tmp_path / "ance" / "weights" / "ranker" / "000").exists()
+    with pytest.raises(ConfigError, match=r"warmup_ranker of .*objective"):
+        branch_run(early, tmp_path / "irgan", ["ar2.objective=irgan"], "retriever/1")
+    assert branch_run(early, tmp_path / "irgan", ["ar2.objective=irgan"], "warmup_ranker").left_out == ()
+
+
 def test_bad_words(zygote: Zygote, alone: Finished, tmp_path: Path) -> None:
     refused(
         zygote.launcher("branch", str(alone.folder), str(tmp_path / "b"), "--before", "rankr/1"), "rankr/1", "ranker/1"

@@ -54,8 +54,8 @@ class MadeRun:
         last = self.config.timetable.iterations
         for system in trained_systems(self.config, range(last + 1)):
             self.record(system, "dev", gain=0.3 * (system.iteration or 0))
-        self.record(fused_system(self.config, last=last), "dev", gain=1.0)
-        for system in every_system(self.config, last=last):
+        self.record(fused_system(self.config, taken=last), "dev", gain=1.0)
+        for system in every_system(self.config, taken=last):
             self.record(system, "test")
         self.finish()
 
