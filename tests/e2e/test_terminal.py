@@ -42,7 +42,7 @@ def words_of(command: str, run: Path, place: Path) -> list[str]:
         "cancel": ["cancel", str(run)],
         "status": ["status", str(run)],
         "supervise": ["supervise", "--max-restarts", "0", "--", "true", "launcher/run.py", *recipe],
-        "branch": ["branch", str(run), str(place / "neu"), "--before", "retriever/1"],
+        "branch": ["branch", str(run), str(place / "neu"), "--before", "evaluate/2"],
         "search": ["search", str(run), "für 中文?", "--top-k", "2"],
         "evaluate": ["evaluate", str(run), "--data", str(run / "data"), "--max-queries", "2"],
         "matrix": ["matrix", str(run), "--depth", "5", "--max-queries", "2", "--no-figure"],
