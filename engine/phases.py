@@ -25,12 +25,13 @@ from engine.evaluation.chosen import ranker_has_led, trust_on_dev
 from engine.log import get_logger
 from engine.models.kinds import load_untrained
 from engine.models.weights import frozen_ranker, verify_weights
-from engine.objectives import AdversarialGame, InBatchContrast, ListwiseRanking
+from engine.objectives import AdversarialGame, InBatchContrast, ListwiseRanking, PriorOfGroups
 from engine.objectives.distillation import Distillation, DistillationInBatch, require_scores
 from engine.objectives.irgan import Discriminator, Generator
 from engine.objectives.lexical import LexicalContrast
 from engine.objectives.mined import MinedContrast
 from engine.results import NOT_SHOWN
+from engine.retrievers.prior import RankerPrior
 from engine.run import Run, Stage
 from engine.training.loop import Objective, train
 from engine.training.micro_batches import fit_micro_batches
@@ -114,7 +115,7 @@ def train_ranker(
     def ranking(samples: Samples) -> Objective:
         builder = builder_of(stage, data, models, visit.phase.model)
         score_scale = stage.run.config.models[visit.phase.model].score_scale
-        return ranking_of(samples, builder, score_scale=score_scale)
+        return ranking_of(samples, builder, score_scale=score_scale, prior=_prior(stage, data))
 
     return train_visit(stage, models, data, candidates, ranking, visit)
 
@@ -153,7 +154,9 @@ def train_retriever(
         builders = builder_of(stage, data, models, "retriever"), _builder(stage, data, "ranker", ranker)
         scales = config.models["retriever"].score_scale, config.models["ranker"].score_scale
         game_of = Generator if visit.phase.objective == "irgan" else AdversarialGame
-        return game_of(samples, *builders, ranker.scorer(), game, score_scales=scales, trust=trust)
+        return game_of(
+            samples, *builders, ranker.scorer(), game, score_scales=scales, trust=trust, prior=_prior(stage, data)
+        )
 
     visit = run.timetable.phase("retriever").visit(iteration)
     return train_visit(stage, models, data, candidates, against_ranker, visit)
@@ -178,6 +181,12 @@ def published_state(run: Run, name: str, state: str) -> Mapping[str, Tensor]:
 def builder_of(stage: Stage, data: Data, models: Models, name: str) -> InputBuilder:
     """Return what makes the inputs of a model in training."""
     return _builder(stage, data, name, models.engines[name].module)
+
+
+def _prior(stage: Stage, data: Data) -> PriorOfGroups | None:
+    """Return what the recipe adds to a ranker's scores in training."""
+    prior = RankerPrior.open(stage.run, data)
+    return None if prior is None else prior.of_groups
 
 
 def _builder(stage: Stage, data: Data, name: str, model: Any) -> InputBuilder:

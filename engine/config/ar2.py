@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from engine.config.models import ModelConfig, RankerConfig, RetrieverConfig
 from engine.config.negatives import NegativesConfig
 from engine.config.pools import BM25, Pools, mining_of
-from engine.config.recipe import Config
+from engine.config.recipe import Config, Prior
 from engine.config.sections import Section
 from engine.config.timetable import ZERO_SHOT, Mining, Phase, Pool, Sizes, Timetable, WeightsOf, iteration_name
 from engine.config.training import OptimConfig, PhaseConfig, Tokens
@@ -212,6 +212,13 @@ class Ar2Recipe(Config):
         """The sections of the models that the game trains."""
         sections = super().models
         return {name: sections[name] for name in sections if name != "ranker" or self.ar2.has_ranker}
+
+    @property
+    def prior(self) -> Prior | None:
+        """G0's score inside D's."""
+        if self.ranker is None or not self.ranker.prior or not self.ar2.has_ranker:
+            return None
+        return Prior(WeightsOf("retriever", 0), self.ranker.prior * self.retriever.score_scale)
 
     @model_validator(mode="after")
     def _ranker_is_there(self) -> Self:

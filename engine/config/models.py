@@ -102,6 +102,10 @@ class RankerConfig(ModelConfig):
     its released code) or on the mean of the token states (`mean`). A trained head is taken in its own form alone."""
     max_length: int = Field(160, ge=8)
     """Tokens of query and document together, special tokens included."""
+    prior: float = Field(0.0, ge=0)
+    """What G0's score counts inside the ranker's (beta): logit + beta * tau * inner product of G0's vectors, tau being
+    `retriever.score_scale`. So the ranker begins at G0's level and learns what is left to say. AR2 alone; 0 for none,
+    as in the paper. Exports of the ranker are without it."""
 
 
 class BottleneckConfig(ModelConfig):

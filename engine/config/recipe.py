@@ -6,6 +6,7 @@ of its phases; `engine.config.file` reads it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import PrivateAttr, model_validator
@@ -21,10 +22,23 @@ from engine.config.sections import (
     Section,
     ShardsConfig,
 )
-from engine.config.timetable import Sizes, Timetable
+from engine.config.timetable import Sizes, Timetable, WeightsOf
 from engine.errors import ConfigError
 
 M = TypeVar("M", bound=ModelConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """A retriever's score inside a ranker's.
+
+    Attributes:
+        weights: Whose vectors.
+        scale: What their inner product is multiplied by (beta * tau).
+    """
+
+    weights: WeightsOf
+    scale: float
 
 
 class Config(Section):
@@ -94,6 +108,11 @@ class Config(Section):
         raise NotImplementedError
 
     @property
+    def prior(self) -> Prior | None:
+        """What the ranker's score has of a retriever's; None for nothing."""
+        return None
+
+    @property
     def counts_epochs(self) -> bool:
         """Whether the timetable depends on the size of the data."""
         return False
@@ -120,6 +139,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _values_agree(self) -> Config:
+        for name, section in self.models.items():
+            if isinstance(section, RankerConfig) and section.prior and self.prior is None:
+                raise ValueError(f"{name}.prior is {section.prior:g}, but {self.recipe} has no G0: leave it out")
         table = self.timetable_for(Sizes(1, 1))
         for phase in table.phases:
             if phase.optim.head_lr_scale != 1 and not isinstance(self.models.get(phase.model), RankerConfig):

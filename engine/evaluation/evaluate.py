@@ -17,6 +17,7 @@ from engine.data.answers import AnswerMatcher
 from engine.data.corpus import Data, sample_queries
 from engine.data.trec import best_first, read_trec, write_trec
 from engine.errors import ConfigError, ModelError
+from engine.evaluation.examples import show_examples
 from engine.evaluation.headline import headline_of
 from engine.evaluation.measures import ENTROPY, answer_measures, query_entropies, require_measurable, score_run
 from engine.evaluation.pairs import PairScorer
@@ -26,7 +27,7 @@ from engine.log import get_logger
 from engine.reliability.progress import progress_bar
 from engine.results import Measured, Score
 from engine.retrievers.choice import Choice
-from engine.retrievers.kinds import build, open_searcher
+from engine.retrievers.kinds import build, dense, open_searcher
 from engine.run import Run, RunFolder, Stage
 from engine.search import Rescorer, Searcher, finds_too_little, search_others
 from shards.partition import split_range
@@ -54,7 +55,7 @@ def evaluate_iteration(stage: Stage, data: Data, systems: Sequence[System]) -> M
     if scores:
         for system in systems:
             if system.over is not None:
-                show_examples(stage, data, system.over, system)
+                show_examples(stage.run, data, split_queries(stage.run, data, "dev"), system.over, system)
     return Measured(tuple(scores))
 
 
@@ -116,7 +117,7 @@ def evaluate_system(
             run.metrics.write(stage.name, system.iteration or 0, {f"{split}/{system.curve}/{ENTROPY}": value})
     else:
         found = read_trec(folder.results / system.over.run_file_name(split, sample))
-        ranking = rerank(stage, data, system, queries, found)
+        ranking = rerank(stage, data, system, queries, found, folder=folder)
     return [record_ranking(stage, data, folder, ranking, system, split, sample)]
 
 
@@ -196,7 +197,15 @@ def retrieve(stage: Stage, data: Data, searcher: Searcher, queries: Sequence[Que
     return whole
 
 
-def rerank(stage: Stage, data: Data, system: System, queries: Sequence[Query], found: Ranking) -> Ranking:
+def rerank(
+    stage: Stage,
+    data: Data,
+    system: System,
+    queries: Sequence[Query],
+    found: Ranking,
+    *,
+    folder: RunFolder | None = None,
+) -> Ranking:
     """Re-order the top of a ranking by a ranker, on all ranks; what lies deeper keeps its order below.
 
     Args:
@@ -205,13 +214,16 @@ def rerank(stage: Stage, data: Data, system: System, queries: Sequence[Query], f
         system: The ranker.
         queries: Whose ranking.
         found: The ranking that it re-orders; a file has no line of a query without hits.
+        folder: Holds the vectors of a retriever whose score is in the ranker's; the run's, unless it is said.
 
     Returns:
         The new ranking of every query, on every rank.
     """
     if system.weights is None:
         raise ValueError(f"{system.name} re-orders a ranking without the weights of a ranker")
-    scorer = PairScorer.open(stage.run, data, system.weights.model, system.weights.state)
+    if prior := stage.run.config.prior:
+        build(stage.run, data, folder or stage.run.folder, dense(prior.weights))
+    scorer = PairScorer.open(stage.run, data, system.weights.model, system.weights.state, folder)
     return rerank_by(stage, data, scorer, queries, found, system.name)
 
 
@@ -361,36 +373,3 @@ def _together(stage: Stage, what: str, own: dict[str, Any]) -> dict[str, Any]:
     for part in stage.run.coordinator.gather(f"{stage.name}: {what}", own):
         whole |= part
     return whole
-
-
-def show_examples(stage: Stage, data: Data, retriever: System, ranker: System) -> None:
-    """Write a few dev queries with their hardest negatives and both models' scores to TensorBoard.
-
-    Args:
-        stage: Where this runs.
-        data: Corpus and queries.
-        retriever: Has been measured on the dev split.
-        ranker: Has re-ordered the retriever's ranking.
-    """
-    run = stage.run
-    if not run.is_main:
-        return
-    queries, threshold = split_queries(run, data, "dev"), run.config.evaluation.relevance_threshold
-    by_retriever = read_trec(run.folder.results / retriever.run_file_name("dev"))
-    by_ranker = read_trec(run.folder.results / ranker.run_file_name("dev"))
-    for number, query in enumerate(queries[: run.config.evaluation.examples]):
-        grades = data.dataset.qrels["dev"][query.id]
-        positives = {docid for docid, grade in grades.items() if grade >= threshold}
-        docids = best_first(query.id, by_retriever.get(query.id, {}))
-        shown = [docid for docid in docids if docid in positives][:1]
-        shown += [docid for docid in docids if docid not in positives][:5]
-        lines = [f"**{query.text}**", "", f"| | {retriever.name} | {ranker.name} | document |", "|---|---|---|---|"]
-        for docid in shown:
-            document = data.shards.document(data.shards.index_of(docid))
-            words = " ".join(f"{document.title} {document.text}".split())[:160].replace("|", "\\|")
-            mark = "+" if docid in positives else "-"
-            # Below the depth of re-ranking the ranker gave no score; what the ranking has there only keeps the order.
-            reranked = docids.index(docid) < run.config.evaluation.rerank_depth
-            judged = f"{by_ranker[query.id][docid]:.2f}" if reranked else ""
-            lines.append(f"| {mark} | {by_retriever[query.id][docid]:.2f} | {judged} | {words} |")
-        run.metrics.write_text(f"examples/{number}", ranker.iteration or 0, "\n".join(lines))

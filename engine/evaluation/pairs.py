@@ -10,7 +10,8 @@ from engine.data.corpus import Data
 from engine.models.ranker import Ranker
 from engine.models.score import score_inputs
 from engine.models.weights import frozen_ranker
-from engine.run import Run
+from engine.retrievers.prior import RankerPrior
+from engine.run import Run, RunFolder
 from shards.records import Query
 
 
@@ -25,15 +26,17 @@ class PairScorer:
         data: The corpus.
         model: The ranker's name in the recipe.
         ranker: Frozen weights on the run's device.
+        prior: What is added to its logits; None for nothing.
     """
 
-    def __init__(self, run: Run, data: Data, model: str, ranker: Ranker) -> None:
+    def __init__(self, run: Run, data: Data, model: str, ranker: Ranker, prior: RankerPrior | None = None) -> None:
+        self._prior = prior
         self._data, self._text, self._max_length = data, data.texts[model], run.config.models[model].max_length
         self._scorer, self._collate = ranker.scorer(), ranker.collator(self._text.template)
         self._tokens_per_batch, self._device = run.config.evaluation.tokens_per_batch, run.device
 
     @classmethod
-    def open(cls, run: Run, data: Data, model: str, state: str) -> PairScorer:
+    def open(cls, run: Run, data: Data, model: str, state: str, folder: RunFolder | None = None) -> PairScorer:
         """Load the published weights of an iteration.
 
         Args:
@@ -41,13 +44,15 @@ class PairScorer:
             data: The corpus.
             model: The ranker's name in the recipe.
             state: Name of the iteration.
+            folder: Holds the vectors of a prior: the run's own folder, unless it is said, or one below it.
 
         Raises:
             ConfigError: The recipe has no such ranker.
             ArtifactError: There are no such weights, or they are damaged.
         """
         section = run.config.model(model, RankerConfig)
-        return cls(run, data, model, frozen_ranker(section, run.folder.weights(model, state), run.device))
+        ranker = frozen_ranker(section, run.folder.weights(model, state), run.device)
+        return cls(run, data, model, ranker, RankerPrior.open(run, data, folder))
 
     def score(self, queries: Sequence[Query], documents: Sequence[Sequence[int]]) -> list[list[float]]:
         """Score documents for queries.
@@ -57,7 +62,7 @@ class PairScorer:
             documents: Corpus indices for each of them.
 
         Returns:
-            Raw logits for each query, in the order of its documents.
+            Raw logits for each query, with the prior where there is one, in the order of its documents.
         """
         tokens, stream, pair = self._data.shards.tokens, self._text.stream, self._text.template.pair
         inputs = [
@@ -69,4 +74,8 @@ class PairScorer:
             self._scorer, self._collate, inputs, tokens_per_batch=self._tokens_per_batch, device=self._device
         ).tolist()
         ends = list(accumulate(map(len, documents)))
-        return [scores[end - len(own) : end] for own, end in zip(documents, ends, strict=True)]
+        logits = [scores[end - len(own) : end] for own, end in zip(documents, ends, strict=True)]
+        if self._prior is None:
+            return logits
+        added = self._prior.of_documents(queries, documents)
+        return [[one + more for one, more in zip(*both, strict=True)] for both in zip(logits, added, strict=True)]

@@ -38,7 +38,7 @@ from engine.models.export_parts import (
     write_settings,
 )
 from engine.models.export_pretrained import compare_masked_lm, describe_masked_lm
-from engine.models.export_ranker import describe_pooled_ranker, pooled_logits
+from engine.models.export_ranker import describe_pooled_ranker, pooled_logits, prior_told
 from engine.models.failures import quiet_transformers
 from engine.models.loading import load_tokenizer
 from engine.models.projection import load_projection
@@ -291,7 +291,7 @@ from sentence_transformers import CrossEncoder
 
 scores = CrossEncoder("this/folder").predict([(query, document) for document in documents])
 ```
-"""
+{prior_told(metadata)}"""
 
 
 def _require_lengths(metadata: dict[str, Any], folder: Path, *names: str) -> None:

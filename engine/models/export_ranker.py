@@ -96,4 +96,17 @@ states = model(**batch).last_hidden_state
 pooled = {pooled}
 scores = pooled @ head["linear.weight"][0] + head["linear.bias"]
 ```
+{prior_told(metadata)}"""
+
+
+def prior_told(metadata: Mapping[str, Any]) -> str:
+    """Return what is said of a retriever's score that was added to the ranker's; empty where there was none."""
+    if "prior" not in metadata:
+        return ""
+    return f"""
+**Not the whole score.** This ranker was trained and measured with
+
+    logit + {metadata["prior"]:g} * inner product of the query's and the document's vectors
+
+of the retriever after its warm-up, not in this folder: `python -m launcher export RUN --iteration 0` writes it.
 """

@@ -9,7 +9,7 @@ positive), P documents in a shared pool, D the embedding dimension.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic
 
@@ -29,6 +29,9 @@ from engine.models.template import Batch, count_tokens
 from engine.objectives.teacher import lead
 from engine.training.backend import TrainedModel
 from engine.training.gradient_cache import contrastive_backward
+
+PriorOfGroups = Callable[[Sequence[Group]], Tensor]
+"""From groups to what is added to a ranker's scores of their documents [B, N]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,10 +164,13 @@ class ListwiseRanking:
         samples: Queries, positives and negatives.
         builder: Makes the ranker's inputs.
         score_scale: The tau of Eq. 6.
+        prior: What is added to the scores of groups [B, N]; None for nothing.
     """
 
-    def __init__(self, samples: Samples, builder: InputBuilder, *, score_scale: float) -> None:
-        self.samples, self._builder, self._score_scale = samples, builder, score_scale
+    def __init__(
+        self, samples: Samples, builder: InputBuilder, *, score_scale: float, prior: PriorOfGroups | None = None
+    ) -> None:
+        self.samples, self._builder, self._score_scale, self._prior = samples, builder, score_scale, prior
         self.token_counts = (builder.tokens_of_pairs,)
 
     def prepare(self, step: int) -> list[Inputs]:
@@ -181,6 +187,8 @@ class ListwiseRanking:
         for inputs in batch:
             torch.manual_seed(inputs.micro.seed)
             scores_BN = model(pairs=inputs.of["pairs"]).view(len(inputs.micro.groups), -1)
+            if self._prior is not None:
+                scores_BN = scores_BN + self._prior(inputs.micro.groups)
             loss, measured = self.loss(scores_BN)
             model.backward(loss, last=inputs.micro.last, share=inputs.micro.share)
             hits = (scores_BN.detach().argmax(1) == 0).float().mean()
@@ -204,6 +212,7 @@ class AdversarialGame:
         game: Weights and forms of both equations.
         score_scales: The taus of the retriever's and of the ranker's scores.
         trust: As of `retriever_loss`.
+        prior: What is added to the ranker's scores of groups [B, N]; None for nothing.
     """
 
     def __init__(
@@ -216,8 +225,10 @@ class AdversarialGame:
         *,
         score_scales: tuple[float, float],
         trust: float = 1.0,
+        prior: PriorOfGroups | None = None,
     ) -> None:
         self.samples, self._ranker, self._game, self._trust = samples, ranker, game, trust
+        self._prior = prior
         self._retriever_builder, self._ranker_builder = retriever_builder, ranker_builder
         self._score_scales = score_scales
         self.token_counts = retriever_builder.tokens_of_texts, ranker_builder.tokens_of_pairs
@@ -242,6 +253,8 @@ class AdversarialGame:
             torch.manual_seed(inputs.micro.seed)
             num_queries = len(inputs.micro.groups)
             ranker_scores_BN = self._ranker(inputs.of["pairs"]).view(num_queries, -1).clone()  # out of inference mode
+            if self._prior is not None:
+                ranker_scores_BN = ranker_scores_BN + self._prior(inputs.micro.groups)
             queries_BD, documents_ND = model(queries=inputs.of["queries"], documents=inputs.of["documents"])
             documents_BND = documents_ND.view(num_queries, -1, queries_BD.shape[-1])
             retriever_scores_BN = torch.einsum("bd,bnd->bn", queries_BD, documents_BND)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from engine.config.models import RankerConfig
 from engine.config.recipe import Config
 from engine.data.tokenization import ModelText
 from engine.models.weights import MARKER, PublishedWeights, digest_of, weight_files
@@ -44,8 +45,9 @@ def publish_weights(run: Run, model: TrainedModel, text: ModelText, name: str) -
 
 def describe_model(config: Config, name: str) -> dict[str, Any]:
     """Return what a saved model must carry beside its weights to give the same scores elsewhere, as JSON."""
-    section = config.models[name]
-    return {
+    section, prior = config.models[name], config.prior
+    added = {"prior": prior.scale} if isinstance(section, RankerConfig) and prior is not None else {}
+    return added | {
         "model": section.kind,
         "base": section.name,
         "attention": section.attention,

@@ -43,10 +43,13 @@ def words_of(command: str, run: Path, place: Path) -> list[str]:
         "status": ["status", str(run)],
         "supervise": ["supervise", "--max-restarts", "0", "--", "true", "launcher/run.py", *recipe],
         "branch": ["branch", str(run), str(place / "neu"), "--before", "evaluate/2"],
+        "sweep": ["sweep", str(TINY.parent / "sweeps" / "tiny.yaml"), "--print", "--out", str(place / "ü")],
         "search": ["search", str(run), "für 中文?", "--top-k", "2"],
         "evaluate": ["evaluate", str(run), "--data", str(run / "data"), "--max-queries", "2"],
         "matrix": ["matrix", str(run), "--depth", "5", "--max-queries", "2", "--no-figure"],
         "analyse": ["analyse", "negatives", str(run), "--depth", "5", "--max-queries", "2", "--no-figure"],
+        "compare": ["compare", str(run), "--no-figure"],
+        "report": ["report", str(run), "--out", str(place / "ü.html"), "--queries", "2"],
         "export": ["export", str(run), "--out", str(data)],
         "completion": ["completion", "bash"],
     }[command]

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.e2e.made import ledger_of, losses_of, measured, metrics_of, summary_of, weights_of
-from tests.e2e.starts import Zygote
+from tests.e2e.made import ledger_of, losses_of, measured, metrics_of, ranking_of, summary_of, weights_of
+from tests.e2e.starts import TINY, Zygote, refused
 
 SHORT = (
     *("ar2.iterations=1", "evaluation.zero_shot=false", "run.log_every_steps=1"),
@@ -286,3 +286,26 @@ def test_ance_trains_and_measures_no_ranker(runs: Runs, plain: Path, zygote: Zyg
     assert ended.code == 0, ended.err[-3000:]
     assert "retriever" in ended.out
     assert "ranker" not in ended.out
+
+
+def test_a_ranker_begins_at_the_level_of_its_prior(runs: Runs) -> None:
+    """G0's score inside D's, so large that a fresh head cannot be heard: D0 and D order as G0 scores."""
+    folder = runs.make("prior", "ranker.prior=1e6", "ar2.teacher=always", "ar2.adversarial_weight=0")
+    found, ranked = (
+        {qid: [docid for docid, _ in own][:10] for qid, own in ranking_of(folder / "results" / name).items()}
+        for name in ("dev-G0-000.trec", "dev-D0-000.trec")
+    )
+    assert ranked == found
+    by_d, by_g0 = ranking_of(folder / "results" / "dev-D-001.trec"), ranking_of(folder / "results" / "dev-G0-000.trec")
+    for qid, own in by_d.items():
+        scores = dict(by_g0[qid])
+        known = [scores[docid] for docid, _ in own[:10] if docid in scores]
+        assert known == sorted(known, reverse=True)
+    accuracy = {key: value for key, value in measured(folder).items() if key[2].endswith("ranker_accuracy")}
+    assert accuracy, "the game ran against it"
+    assert "1e+06 * " in (folder / "export" / "ranker" / "README.md").read_text()
+
+
+def test_a_prior_without_g0_is_refused(zygote: Zygote, tmp_path: Path) -> None:
+    ended = zygote.recipe(f"run.path={tmp_path}", "ranker.prior=1", config=TINY.with_name("r2anker_tiny.yaml")).wait()
+    refused(ended, "ranker.prior is 1, but r2anker has no G0")

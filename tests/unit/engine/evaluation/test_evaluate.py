@@ -31,6 +31,7 @@ from engine.evaluation.evaluate import (
     retriever_of,
     split_queries,
 )
+from engine.evaluation.examples import show_examples
 from engine.evaluation.measures import query_entropies
 from engine.evaluation.systems import System, WeightsOf, pairs_of, trained_systems, yardsticks
 from engine.retrievers.kinds import Choice
@@ -70,7 +71,7 @@ def scores_by(preference: dict[str, float]) -> Any:
     def score(queries: Sequence[Query], documents: Sequence[Sequence[int]]) -> list[list[float]]:
         return [[preference[DOCIDS[document]] for document in own] for own in documents]
 
-    return SimpleNamespace(open=lambda run, data, model, state: SimpleNamespace(score=score))
+    return SimpleNamespace(open=lambda run, data, model, state, folder: SimpleNamespace(score=score))
 
 
 def order_of(ranking: dict[str, float]) -> list[str]:
@@ -215,7 +216,7 @@ def test_queries_without_hits_go_through_and_are_told_of(
         (score,) = evaluate_system(stage, data, run.folder, system, "dev")
         assert score.metrics["R@1"] == pytest.approx(1 / 3), "a query without hits counts as 0"
         assert read_trec(run.folder.results / system.run_file_name("dev")).keys() == {"q0"}
-    evaluate.show_examples(stage, data, G, D)
+    show_examples(run, data, split_queries(run, data, "dev"), G, D)
     assert "G finds nothing for 2 of 3 queries" in caplog.text
     assert "bm25.language" in caplog.text
 
