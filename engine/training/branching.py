@@ -258,7 +258,7 @@ def _fill(target: RunFolder, plan: _Plan, new: Config, record: Branched) -> None
         kind, _, name = stage.partition("/")
         if kind in _OF_KIND:
             _link(source.path / _OF_KIND[kind] / name, target.path / _OF_KIND[kind] / name)
-    models = {visit.phase.model for visit in plan.visits}
+    models = dict.fromkeys(visit.phase.model for visit in plan.visits)
     for model in plan.old.models:
         _link(source.weights(model, ZERO_SHOT), target.weights(model, ZERO_SHOT))
     for visit in plan.visits:

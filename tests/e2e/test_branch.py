@@ -51,7 +51,7 @@ def test_goes_on_to_the_same_end(zygote: Zygote, alone: Finished, tmp_path: Path
 
 
 def test_takes_what_the_change_does_not_reach(early: Path, tmp_path: Path) -> None:
-    changes = ["ar2.adversarial_weight=0.3", "run.seed=7", "evaluation.rerank_depth=5", "ar2.iterations=1"]
+    changes = ["ar2.adversarial_weight=0.9", "run.seed=7", "evaluation.rerank_depth=5", "ar2.iterations=1"]
     done = branch_run(early, tmp_path / "branch", changes, "retriever/1")
     assert {"warmup_retriever", "index/000", "warmup_ranker", "bm25"} <= set(done.kept)
     assert {"evaluate/0", "evaluate/yardsticks"} <= set(done.again)
@@ -80,7 +80,7 @@ def test_what_it_takes_would_have_been_another(early: Path, tmp_path: Path, chan
 def test_settings_of_a_game_that_has_begun(early: Path, tmp_path: Path) -> None:
     """The retriever's first phase was trained with it; what only the ranker's later phases have may change."""
     with pytest.raises(ConfigError, match=r"retriever/1 .*adversarial_weight"):
-        branch_run(early, tmp_path / "branch", ["ar2.adversarial_weight=0.3"], "ranker/1")
+        branch_run(early, tmp_path / "branch", ["ar2.adversarial_weight=0.9"], "ranker/1")
     assert "retriever/1" in branch_run(early, tmp_path / "b", ["ar2.ranker.optim.lr=1e-3"], "ranker/1").kept
 
 
