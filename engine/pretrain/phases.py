@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 from engine.config.models import BottleneckConfig, CondenserConfig, RetrieverConfig
-from engine.config.timetable import WeightsOf
+from engine.config.timetable import Visit, WeightsOf
 from engine.data.corpus import Data
+from engine.models.template import Collator
 from engine.phases import Trained, train_by
 from engine.pretrain.cloze import ClozeBuilder, ClozeRates
 from engine.pretrain.condensing import SpanContrast
@@ -19,6 +21,8 @@ from engine.run import Run, Stage
 from engine.training.loop import Objective
 from engine.training.models import Models
 from engine.training.publishing import publish_weights
+
+S = TypeVar("S", DocumentSamples, ReadingSamples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +67,14 @@ def reconstruct(
         phase: Of the timetable.
         iteration: The epoch, from 1.
     """
-    visit, coordinator = stage.run.timetable.phase(phase).visit(iteration), stage.run.coordinator
+    visit = stage.run.timetable.phase(phase).visit(iteration)
     name = visit.phase.model
 
     def reconstruction() -> Objective:
         section = stage.run.config.model(name, BottleneckConfig)
-        collate = models.engines[name].module.collator(data.texts[name].template)  # type: ignore[operator]
+        collate = _collator(models, data, name)
         builder = MaskedInputBuilder.of(data, name, collate, rates, max_length=section.max_length, seed=stage.seed)
-        samples = DocumentSamples(
-            visit, stage.seed, split.train, data.shards.docids, coordinator.rank, coordinator.world_size
-        )
-        return BottleneckReconstruction(samples, builder)
+        return BottleneckReconstruction(_samples(DocumentSamples, stage, data, split, visit), builder)
 
     return train_by(stage, models, data, reconstruction, visit)
 
@@ -92,17 +93,15 @@ def contrast_clozes(
         phase: Of the timetable.
         iteration: The epoch, from 1.
     """
-    visit, coordinator = stage.run.timetable.phase(phase).visit(iteration), stage.run.coordinator
+    visit = stage.run.timetable.phase(phase).visit(iteration)
     name = visit.phase.model
 
     def contrast() -> Objective:
         section = stage.run.config.model(name, RetrieverConfig)
-        collate = models.engines[name].module.collator(data.texts[name].template)  # type: ignore[operator]
+        collate = _collator(models, data, name)
         lengths = section.max_length, section.query_max_length
         builder = ClozeBuilder.of(data, name, collate, rates, lengths=lengths, seed=stage.seed)
-        samples = ReadingSamples(
-            visit, stage.seed, split.train, data.shards.docids, coordinator.rank, coordinator.world_size
-        )
+        samples = _samples(ReadingSamples, stage, data, split, visit)
         return ClozeContrast(samples, builder, score_scale=section.score_scale)
 
     return train_by(stage, models, data, contrast, visit)
@@ -122,16 +121,14 @@ def condense(
         phase: Of the timetable.
         iteration: The epoch, from 1.
     """
-    visit, coordinator = stage.run.timetable.phase(phase).visit(iteration), stage.run.coordinator
+    visit = stage.run.timetable.phase(phase).visit(iteration)
     name = visit.phase.model
 
     def contrast() -> Objective:
         section = stage.run.config.model(name, CondenserConfig)
-        collate = models.engines[name].module.collator(data.texts[name].template)  # type: ignore[operator]
+        collate = _collator(models, data, name)
         builder = SpanBuilder.of(data, name, collate, rates, max_length=section.max_length, seed=stage.seed)
-        samples = ReadingSamples(
-            visit, stage.seed, split.train, data.shards.docids, coordinator.rank, coordinator.world_size
-        )
+        samples = _samples(ReadingSamples, stage, data, split, visit)
         return SpanContrast(samples, builder, score_scale=section.score_scale)
 
     return train_by(stage, models, data, contrast, visit)
@@ -140,3 +137,15 @@ def condense(
 def split_of(data: Data, run: Run) -> Split:
     """Hold documents of a run's corpus out, as many as its timetable says; see `split_documents`."""
     return split_documents(data.shards.num_documents, run.timetable.held_out, run.config.run.seed)
+
+
+def _collator(models: Models, data: Data, name: str) -> Collator:
+    """Return what joins inputs of a model in training, in its texts' template."""
+    collate: Collator = models.engines[name].module.collator(data.texts[name].template)  # type: ignore[operator]
+    return collate
+
+
+def _samples(kind: type[S], stage: Stage, data: Data, split: Split, visit: Visit) -> S:
+    """Draw from the documents that steps may take, this rank's share."""
+    coordinator = stage.run.coordinator
+    return kind(visit, stage.seed, split.train, data.shards.docids, coordinator.rank, coordinator.world_size)

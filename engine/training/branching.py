@@ -25,7 +25,7 @@ from engine.config.file import differences, dump_config, load_config, with_overr
 from engine.config.recipe import Config
 from engine.config.timetable import ZERO_SHOT, Sizes, Visit, WeightsOf
 from engine.errors import ArtifactError, ConfigError
-from engine.reliability.starts import read_starts
+from engine.reliability.starts import read_starts, record_start
 from engine.results import Measured
 from engine.run import SIZES, RunFolder
 from shards.files import parse_record, read_json, write_json
@@ -271,9 +271,8 @@ def _fill(target: RunFolder, plan: _Plan, new: Config, record: Branched) -> None
     if source.micro_batches.exists():
         shutil.copy2(source.micro_batches, target.micro_batches)
     _take_results(source, target, plan)
-    starts = read_starts(source.path)
-    if starts:
-        write_json(target.path / "starts.json", _plain(starts[-1:]))
+    if starts := read_starts(source.path):
+        record_start(target.path, starts[-1])
     write_json(target.path / RECORD, asdict(record))
     target.config.write_text(dump_config(new), encoding="utf-8")
     write_json(target.ledger, {"stages": {stage: plan.ledger[stage] for stage in plan.kept}})
@@ -315,11 +314,6 @@ def _take_results(source: RunFolder, target: RunFolder, plan: _Plan) -> None:
     for path in source.results.glob("*.trec"):
         if not path.name.startswith("test-"):
             _link(path, target.results / path.name)
-
-
-def _plain(starts: Sequence[Any]) -> list[dict[str, Any]]:
-    entries = [asdict(one) for one in starts]
-    return [{key: value for key, value in entry.items() if key != "forced" or value} for entry in entries]
 
 
 def _link(source: Path, target: Path, *, must: str | None = None) -> None:
