@@ -8,6 +8,7 @@ weights that made them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -34,7 +35,57 @@ from shards.records import Query
 log = get_logger(__name__)
 
 
-class DenseSearcher:
+class DenseScorer:
+    """A retriever with the stored embeddings of its documents, ready to score pairs; no index is opened.
+
+    Args:
+        retriever: Frozen weights, on `device`.
+        text: Its tokenizer and template.
+        store: Embeddings by the same weights.
+        max_length: Tokens of a query, special tokens included.
+        tokens_per_batch: Padded tokens in one forward.
+        device: Where the retriever is.
+    """
+
+    def __init__(
+        self,
+        retriever: Retriever,
+        text: ModelText,
+        store: EmbeddingStore,
+        *,
+        max_length: int,
+        tokens_per_batch: int,
+        device: torch.device,
+    ) -> None:
+        self._encoder, self._text, self._store = retriever.query_encoder(), text, store
+        self._max_length, self._tokens_per_batch, self._device = max_length, tokens_per_batch, device
+
+    def encode(self, queries: Sequence[Query]) -> Floats:
+        """Encode queries with the retriever's query tower: float32 [Q, D]."""
+        return encode_queries(
+            self._encoder,
+            self._text.template.for_queries(),
+            self._text.tokenize_queries(queries),
+            max_length=self._max_length,
+            tokens_per_batch=self._tokens_per_batch,
+            device=self._device,
+        )
+
+    def score(self, queries: Sequence[Query], documents: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Score documents that somebody else found, by inner products with their stored embeddings (Eq. 1).
+
+        Args:
+            queries: Any queries.
+            documents: Global document indices for each of them.
+
+        Returns:
+            Scores for each query, in the order of its documents, as a search has them.
+        """
+        rows = (self._store.rows(np.array(own, dtype=np.int64)) for own in documents)
+        return [(rows_KD @ query_D).tolist() for rows_KD, query_D in zip(rows, self.encode(queries), strict=True)]
+
+
+class DenseSearcher(DenseScorer):
     """Searches a document index with queries encoded by the retriever that made it.
 
     Args:
@@ -59,8 +110,10 @@ class DenseSearcher:
         tokens_per_batch: int,
         device: torch.device,
     ) -> None:
-        self._encoder, self._text, self._index = retriever.query_encoder(), text, index
-        self._max_length, self._tokens_per_batch, self._device = max_length, tokens_per_batch, device
+        super().__init__(
+            retriever, text, index.store, max_length=max_length, tokens_per_batch=tokens_per_batch, device=device
+        )
+        self._index = index
 
     @property
     def num_parts(self) -> int:
@@ -70,30 +123,6 @@ class DenseSearcher:
     def search(self, queries: Sequence[Query], top_k: int) -> Hits:
         """Return the `top_k` documents of each query, best first: [Q, top_k]."""
         return self._index.search(self.encode(queries), top_k)
-
-    def encode(self, queries: Sequence[Query]) -> Floats:
-        """Encode queries with the retriever's query tower: float32 [Q, D]."""
-        return encode_queries(
-            self._encoder,
-            self._text.template.for_queries(),
-            self._text.tokenize_queries(queries),
-            max_length=self._max_length,
-            tokens_per_batch=self._tokens_per_batch,
-            device=self._device,
-        )
-
-    def score(self, queries: Sequence[Query], documents: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Score documents that somebody else found, by inner products with their stored embeddings (Eq. 1).
-
-        Args:
-            queries: Any queries.
-            documents: Global document indices for each of them.
-
-        Returns:
-            Scores for each query, in the order of its documents, as a search has them.
-        """
-        rows = (self._index.store.rows(np.array(own, dtype=np.int64)) for own in documents)
-        return [(rows_KD @ query_D).tolist() for rows_KD, query_D in zip(rows, self.encode(queries), strict=True)]
 
     def search_parts(self, queries_QD: Floats, top_k: int, parts: Sequence[int]) -> Hits:
         """Search some parts of the index; see `DenseIndex.search_parts`."""
@@ -117,16 +146,38 @@ def open_dense(run: Run, data: Data, folder: RunFolder, choice: Choice) -> Dense
     Raises:
         ArtifactError: Index or embeddings are missing, damaged, or of other weights.
     """
-    config, index = run.config, folder.index(run.timetable.artifact(choice.trained))
-    store = EmbeddingStore.open(index / "embeddings", data.shards.manifest, stamp_of_weights(run, data, choice))
+    index, store = _stored(run, data, folder, choice)
     return DenseSearcher(
         frozen_encoder(run, choice.trained),
         data.texts[choice.trained.model],
         DenseIndex.open(index, store, device=run.device),
-        max_length=config.query_max_length,
-        tokens_per_batch=config.evaluation.tokens_per_batch,
+        max_length=run.config.query_max_length,
+        tokens_per_batch=run.config.evaluation.tokens_per_batch,
         device=run.device,
     )
+
+
+def open_dense_scorer(run: Run, data: Data, folder: RunFolder, choice: Choice) -> DenseScorer:
+    """Open what scores pairs by published weights and the embeddings in `folder`.
+
+    Raises:
+        ArtifactError: The embeddings are missing, damaged, or of other weights.
+    """
+    return DenseScorer(
+        frozen_encoder(run, choice.trained),
+        data.texts[choice.trained.model],
+        _stored(run, data, folder, choice)[1],
+        max_length=run.config.query_max_length,
+        tokens_per_batch=run.config.evaluation.tokens_per_batch,
+        device=run.device,
+    )
+
+
+def _stored(run: Run, data: Data, folder: RunFolder, choice: Choice) -> tuple[Path, EmbeddingStore]:
+    """Return the folder of an index and the embeddings in it."""
+    index = folder.index(run.timetable.artifact(choice.trained))
+    stamp = stamp_of_weights(run, data, choice)
+    return index, EmbeddingStore.open(index / "embeddings", data.shards.manifest, stamp)
 
 
 def encode_corpus(stage: Stage, data: Data, folder: RunFolder, choice: Choice) -> EncodedCorpus:

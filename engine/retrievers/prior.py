@@ -15,7 +15,8 @@ from torch import Tensor
 
 from engine.data.batches import Group
 from engine.data.corpus import Data
-from engine.retrievers.kinds import dense, open_searcher
+from engine.retrievers.dense import open_dense_scorer
+from engine.retrievers.kinds import dense
 from engine.run import Run, RunFolder
 from engine.search import Rescorer
 from shards.records import Query
@@ -50,10 +51,8 @@ class RankerPrior:
         prior = run.config.prior
         if prior is None:
             return None
-        searcher = open_searcher(run, data, folder or run.folder, dense(prior.weights))
-        if not isinstance(searcher, Rescorer):
-            raise TypeError(f"{type(searcher).__name__} scores no documents of others")
-        return cls(searcher, data, prior.scale, run.device)
+        scorer = open_dense_scorer(run, data, folder or run.folder, dense(prior.weights))
+        return cls(scorer, data, prior.scale, run.device)
 
     def of_documents(self, queries: Sequence[Query], documents: Sequence[Sequence[int]]) -> list[list[float]]:
         """Return what is added for each query's documents, given by their corpus indices."""
