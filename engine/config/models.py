@@ -6,6 +6,7 @@ have any number of models: every field of `engine.config.recipe.Config` that hol
 
 from __future__ import annotations
 
+import itertools
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -27,6 +28,9 @@ class ModelConfig(Section):
     says which architectures can be used."""
     num_layers: int | None = Field(None, ge=1)
     """Keep only the first layers of the backbone; left out, all."""
+    layers: tuple[int, ...] | None = Field(None, min_length=1)
+    """Keep only these layers of the backbone, counted from 0 and ascending, such as [0, 3, 5]: what a trained encoder
+    knows is lost without its last layer, and mostly kept with it (docs/models.md)."""
     dropout: float | None = Field(None, ge=0, lt=1)
     """Every dropout of the model: of embeddings, hidden states, attention and heads; left out, the model's own."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
@@ -48,6 +52,21 @@ class ModelConfig(Section):
     """Tokens of an input, special tokens included: a document for the retriever, query and document for the ranker."""
     score_scale: float = Field(1.0, gt=0)
     """The tau of Eq. 2 and 6 for this model's scores: it multiplies. Cosine similarity wants about 20."""
+
+    @property
+    def kept_layers(self) -> int | tuple[int, ...] | None:
+        """How many of the first layers are kept, or which; None for all."""
+        return self.num_layers if self.layers is None else self.layers
+
+    @model_validator(mode="after")
+    def _chooses_layers(self) -> ModelConfig:
+        if self.layers is None:
+            return self
+        if self.num_layers is not None:
+            raise ValueError("num_layers and layers both say which layers are kept: leave one out")
+        if self.layers[0] < 0 or any(later <= layer for layer, later in itertools.pairwise(self.layers)):
+            raise ValueError(f"layers is {[*self.layers]}, expected numbers from 0 on, ascending, such as [0, 3, 5]")
+        return self
 
     @model_validator(mode="after")
     def _compiles(self) -> ModelConfig:

@@ -158,27 +158,6 @@ def require_kernel(attention: Attention | None, *, section: str) -> None:
         )
 
 
-def keep_layers(config: Any, num_layers: int | None, name: str) -> None:
-    """Let a configuration have the first layers alone.
-
-    Raises:
-        ModelError: It has fewer, or does not say how many.
-    """
-    if num_layers is None:
-        return
-    present = getattr(config, "num_hidden_layers", None)
-    if present is None or num_layers > present:
-        raise ModelError(
-            f"num_layers is {num_layers}, but {name} has {present if present is not None else 'no known number of'} "
-            "layers",
-            expected=f"1 to {present}" if present is not None else "a model with num_hidden_layers in its config.json",
-            remedy="lower num_layers, or leave it out",
-        )
-    config.num_hidden_layers = num_layers
-    if isinstance(getattr(config, "layer_types", None), list):
-        config.layer_types = config.layer_types[:num_layers]
-
-
 def set_dropout(config: Any, dropout: float | None, name: str) -> None:
     """Set every dropout of a configuration: of embeddings, states and attention, and of every head.
 

@@ -14,7 +14,7 @@ Shapes: N inputs, L tokens of a padded input, T tokens of a packed batch, M mask
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ class BottleneckLM(nn.Module):
         name: str,
         *,
         num_decoder_layers: int = 2,
-        num_layers: int | None = None,
+        num_layers: int | Sequence[int] | None = None,
         dropout: float | None = None,
         attention: Attention | None = "sdpa",
         gradient_checkpointing: bool = False,
@@ -106,7 +106,7 @@ class BottleneckLM(nn.Module):
         Args:
             name: Hub id, local folder or `package:NAME`.
             num_decoder_layers: Layers of the decoder, which begins as a copy of the encoder's last ones.
-            num_layers: Keep only the first layers of the encoder; None keeps all.
+            num_layers: How many of the encoder's first layers to keep, or which, from 0; None keeps all.
             dropout: Every dropout, in [0, 1); None keeps the model's own.
             attention: Attention kernel; None for the model's own choice.
             gradient_checkpointing: Recompute activations in the backward pass.

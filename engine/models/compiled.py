@@ -24,13 +24,7 @@ def compile_layers(model: nn.Module) -> int:
     Raises:
         ModelError: No list of layers was found.
     """
-    layers: list[Any] = [
-        layer
-        for parent in model.modules()
-        for child in parent.children()
-        if isinstance(child, nn.ModuleList) and len(child) == _num_layers(model)
-        for layer in child
-    ]
+    layers: list[Any] = [layer for found in layer_lists(model).values() for layer in found]
     if not layers:
         raise ModelError(
             f"{type(model).__name__} has no list of layers that could be compiled", remedy="set compile to false"
@@ -38,6 +32,19 @@ def compile_layers(model: nn.Module) -> int:
     for layer in layers:
         layer.compile(dynamic=True)
     return len(layers)
+
+
+def layer_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
+    """Find the lists of layers of a model's backbones.
+
+    Returns:
+        By name: each list of as many modules as the configuration has layers.
+    """
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == _num_layers(model)
+    }
 
 
 def _num_layers(model: nn.Module) -> int:

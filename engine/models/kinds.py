@@ -52,7 +52,7 @@ def _load(section: ModelConfig, source: str, seed: int, name: str) -> Model:
             pooling=section.pooling,
             similarity=section.similarity,
             tied=section.tied,
-            num_layers=section.num_layers,
+            num_layers=section.kept_layers,
             dropout=section.dropout,
             attention=section.attention,
             gradient_checkpointing=section.gradient_checkpointing is True,
@@ -62,7 +62,7 @@ def _load(section: ModelConfig, source: str, seed: int, name: str) -> Model:
         return Ranker.load(
             source,
             head=section.head,
-            num_layers=section.num_layers,
+            num_layers=section.kept_layers,
             dropout=section.dropout,
             attention=section.attention,
             gradient_checkpointing=section.gradient_checkpointing is True,
@@ -73,7 +73,7 @@ def _load(section: ModelConfig, source: str, seed: int, name: str) -> Model:
         return Lexical.load(
             source,
             tied=section.tied,
-            num_layers=section.num_layers,
+            num_layers=section.kept_layers,
             dropout=section.dropout,
             attention=section.attention,
             gradient_checkpointing=section.gradient_checkpointing is True,
@@ -86,7 +86,7 @@ def _load(section: ModelConfig, source: str, seed: int, name: str) -> Model:
         return load(
             source,
             num_decoder_layers=section.decoder_layers,
-            num_layers=section.num_layers,
+            num_layers=section.kept_layers,
             dropout=section.dropout,
             attention=section.attention,
             gradient_checkpointing=section.gradient_checkpointing is True,

@@ -19,7 +19,7 @@ Source: Formal et al. 2021, "SPLADE v2" (arXiv 2109.10086), the model with max p
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ class Lexical(DualEncoder):
         name: str,
         *,
         tied: bool = True,
-        num_layers: int | None = None,
+        num_layers: int | Sequence[int] | None = None,
         dropout: float | None = None,
         attention: Attention | None = "sdpa",
         gradient_checkpointing: bool = False,
@@ -72,7 +72,7 @@ class Lexical(DualEncoder):
         Args:
             name: Hub id, local folder or `package:NAME`.
             tied: One tower for both sides; False copies a single one into two.
-            num_layers: Keep only the first layers; None keeps all.
+            num_layers: How many of the first layers to keep, or which, counted from 0; None keeps all.
             dropout: Every dropout, in [0, 1); None keeps the model's own.
             attention: Attention kernel; None for the model's own choice.
             gradient_checkpointing: Recompute activations in the backward pass.

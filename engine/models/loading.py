@@ -10,13 +10,13 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tokenizers.normalizers import Lowercase, Sequence
+from tokenizers import normalizers
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -24,7 +24,6 @@ from engine.errors import ModelError
 from engine.models.architecture import (
     Attention,
     input_form,
-    keep_layers,
     read_checkpoint,
     require_class,
     require_kernel,
@@ -33,6 +32,7 @@ from engine.models.architecture import (
 )
 from engine.models.failures import loading
 from engine.models.head import head_parameters
+from engine.models.layers import choose_layers, keep_layers
 from engine.models.sentence_transformers import Tower
 from engine.models.source import local_source, require_tokenizer_files
 from engine.models.start import transformers_of
@@ -91,7 +91,7 @@ def load_backbone(
     name: str,
     *,
     folder: str = "",
-    num_layers: int | None = None,
+    num_layers: int | Sequence[int] | None = None,
     dropout: float | None = None,
     attention: Attention | None = "sdpa",
     gradient_checkpointing: bool = False,
@@ -107,7 +107,7 @@ def load_backbone(
         auto_class: Such as `transformers.AutoModel`.
         name: As in `resolve_model`.
         folder: Sub-folder of a local folder that holds the model.
-        num_layers: Keep only the first layers; None keeps all.
+        num_layers: How many of the first layers to keep, or which, counted from 0 and ascending; None keeps all.
         dropout: Every dropout, in [0, 1); None keeps the model's own.
         attention: Attention kernel; None for the model's own choice.
         gradient_checkpointing: Recompute activations in the backward pass.
@@ -128,7 +128,7 @@ def load_backbone(
     config = checkpoint.config
     require_class(config, auto_class, name, section=section, attention=attention)
     require_kernel(attention, section=section)
-    keep_layers(config, num_layers, name)
+    keep_layers(config if isinstance(num_layers, int) else copy.deepcopy(config), num_layers, name)
     set_dropout(config, dropout, name)
     for key, value in (settings or {}).items():
         setattr(config, key, value)
@@ -149,6 +149,8 @@ def load_backbone(
     if needs_head:
         _require_head(info["missing_keys"], model, name, section)
     _require_whole(info["missing_keys"], model, name, fresh)
+    if num_layers is not None and not isinstance(num_layers, int):
+        model = choose_layers(model, num_layers, name)
     set_module_dropout(model, dropout)
     if gradient_checkpointing:
         _checkpoint_activations(model, name, section)
@@ -215,7 +217,9 @@ def _in_lower_case(tokenizer: Any, name: str) -> Any:
     own = backend.normalizer
     if own is not None and own.normalize_str(_CAPITALS).islower():
         return tokenizer
-    backend.normalizer = Lowercase() if own is None else Sequence([Lowercase(), own])
+    backend.normalizer = (
+        normalizers.Lowercase() if own is None else normalizers.Sequence([normalizers.Lowercase(), own])
+    )
     # Classes of one architecture make their normaliser anew from words of their own when they are loaded.
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=backend,

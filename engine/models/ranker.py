@@ -5,7 +5,7 @@ Shapes: N query-document pairs, L tokens.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ class Ranker(nn.Module):
         name: str,
         *,
         head: Head | None = None,
-        num_layers: int | None = None,
+        num_layers: int | Sequence[int] | None = None,
         dropout: float | None = None,
         attention: Attention | None = "sdpa",
         gradient_checkpointing: bool = False,
@@ -88,7 +88,7 @@ class Ranker(nn.Module):
         Args:
             name: Hub id, local folder or `package:NAME`.
             head: Form of its head; None for that of the trained head there is, or else transformers' own.
-            num_layers: Keep only the first layers; None keeps all.
+            num_layers: How many of the first layers to keep, or which, counted from 0; None keeps all.
             dropout: Every dropout, in [0, 1); None keeps the model's own.
             attention: Attention kernel; None for the model's own choice.
             gradient_checkpointing: Recompute activations in the backward pass.

@@ -7,7 +7,7 @@ layer above the pooling gives.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,7 +72,7 @@ class Retriever(DualEncoder):
         pooling: Pooling,
         similarity: Similarity,
         tied: bool,
-        num_layers: int | None = None,
+        num_layers: int | Sequence[int] | None = None,
         dropout: float | None = None,
         attention: Attention | None = "sdpa",
         gradient_checkpointing: bool = False,
@@ -87,7 +87,7 @@ class Retriever(DualEncoder):
             pooling: `cls` (AR2) or `mean`.
             similarity: `dot` (AR2) or `cosine`.
             tied: One tower for both sides; False copies a single backbone into two.
-            num_layers: Keep only the first layers; None keeps all.
+            num_layers: How many of the first layers to keep, or which, counted from 0; None keeps all.
             dropout: Every dropout, in [0, 1); None keeps the model's own.
             attention: Attention kernel; None for the model's own choice.
             gradient_checkpointing: Recompute activations in the backward pass.

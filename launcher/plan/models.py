@@ -33,6 +33,7 @@ from engine.models.architecture import read_checkpoint, require_class, set_dropo
 from engine.models.bottleneck import BottleneckLM
 from engine.models.dual import DOCUMENT, QUERY, SHARED, DualEncoder
 from engine.models.failures import quiet_transformers
+from engine.models.layers import keep_layers
 from engine.models.lexical import Lexical
 from engine.models.pooled_score import PooledScore, empty_head
 from engine.models.projection import Dense, DenseLayer
@@ -140,10 +141,10 @@ def shape_of(config: Config, name: str, words: str | None = None) -> ModelShape:
     except ModelError as error:
         other = f"for a plan alone name its shape, such as --shape {name}=bert-base or 12x768"
         raise ModelError(error.fact, expected=error.expected, remedy=f"{error.remedy}; {other}") from error
-    if section.num_layers is not None:
-        settings.num_hidden_layers = min(section.num_layers, settings.num_hidden_layers)
-        if isinstance(getattr(settings, "layer_types", None), list):
-            settings.layer_types = settings.layer_types[: settings.num_hidden_layers]
+    kept = section.kept_layers
+    if kept is not None and words is not None:  # a shape that stands for the model may have fewer
+        kept = min(kept if isinstance(kept, int) else len(kept), settings.num_hidden_layers)
+    keep_layers(settings, kept, section.name)
     tied = not isinstance(section, EncoderConfig) or section.tied
     if section.dropout is not None:
         set_dropout(settings, section.dropout, section.name)

@@ -65,6 +65,9 @@ def test_all_problems_are_named_at_once() -> None:
         ),
         ("ar2", {"ranker_restarts": "pretrained", "ranker": {"steps": 0}}, "an untrained ranker would be the opponent"),
         ("retriever", {"name": "g", "max_length": 16}, "exceeds retriever.max_length"),
+        ("retriever", {"name": "g", "layers": [0, 5], "num_layers": 2}, "num_layers and layers both say"),
+        ("ranker", {"name": "d", "layers": [3, 0]}, r"layers is \[3, 0\], expected numbers from 0 on, ascending"),
+        ("ranker", {"name": "d", "layers": [-1, 2]}, r"layers is \[-1, 2\], expected numbers from 0 on, ascending"),
         (
             "warmup_retriever",
             {"optim": {"head_lr_scale": 10}},

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
+    AutoModelForSequenceClassification,
     BertConfig,
     Data2VecTextConfig,
     DebertaV2Config,
@@ -97,6 +98,31 @@ def test_the_first_layers_are_kept(random_model: Path) -> None:
 def test_more_layers_than_there_are(random_model: Path) -> None:
     with pytest.raises(ModelError, match=r"num_layers is 3, but .* has 2 layers.*1 to 2"):
         load_backbone(AutoModel, str(random_model), num_layers=3)
+
+
+@pytest.mark.parametrize("auto_class", [AutoModel, AutoModelForSequenceClassification])
+def test_the_layers_that_are_named_are_kept(minilm: str, auto_class: Any) -> None:
+    """What stands above and below them is untouched."""
+    fresh = {"may_be_fresh": lambda model: {name for name, _ in model.named_parameters()}}
+    whole = load_backbone(auto_class, minilm, **fresh)
+    cut = load_backbone(auto_class, minilm, num_layers=(0, 3, 5), **fresh)
+    base = cut.base_model
+    assert len(base.encoder.layer) == cut.config.num_hidden_layers == base.config.num_hidden_layers == 3
+    inner = cut.base_model_prefix + "." if cut is not base else ""
+    for name, parameter in base.named_parameters():
+        if name.startswith("encoder.layer."):
+            place, rest = name.removeprefix("encoder.layer.").split(".", 1)
+            name = f"encoder.layer.{(0, 3, 5)[int(place)]}.{rest}"
+        assert torch.equal(parameter, whole.get_parameter(inner + name)), name
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [((0, 2), r"layers is \[0, 2\], but .* has 2 layers.*numbers from 0 to 1")],
+)
+def test_layers_that_it_has_not(random_model: Path, layers: tuple[int, ...], said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        load_backbone(AutoModel, str(random_model), num_layers=layers)
 
 
 def test_dropout_reaches_every_module(random_model: Path) -> None:
