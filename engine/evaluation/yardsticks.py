@@ -10,7 +10,7 @@ from engine.results import Measured
 from engine.retrievers.kinds import build
 from engine.run import Stage
 from engine.training.models import Models
-from engine.training.publishing import publish_weights
+from engine.training.publishing import publish_start
 
 
 def publish_starts(stage: Stage, models: Models, data: Data) -> None:
@@ -18,7 +18,7 @@ def publish_starts(stage: Stage, models: Models, data: Data) -> None:
     phases = stage.run.timetable.phases
     for name in dict.fromkeys(phase.model for phase in phases if phase.restarts == ZERO_SHOT):
         with models.training(name) as model:
-            publish_weights(stage.run, model, data.texts[name], ZERO_SHOT)
+            publish_start(stage.run, model, data.texts[name])
 
 
 def evaluate_yardsticks(stage: Stage, models: Models, data: Data) -> Measured:
@@ -27,7 +27,7 @@ def evaluate_yardsticks(stage: Stage, models: Models, data: Data) -> Measured:
     for system in yardsticks(run.config):
         if system.weights is not None:
             with models.training(system.weights.model) as model:
-                publish_weights(run, model, data.texts[model.name], system.weights.state)
+                publish_start(run, model, data.texts[model.name])
         build(run, data, run.folder, retriever_of(system))
         scores += evaluate_system(stage, data, run.folder, system, "dev")
     return Measured(tuple(scores))

@@ -14,7 +14,9 @@ import torch
 
 from engine.config.models import RankerConfig
 from engine.config.recipe import Config
+from engine.config.timetable import ZERO_SHOT
 from engine.data.tokenization import ModelText
+from engine.errors import ArtifactError
 from engine.models.weights import MARKER, PublishedWeights, digest_of, weight_files
 from engine.run import Run
 from engine.training.backend import TrainedModel
@@ -41,6 +43,31 @@ def publish_weights(run: Run, model: TrainedModel, text: ModelText, name: str) -
             f"publish {model.name} {name}", lambda: _write(folder, model, text, state, metadata)
         )
     )
+
+
+def publish_start(run: Run, model: TrainedModel, text: ModelText) -> None:
+    """Publish a model as it came, unless it has learnt since: then that is what must be there already. A collective.
+
+    A run that begins with what another has finished may measure again what comes before its first step.
+
+    Args:
+        run: Whose folder takes the weights.
+        model: The engine.
+        text: The tokenizer that goes with it.
+
+    Raises:
+        ArtifactError: It has learnt, and what it was before is not there.
+    """
+    phases = run.timetable.phases_of(model.name)
+    learnt = [visit.stage for phase in phases for visit in phase.visits if run.is_finished(visit.stage)]
+    if not learnt:
+        publish_weights(run, model, text, ZERO_SHOT)
+    elif not (folder := run.folder.weights(model.name, ZERO_SHOT)).exists():
+        raise ArtifactError(
+            f"{folder} is missing, and {model.name} cannot be had there as it came: it has learnt in {learnt[0]}",
+            expected="the weights before any training, where they are measured or trained from again",
+            remedy="begin a run of its own, or undo the settings that ask for it (evaluation.zero_shot)",
+        )
 
 
 def describe_model(config: Config, name: str) -> dict[str, Any]:

@@ -50,6 +50,25 @@ def test_goes_on_to_the_same_end(zygote: Zygote, alone: Finished, tmp_path: Path
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+def test_what_came_before_training_is_measured_again_as_it_was(zygote: Zygote, alone: Finished, tmp_path: Path) -> None:
+    """The models are trained by then: their starts are the other run's, and not what they have become."""
+    folder = tmp_path / "branch"
+    words = ["evaluation.rerank_depth=5", "run.stop_before=ranker/2"]
+    made = zygote.launcher("branch", str(alone.folder), str(folder), "--before", "ranker/2", *words)
+    assert made.code == 0, made.err
+    assert "made again: evaluate/yardsticks" in made.err
+    done = zygote.recipe(config=folder / "config.yaml").wait()
+    assert done.code == 0, done.err
+    assert "evaluate/yardsticks" in ledger_of(folder)
+    rows = [[row for row in summary_of(one) if row["system"] == "zero-shot"] for one in (folder, alone.folder)]
+    assert [row for row in rows[1] if row["split"] == "dev"] == rows[0] != []
+    shutil.rmtree(folder / "weights" / "retriever" / "zero-shot")
+    ledger = json.loads((folder / "ledger.json").read_text())
+    del ledger["stages"]["evaluate/yardsticks"]
+    (folder / "ledger.json").write_text(json.dumps(ledger))
+    refused(zygote.recipe(config=folder / "config.yaml").wait(), "retriever cannot be had there as it came")
+
+
 def test_takes_what_the_change_does_not_reach(early: Path, tmp_path: Path) -> None:
     changes = ["ar2.adversarial_weight=0.9", "run.seed=7", "evaluation.rerank_depth=5", "ar2.iterations=1"]
     done = branch_run(early, tmp_path / "branch", changes, "retriever/1")
