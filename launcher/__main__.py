@@ -28,6 +28,7 @@ COMMANDS = {
     "branch": ("launcher.commands.branch", "begin a run with what another one has finished"),
     "sweep": ("launcher.commands.sweep", "run the settings of a file, each with some seeds, and compare them"),
     "search": ("launcher.commands.search", "retrieve, re-rank and print the ten best documents"),
+    "serve": ("launcher.commands.serve.command", "search over HTTP, encode and re-rank texts, with a page to try it"),
     "evaluate": ("launcher.commands.evaluate", "score the trained models on a data folder"),
     "matrix": ("launcher.commands.matrix", "measure every ranker of some runs over every retriever's list"),
     "analyse": ("launcher.commands.analyse", "compare rankers by the negatives that they were trained on"),
@@ -46,7 +47,7 @@ that is typed is imported."""
 GROUPS = {
     "Before a run": ("init", "convert", "docstrings", "options", "plan", "preflight"),
     "A run": ("train", "submit", "cancel", "status", "supervise", "branch", "sweep"),
-    "After a run": ("search", "evaluate", "matrix", "analyse", "compare", "report", "export"),
+    "After a run": ("search", "serve", "evaluate", "matrix", "analyse", "compare", "report", "export"),
     "The shell": ("completion",),
 }
 """Purpose -> commands, in the order of the help."""

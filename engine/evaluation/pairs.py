@@ -9,6 +9,7 @@ from engine.config.models import RankerConfig
 from engine.data.corpus import Data
 from engine.models.ranker import Ranker
 from engine.models.score import score_inputs
+from engine.models.texts import TextRanker
 from engine.models.weights import frozen_ranker
 from engine.retrievers.prior import RankerPrior
 from engine.run import Run, RunFolder
@@ -34,6 +35,19 @@ class PairScorer:
         self._data, self._text, self._max_length = data, data.texts[model], run.config.models[model].max_length
         self._scorer, self._collate = ranker.scorer(), ranker.collator(self._text.template)
         self._tokens_per_batch, self._device = run.config.evaluation.tokens_per_batch, run.device
+
+    def for_texts(self) -> TextRanker:
+        """Return the same ranker for documents that are in no corpus; without the prior, which needs stored vectors."""
+        return TextRanker(
+            self._scorer,
+            self._collate,
+            self._text.tokenizer,
+            document_template=self._data.shards.manifest.template,
+            max_length=self._max_length,
+            max_query_tokens=self._text.max_query_tokens,
+            device=self._device,
+            tokens_per_batch=self._tokens_per_batch,
+        )
 
     @classmethod
     def open(cls, run: Run, data: Data, model: str, state: str, folder: RunFolder | None = None) -> PairScorer:

@@ -1,0 +1,1 @@
+"""`sparring serve`: what a run has learnt, over HTTP."""
