@@ -93,4 +93,4 @@ quickstart: .venv/.quickstart $(DATA)/corpus.jsonl
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
-	find engine launcher shards tests -name __pycache__ -prune -exec rm -rf {} +
+	find engine launcher shards sparring tests -name __pycache__ -prune -exec rm -rf {} +

@@ -40,6 +40,11 @@ def set_up_logging(rank: int, world_size: int) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, message=r"torch\.distributed\.nn\.functional")
 
 
+def is_set_up() -> bool:
+    """Tell whether Sparring's own log goes anywhere yet."""
+    return bool(logging.getLogger("sparring").handlers)
+
+
 def get_logger(name: str) -> logging.Logger:
     """Return the logger of a module; `name` is its `__name__`."""
     return logging.getLogger(f"sparring.{name}")

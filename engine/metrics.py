@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -120,6 +120,8 @@ class MetricsWriter:
         self._board: Any = None
         self._active, self._folder = active, folder
         self._path, self._texts = folder / "metrics.jsonl", folder / "texts.jsonl"
+        self.listeners: list[Callable[[str, int, Mapping[str, float]], None]] = []
+        """Told of each point: stage, step, name to value."""
         self._earlier: dict[tuple[str, str], int] = {}
         for line in _read_lines(self._path) if active else []:
             for tag in _tags(line):
@@ -143,6 +145,8 @@ class MetricsWriter:
         line = {"time": round(time.time(), 3), "stage": stage, "step": step, **values}
         _append(self._path, line)
         _show(board, line)
+        for listener in self.listeners:
+            listener(stage, step, dict(values))
 
     def write_text(self, tag: str, step: int, text: str) -> None:
         """Write a Markdown text to TensorBoard's text panel."""

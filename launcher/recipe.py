@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -72,9 +72,23 @@ class Exported:
     folder: dict[str, str]
 
 
-def play(config: Config, world: World) -> None:
-    """Run the whole recipe of a configuration."""
-    run = Run.open(config, world.coordinator, world.device, watched=True)
+def play(
+    config: Config,
+    world: World,
+    *,
+    watched: bool = True,
+    listeners: Sequence[Callable[[str, int, Mapping[str, float]], None]] = (),
+) -> None:
+    """Run the whole recipe of a configuration.
+
+    Args:
+        config: The recipe.
+        world: The ranks.
+        watched: As of `Run.open`.
+        listeners: Told of each measured point on rank 0: stage, step, name to value.
+    """
+    run = Run.open(config, world.coordinator, world.device, watched=watched)
+    run.metrics.listeners.extend(listeners)
     log.info("run folder %s", run.folder.path)
     dataset = _dataset(run)
     if config.counts_epochs:

@@ -88,6 +88,7 @@ OFFENCES = [
         "engine.a:2 imports launcher.run",
     ),
     (imports_against_the_direction, {"launcher.a": "import tests.processes"}, "launcher.a:1 imports tests"),
+    (imports_against_the_direction, {"launcher.a": "import sparring"}, "launcher.a:1 imports sparring"),
     (import_cycles, {"engine.a": "import engine.b", "engine.b": "from engine import a"}, "a -> engine.b -> engine.a"),
     (import_cycles, {"engine.a": "from . import b", "engine.b": "from .a import x"}, "a -> engine.b -> engine.a"),
     (import_cycles, {"engine.a": "from engine.a import x"}, "engine.a -> engine.a"),
@@ -196,6 +197,7 @@ def test_no_rule_sees_an_offence_where_none_is() -> None:
         Module("engine.data.d", "'''D.'''\nimport engine.b\nfrom engine.data.e import f"),
         Module("engine.data.e", "'''E.'''\nfrom engine import data\ndef _f() -> dict[str, Any]: ..."),
         Module("launcher.a", "'''A.'''\nimport engine.b\nprint(1, 'RANK')\noptimizer.step()"),
+        Module("sparring.a", "'''A.'''\nimport launcher.a\nimport engine.b\nimport shards"),
     ]
     assert [offence for rule in RULES.values() for offence in rule(modules)] == []
 

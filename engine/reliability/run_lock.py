@@ -148,6 +148,35 @@ def hold(path: Path, *, num_ranks: int, touch_seconds: float, patience_seconds: 
         lock.release()
 
 
+@contextmanager
+def kept_alive(path: Path, touch_seconds: float) -> Iterator[None]:
+    """Touch a lock that this process takes while the body runs, and let go of it at the end; a watchdog does both.
+
+    Args:
+        path: The lock file.
+        touch_seconds: Between two signs of life.
+    """
+    over = threading.Event()
+
+    def own() -> RunLock | None:
+        holder = read_holder(path)
+        is_own = holder is not None and holder.is_from_here and holder.pid == os.getpid()
+        return RunLock(path, holder.nonce) if holder is not None and is_own else None
+
+    def touch() -> None:
+        while not over.wait(touch_seconds):
+            if (lock := own()) is not None:
+                lock.touch()
+
+    threading.Thread(target=touch, name="lock", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+        if (lock := own()) is not None:
+            lock.release()
+
+
 def read_holder(path: Path) -> Holder | None:
     """Read who holds a lock; None where nobody does."""
     with contextlib.suppress(OSError, ArtifactError):

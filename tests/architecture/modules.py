@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("launcher", "engine", "shards")
+PACKAGES = ("sparring", "launcher", "engine", "shards")
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -33,7 +33,7 @@ def test_recipes_and_deepspeed_files_come_along(installed: Path) -> None:
 
 
 def test_all_code_comes_along(installed: Path) -> None:
-    for package in ("engine", "launcher", "shards"):
+    for package in ("engine", "launcher", "shards", "sparring"):
         names = {path.relative_to(ROOT) for path in (ROOT / package).rglob("*.py")}
         assert names == {path.relative_to(installed) for path in (installed / package).rglob("*.py")}
 

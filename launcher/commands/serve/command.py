@@ -45,8 +45,10 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's words."""
     parser.add_argument("path", type=typed_path, metavar="RUN", help="run folder; with --no-search also an export")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at; others reach 0.0.0.0 (127.0.0.1)")
-    parser.add_argument("--port", type=_port, default=8080, help="port, 0 for any that is free (8080)")
+    parser.add_argument(
+        "--host", metavar="ADDRESS", default="127.0.0.1", help="address to listen at (127.0.0.1); 0.0.0.0: all"
+    )
+    parser.add_argument("--port", type=_port, metavar="PORT", default=8080, help="port, 0 for any that is free (8080)")
     parser.add_argument(
         "--token-file",
         type=typed_path,
