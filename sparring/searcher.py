@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -203,6 +203,8 @@ class Searcher:
 
 def _texts(given: str | Sequence[str]) -> list[str]:
     """Return texts as a list, and refuse what is none, or what no tokenizer takes."""
+    if isinstance(given, bytes) or not isinstance(given, Iterable):
+        raise ConfigError(f"{given!r} is a {type(given).__name__}", expected="a text, or several")
     texts = [given] if isinstance(given, str) else list(given)
     for text in texts:
         if not isinstance(text, str):

@@ -61,3 +61,20 @@ def corpus_alone(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     folder.mkdir()
     shutil.copy(small_data / "corpus.jsonl", folder)
     return folder
+
+
+QUICK = (
+    *("ar2.iterations=1", "warmup_retriever.steps=4", "warmup_ranker.steps=2", "ar2.retriever.steps=2"),
+    *("ar2.ranker.steps=2", "evaluation.max_dev_queries=8", "evaluation.test_at_end=false"),
+    *("evaluation.zero_shot=false", "evaluation.rerank_depth=6"),
+)
+"""A run of a moment, with retriever, ranker and the weights of a mixture."""
+
+
+@pytest.fixture(scope="session")
+def quick_run(zygote: Zygote, small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smallest recipe in a few steps, on one rank."""
+    folder = tmp_path_factory.mktemp("quick") / "mine"
+    ended = zygote.recipe(f"run.path={folder}", f"data.path={small_data}", *QUICK).wait()
+    assert ended.code == 0, ended.err[-3000:]
+    return folder

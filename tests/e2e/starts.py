@@ -177,9 +177,9 @@ class Zygote:
         world = [{}] if num_ranks == 1 else self._world(num_ranks)
         return Started([self._fork(argv, "launcher", env | rank, stdin, unread=unread) for rank in world]).wait()
 
-    def begin(self, *words: str, module: str = "launcher", env: dict[str, str] | None = None) -> Rank:
+    def begin(self, *words: str, module: str = "launcher") -> Rank:
         """Start `python -m launcher WORDS`, or a script that is the first word where there is no module, and go on."""
-        return self._fork([module, *words] if module else list(words), module, env or {})
+        return self._fork([module, *words] if module else list(words), module, {})
 
     def close(self) -> None:
         for rank in self._ranks.values():

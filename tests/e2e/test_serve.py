@@ -22,11 +22,6 @@ import pytest
 from tests.e2e.browser import seen
 from tests.e2e.starts import Rank, Zygote
 
-QUICK = (
-    *("ar2.iterations=1", "warmup_retriever.steps=4", "warmup_ranker.steps=2", "ar2.retriever.steps=2"),
-    *("ar2.ranker.steps=2", "evaluation.max_dev_queries=8", "evaluation.test_at_end=false"),
-    *("evaluation.zero_shot=false", "evaluation.rerank_depth=6"),
-)
 LIMITS = ("--max-k", "50", "--max-texts", "4", "--max-query-characters", "100", "--max-body-bytes", "2000")
 TOKEN = "a-token-of-the-test"
 
@@ -74,12 +69,8 @@ def listening(rank: Rank) -> Server:
 
 
 @pytest.fixture(scope="module")
-def run(zygote: Zygote, small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with retriever, ranker and the weights of a mixture, of a moment."""
-    folder = tmp_path_factory.mktemp("served") / "mine"
-    ended = zygote.recipe(f"run.path={folder}", f"data.path={small_data}", *QUICK).wait()
-    assert ended.code == 0, ended.err[-3000:]
-    return folder
+def run(quick_run: Path) -> Path:
+    return quick_run
 
 
 @pytest.fixture(scope="module")
