@@ -1,4 +1,4 @@
-"""What a server costs: requests a second and latency against a plain loop of searches, and what bad requests leave behind.
+"""What a server costs: requests a second and latency against a loop of searches, and what bad requests leave behind.
 
 The loop asks the same questions of the same run in this process, one after the other, as a script would. The server is
 a process of its own; it is asked by one client, and by several at once, whose questions it encodes together. They take

@@ -57,7 +57,7 @@ def main() -> None:
             "ranker": phase,
             "student": {**phase, "scores": arguments.out / "scores.jsonl", "loss": "kl"},
         },
-        evaluation={"fuse": False},
+        evaluation={"fuse": False, "zero_shot": False},
     )
     losses = []
     trained = sparring.train(

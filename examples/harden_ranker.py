@@ -34,7 +34,7 @@ def main() -> None:
         student=None,
         ranker={"name": arguments.model},
         r2anker={"dense_1": phase, "dense_2": phase, "ranker": phase},
-        evaluation={"fuse": False},
+        evaluation={"fuse": False, "zero_shot": False},
     )
     trained = sparring.train(recipe)
     for row in trained.rows:

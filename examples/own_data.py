@@ -38,7 +38,8 @@ def texts() -> Iterator[tuple[str, str, str]]:
     for name in MODULES:
         module = importlib.import_module(name)
         for attribute, value in sorted(vars(module).items()):
-            told = inspect.getdoc(value) if callable(value) and not attribute.startswith("_") else None
+            is_own = str(getattr(value, "__module__", "")).lstrip("_") == name and not attribute.startswith("_")
+            told = inspect.getdoc(value) if is_own else None
             if told and "\n" in told:
                 first, rest = told.split("\n", 1)
                 if rest.strip():

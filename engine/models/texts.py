@@ -178,7 +178,7 @@ class TextRanker:
                 f"the score of the ranker in {folder} is its logit and {metadata['prior']:g} times the score of the "
                 "retriever after its warm-up, which an export does not hold",
                 expected="a ranker that scores alone, or the run's folder, which has both",
-                remedy="name the run's folder",
+                remedy="name the run's folder; or the exported retriever's, for vectors alone",
             )
         ranker = Ranker.open(folder)
         ranker.to(device).requires_grad_(False)

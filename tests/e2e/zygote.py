@@ -28,6 +28,7 @@ PRELOADED = (
     "launcher.commands.evaluate",
     "launcher.commands.export",
     "torch.utils.tensorboard",
+    "sentence_transformers",
 )
 
 
