@@ -12,6 +12,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 COMMANDS = {
     "convert": ("launcher.commands.convert", "make a data folder of public downloads"),
@@ -42,7 +43,10 @@ COMMANDS = {
 }
 """Name -> (module, what it is for). A module has `add_arguments(parser)` and `run_command(arguments)`, which returns an
 exit code or None for 0, and `EXAMPLES`, two command lines without the program's name. Only the module of the command
-that is typed is imported."""
+that is typed is imported, and of one in `WORDS_APART` no more than its words where help is asked for."""
+
+WORDS_APART = frozenset({"analyse", "compare", "evaluate", "export", "matrix", "report", "search"})
+"""Commands whose modules load models: their words and examples lie in `launcher.commands.words`."""
 
 GROUPS = {
     "Before a run": ("init", "convert", "docstrings", "options", "plan", "preflight"),
@@ -83,10 +87,10 @@ def command_line(words: Sequence[str] | None = None, program: str | None = None)
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="COMMAND", help=argparse.SUPPRESS, prog=program
     )
-    for name, (module, purpose) in COMMANDS.items():
+    for name, (_, purpose) in COMMANDS.items():
         command = commands.add_parser(name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.")
         if words is None or list(words[:1]) == [name]:
-            _describe(command, module, f"{program} {name}")
+            _describe(command, name, f"{program} {name}")
     return parser
 
 
@@ -132,9 +136,14 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _describe(command: argparse.ArgumentParser, module: str, called: str) -> None:
+def words_of(name: str) -> Any:
+    """Return the module that has the words and the examples of a command."""
+    return importlib.import_module(f"launcher.commands.words.{name}" if name in WORDS_APART else COMMANDS[name][0])
+
+
+def _describe(command: argparse.ArgumentParser, name: str, called: str) -> None:
     """Give a command its words and its examples."""
-    found = importlib.import_module(module)
+    found = words_of(name)
     found.add_arguments(command)
     command.formatter_class = argparse.RawDescriptionHelpFormatter
     command.epilog = "\n".join(["examples:", *(f"  {called} {example}" for example in found.EXAMPLES)])
@@ -142,7 +151,7 @@ def _describe(command: argparse.ArgumentParser, module: str, called: str) -> Non
 
 def examples_of(name: str) -> list[list[str]]:
     """Return the words of a command's examples, its name first."""
-    return [[name, *shlex.split(example)] for example in importlib.import_module(COMMANDS[name][0]).EXAMPLES]
+    return [[name, *shlex.split(example)] for example in words_of(name).EXAMPLES]
 
 
 def _listed(program: str) -> str:

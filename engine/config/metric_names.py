@@ -11,6 +11,10 @@ DEFAULT_METRICS = (
     *("A@1", "A@5", "A@20", "A@100"),
 )
 """AR2's for MS MARCO (MRR@10, R@50, R@1000) and for answers (1, 5, 20, 100), with nDCG@10 as BEIR and TREC have it."""
+ENTROPY_DEPTH = 15
+"""Documents over which the entropy of a retriever's distribution is taken (AR2 Table 6)."""
+ENTROPY = f"entropy@{ENTROPY_DEPTH}"
+"""What it is called in curves and tables."""
 _NAME = re.compile(rf"({'|'.join((*JUDGED, *ANSWERED))})@([1-9][0-9]{{0,5}})")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from engine.config.metric_names import ANSWERED, cutoff_of, family_of
+from engine.config.metric_names import ANSWERED, ENTROPY, cutoff_of, family_of
 from engine.config.recipe import Config
 from engine.data.answers import AnswerMatcher
 from engine.data.corpus import Data, sample_queries
@@ -19,7 +19,7 @@ from engine.data.trec import best_first, read_trec, write_trec
 from engine.errors import ConfigError, ModelError
 from engine.evaluation.examples import show_examples
 from engine.evaluation.headline import headline_of
-from engine.evaluation.measures import ENTROPY, answer_measures, query_entropies, require_measurable, score_run
+from engine.evaluation.measures import answer_measures, query_entropies, require_measurable, score_run
 from engine.evaluation.pairs import PairScorer
 from engine.evaluation.summary import Row, add_row
 from engine.evaluation.systems import RETRIEVER, System

@@ -17,16 +17,11 @@ import ir_measures
 import numpy as np
 from ir_measures import AP, RR, Measure, R, Success, nDCG
 
-from engine.config.metric_names import ANSWERED, DEFAULT_METRICS, JUDGED, cutoff_of, family_of
+from engine.config.metric_names import ANSWERED, DEFAULT_METRICS, ENTROPY_DEPTH, JUDGED, cutoff_of, family_of
 from engine.config.sections import EvaluationConfig
 from engine.data.trec import Rankings, best_first
 from engine.errors import ConfigError, DataError
 from shards.records import Dataset
-
-ENTROPY_DEPTH = 15
-"""Documents over which the entropy of a retriever's distribution is taken (AR2 Table 6)."""
-ENTROPY = f"entropy@{ENTROPY_DEPTH}"
-"""What it is called in curves and tables."""
 
 
 def score_run(

@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.config.metric_names import ANSWERED, cutoff_of, family_of
+from engine.config.metric_names import ANSWERED, ENTROPY, ENTROPY_DEPTH, cutoff_of, family_of
 from engine.config.timetable import iteration_name
 from engine.data.answers import AnswerMatcher
 from engine.data.corpus import sample_queries
 from engine.data.trec import Rankings, best_first, read_trec
 from engine.errors import ArtifactError, ConfigError
 from engine.evaluation.chosen import taken_iteration
-from engine.evaluation.measures import ENTROPY, ENTROPY_DEPTH, answer_values, query_entropies, query_values
+from engine.evaluation.measures import answer_values, query_entropies, query_values
 from engine.evaluation.summary import Row, read_rows
 from engine.evaluation.systems import BM25, RANKER, System, fused_system, trained_systems
 from engine.run import Run

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from engine.config.metric_names import ENTROPY
 from engine.evaluation import figures
 from engine.evaluation.figures import Point
-from engine.evaluation.measures import ENTROPY
 from engine.evaluation.pooled import Difference, Pooled, differences
 from engine.evaluation.tables import Table, Value, result_of
 

@@ -25,57 +25,10 @@ from engine.evaluation import analyses
 from engine.evaluation.analyses import Judged
 from engine.evaluation.contestants import Contestant, Negatives, require_labels
 from engine.evaluation.distributions import Divergences, Form, divergences
-from launcher.commands.comparison import Comparison, add_comparison_arguments, open_comparison
+from launcher.commands.comparison import Comparison, open_comparison
 from launcher.commands.iterations import states_in
-from launcher.terminal.arguments import positive_number, positive_whole_number
 
 TRAIN = "train"
-
-
-EXAMPLES = (
-    "divergence bm25=runs/a joint=runs/b --top 200",
-    "progress runs/ar2 --train-queries 2000 --max-queries 2000",
-)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the command's words."""
-    parser.add_argument("name", choices=sorted(_ANALYSES), metavar="NAME", help=", ".join(sorted(_ANALYSES)))
-    add_comparison_arguments(parser)
-    parser.add_argument(
-        "--against", metavar="RANKER", help="label of the ranker against which all others are tested (the best)"
-    )
-    parser.add_argument(
-        "--train-queries",
-        type=positive_whole_number,
-        metavar="N",
-        help="a sample of so many training queries (as of dev)",
-    )
-    form, group = Form(), parser.add_argument_group("distributions (divergence, shift)")
-    group.add_argument(
-        "--top", type=positive_whole_number, default=form.top, metavar="N", help="best documents of a list (200)"
-    )
-    group.add_argument("--weights", choices=("softmax", "uniform"), default=form.weights, help="of the top N (softmax)")
-    group.add_argument(
-        *("--normalisation",),
-        choices=("zscore", "minmax", "none"),
-        default=form.normalisation,
-        help="of scores before the softmax (zscore)",
-    )
-    group.add_argument(
-        "--temperature",
-        type=positive_number,
-        default=form.temperature,
-        metavar="T",
-        help="what scores are divided by before the softmax (1)",
-    )
-    group.add_argument(
-        "--epsilon",
-        type=positive_number,
-        default=form.epsilon,
-        metavar="E",
-        help="share of the uniform distribution that is mixed in, below 1 (0.01)",
-    )
 
 
 def run_command(arguments: argparse.Namespace) -> None:

@@ -15,59 +15,26 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from engine.config.metric_names import ANSWERED, family_of
+from engine.config.metric_names import ANSWERED, ENTROPY, family_of
 from engine.errors import ConfigError, DataError
 from engine.evaluation import efficiency, variants
 from engine.evaluation.figures import require_matplotlib
-from engine.evaluation.measures import ENTROPY
 from engine.evaluation.pooled import Pooled
 from engine.evaluation.recorded import Recorded, Recordings, final_systems, systems_by_iteration
 from engine.evaluation.systems import System
 from engine.evaluation.tables import Table
 from engine.evaluation.variants import Part, Terms
 from engine.run import Run
-from launcher.commands.comparison import FOLDER, publish_table, require_same_data, require_same_setting
+from launcher.commands.comparison import publish_table, require_same_data, require_same_setting
 from launcher.commands.finished import require_search, shards_of
 from launcher.commands.run_groups import runs_in_groups
+from launcher.commands.words.comparison import FOLDER
 from launcher.slurm.job import finished_stages, is_finished
-from launcher.terminal.arguments import positive_whole_number, typed_path
 from shards.formats import open_dataset
 from shards.reader import CorpusShards
 from shards.records import Dataset
 
 Groups = Mapping[str, Sequence[Run]]
-
-
-EXAMPLES = (
-    "ar2=runs/a,runs/a43,runs/a44 ance=runs/b,runs/b43,runs/b44",
-    "runs/array/* --split test --metric nDCG@10 --efficiency",
-)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the command's words."""
-    parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="run folder, NAME=RUN,RUN for seeds, a folder of runs, or a pattern"
-    )
-    parser.add_argument("--against", metavar="NAME", help="compare the others with this one (the first)")
-    parser.add_argument("--split", metavar="NAME", default="dev", help="split that the runs have measured (dev)")
-    parser.add_argument(
-        "--metric",
-        metavar="NAMES",
-        default=f"MRR@10,{ENTROPY}",
-        help=f"one or more, the first in the figures (MRR@10,{ENTROPY})",
-    )
-    parser.add_argument(
-        "--relevance-threshold", type=positive_whole_number, metavar="G", help="grade of a relevant document"
-    )
-    parser.add_argument(
-        "--queries", type=positive_whole_number, metavar="N", help="rankings of so many queries (the most there are)"
-    )
-    parser.add_argument("--data", type=typed_path, metavar="DIR", help="where the runs' data folder lies now")
-    parser.add_argument("--efficiency", action="store_true", help="what the runs took, by kind of work")
-    parser.add_argument("--unfinished", action="store_true", help="the curves of runs so far, finished or not")
-    parser.add_argument("--out", type=typed_path, metavar="DIR", help=f"results folder (the first RUN's {FOLDER}/)")
-    parser.add_argument("--no-figure", action="store_true", help="print and write the tables alone")
 
 
 def run_command(arguments: argparse.Namespace) -> None:

@@ -11,24 +11,8 @@ from engine.evaluation.systems import fused_system
 from engine.log import get_logger
 from engine.models.export import export_model
 from launcher.commands.finished import last_iteration, open_run, states_of, taken_of
-from launcher.terminal.arguments import typed_path, whole_number
 
 log = get_logger(__name__)
-
-
-EXAMPLES = (
-    "runs/nq",
-    "runs/nq --iteration 1 --out exported",
-)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the command's words."""
-    parser.add_argument("run", type=typed_path, metavar="RUN", help="run folder")
-    parser.add_argument(
-        "--iteration", type=whole_number, metavar="T", help="0 is the warm-up; left out, the best on dev"
-    )
-    parser.add_argument("--out", type=typed_path, metavar="DIR", help="folder to write; left out, RUN/export")
 
 
 def run_command(arguments: argparse.Namespace) -> None:

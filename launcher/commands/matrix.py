@@ -19,33 +19,11 @@ from engine.evaluation import figures
 from engine.evaluation.contestants import Contestant, without_repetitions
 from engine.evaluation.tables import Measured, compare, matrix_tables
 from engine.log import get_logger
-from launcher.commands.comparison import Comparison, add_comparison_arguments, open_comparison, run_files
+from launcher.commands.comparison import Comparison, open_comparison, run_files
 from launcher.commands.iterations import states_in
 
 log = get_logger(__name__)
 Values = dict[str, dict[str, dict[str, float]]]
-
-
-EXAMPLES = (
-    "runs/ar2 runs/r2anker",
-    "bm25=runs/a joint=runs/b --depth 100 --metric nDCG@10 --against joint",
-)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the command's words."""
-    add_comparison_arguments(parser)
-    parser.add_argument(
-        "--retriever", metavar="T", help="retrievers of these iterations: 0, 0,3, 0..3, last or all (last)"
-    )
-    parser.add_argument(
-        "--run-file",
-        action="append",
-        default=[],
-        metavar="NAME=PATH",
-        help="a TREC run file of this split as a further retriever; may be repeated",
-    )
-    parser.add_argument("--against", metavar="ROW", help="test all rows against this one (the best of each column)")
 
 
 def run_command(arguments: argparse.Namespace) -> None:

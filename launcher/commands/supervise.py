@@ -34,7 +34,6 @@ from engine.reliability.starts import newest_nonce
 from engine.reliability.traces import read_traces
 from engine.run import RunFolder
 from launcher.commands import train
-from launcher.run import parse_words
 from launcher.terminal.arguments import whole_number
 
 log = get_logger(__name__)
@@ -142,6 +141,8 @@ def _run_path(command: Sequence[str]) -> Path:
             expected="the words of a start, with launcher/run.py or `train` among them",
             remedy="such as `sparring supervise -- sparring train --config configs/tiny.yaml run.path=runs/tiny`",
         )
+    from launcher.run import parse_words  # it is about to open a world, with torch
+
     arguments = parse_words(list(command[places[0] + 1 :]))
     return load_config(arguments.config, arguments.overrides).run.path
 

@@ -27,7 +27,6 @@ from engine.reliability.exit_codes import EXIT_INTERRUPTED, EXIT_LOST, EXIT_PREE
 from engine.reliability.starts import newest_nonce
 from engine.reliability.traces import read_traces
 from engine.run import format_seconds
-from launcher.commands import compare
 from launcher.commands.sweep_file import Sweep, SweepRun, read_sweep
 from launcher.slurm.job import is_finished
 from launcher.terminal.arguments import typed_path
@@ -317,6 +316,9 @@ def _last_error(file: Path) -> str:
 
 
 def _compare(words: Sequence[str]) -> None:
+    from launcher.commands import compare
+    from launcher.commands.words.compare import add_arguments as describe
+
     parser = argparse.ArgumentParser(prog="python -m launcher compare")
-    compare.add_arguments(parser)
+    describe(parser)
     compare.run_command(parser.parse_args(words))

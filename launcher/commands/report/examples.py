@@ -18,7 +18,6 @@ from launcher.commands.report.rankings import Ranked, rankings_by_query
 from launcher.commands.report.standings import Standing, told
 from shards.records import Query
 
-MOST_QUERIES = 20
 _DEPTH = 100
 """Ranks that are looked at; what lies deeper is called so."""
 _OF_EACH, _MOST_DOCUMENTS = 3, 12

@@ -17,7 +17,7 @@ from engine.run import format_seconds
 from launcher.commands.report import facts
 from launcher.commands.report.charts import Bar, Chart, Charts, Level, Line, Spot
 from launcher.commands.report.curves import Curve
-from launcher.commands.report.examples import MOST_QUERIES, examples_of, split_with_examples
+from launcher.commands.report.examples import examples_of, split_with_examples
 from launcher.commands.report.opened import Opened
 from launcher.commands.report.rankings import ANSWERED_DEPTH, JUDGED_DEPTH
 from launcher.commands.report.standings import (
@@ -28,6 +28,7 @@ from launcher.commands.report.standings import (
     main_metric,
     splits_of,
 )
+from launcher.commands.words.report import MOST_QUERIES
 
 _FOLDER = Path(__file__).parent
 _LOSSES = ("loss", "adversarial", "distillation")

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from engine.config.file import dump_config, load_config
+from engine.config.metric_names import ENTROPY
 from engine.config.recipe import Config
 from engine.data.corpus import sample_queries
 from engine.data.trec import write_trec
-from engine.evaluation.measures import ENTROPY, query_entropies, score_run
+from engine.evaluation.measures import query_entropies, score_run
 from engine.evaluation.summary import Row, add_row
 from engine.evaluation.systems import RANKER, System, every_system, fused_system, trained_systems
 from engine.reliability.starts import Start, record_start

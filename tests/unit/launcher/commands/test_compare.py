@@ -17,7 +17,7 @@ from engine.errors import ArtifactError, ConfigError, DataError, SparringError
 from engine.evaluation.measures import query_values
 from engine.evaluation.significance import bootstrap, randomisation_test, standard_error
 from engine.evaluation.systems import trained_systems
-from launcher.__main__ import COMMANDS, main
+from launcher.__main__ import COMMANDS, main, words_of
 from launcher.commands.run_groups import runs_in_groups
 from shards.records import Dataset
 from tests.unit.launcher.commands.made_runs import MadeRun, made_data
@@ -59,7 +59,7 @@ def run_command(*words: str) -> None:
 
     module = importlib.import_module(COMMANDS[words[0]][0])
     parser = argparse.ArgumentParser()
-    module.add_arguments(parser)
+    words_of(words[0]).add_arguments(parser)
     module.run_command(parser.parse_args(words[1:]))
 
 

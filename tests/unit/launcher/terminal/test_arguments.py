@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 from pathlib import Path
 
 import pytest
 
-from launcher.__main__ import COMMANDS, main
+from launcher.__main__ import COMMANDS, main, words_of
 from launcher.run import command_line, parse_words
 from launcher.terminal.arguments import (
     positive_number,
@@ -24,9 +23,9 @@ NUMBERS = WHOLE | {positive_number, share}
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
     found = {"run": command_line()}
-    for name, (module, _) in COMMANDS.items():
+    for name in COMMANDS:
         found[name] = argparse.ArgumentParser(prog=name)
-        importlib.import_module(module).add_arguments(found[name])
+        words_of(name).add_arguments(found[name])
     return found
 
 

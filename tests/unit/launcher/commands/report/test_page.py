@@ -17,7 +17,8 @@ from engine.evaluation.summary import read_rows
 from engine.evaluation.systems import trained_systems
 from engine.reliability.activity import Activity
 from engine.reliability.heartbeat import Heart
-from launcher.commands.report.command import add_arguments, run_command
+from launcher.commands.report.command import run_command
+from launcher.commands.words.report import add_arguments
 from shards.files import write_json
 from shards.records import Dataset
 from tests.unit.launcher.commands.report.made import HOSTILE, MadeRun, Page, made_data
