@@ -1,6 +1,9 @@
 """Logging: short lines for the person at the terminal, from rank 0 alone; warnings and errors from every rank.
 
-Progress bars write to stderr as the log does, and the log goes through tqdm, so that a line never tears a bar.
+A run keeps a log file of its own for each rank, `RUN/logs/rank-00000.log`: our lines in full, and what libraries say of
+themselves, which the terminal is spared. An error that a library logs is shown at the terminal, too.
+
+Live lines of progress write where the log does, and the log goes through tqdm, so that a line never tears one.
 """
 
 from __future__ import annotations
@@ -8,31 +11,47 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from pathlib import Path
+from typing import TextIO
 
 from tqdm import tqdm
 
 _NOISY = ("DeepSpeed", "deepspeed", "faiss", "transformers", "bm25s", "torch.distributed", "absl", "root")
+_TERMINAL: list[TextIO] = []
 
 
-class _BarFriendlyHandler(logging.Handler):
+def terminal() -> TextIO:
+    """Return where our lines go: standard error, also where what libraries write to it goes elsewhere."""
+    return _TERMINAL[0] if _TERMINAL else sys.stderr
+
+
+def speak_at(stream: TextIO | None) -> None:
+    """Write our lines to a stream from now on; None for whatever is standard error."""
+    _TERMINAL[:] = [] if stream is None else [stream]
+
+
+class _TerminalHandler(logging.Handler):
+    """Writes to the terminal, above a live line of progress."""
+
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        tqdm.write(self.format(record), file=terminal())
 
 
 def set_up_logging(rank: int, world_size: int) -> None:
-    """Send Sparring's own log to stderr and quieten the libraries.
+    """Send Sparring's own log to the terminal and quieten the libraries.
 
     Args:
         rank: This process; ranks other than 0 only show warnings, with their rank in front.
         world_size: Number of processes.
     """
-    handler = _BarFriendlyHandler()
+    handler = _TerminalHandler()
     where = f"[rank {rank}] " if world_size > 1 and rank else ""
     handler.setFormatter(logging.Formatter(f"%(asctime)s {where}%(message)s", datefmt="%H:%M:%S"))
+    handler.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     root = logging.getLogger("sparring")
     root.handlers[:] = [handler]
     root.propagate = False
-    root.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    root.setLevel(handler.level)
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(deepspeed|torch|transformers)\..*")
@@ -43,6 +62,27 @@ def set_up_logging(rank: int, world_size: int) -> None:
 def is_set_up() -> bool:
     """Tell whether Sparring's own log goes anywhere yet."""
     return bool(logging.getLogger("sparring").handlers)
+
+
+def keep_log(file: Path) -> None:
+    """Write our log to a file as well, from every rank and in full.
+
+    Args:
+        file: Added to; a file that cannot be written is left.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handler = _LogFileHandler(file, encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    root = logging.getLogger("sparring")
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+
+
+class _LogFileHandler(logging.FileHandler):
+    """A log that no full disk turns into an error: what it holds was told at the terminal, or is of no account."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
 
 
 def get_logger(name: str) -> logging.Logger:

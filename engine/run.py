@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from engine.config.file import differences, dump_config, load_config
 from engine.config.recipe import Config
+from engine.config.remaining import Now, left_of
 from engine.config.timetable import Sizes, Timetable
 from engine.coordination.coordinator import Coordinator
 from engine.errors import ConfigError, SparringError
@@ -23,6 +24,7 @@ from engine.log import get_logger
 from engine.metrics import MetricsWriter
 from engine.reliability.activity import ACTIVITY
 from engine.reliability.preemption import PREEMPTION
+from engine.reliability.progress import follow, format_seconds
 from engine.reliability.run_lock import RunLock, acquire
 from engine.reliability.starts import Start, read_starts, record_start
 from engine.reliability.watchdog import Watchdog, watch
@@ -197,7 +199,10 @@ class Run:
                 )
             )
         writer = MetricsWriter(folder.path, active=coordinator.rank == 0)
-        return cls(config, folder, coordinator, device, writer, _read_ledger(folder.ledger), lock=lock)
+        run = cls(config, folder, coordinator, device, writer, _read_ledger(folder.ledger), lock=lock)
+        if watched:
+            follow(run.outlook)
+        return run
 
     @classmethod
     def reopen(cls, path: Path, coordinator: Coordinator, device: torch.device) -> Run:
@@ -247,6 +252,17 @@ class Run:
     def size(self, sizes: Sizes) -> None:
         """Let phases that are counted in epochs know how much data there is."""
         self.config = self.config.sized(sizes)
+
+    def outlook(self, per_second: float) -> str:
+        """Tell what the recipe still takes, such as `about 3h 20m left`; empty where nothing was measured.
+
+        Args:
+            per_second: Units a second of the counter that runs.
+        """
+        if self.config.counts_epochs and not self.is_finished(SIZES):
+            return ""
+        left = left_of(self.config, self._finished, Now(ACTIVITY.stage, ACTIVITY.done, ACTIVITY.total, per_second))
+        return "" if left is None else left.told(format_seconds)
 
     def iterations(self) -> range:
         """The iterations of the game, counted from 1; 0 is the warm-up."""
@@ -321,15 +337,6 @@ class Run:
         self.metrics.write(name, len(self._finished), {f"seconds/{name.split('/')[0]}": seconds})
         log.info("%-28s %s%s", name, format_seconds(seconds), f"  {summary}" if (summary := one_line(result)) else "")
         return result
-
-
-def format_seconds(seconds: float) -> str:
-    """Write a duration as a person reads it, such as `1m 05s`."""
-    if seconds < 60:
-        return f"{seconds:.1f}s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {rest:02d}s"
 
 
 def _read_ledger(path: Path) -> dict[str, Any]:

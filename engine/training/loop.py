@@ -112,7 +112,7 @@ def train(stage: Stage, visit: Visit, model: TrainedModel, checkpoints: Checkpoi
                 reduced = window.reduce(model.device)
                 reduced["tokens_per_second"] = reduced.pop("tokens") / max(1e-9, time.monotonic() - window_start)
                 window_start, last_loss = time.monotonic(), reduced["loss"]
-                bar.set_postfix(loss=f"{last_loss:.4f}", refresh=False)
+                bar.set_postfix(loss=f"{last_loss:.4f}")
                 values = {f"{phase.name}/{name}": value for name, value in reduced.items()}
                 stage.run.metrics.write(stage.name, first_step + step + 1, values)
             stop = PREEMPTION.agreed(model.device)

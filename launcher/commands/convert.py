@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from tabulate import tabulate
 
@@ -138,19 +136,12 @@ class _Bars:
     def begin(self, stage: str, total_bytes: int) -> None:
         """Show a new bar in the place of the last one."""
         self._stack.close()
-        self._bar = self._stack.enter_context(_bar(stage, total_bytes))
+        self._bar = self._stack.enter_context(progress_bar(stage, total_bytes, "B", shown=True))
 
     def advance(self, num_bytes: int) -> None:
         """Move the bar on."""
         if self._bar is not None:
             self._bar.update(num_bytes)
-
-
-@contextmanager
-def _bar(stage: str, total: int) -> Iterator[Any]:
-    with progress_bar(stage, total, "B", shown=True) as bar:
-        bar.unit_scale = True
-        yield bar
 
 
 def summary(report: Report) -> str:

@@ -14,24 +14,26 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from tabulate import tabulate
 
 from engine.config.file import load_config
 from engine.config.recipe import Config
+from engine.config.remaining import Now, left_of
+from engine.config.timetable import Sizes
 from engine.errors import ConfigError
 from engine.reliability.exit_codes import EXIT_PREEMPTED, EXIT_REFUSED
 from engine.reliability.failure import Failure
 from engine.reliability.heartbeat import ENDED, STOPPING, Beat, beat_path
+from engine.reliability.progress import format_seconds, plural
 from engine.reliability.run_lock import Holder, read_holder
 from engine.reliability.traces import read_traces
-from engine.run import RunFolder, format_seconds
+from engine.run import SIZES, RunFolder
 from launcher.slurm.job import Submitted, ask_slurm, is_finished, job_lines, read_submitted, sweep_rows
 from launcher.terminal.arguments import typed_path
 from shards.errors import counted
-from shards.files import read_json
+from shards.files import parse_record, read_json
 
 RUNNING, FINISHED, STOPPED, SILENT = 0, 3, 4, 5
 """Exit codes: it runs; it has finished; it stopped before its end; it runs, but a rank gives no sign."""
@@ -51,6 +53,11 @@ class State:
     holder: Holder | None
     failure: Failure | None
     """Of the newest start; None where it has none."""
+
+    @property
+    def knows_its_size(self) -> bool:
+        """Whether steps are known: phases that are counted in epochs have none before the data was."""
+        return not self.config.counts_epochs or SIZES in self.ledger
 
     @property
     def silence_seconds(self) -> float:
@@ -141,6 +148,8 @@ def read_state(path: Path) -> State:
         raise ConfigError(f"{path} holds no run", expected="a folder with a config.yaml that a run wrote")
     config = load_config(folder.config)
     ledger = read_json(folder.ledger, "the ledger of finished stages")["stages"] if folder.ledger.exists() else {}
+    if SIZES in ledger:
+        config = config.sized(parse_record(ledger[SIZES]["result"], Sizes, f"the result of {SIZES} in {folder.ledger}"))
     traces = read_traces(folder.path, before=None)
     return State(
         folder,
@@ -152,37 +161,9 @@ def read_state(path: Path) -> State:
     )
 
 
-def seconds_left_in_stage(beat: Beat) -> float | None:
-    """Return the time that the present stage still takes at its present speed; None where that is not known."""
-    return (beat.total - beat.done) / beat.speed if beat.speed and beat.total else None
-
-
-def seconds_left_in_run(config: Config, ledger: Mapping[str, Any], beat: Beat | None) -> tuple[float, bool]:
-    """Estimate what the iterations still take, from what the finished ones took.
-
-    Args:
-        config: For the timetable: the number of iterations, and what each of them has.
-        ledger: Finished stages with their seconds.
-        beat: Rank 0's, for the stage that runs.
-
-    Returns:
-        Seconds, and whether that is all: False where some stage has no example yet or lies outside the iterations.
-    """
-    total, complete = 0.0, _LAST_STAGE in ledger or "evaluate/0" in ledger
-    running, table = beat.stage if beat is not None else "", config.timetable
-    for kind in table.in_each_iteration:
-        taken = {
-            int(name.split("/")[1]): entry["seconds"]
-            for name, entry in ledger.items()
-            if name.split("/")[0] == kind and name.split("/")[-1].isdigit()
-        }
-        num_left = table.iterations - sum(1 for iteration in taken if iteration > 0)
-        if running.split("/")[0] == kind and beat is not None and (left := seconds_left_in_stage(beat)) is not None:
-            total, num_left = total + left, num_left - 1
-        if num_left > 0 and taken:
-            total += num_left * mean(taken.values())
-        complete = complete and (num_left <= 0 or bool(taken))
-    return total, complete
+def now_of(beat: Beat) -> Now:
+    """Return what a rank counts at the moment."""
+    return Now(beat.stage, beat.done, beat.total, beat.speed)
 
 
 def _lines(state: State) -> list[tuple[str, str]]:
@@ -190,12 +171,11 @@ def _lines(state: State) -> list[tuple[str, str]]:
     code = state.code
     lines = [("run", str(state.folder.path)), ("state", _in_words(state, code)), *job_lines(state.folder.path)]
     if code in {RUNNING, SILENT} and first is not None:
-        speed = f", {first.speed:.3g} {first.unit}s a second" if first.speed else ""
-        left = seconds_left_in_stage(first)
+        speed = f", {first.speed:.3g} {plural(first.unit)} a second" if first.speed else ""
+        left = now_of(first).seconds_left
         lines.append(("stage", first.where + speed + (f", {format_seconds(left)} left" if left is not None else "")))
-        seconds, complete = seconds_left_in_run(state.config, state.ledger, first)
-        if seconds > 0:
-            lines.append(("iterations", f"{'about' if complete else 'at least'} {format_seconds(seconds)} left"))
+        if state.knows_its_size and (recipe := left_of(state.config, state.ledger, now_of(first))) is not None:
+            lines.append(("recipe", recipe.told(format_seconds)))
     elif code == STOPPED and first is not None:
         lines.append(("stopped", first.where))
     if code != FINISHED and first is not None and first.last_point:

@@ -24,9 +24,9 @@ from pathlib import Path
 from engine.errors import ConfigError
 from engine.log import get_logger
 from engine.reliability.exit_codes import EXIT_INTERRUPTED, EXIT_LOST, EXIT_PREEMPTED
+from engine.reliability.progress import format_seconds
 from engine.reliability.starts import newest_nonce
 from engine.reliability.traces import read_traces
-from engine.run import format_seconds
 from launcher.commands.sweep_file import Sweep, SweepRun, read_sweep
 from launcher.slurm.job import is_finished
 from launcher.terminal.arguments import typed_path

@@ -10,7 +10,7 @@ from statistics import median
 from engine.config.file import flatten
 from engine.reliability.exit_codes import EXIT_PREEMPTED
 from engine.reliability.failure import Failure, read_failure
-from engine.run import format_seconds
+from engine.reliability.progress import format_seconds
 from launcher.commands.report.opened import Opened
 from shards.errors import counted, listed
 

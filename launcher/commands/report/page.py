@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from engine.config.file import dump_config
 from engine.pretrain.measurements import STREAM as HELD_OUT
-from engine.run import format_seconds
+from engine.reliability.progress import format_seconds
 from launcher.commands.report import facts
 from launcher.commands.report.charts import Bar, Chart, Charts, Level, Line, Spot
 from launcher.commands.report.curves import Curve

@@ -19,7 +19,8 @@ from engine.coordination.coordinator import Coordinator, LocalTransport
 from engine.errors import ArtifactError, ConfigError, CoordinationError
 from engine.reliability import starts as starts_module
 from engine.reliability.preemption import Preempted
-from engine.run import Run, RunFolder, Stage, format_seconds
+from engine.reliability.progress import format_seconds
+from engine.run import Run, RunFolder, Stage
 
 Open = Callable[..., Run]
 
