@@ -9,6 +9,8 @@ Live lines of progress write where the log does, and the log goes through tqdm, 
 from __future__ import annotations
 
 import logging
+import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -18,6 +20,7 @@ from tqdm import tqdm
 
 _NOISY = ("DeepSpeed", "deepspeed", "faiss", "transformers", "bm25s", "torch.distributed", "absl", "root")
 _TERMINAL: list[TextIO] = []
+_BOLD = re.compile(r"\x1b\[[01]m")
 
 
 def terminal() -> TextIO:
@@ -28,6 +31,16 @@ def terminal() -> TextIO:
 def speak_at(stream: TextIO | None) -> None:
     """Write our lines to a stream from now on; None for whatever is standard error."""
     _TERMINAL[:] = [] if stream is None else [stream]
+
+
+def is_live() -> bool:
+    """Whether lines can be written over: on a terminal that can do it, not in a pipe, nor in SLURM's log."""
+    return terminal().isatty() and os.environ.get("TERM") != "dumb"
+
+
+def is_bold() -> bool:
+    """Whether text can be shown in bold: where lines can be written over, unless NO_COLOR is set."""
+    return is_live() and not os.environ.get("NO_COLOR")
 
 
 class _TerminalHandler(logging.Handler):
@@ -80,6 +93,9 @@ def keep_log(file: Path) -> None:
 
 class _LogFileHandler(logging.FileHandler):
     """A log that no full disk turns into an error: what it holds was told at the terminal, or is of no account."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _BOLD.sub("", super().format(record))
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass

@@ -38,7 +38,7 @@ from engine.evaluation.summary import summary_table
 from engine.evaluation.systems import end_states, every_system, fused_system
 from engine.evaluation.verdict import take_iteration
 from engine.index.plan import plan_index
-from engine.log import get_logger
+from engine.log import get_logger, is_bold
 from engine.models.agreement import require_agreement
 from engine.models.export import export_model
 from engine.models.kinds import Model, load_untrained
@@ -50,6 +50,7 @@ from engine.training.backend import deepspeed_config, require_precision
 from engine.training.models import Models
 from launcher.plan.models import shapes_of
 from launcher.plan.recomputation import decide_recomputation, device_here
+from launcher.terminal.next_steps import next_steps
 from launcher.world.opening import World
 from shards.formats import Checked, open_dataset
 from shards.made.generated import generate_dataset
@@ -117,8 +118,18 @@ def play(
         return
     finally:
         run.metrics.close()
-    if run.is_main and config.learns_from_queries:
-        log.info("results (%s)\n\n%s\n", run.folder.summary, summary_table(run.folder))
+    if run.is_main:
+        tell_end(run, dataset)
+
+
+def tell_end(run: Run, dataset: Dataset) -> None:
+    """Log the table of results, and commands to go on with."""
+    question: str | None = None
+    if run.config.learns_from_queries:
+        log.info("results (%s)\n\n%s\n", run.folder.summary, summary_table(run.folder, bold=is_bold()))
+        asked = next(iter(dataset.qrels.get("dev") or dataset.qrels["train"]))
+        question = dataset.queries[asked].text
+    log.info("to go on with:\n%s", next_steps(run.folder.path, question))
 
 
 def measure_at_end(run: Run, data: Data, taken: int) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from tabulate import tabulate
+from tabulate import SEPARATING_LINE, tabulate
 
 from engine.evaluation.duel import Duel
 from engine.evaluation.mixture import Fusion
@@ -19,6 +19,8 @@ from engine.evaluation.systems import BM25, RANKER, RETRIEVER, System, place_of_
 from engine.evaluation.tables import result_of
 from engine.run import RunFolder
 from shards.files import read_record, write_json
+
+_DIGITS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,37 +127,78 @@ def add_row(path: Path, row: Row) -> None:
     write_json(path, [asdict(one) for one in [*rows, row]])
 
 
-def summary_table(folder: RunFolder) -> str:
-    """Format the recorded rows as a table, system by metric, and how surely each differs from the one it builds on.
+def summary_table(folder: RunFolder, *, bold: bool = False) -> str:
+    """Format the recorded rows, a table for each split and sample, and how surely each differs from what it builds on.
 
     Args:
         folder: With a summary.
+        bold: Show the best of each column in bold, by a terminal's codes; otherwise a star stands before it. That is
+            the best of what was trained, and what is better still without training.
 
     Returns:
-        Rows by split, sample (the largest first), iteration and kind, then as they were added. What is the same in
-        all rows as in a plain one is not shown: whose ranking of another iteration is re-ranked, and from which grade
-        on a document is relevant. The second table has the rows that were recorded with their standard errors.
+        Splits as they are sorted, the largest sample first. What was not trained stands above the line, then rows by
+        iteration and kind, then as they were added. The last table has the rows with their standard errors.
     """
     rows = sorted(read_rows(folder.summary), key=_place)
-    mixed = any(row.over_iteration != row.iteration for row in rows if row.over)
-    graded = any(row.relevance_threshold != 1 for row in rows)
-    metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
-    table: list[list[object]] = []
+    groups: dict[tuple[str, int | None, int], list[Row]] = {}
     for row in rows:
-        place: list[object] = [row.split, _queries(row), row.iteration, row.system]
-        place.append(f"{row.over} top {row.rerank_depth or ''}".rstrip() if row.over else "")
-        place += [row.over_iteration if row.over else None] * mixed
-        place += [row.relevance_threshold] * graded
-        table.append([*place, *(row.metrics.get(name) for name in metrics)])
-    headers = ["split", "queries", "iteration", "system", "re-ranks", *["of iteration"] * mixed]
-    headers += ["relevant from"] * graded
-    text: str = tabulate(table, headers=[*headers, *metrics], floatfmt=".3f", missingval="")
+        groups.setdefault(_group(row), []).append(row)
+    tables = [_group_table(own, bold=bold) for own in groups.values()]
+    text = "\n\n".join(tables)
+    text += "\n*: the best of what was trained, and above the line what is better still" * ("*" in text)
     text += _differences_table(rows)
     if folder.fusion.exists():
         text += f"\n\n{read_record(folder.fusion, Fusion, 'the weights of the mixture').told}"
     if folder.duel.exists():
         text += f"\n\n{read_record(folder.duel, Duel, 'the verdict of the game').told}"
     return text
+
+
+def _group_table(rows: Sequence[Row], *, bold: bool) -> str:
+    """Format rows that were measured on the same queries."""
+    first = rows[0]
+    title = f"{first.split}, {_queries(first)} queries" if first.num_queries is not None else first.split
+    title += f", relevant from grade {first.relevance_threshold}" * (first.relevance_threshold != 1)
+    metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
+    trained = [row for row in rows if row.iteration is not None] or list(rows)
+    best = {name: _best_of(trained, rows, name) for name in metrics}
+    table: list[list[str] | str] = []
+    for above, row in zip([None, *rows], rows, strict=False):
+        if above is not None and above.iteration is None and row.iteration is not None:
+            table.append(SEPARATING_LINE)
+        iteration = "" if row.iteration is None else f"{row.iteration}"
+        cells = [_cell(row.metrics.get(name), best[name], bold=bold) for name in metrics]
+        table.append([_name_of(row), iteration, *cells])
+    aligned = ["left", "right", *["right"] * len(metrics)]
+    text: str = tabulate(table, headers=[title, "iteration", *metrics], disable_numparse=True, colalign=aligned)
+    return text
+
+
+def _best_of(trained: Sequence[Row], rows: Sequence[Row], metric: str) -> set[float]:
+    """Return the values, as the table shows them, that are the best; none where all rows are alike."""
+    best, best_trained = (
+        max((round(row.metrics[metric], _DIGITS) for row in own if metric in row.metrics), default=None)
+        for own in (rows, trained)
+    )
+    alike = len({round(row.metrics[metric], _DIGITS) for row in rows if metric in row.metrics}) < 2
+    return set() if alike else {value for value in (best, best_trained) if value is not None}
+
+
+def _cell(value: float | None, best: set[float], *, bold: bool) -> str:
+    if value is None:
+        return ""
+    is_best, text = round(value, _DIGITS) in best, f"{value:.{_DIGITS}f}"
+    if bold:
+        return f"\x1b[1m{text}\x1b[0m" if is_best else text
+    return f"*{text}" if is_best else text
+
+
+def _name_of(row: Row) -> str:
+    """Name a system with what it re-ranks: `D over G, top 100`, and whose, where that is another iteration's."""
+    if row.over is None:
+        return row.system
+    of = "" if row.over_iteration in {row.iteration, None} else f" of {row.over_iteration}"
+    return f"{row.system} over {row.over}{of}" + (f", top {row.rerank_depth}" if row.rerank_depth else "")
 
 
 def _differences_table(rows: Sequence[Row]) -> str:
@@ -169,9 +212,7 @@ def _differences_table(rows: Sequence[Row]) -> str:
         corrected |= {int(name): p for name, p in holm(p_values).items()}
     table: list[list[str | int | None]] = []
     for row, one in known:
-        system = f"{row.system} over {row.over}" if row.over else row.system
-        if row.over and row.over_iteration not in (row.iteration, None):
-            system += f" of {row.over_iteration}"
+        system = _name_of(replace(row, rerank_depth=None))
         mean = f"{row.metrics[one.metric]:.3f}{_error(one.standard_error)}"
         line: list[str | int | None] = [row.split, _queries(row), row.iteration, system, one.metric, mean]
         if one.to is None or one.difference is None:

@@ -6,7 +6,6 @@ whoever was named for it (`follow`), and asked seldom.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from engine.log import get_logger, terminal
+from engine.log import get_logger, is_live, terminal
 from engine.reliability.activity import ACTIVITY
 
 log = get_logger(__name__)
@@ -72,11 +71,11 @@ class ProgressBar:
         self._description, self._total, self._unit, self._initial = description, total, unit, initial
         self._clock, self._begun = clock, clock()
         self._words: dict[str, Any] = {}
-        is_live = shown and _is_live()
-        self._line_due = self._begun + FIRST_LINE_SECONDS if shown and not is_live else float("inf")
-        self._outlook_due = self._begun + _OUTLOOK_SECONDS if is_live else float("inf")
+        has_live_line = shown and is_live()
+        self._line_due = self._begun + FIRST_LINE_SECONDS if shown and not has_live_line else float("inf")
+        self._outlook_due = self._begun + _OUTLOOK_SECONDS if has_live_line else float("inf")
         self._bar: Any = None
-        if is_live:
+        if has_live_line:
             self._bar = tqdm(
                 total=total,
                 desc=description,
@@ -153,8 +152,3 @@ def progress_bar(description: str, total: int, unit: str, *, shown: bool, initia
             yield bar
     finally:
         bar.close()
-
-
-def _is_live() -> bool:
-    """Whether lines can be written over: on a terminal that can do it, not in a pipe, nor in SLURM's log."""
-    return terminal().isatty() and os.environ.get("TERM") != "dumb"

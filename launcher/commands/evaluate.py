@@ -31,7 +31,7 @@ from engine.evaluation.evaluate import evaluate_systems, require_measurable_spli
 from engine.evaluation.fusion import DEV, evaluate_fused, fit_on_dev, read_fusion, require_fusable
 from engine.evaluation.summary import summary_table
 from engine.evaluation.systems import BM25, CANDIDATES, System, every_system, fused_system, pairs_of, system_of
-from engine.log import get_logger
+from engine.log import get_logger, is_bold
 from engine.models.weights import MARKER
 from engine.refresh.refresh import drop_old_indexes
 from engine.retrievers.kinds import forget_what_is_lost
@@ -149,7 +149,7 @@ def evaluate_run(path: Path, asked: Asked) -> None:
                 evaluate_fused(stage, data, folder, asked.split, fused, asked.max_queries)
             run.coordinator.only_rank_zero("drop indexes", lambda: drop_old_indexes(run, folder, last, taken))
     if run.is_main:
-        log.info("results (%s)\n\n%s\n", folder.summary, summary_table(folder))
+        log.info("results (%s)\n\n%s\n", folder.summary, summary_table(folder, bold=is_bold()))
 
 
 def _words(asked: Asked) -> list[str]:

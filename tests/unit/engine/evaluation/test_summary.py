@@ -24,24 +24,33 @@ W2 = WeightsOf("retriever", 2)
 
 
 def recorded(run: Run, rows: Sequence[tuple[System, str, float]], **measured_on: int) -> list[str]:
-    """Record rows, on all 40 queries unless it is said, and return the lines of the table."""
+    """Record rows, on all 40 queries unless it is said, and return the lines of the tables that have them."""
     on = {"num_queries": 40, "split_queries": 40} | measured_on
     for system, split, value in rows:
         add_row(run.folder.summary, Row.of(system, split, {"MRR@10": value}, **on))
-    return summary_table(run.folder).splitlines()[2:]
+    return lines_of(summary_table(run.folder))
+
+
+def lines_of(table: str) -> list[str]:
+    """Return the lines of rows, which end in a number, without their stars."""
+    lines = table.replace("*0", " 0").splitlines()
+    return [line for line in lines if re.search(r"\d\.\d{3}$", line)]
 
 
 def test_the_table_shows_the_rows_in_the_order_of_the_run(open_run: Open) -> None:
+    run = open_run()
     lines = recorded(
-        open_run(),
+        run,
         [
             *((D, "test", 0.9), (G, "dev", 0.5), (D0, "dev", 0.4), (G0, "dev", 0.3), (D, "dev", 0.6)),
             *((ZERO_SHOT, "dev", 0.2), (BM25, "dev", 0.12345)),
         ],
     )
     assert [line.split()[-1] for line in lines] == ["0.123", "0.200", "0.300", "0.400", "0.500", "0.600", "0.900"]
-    assert "G0 top" in lines[3]
-    assert "top" not in lines[2]
+    assert lines[3].startswith("D0 over G0 ")
+    assert lines[2].startswith("G0 ")
+    table = summary_table(run.folder)
+    assert [line.split(",")[0] for line in table.splitlines() if "iteration" in line] == ["dev", "test"]
 
 
 def test_systems_of_any_name_and_kind_have_their_place(open_run: Open) -> None:
@@ -52,8 +61,8 @@ def test_systems_of_any_name_and_kind_have_their_place(open_run: Open) -> None:
     assert [line.split()[-1] for line in lines] == ["0.400", "0.100", "0.200", "0.300"], (
         "unknown kinds as they appeared"
     )
-    assert ["top" in line for line in lines] == [False, False, False, True]
-    assert "BM25 top" in lines[3]
+    assert [" over " in line for line in lines] == [False, False, False, True]
+    assert lines[3].startswith("monoBERT over BM25 ")
 
 
 def test_a_row_takes_the_place_of_its_like_alone(open_run: Open) -> None:
@@ -79,11 +88,8 @@ def test_a_summary_without_kinds_is_still_read(open_run: Open) -> None:
     ]
     run.folder.results.mkdir()
     write_json(run.folder.summary, old)
-    lines = summary_table(run.folder).splitlines()[2:]
-    order = [
-        next(name for name in ("BM25", "zero-shot", "G0 top", "G0", "G top", "G") if name in line) for line in lines
-    ]
-    assert order == ["BM25", "zero-shot", "G0", "G0 top", "G", "G top"]
+    lines = lines_of(summary_table(run.folder))
+    assert [line.split("  ")[0] for line in lines] == ["BM25", "zero-shot", "G0", "D0 over G0", "G", "D over G"]
     add_row(run.folder.summary, Row.of(G, "dev", {"R@1": 0.75}, num_queries=4, split_queries=4))
     found = [(row.num_queries, row.metrics["R@1"]) for row in read_rows(run.folder.summary) if row.system == "G"]
     assert found == [(None, 0.5), (4, 0.75)], "nobody knows which queries the old one was measured on"
@@ -97,7 +103,8 @@ def test_rows_of_samples_stand_beside_those_of_the_whole_split(open_run: Open) -
     lines = recorded(run, [(G, "test", 0.3)], num_queries=3)
     rows = [(row.system, row.num_queries, row.metrics["MRR@10"]) for row in read_rows(run.folder.summary)]
     assert rows == [("G", 40, 0.5), ("D", 40, 0.6), ("D", 3, 0.2), ("G", 3, 0.3)], "only its like is replaced"
-    assert [line.split()[1:4] for line in lines] == [["40", "1", "G"], ["40", "1", "D"], *[["3", "of", "40"]] * 2]
+    titles = [line.split("  ")[0] for line in summary_table(run.folder).splitlines() if "iteration" in line]
+    assert titles == ["test, 40 queries", "test, 3 of 40 queries"]
     assert [line.split()[-1] for line in lines] == ["0.500", "0.600", "0.300", "0.200"]
 
 
@@ -106,22 +113,40 @@ def test_rows_of_other_grades_of_relevance_stand_side_by_side(open_run: Open) ->
     recorded(run, [(G, "test", 0.5)])
     assert "relevant from" not in summary_table(run.folder)
     lines = recorded(run, [(G, "test", 0.4)], relevance_threshold=2)
-    assert [line.split()[-2:] for line in lines] == [["1", "0.500"], ["2", "0.400"]]
-    assert "relevant from" in summary_table(run.folder)
+    assert [line.split()[-1] for line in lines] == ["0.500", "0.400"]
+    assert "test, 40 queries, relevant from grade 2 " in summary_table(run.folder)
 
 
 def test_the_table_says_which_iteration_is_re_ranked_where_it_is_another(open_run: Open) -> None:
     """Retrievers after the warm-up have one name, and D over G0 (AR2 Table 3) is not D over G."""
     run = open_run()
     recorded(run, [(G, "test", 0.5), (D, "test", 0.6)])
-    assert "of iteration" not in summary_table(run.folder)
     lines = recorded(run, [(replace(D, over=G0), "test", 0.55), (replace(D, over=replace(G, weights=W2)), "test", 0.7)])
-    assert [line.split()[2:] for line in lines] == [
-        ["1", "G", "0.500"],
-        ["1", "D", "G", "top", "1", "0.600"],
-        ["1", "D", "G0", "top", "0", "0.550"],
-        ["1", "D", "G", "top", "2", "0.700"],
+    assert [line.split("  ")[0] for line in lines] == ["G", "D over G", "D over G0 of 0", "D over G of 2"]
+    assert [line.split()[-2:] for line in lines] == [["1", "0.500"], ["1", "0.600"], ["1", "0.550"], ["1", "0.700"]]
+
+
+def test_the_best_of_each_column_is_seen(open_run: Open) -> None:
+    """BM25 stands apart: where it is the best of all, the best of what was trained is seen as well."""
+    run = open_run()
+    rows = [(BM25, 0.5, 0.1), (ZERO_SHOT, 0.1, 0.1), (G0, 0.2, 0.3), (D0, 0.40001, 0.3), (G, 0.4, 0.2)]
+    for system, first, second in rows:
+        metrics = {"MRR@10": first, "R@1": second, "R@100": 1.0}
+        add_row(run.folder.summary, Row.of(system, "dev", metrics, num_queries=40, split_queries=40))
+    lines = summary_table(run.folder).splitlines()
+    assert [line.split()[-3:] for line in lines if "." in line] == [
+        ["*0.500", "0.100", "1.000"],
+        ["0.100", "0.100", "1.000"],
+        ["0.200", "*0.300", "1.000"],
+        ["*0.400", "*0.300", "1.000"],
+        ["*0.400", "0.200", "1.000"],
     ]
+    assert lines[4] == lines[1], "a rule between what was not trained and what was"
+    assert lines[-1].startswith("*: ")
+    on_a_terminal = summary_table(run.folder, bold=True)
+    assert "\x1b[1m0.500\x1b[0m" in on_a_terminal
+    assert "*" not in on_a_terminal
+    assert on_a_terminal.count("\x1b[1m") == summary_table(run.folder).count("*0")
 
 
 def compared(run: Run, system: System, mean: float, headline: Headline) -> None:
@@ -136,7 +161,7 @@ def test_a_second_table_says_how_surely_rows_differ(open_run: Open) -> None:
     compared(run, G0, 0.3, Headline("MRR@10", 0.03, "zero-shot", None, 0.1, 0.02, 0.01))
     compared(run, G, 0.25, Headline("MRR@10", 0.03, "G0", 0, -0.05, 0.04, 0.2))
     compared(run, D, 0.26, Headline("MRR@10", None, "G", 1, 0.01, None, 0.5))
-    first, second = summary_table(run.folder).split("\n\n")
+    first, second = summary_table(run.folder).split("\n\n")[-2:]
     assert "0.250" in first
     lines = second.splitlines()
     assert re.split(r" {2,}", lines[0])[3:] == ["system", "MRR@10", "compared with", "difference", "result"]
