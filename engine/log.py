@@ -1,7 +1,7 @@
 """Logging: short lines for the person at the terminal, from rank 0 alone; warnings and errors from every rank.
 
-A run keeps a log file of its own for each rank, `RUN/logs/rank-00000.log`: our lines in full, and what libraries say of
-themselves, which the terminal is spared. An error that a library logs is shown at the terminal, too.
+In a run, what libraries say goes into a file for each rank (`launcher.terminal.aside`), together with our lines of that
+rank in full; an error that a library logs is shown at the terminal, too.
 
 Live lines of progress write where the log does, and the log goes through tqdm, so that a line never tears one.
 """
@@ -13,12 +13,14 @@ import os
 import re
 import sys
 import warnings
-from pathlib import Path
 from typing import TextIO
 
 from tqdm import tqdm
 
 _NOISY = ("DeepSpeed", "deepspeed", "faiss", "transformers", "bm25s", "torch.distributed", "absl", "root")
+_WITH_OWN_HANDLERS = ("DeepSpeed", "transformers")
+"""Loggers that write by themselves, to the standard streams."""
+_IN_FULL = "%(asctime)s %(message)s"
 _TERMINAL: list[TextIO] = []
 _BOLD = re.compile(r"\x1b\[[01]m")
 
@@ -50,26 +52,41 @@ class _TerminalHandler(logging.Handler):
         tqdm.write(self.format(record), file=terminal())
 
 
-def set_up_logging(rank: int, world_size: int) -> None:
+def set_up_logging(rank: int, world_size: int, *, aside: tuple[TextIO, TextIO] | None = None) -> None:
     """Send Sparring's own log to the terminal and quieten the libraries.
 
     Args:
         rank: This process; ranks other than 0 only show warnings, with their rank in front.
         world_size: Number of processes.
+        aside: Streams for our log of every rank in full, and for what libraries log; no error of writing may come from
+            them. Errors that libraries log are shown at the terminal, too. None where there are no such streams: then
+            libraries are told to be silent.
     """
-    handler = _TerminalHandler()
     where = f"[rank {rank}] " if world_size > 1 and rank else ""
-    handler.setFormatter(logging.Formatter(f"%(asctime)s {where}%(message)s", datefmt="%H:%M:%S"))
-    handler.setLevel(logging.INFO if rank == 0 else logging.WARNING)
-    root = logging.getLogger("sparring")
-    root.handlers[:] = [handler]
-    root.propagate = False
-    root.setLevel(handler.level)
+    terminal_format = logging.Formatter(f"%(asctime)s {where}%(message)s", datefmt="%H:%M:%S")
+    handlers = [_handler(_TerminalHandler(), terminal_format, logging.INFO if rank == 0 else logging.WARNING)]
+    if aside is not None:
+        handlers.append(_handler(logging.StreamHandler(aside[0]), _WithoutBold(_IN_FULL), logging.INFO))
+    own = logging.getLogger("sparring")
+    own.handlers[:] = handlers
+    own.propagate = False
+    own.setLevel(min(handler.level for handler in handlers))
     for name in _NOISY:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"(deepspeed|torch|transformers)\..*")
-    # Told to the caller, on every rank; what is to replace it exists in the newest torch only.
-    warnings.filterwarnings("ignore", category=FutureWarning, message=r"torch\.distributed\.nn\.functional")
+        logging.getLogger(name).setLevel(logging.ERROR if aside is None else logging.WARNING)
+    if aside is None:
+        warnings.filterwarnings("ignore", module=r"(deepspeed|torch|transformers)\..*")
+        # Told to the caller, on every rank; what is to replace it exists in the newest torch only.
+        warnings.filterwarnings("ignore", category=FutureWarning, message=r"torch\.distributed\.nn\.functional")
+        return
+    format_of_libraries = logging.Formatter(f"%(asctime)s {where}%(name)s: %(message)s", datefmt="%H:%M:%S")
+    for name in ("", *_WITH_OWN_HANDLERS):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [one for one in logger.handlers if not isinstance(one, _TerminalHandler)]
+        logger.addHandler(_handler(_TerminalHandler(), format_of_libraries, logging.ERROR))
+        logger.propagate = False
+    logging.getLogger().addHandler(
+        _handler(logging.StreamHandler(aside[1]), logging.Formatter(_IN_FULL), logging.WARNING)
+    )
 
 
 def is_set_up() -> bool:
@@ -77,28 +94,17 @@ def is_set_up() -> bool:
     return bool(logging.getLogger("sparring").handlers)
 
 
-def keep_log(file: Path) -> None:
-    """Write our log to a file as well, from every rank and in full.
-
-    Args:
-        file: Added to; a file that cannot be written is left.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handler = _LogFileHandler(file, encoding="utf-8", errors="backslashreplace")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    root = logging.getLogger("sparring")
-    root.addHandler(handler)
-    root.setLevel(logging.INFO)
+def _handler(handler: logging.Handler, form: logging.Formatter, level: int) -> logging.Handler:
+    handler.setFormatter(form)
+    handler.setLevel(level)
+    return handler
 
 
-class _LogFileHandler(logging.FileHandler):
-    """A log that no full disk turns into an error: what it holds was told at the terminal, or is of no account."""
+class _WithoutBold(logging.Formatter):
+    """Leaves out the codes of a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         return _BOLD.sub("", super().format(record))
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        pass
 
 
 def get_logger(name: str) -> logging.Logger:

@@ -48,7 +48,10 @@ def in_form(function: Callable[..., R], plain: Any, name: str) -> R:
 
 
 def one_line(result: object) -> str:
-    """Return what the log tells of a stage's result: its numbers and texts, or what its `shown` returns."""
+    """Return what the log tells of a stage's result: its numbers and texts, or what its `shown` returns.
+
+    Counts of nothing are left out: of a dozen reasons to leave documents out, a run has two.
+    """
     if is_dataclass(result):
         if hasattr(result, "shown"):
             values: Mapping[str, Any] = result.shown()
@@ -59,10 +62,16 @@ def one_line(result: object) -> str:
     shown: dict[str, int | float | str] = {}
     for name, value in values.items():
         parts = {f"{key}_{name}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
-        shown |= {key: part for key, part in parts.items() if isinstance(part, int | float | str)}
+        shown |= {
+            key: part for key, part in parts.items() if isinstance(part, int | float | str) and not _is_no_count(part)
+        }
     return "  ".join(
         f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in shown.items()
     )
+
+
+def _is_no_count(part: float | str) -> bool:
+    return type(part) is int and part == 0
 
 
 @dataclass(frozen=True, slots=True)

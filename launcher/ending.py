@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 
 from engine.coordination.coordinator import PeerError
 from engine.errors import CoordinationError, SparringError
+from engine.log import terminal
 from engine.reliability.activity import ACTIVITY
 from engine.reliability.exit_codes import (
     EXIT_CRASH,
@@ -38,6 +39,7 @@ from engine.reliability.exit_codes import (
 from engine.reliability.failure import Failure
 from engine.reliability.preemption import Preempted
 from engine.reliability.watchdog import Watchdog, watchdog_of_process
+from launcher.terminal.aside import tell_held
 from launcher.world.leaving import leave_mpi
 from shards.files import as_full_disk
 
@@ -153,6 +155,7 @@ def _refuse(world: World | None, error: SparringError) -> int:
 def _crash(world: World | None, error: Exception) -> int:
     """Tell an error of the program, or that a rank was lost where that is what it means; return the exit code."""
     watchdog = watchdog_of_process()
+    tell_held()
     if watchdog is not None and isinstance(error, RuntimeError) and _LOST_CONNECTION.search(str(error)):
         first = _cause(watchdog)
         if first is None:
@@ -223,8 +226,8 @@ def _tell(world: World | None, text: str) -> None:
     if world is not None:
         rank, world_size = str(world.rank), str(world.world_size)
     where = "" if world_size == "1" else f"[rank {rank} on {socket.gethostname()}] "
-    sys.stderr.write("".join(f"{where}{line}\n" for line in text.rstrip().splitlines()))
-    sys.stderr.flush()
+    terminal().write("".join(f"{where}{line}\n" for line in text.rstrip().splitlines()))
+    terminal().flush()
 
 
 def _end_watch(code: int) -> None:

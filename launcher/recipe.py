@@ -50,6 +50,7 @@ from engine.training.backend import deepspeed_config, require_precision
 from engine.training.models import Models
 from launcher.plan.models import shapes_of
 from launcher.plan.recomputation import decide_recomputation, device_here
+from launcher.terminal.aside import lead_into
 from launcher.terminal.next_steps import next_steps
 from launcher.world.opening import World
 from shards.formats import Checked, open_dataset
@@ -90,6 +91,7 @@ def play(
     """
     run = Run.open(config, world.coordinator, world.device, watched=watched)
     run.metrics.listeners.extend(listeners)
+    lead_into(run.folder.path / "logs" / f"rank-{world.rank:05d}.log")
     log.info("run folder %s", run.folder.path)
     dataset = _dataset(run)
     if config.counts_epochs:

@@ -35,6 +35,7 @@ from engine.log import get_logger, set_up_logging  # noqa: E402
 from engine.reliability.preemption import PREEMPTION  # noqa: E402
 from launcher.ending import end_of_process, guarded  # noqa: E402
 from launcher.terminal.arguments import complete, recipe_file  # noqa: E402
+from launcher.terminal.aside import libraries_aside, streams_aside  # noqa: E402
 from launcher.world.opening import World, open_world  # noqa: E402
 
 
@@ -58,9 +59,10 @@ def main(argv: list[str] | None = None) -> int:
             )
         )
 
-    code = guarded(None, start)
     only = arguments.preflight_only
-    return code or guarded(opened[0], lambda: run_recipe(config, failure, opened[0], preflight_only=only))
+    with libraries_aside():
+        code = guarded(None, start)
+        return code or guarded(opened[0], lambda: run_recipe(config, failure, opened[0], preflight_only=only))
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -107,7 +109,7 @@ def run_recipe(
     Raises:
         ConfigError: What reading the configuration found, or the preflight.
     """
-    set_up_logging(world.rank, world.world_size)
+    set_up_logging(world.rank, world.world_size, aside=streams_aside())
     if config is None:
         raise failure or ConfigError("there is no configuration")
     get_logger(__name__).info("%s", world.description)

@@ -15,13 +15,13 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
-import sys
 import threading
 import time
 from pathlib import Path
 from typing import IO
 
 from engine.errors import CoordinationError, SparringError
+from engine.log import terminal
 from engine.reliability.activity import ACTIVITY
 from engine.reliability.exit_codes import EXIT_LOST, EXIT_PREEMPTED, EXIT_REFUSED
 from engine.reliability.failure import Failure, read_failure, record_failure
@@ -180,7 +180,7 @@ class Watchdog:
                 self._look()
             except OSError as error:  # a full or failing disk must not end the run by way of its heartbeats
                 if not self._complained:
-                    sys.stderr.write(f"[rank {self._rank}] no heartbeat can be written: {error}\n")
+                    terminal().write(f"[rank {self._rank}] no heartbeat can be written: {error}\n")
                 self._complained = True
 
     def _beat(self) -> None:
@@ -207,8 +207,8 @@ class Watchdog:
             self._failed_since = self._failed_since or now
             if now - self._failed_since > min(_LONGEST_GRACE_SECONDS, self._timeout / 2):
                 if (text := self.loss_to_repeat()) is not None:
-                    sys.stderr.write(f"[rank {self._rank} on {os.uname().nodename}] {text}\n")
-                    sys.stderr.flush()
+                    terminal().write(f"[rank {self._rank} on {os.uname().nodename}] {text}\n")
+                    terminal().flush()
                 self._dump_and_exit(failure.code)
             return
         for rank in self._watched:
@@ -246,8 +246,8 @@ class Watchdog:
         first = self.fail(kind, message, code)
         if first is None:
             host = os.uname().nodename
-            sys.stderr.write(f"[rank {self._rank} on {host}] error: {message}\n")
-            sys.stderr.flush()
+            terminal().write(f"[rank {self._rank} on {host}] error: {message}\n")
+            terminal().flush()
         self._dump_and_exit(first.code if first else code)
 
     def _dump_and_exit(self, code: int) -> None:
@@ -266,8 +266,8 @@ class Watchdog:
         if self._ending.is_set():
             return
         if self.fail("preempted", message, EXIT_PREEMPTED) is None:
-            sys.stderr.write(f"[rank {self._rank}] {message}. The same command goes on from the last checkpoint.\n")
-            sys.stderr.flush()
+            terminal().write(f"[rank {self._rank}] {message}. The same command goes on from the last checkpoint.\n")
+            terminal().flush()
         self._dump_and_exit(EXIT_PREEMPTED)
 
     def _open_stacks(self) -> IO[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from engine.log import get_logger
-from engine.reliability.progress import progress_bar
+from engine.reliability.progress import ProgressBar, progress_bar
 from launcher.terminal.arguments import positive_whole_number, recipe_file, typed_path
 from shards.convert.conversion import Report, convert
 from shards.convert.options import FORMATS, Options
@@ -125,7 +125,8 @@ class _Bars:
     """One progress bar after the other, in bytes."""
 
     def __init__(self) -> None:
-        self._stack, self._bar = ExitStack(), None
+        self._stack = ExitStack()
+        self._bar: ProgressBar | None = None
 
     def __enter__(self) -> _Bars:
         return self

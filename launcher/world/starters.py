@@ -26,6 +26,8 @@ JOB_HOSTFILE = Path("/job/hostfile")
 _RUN = Path(launcher.__path__[0]) / "run.py"
 _GPU_SIGNS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg", "/dev/dri/renderD128")
 _RANK_SIGNS = ("OMPI_COMM_WORLD_SIZE", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+_QUIETLY = ("--log_level", "error")
+"""Of deepspeed's own lines, those alone that tell of an error; the ranks tell the rest."""
 _AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 
 
@@ -198,7 +200,7 @@ def _over_hosts(asked: Asked, hostfile: Path, place: Place, words: Sequence[str]
     if asked.mpi:
         start = ["mpirun", "-n", str(num_ranks), "--hostfile", os.fspath(hostfile), "--bind-to", "none"]
         return _as_root(Start([*start, sys.executable, os.fspath(_RUN), *words], {}), place), num_ranks
-    start = ["deepspeed", "--hostfile", os.fspath(hostfile), *_master(asked)]
+    start = ["deepspeed", "--hostfile", os.fspath(hostfile), *_master(asked), *_QUIETLY]
     return Start([*start, os.fspath(_RUN), *words], {}), num_ranks
 
 
@@ -220,8 +222,11 @@ def _on_this_machine(config: Config, asked: Asked, place: Place, words: Sequence
         return _as_root(
             Start([*start, sys.executable, _run_as_typed(), *words], environ, tuple(environ)), place
         ), num_ranks
-    start = ["deepspeed", "--num_accelerators", str(num_ranks), *_master(asked)]
-    return Start([*start, _run_as_typed(), *words], environ, tuple(environ)), num_ranks
+    start = ["deepspeed", "--num_accelerators", str(num_ranks), *_master(asked), *_QUIETLY]
+    shown = tuple(environ)
+    if gpus == 0:  # otherwise it says that it found no GPU, in each of its processes
+        environ = {"DS_ACCELERATOR": "cpu"}
+    return Start([*start, _run_as_typed(), *words], environ, shown), num_ranks
 
 
 def _ranks_by_cores(config: Config, cores: int) -> int:

@@ -40,6 +40,9 @@ def hostfile(tmp_path: Path) -> Path:
     return tmp_path / "hosts"
 
 
+QUIETLY = ("--log_level", "error")
+
+
 def recipe(*words: str) -> Config:
     return load_config(TINY, ["run.path=r", *words])
 
@@ -49,7 +52,8 @@ def chosen(place: Place, asked: Asked = Asked(), *words: str) -> Start:  # noqa:
 
 
 def test_one_machine_without_gpus(place: Place) -> None:
-    assert chosen(place).words == ["deepspeed", "--num_accelerators", "2", RUN, "--config", "c.yaml"]
+    assert chosen(place).words == ["deepspeed", "--num_accelerators", "2", *QUIETLY, RUN, "--config", "c.yaml"]
+    assert (chosen(place).environ, chosen(place).shown) == ({"DS_ACCELERATOR": "cpu"}, ()), "it need not be typed"
     assert chosen(replace(place, cores=64)).words[2] == str(starters.MOST_RANKS_ON_CPU)
     assert chosen(place, Asked(ranks=4, master_port=29951)).words[1:5] == [
         "--num_accelerators", "4", "--master_port", "29951",
@@ -64,7 +68,10 @@ def test_one_machine_with_gpus(place: Place) -> None:
     assert (chosen(place).words[2], chosen(place).environ) == ("4", {})
     assert chosen(place, Asked(ranks=1)).words[2] == "1"
     on_cpu = chosen(place, Asked(ranks=8))
-    assert on_cpu.told == f"DS_ACCELERATOR=cpu deepspeed --num_accelerators 8 {RUN} --config c.yaml run.device=cpu"
+    assert (
+        on_cpu.told
+        == f"DS_ACCELERATOR=cpu deepspeed --num_accelerators 8 --log_level error {RUN} --config c.yaml run.device=cpu"
+    )
     assert chosen(place, Asked(), "run.device=cpu").environ == {"DS_ACCELERATOR": "cpu"}
     with pytest.raises(ConfigError, match=r"8 ranks are to run, run.device is cuda, .* 4 GPUs"):
         chosen(place, Asked(ranks=8), "run.device=cuda")
@@ -80,7 +87,8 @@ def test_mpirun_on_one_machine(place: Place) -> None:
 
 def test_hosts(place: Place, hostfile: Path) -> None:
     assert chosen(place, Asked(hostfile=hostfile, master_addr="10.0.0.1")).words == [
-        "deepspeed", "--hostfile", str(hostfile), "--master_addr", "10.0.0.1", RUN, "--config", "c.yaml",
+        "deepspeed", "--hostfile", str(hostfile), "--master_addr", "10.0.0.1", *QUIETLY, RUN, "--config",
+        "c.yaml",
     ]  # fmt: skip
     assert chosen(place, Asked(hostfile=hostfile, mpi=True)).words[:5] == [
         "mpirun", "-n", "2", "--hostfile", str(hostfile),
@@ -151,12 +159,12 @@ def test_the_command_is_printed_and_becomes_the_process(
     words = ["train", "--config", "tiny", "run.path=a b", "--ranks", "2"]
     assert main([*words, "--print"]) == 0
     printed = capfd.readouterr().out
-    assert printed == f"deepspeed --num_accelerators 2 {RUN} --config {TINY} 'run.path=a b'\n"
+    assert printed == f"deepspeed --num_accelerators 2 --log_level error {RUN} --config {TINY} 'run.path=a b'\n"
     assert became == []
     main(words)
     assert capfd.readouterr().out == printed
     assert became[0][:2] == (
-        "deepspeed", ["deepspeed", "--num_accelerators", "2", RUN, "--config", str(TINY), "run.path=a b"],
+        "deepspeed", ["deepspeed", "--num_accelerators", "2", *QUIETLY, RUN, "--config", str(TINY), "run.path=a b"],
     )  # fmt: skip
 
 
