@@ -22,6 +22,7 @@ from engine.coordination.coordinator import Coordinator
 from engine.errors import ConfigError, SparringError
 from engine.log import get_logger
 from engine.metrics import MetricsWriter
+from engine.metrics.plan import plan_of
 from engine.reliability.activity import ACTIVITY
 from engine.reliability.preemption import PREEMPTION
 from engine.reliability.progress import follow, format_seconds
@@ -198,7 +199,7 @@ class Run:
                     speaks_for_host=coordinator.is_first_of_host,
                 )
             )
-        writer = MetricsWriter(folder.path, active=coordinator.rank == 0)
+        writer = MetricsWriter(folder.path, active=coordinator.rank == 0, plan=plan_of(config))
         run = cls(config, folder, coordinator, device, writer, _read_ledger(folder.ledger), lock=lock)
         if watched:
             follow(run.outlook)

@@ -32,6 +32,7 @@ from engine.config.file import load_config  # noqa: E402
 from engine.config.recipe import Config  # noqa: E402
 from engine.errors import ConfigError  # noqa: E402
 from engine.log import get_logger, set_up_logging  # noqa: E402
+from engine.metrics.trackers import require_trackers  # noqa: E402
 from engine.reliability.preemption import PREEMPTION  # noqa: E402
 from launcher.ending import end_of_process, guarded  # noqa: E402
 from launcher.terminal.arguments import complete, recipe_file  # noqa: E402
@@ -112,6 +113,7 @@ def run_recipe(
     set_up_logging(world.rank, world.world_size, aside=streams_aside())
     if config is None:
         raise failure or ConfigError("there is no configuration")
+    require_trackers(config.run.trackers)
     get_logger(__name__).info("%s", world.description)
     if config.run.preflight or preflight_only:
         from launcher.preflight.ranks import require_preflight

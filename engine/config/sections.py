@@ -79,6 +79,9 @@ class RunConfig(Section):
     that of the iteration that is best so far (`evaluation.iteration`)."""
     log_every_steps: int = Field(10, ge=1)
     """Steps between two points in TensorBoard and metrics.jsonl."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    """Where metrics are shown, beside metrics.jsonl. `wandb` and `trackio` are packages of their own; what they fail
+    at is a line of warning (docs/monitoring.md)."""
     timeout_seconds: float = Field(1800.0, gt=0, le=LONGEST_SECONDS)
     """How long a rank waits at a barrier before the run stops and names who is missing."""
     rendezvous_seconds: float = Field(300.0, gt=0, le=LONGEST_SECONDS)

@@ -27,6 +27,7 @@ from engine.reliability.exit_codes import EXIT_INTERRUPTED, EXIT_LOST, EXIT_PREE
 from engine.reliability.progress import format_seconds
 from engine.reliability.starts import newest_nonce
 from engine.reliability.traces import read_traces
+from launcher.commands.sweep_board import write_board
 from launcher.commands.sweep_file import Sweep, SweepRun, read_sweep
 from launcher.slurm.job import is_finished
 from launcher.terminal.arguments import typed_path
@@ -86,6 +87,8 @@ def run_command(arguments: argparse.Namespace) -> int:
         print()
         compare_words = [*words, "--out", str(sweep.out / _TABLES), *["--no-figure"] * arguments.no_figure]
         _compare([*compare_words, *sweep.compare])
+    if (board := write_board(sweep)) is not None:
+        print(f"\ntensorboard --logdir {shlex.quote(str(board))}    # in HParams: settings and results of each run")
     return outcome.code
 
 

@@ -61,9 +61,11 @@ def run_command(arguments: argparse.Namespace) -> int:
         DataError: The hostfile is not valid.
     """
     from engine.config.file import load_config
+    from engine.metrics.trackers import require_trackers
     from launcher.world.starters import Asked, choose_start, look_around
 
     config = load_config(arguments.config, arguments.overrides)
+    require_trackers(config.run.trackers)
     asked = Asked(
         ranks=arguments.ranks,
         hostfile=arguments.hostfile,

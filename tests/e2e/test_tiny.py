@@ -16,6 +16,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from engine.config.file import load_config
+from engine.metrics.board import NOT_TAGS, is_measured_once
 from tests.e2e.conftest import Finished, finished
 from tests.e2e.made import ledger_of, losses_of, measured, metrics_of, ranking_of, summary_of, weights_of
 from tests.e2e.starts import ROOT, TINY, mpirun_command
@@ -127,11 +128,29 @@ def test_tensorboard_holds_the_numbers_of_metrics_jsonl(tiny: Finished) -> None:
         for name, value in line.items():
             if name not in {"time", "stage", "step"}:
                 logged.setdefault(name, []).append((line["step"], value))
-    assert set(board.Tags()["scalars"]) == set(logged)
+    once = {
+        name
+        for line in metrics_of(tiny.folder)
+        for name in line.keys() - NOT_TAGS
+        if is_measured_once(name, line["stage"])
+    }
+    assert set(board.Tags()["scalars"]) == set(logged) - once
+    assert {"test/ranker/MRR@10", "dev/BM25/MRR@10", "seconds/warmup_ranker"} <= once
+    assert not {"dev/ranker/MRR@10", "retriever/loss", "seconds/retriever", "index/recall"} & once
+    logged = {name: points for name, points in logged.items() if name not in once}
     for name, points in logged.items():
         shown = [(event.step, event.value) for event in board.Scalars(name)]
         assert [step for step, _ in shown] == [step for step, _ in points], name
         assert [value for _, value in shown] == pytest.approx([value for _, value in points], rel=1e-6), name
+    tables = {
+        tag.split("/text_summary")[0]: board.Tensors(tag)[-1].tensor_proto.string_val[0].decode()
+        for tag in board.Tags()["tensors"]
+    }
+    (row,) = (row for row in summary_of(tiny.folder) if (row["split"], row["system"]) == ("test", "D"))
+    assert f"{row['metrics']['MRR@10']:.4g} |" in tables["measured once/evaluate/test"]
+    assert "| dev: BM25 |" in tables["measured once/evaluate/yardsticks"]
+    assert "| seconds/warmup_ranker |" in tables["measured once/seconds"]
+    assert "    num_negatives: 4" in tables["settings"]
     texts = [tag for tag in board.Tags()["tensors"] if tag.startswith("examples/")]
     assert len(texts) == 3
     events = board.Tensors(texts[0])

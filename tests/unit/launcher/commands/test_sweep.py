@@ -8,10 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
 
 from engine.errors import ConfigError
+from engine.evaluation.summary import read_rows
 from engine.reliability.starts import Start, record_start
 from launcher.commands.sweep import finished_groups, play_sweep, submit_all
+from launcher.commands.sweep_board import metrics_of, settings_of, write_board
 from launcher.commands.sweep_file import Sweep, read_sweep
 from shards.records import Dataset
 from tests.distributed.processes import ROOT
@@ -236,3 +240,30 @@ def test_the_sweeps_that_come_along_are_valid(path: Path, tmp_path: Path) -> Non
     sweep = read_sweep(path, [f"data.path={tmp_path}"], tmp_path / "out")
     assert len({run.variant for run in sweep.runs}) > 1
     assert sweep.share is not None
+
+
+def test_the_board_has_what_each_run_was_set_to_and_what_came_of_it(tmp_path: Path, dataset: Dataset) -> None:
+    """TensorBoard's HParams, with the metrics of the runs' own summaries; an unfinished run has no row."""
+    sweep = read_sweep(sweep_file(tmp_path), [f"data.path={dataset.path}"], None)
+    assert write_board(sweep) is None
+    for run in sweep.runs[:-1]:
+        MadeRun(run.folder, dataset, *run.words)
+    assert write_board(sweep) == sweep.out
+    first, last = sweep.runs[0], sweep.runs[-1]
+    assert sorted(path.name for path in (sweep.out / "tensorboard").iterdir()) == sorted(
+        f"{run.variant}-seed-{run.seed}" for run in sweep.runs[:-1]
+    )
+    settings = settings_of(sweep)
+    assert settings[last.label] == {"setting": "without", "seed": 2, "ar2.distillation_weight": 0.0}
+    assert settings[first.label].keys() == {"setting", "seed", "ar2.distillation_weight"}
+    board = EventAccumulator(str(sweep.out / "tensorboard" / f"{first.variant}-seed-{first.seed}"))
+    board.Reload()
+    content = board.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    session = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
+    shown = {name: value.string_value or value.number_value for name, value in session.hparams.items()}
+    assert shown == settings[first.label]
+    summary = {(row.split, row.kind): row for row in read_rows(first.folder / "results" / "summary.json")}
+    assert metrics_of(first)
+    for name in metrics_of(first):
+        split, kind, metric = name.split("/")
+        assert board.Scalars(name)[0].value == pytest.approx(summary[split, kind].metrics[metric], rel=1e-6)

@@ -1,7 +1,7 @@
-"""Measurements on their way to TensorBoard and metrics.jsonl.
+"""Measurements on their way to metrics.jsonl, to TensorBoard and to other trackers.
 
 A metric is born with its reduction, so that whoever adds one cannot forget how it is combined over ranks and steps.
-Only rank 0 writes; both sinks get the same numbers.
+Only rank 0 writes; all sinks get the same numbers.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from engine.metrics.board import NOT_TAGS, TENSORBOARD, Board, BoardPlan
+from engine.metrics.trackers import TrackedRun, Tracker
 from shards.files import write_atomically
 
 if TYPE_CHECKING:  # imported where ranks combine theirs
@@ -105,7 +107,7 @@ class MetricWindow:
 
 
 class MetricsWriter:
-    """Writes metrics.jsonl, texts.jsonl and TensorBoard events; on ranks other than 0 it does nothing.
+    """Writes metrics.jsonl, texts.jsonl and TensorBoard events, and tells trackers; only on rank 0 it does anything.
 
     A run that goes on repeats the points between its last checkpoint and its end: the first point that a stage writes
     again removes those of the earlier start that it repeats. TensorBoard's events, of which a killed process loses the
@@ -114,10 +116,18 @@ class MetricsWriter:
     Args:
         folder: Run folder; `tensorboard/`, `metrics.jsonl` and `texts.jsonl` are made in it.
         active: Whether this rank writes.
+        plan: Where measurements are shown, and in which order.
     """
 
-    def __init__(self, folder: Path, *, active: bool) -> None:
-        self._board: Any = None
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        active: bool,
+        plan: BoardPlan = BoardPlan(),  # noqa: B008 - it is frozen
+    ) -> None:
+        self._board: Board | None = None
+        self._plan, self._has_board = plan, TENSORBOARD in plan.trackers
         self._active, self._folder = active, folder
         self._path, self._texts = folder / "metrics.jsonl", folder / "texts.jsonl"
         self.listeners: list[Callable[[str, int, Mapping[str, float]], None]] = []
@@ -127,6 +137,9 @@ class MetricsWriter:
             for tag in _tags(line):
                 key = (str(line["stage"]), tag)
                 self._earlier[key] = max(self._earlier.get(key, 0), int(line["step"]))
+        self._waiting = [name for name in plan.trackers if name != TENSORBOARD and active]
+        self._tracked = TrackedRun(folder, plan.values)
+        self._trackers: list[Tracker] = []
 
     def write(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """Write one point.
@@ -144,7 +157,12 @@ class MetricsWriter:
         board = self._open_board()
         line = {"time": round(time.time(), 3), "stage": stage, "step": step, **values}
         _append(self._path, line)
-        _show(board, line)
+        if board is not None:
+            board.show(line)
+        self._trackers += [Tracker(name, self._tracked) for name in self._waiting]
+        self._waiting.clear()
+        for tracker in self._trackers:
+            tracker.log(step, values)
         for listener in self.listeners:
             listener(stage, step, dict(values))
 
@@ -160,12 +178,16 @@ class MetricsWriter:
             board = self._open_board()
         line = {"time": round(time.time(), 3), "tag": tag, "step": step, "text": text}
         _append(self._texts, line)
-        _show_text(board, line)
-        board.flush()
+        if board is not None:
+            board.show_text(line)
+            board.flush()
 
     def close(self) -> None:
-        """Flush what is still in memory."""
+        """Flush what is still in memory, and wait for trackers."""
         self._close_board()
+        for tracker in self._trackers:
+            tracker.finish()
+        self._trackers.clear()
 
     def flush(self) -> None:
         """Make what was written so far visible to TensorBoard."""
@@ -184,34 +206,22 @@ class MetricsWriter:
             self._board.close()
             self._board = None
 
-    def _open_board(self) -> Any:
+    def _open_board(self) -> Board | None:
         """Open TensorBoard's events; what earlier starts have measured is written anew."""
         if self._board is None:
-            from torch.utils.tensorboard import SummaryWriter
-
             for path in (self._path, self._texts):
                 _drop_cut_line(path)
-            for old in (self._folder / "tensorboard").glob("events.out.tfevents.*"):
-                old.unlink()
-            self._board = SummaryWriter(str(self._folder / "tensorboard"))
-            for line in _read_lines(self._path):
-                _show(self._board, line)
-            for line in _read_lines(self._texts):
-                _show_text(self._board, line)
+            if self._has_board:
+                self._board = Board(self._folder / "tensorboard", self._plan)
+                for line in _read_lines(self._path):
+                    self._board.show(line)
+                for line in _read_lines(self._texts):
+                    self._board.show_text(line)
         return self._board
 
 
 def _tags(line: Mapping[str, Any]) -> frozenset[str]:
-    return frozenset(line) - {"time", "stage", "step"}
-
-
-def _show(board: Any, line: Mapping[str, Any]) -> None:
-    for tag in sorted(_tags(line)):
-        board.add_scalar(tag, line[tag], line["step"], walltime=line["time"])
-
-
-def _show_text(board: Any, line: Mapping[str, Any]) -> None:
-    board.add_text(line["tag"], line["text"], line["step"], walltime=line["time"])
+    return frozenset(line) - NOT_TAGS
 
 
 def _append(path: Path, line: Mapping[str, Any]) -> None:
