@@ -48,6 +48,7 @@ from engine.refresh.fallback import require_fallback, trained_questions, with_fa
 from engine.run import SIZES, Run, Stage, StopReached
 from engine.training.backend import deepspeed_config, require_precision
 from engine.training.models import Models
+from launcher.__main__ import COMMANDS
 from launcher.plan.models import shapes_of
 from launcher.plan.recomputation import decide_recomputation, device_here
 from launcher.terminal.aside import lead_into
@@ -131,7 +132,7 @@ def tell_end(run: Run, dataset: Dataset) -> None:
         log.info("results (%s)\n\n%s\n", run.folder.summary, summary_table(run.folder, bold=is_bold()))
         asked = next(iter(dataset.qrels.get("dev") or dataset.qrels["train"]))
         question = dataset.queries[asked].text
-    log.info("to go on with:\n%s", next_steps(run.folder.path, question))
+    log.info("to go on with:\n%s", next_steps(run.folder.path, question, COMMANDS))
 
 
 def measure_at_end(run: Run, data: Data, taken: int) -> None:

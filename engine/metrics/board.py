@@ -19,6 +19,8 @@ Layout = dict[str, dict[str, list[Any]]]
 """Title of a group -> title of a chart -> its form and the patterns of its tags, as `add_custom_scalars` takes it."""
 NOT_TAGS = frozenset({"time", "stage", "step"})
 """Keys of a line of metrics.jsonl that are no measurements."""
+_HEADLINES = ("MRR@10", "R@50")
+"""Shown first, beside the metric by which iterations are compared: AR2's on MS MARCO (Table 3)."""
 _YARDSTICKS = "evaluate/yardsticks"
 _NUM_QUERIES = "/num_queries"
 
@@ -50,10 +52,10 @@ def layout_of(plan: BoardPlan) -> Layout:
     Source: AR2 Figure 3 (retriever and ranker over the iterations), Table 6 (entropy).
     """
     games, warmups = _any_of(plan.games), _any_of(plan.warmups)
+    on_dev = {metric: _lines(rf"^dev/[^/]+/{re.escape(metric)}$") for metric in plan.metrics}
+    headlines = [metric for metric in dict.fromkeys((*plan.metrics[:1], *_HEADLINES)) if metric in on_dev]
     layout: Layout = {
-        "The game on dev, over iterations (AR2 Figure 3)": {
-            metric: _lines(rf"^dev/[^/]+/{re.escape(metric)}$") for metric in plan.metrics
-        },
+        "The game on dev, over iterations (AR2 Figure 3)": {metric: on_dev.pop(metric) for metric in headlines},
         "Losses": {
             "both players": _lines(rf"^{games}/loss$"),
             "parts of the retriever's": _lines(rf"^{games}/(adversarial|distillation|label|contrastive|flops)$"),
@@ -79,10 +81,9 @@ def layout_of(plan: BoardPlan) -> Layout:
             "learning rate": _lines(r"^\w+/lr$"),
             "norm of the gradient": _lines(r"^\w+/grad_norm$"),
         },
+        "Other metrics on dev": on_dev,
     }
-    if not plan.metrics:
-        del layout[next(iter(layout))]
-    return layout
+    return {title: charts for title, charts in layout.items() if charts}
 
 
 def is_measured_once(tag: str, stage: str) -> bool:

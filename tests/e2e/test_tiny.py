@@ -241,6 +241,9 @@ def test_the_terminal_shows_stages_the_coordinator_and_the_table(tiny: Finished)
     assert "2 ranks on 1 host" in shown
     assert "\r" not in shown, "into a pipe there are lines, not bars"
     assert "%|" not in shown
+    for rank in (0, 1):
+        log = (tiny.folder / "logs" / f"rank-{rank:05d}.log").read_text()
+        assert "evaluate/test" in log, "each rank's own lines in full"
     own, _, further = shown[shown.index("results (") :].partition("to go on with:\n")
     assert re.findall(r"\n(dev|test), 16 of 90 queries +iteration ", own) == ["dev", "test"]
     tables = dict(zip(("dev", "test"), own.split("\n\n")[1:3], strict=True))

@@ -151,7 +151,9 @@ def test_what_a_killed_process_had_not_flushed_is_shown_by_the_next(tmp_path: Pa
     assert [event.tensor_proto.string_val for event in board.Tensors("examples/0/text_summary")] == [[b"after"]]
 
 
-PLAN = BoardPlan(metrics=("MRR@10", "R@1"), games=("retriever", "ranker"), warmups=("warmup_ranker",), settings="a: 1")
+PLAN = BoardPlan(
+    metrics=("R@1", "R@5", "MRR@10"), games=("retriever", "ranker"), warmups=("warmup_ranker",), settings="a: 1"
+)
 
 
 def test_the_board_opens_on_the_curve_of_the_game(tmp_path: Path) -> None:
@@ -166,7 +168,8 @@ def test_the_board_opens_on_the_curve_of_the_game(tmp_path: Path) -> None:
     charts = {chart.title: list(chart.multiline.tag) for group in layout.category for chart in group.chart}
     first = layout.category[0]
     assert "Figure 3" in first.title
-    assert [chart.title for chart in first.chart] == ["MRR@10", "R@1"]
+    assert [chart.title for chart in first.chart] == ["R@1", "MRR@10"]
+    assert [chart.title for chart in layout.category[-1].chart] == ["R@5"]
     tags = ["dev/retriever/MRR@10", "dev/ranker/MRR@10", "dev/ranker/R@1", "retriever/loss", "warmup_ranker/loss"]
     tags += ["retriever/reward", "index/recall", "seconds/retriever", "other/loss"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -114,3 +115,11 @@ def test_a_log_that_cannot_be_written_ends_nothing(tmp_path: Path, capfd: pytest
         print("y")
         get_logger("x").info("ours")
     assert capfd.readouterr().err.endswith(" ours\n")
+
+
+def test_what_c_code_writes_is_not_touched(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A library that aborts has no time for anybody's file."""
+    with libraries_aside():
+        lead_into(tmp_path / "log")
+        os.write(2, b"terminate called\n")
+    assert capfd.readouterr().err == "terminate called\n"
