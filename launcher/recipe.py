@@ -127,12 +127,13 @@ def play(
 
 def tell_end(run: Run, dataset: Dataset) -> None:
     """Log the table of results, and commands to go on with."""
-    question: str | None = None
-    if run.config.learns_from_queries:
-        log.info("results (%s)\n\n%s\n", run.folder.summary, summary_table(run.folder, bold=is_bold()))
-        asked = next(iter(dataset.qrels.get("dev") or dataset.qrels["train"]))
-        question = dataset.queries[asked].text
-    log.info("to go on with:\n%s", next_steps(run.folder.path, question, COMMANDS))
+    if not run.config.learns_from_queries:
+        log.info("to go on with:\n%s", next_steps(run.folder.path, None, COMMANDS))
+        return
+    asked = next(iter(dataset.qrels.get("dev") or dataset.qrels["train"]))
+    steps = next_steps(run.folder.path, dataset.queries[asked].text, COMMANDS)
+    table = summary_table(run.folder, bold=is_bold())
+    log.info("results (%s)\n\n%s\n\nto go on with:\n%s", run.folder.summary, table, steps)
 
 
 def measure_at_end(run: Run, data: Data, taken: int) -> None:
