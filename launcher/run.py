@@ -113,7 +113,8 @@ def run_recipe(
     set_up_logging(world.rank, world.world_size, aside=streams_aside())
     if config is None:
         raise failure or ConfigError("there is no configuration")
-    require_trackers(config.run.trackers)
+    if world.rank == 0:  # it tells them
+        require_trackers(config.run.trackers)
     get_logger(__name__).info("%s", world.description)
     if config.run.preflight or preflight_only:
         from launcher.preflight.ranks import require_preflight
