@@ -130,8 +130,9 @@ def tell_end(run: Run, dataset: Dataset) -> None:
     if not run.config.learns_from_queries:
         log.info("to go on with:\n%s", next_steps(run.folder.path, None, COMMANDS))
         return
-    asked = next(iter(dataset.qrels.get("dev") or dataset.qrels["train"]))
-    steps = next_steps(run.folder.path, dataset.queries[asked].text, COMMANDS)
+    asked = (qid for split in ("dev", "test", "train") for qid in dataset.qrels.get(split, {}))
+    question = next((dataset.queries[qid].text for qid in asked if qid in dataset.queries), "")
+    steps = next_steps(run.folder.path, question, COMMANDS)
     table = summary_table(run.folder, bold=is_bold())
     log.info("results (%s)\n\n%s\n\nto go on with:\n%s", run.folder.summary, table, steps)
 
