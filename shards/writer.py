@@ -18,8 +18,7 @@ import io
 import json
 import shutil
 import string
-import tarfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -31,7 +30,7 @@ import numpy.typing as npt
 from shards.docids import NAMES as DOCID_FILES
 from shards.docids import check_docid, write_docids
 from shards.errors import ArtifactError, DataError
-from shards.files import fsync, read_json, read_record, sha256_file, write_atomically, write_json
+from shards.files import fsync, read_json, read_record, write_atomically, write_json
 from shards.manifest import (
     MANIFEST_NAME,
     MAX_DOCUMENTS,
@@ -42,11 +41,14 @@ from shards.manifest import (
     sum_tokens,
 )
 from shards.records import Document
+from shards.tar import end_of_archive, member_header, padding
 
 _PLAN = "plan.json"
 TOKEN_DTYPE = np.dtype("<u4")
 _DOCUMENTS_PER_CALL = 1000
 """Documents given to the tokenizer at a time: enough for its threads, little memory."""
+_BYTES_PER_WRITE = 1 << 20
+_as_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +139,20 @@ def begin_corpus(folder: Path, made_of: Mapping[str, Any]) -> set[int]:
     return set(finished)
 
 
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """What is kept of a shard until the corpus is published."""
+
+    entry: ShardEntry
+    docids: list[str]
+
+
 def _finished_entries(folder: Path) -> dict[int, ShardEntry]:
     """Return the shards in a folder whose record was written, which is done last, and whose files have its sizes."""
     entries = {}
     for path in sorted(folder.glob("[0-9]*.entry.json")):
         try:
-            entry = read_record(path, ShardEntry, "the record of a shard")
+            entry = _read_record(path).entry
             whole = (folder / entry.name).stat().st_size == entry.num_bytes and (folder / entry.offsets_name).is_file()
         except (ArtifactError, OSError):
             continue  # this shard is written again
@@ -151,26 +161,54 @@ def _finished_entries(folder: Path) -> dict[int, ShardEntry]:
     return entries
 
 
-def write_shard(
-    documents: Sequence[Document],
-    folder: Path,
-    number: int,
-    first_document: int,
-    streams: Sequence[Tokenization],
-    template: str,
-) -> ShardEntry:
-    """Tokenise documents and write them as one shard, byte for byte the same every time.
+def _read_record(path: Path) -> _Record:
+    return read_record(path, _Record, "the record of a shard")
+
+
+def recorded_docids(folder: Path) -> Iterator[str]:
+    """Yield the docids of all shards whose records `write_tokenized` left, in the order of the global indices.
+
+    So that whoever publishes a corpus needs not read its source once more.
+
+    Args:
+        folder: The corpus folder, before its manifest is published.
+
+    Raises:
+        ArtifactError: A record is damaged.
+    """
+    paths = {int(path.name.partition(".")[0]): path for path in folder.glob("[0-9]*.entry.json")}
+    for _, path in sorted(paths.items()):
+        yield from _read_record(path).docids
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedShard:
+    """A shard whose documents are tokenised and checked, ready to be written.
+
+    Attributes:
+        documents: In the order of their global indices.
+        number: The shard's number.
+        first_document: Global index of `documents[0]`.
+        ids: Stream -> the ids of each document.
+    """
+
+    documents: Sequence[Document]
+    number: int
+    first_document: int
+    ids: dict[str, list[npt.NDArray[np.uint32]]]
+
+
+def tokenize_shard(
+    documents: Sequence[Document], number: int, first_document: int, streams: Sequence[Tokenization], template: str
+) -> TokenizedShard:
+    """Tokenise the documents of a shard.
 
     Args:
         documents: The shard's documents, at least one, in the order of their global indices.
-        folder: The corpus folder; made if needed.
         number: The shard's number, 0 for the first.
         first_document: Global index of `documents[0]`.
         streams: The tokenisations, at least one.
         template: How a document becomes a string; see `render`.
-
-    Returns:
-        What the manifest says about the shard; it is also recorded next to the tar until the manifest is published.
 
     Raises:
         DataError: A docid, a template, a stream or what a tokenizer returns cannot be stored.
@@ -182,31 +220,59 @@ def write_shard(
         raise DataError(
             f"shard {name} reaches document {first_document + len(documents)}",
             expected=f"at most {MAX_DOCUMENTS} documents in a corpus",
+            remedy="split the corpus, and search its parts one by one",
         )
     for document in documents:
         check_docid(document.id)
-    ids = [_tokenize(documents, tokenization, template) for tokenization in streams]
-    names = [tokenization.stream.name for tokenization in streams]
+    ids = {tokenization.stream.name: _tokenize(documents, tokenization, template) for tokenization in streams}
+    return TokenizedShard(documents, number, first_document, ids)
 
-    tar_path = folder / name
-    with write_atomically(tar_path) as temporary:
-        offsets = _write_tar(temporary, documents, first_document, names, ids)
-        num_bytes, tar_sha256 = temporary.stat().st_size, sha256_file(temporary)
+
+def write_tokenized(shard: TokenizedShard, folder: Path) -> ShardEntry:
+    """Write a tokenised shard, byte for byte the same every time.
+
+    Args:
+        shard: The shard.
+        folder: The corpus folder; made if needed.
+
+    Returns:
+        What the manifest says about the shard. It is also recorded next to the tar, with the docids, until the manifest
+        is published.
+
+    Raises:
+        DataError: A document is not valid Unicode.
+    """
+    name = shard_name(shard.number)
+    with write_atomically(folder / name) as temporary:
+        offsets, num_bytes, tar_sha256 = _write_tar(temporary, shard)
     buffer = io.BytesIO()
     np.save(buffer, offsets, allow_pickle=False)
     entry = ShardEntry(
         name=name,
         num_bytes=num_bytes,
         sha256=tar_sha256,
-        num_documents=len(documents),
-        first_document=first_document,
+        num_documents=len(shard.documents),
+        first_document=shard.first_document,
         offsets_sha256=hashlib.sha256(buffer.getvalue()).hexdigest(),
-        num_tokens={name: sum(map(len, per_document)) for name, per_document in zip(names, ids, strict=True)},
+        num_tokens={name: sum(map(len, per_document)) for name, per_document in shard.ids.items()},
     )
     with write_atomically(folder / entry.offsets_name) as temporary:
         temporary.write_bytes(buffer.getvalue())
-    write_json(folder / _entry_name(number), asdict(entry))
+    record = _Record(entry, [document.id for document in shard.documents])
+    write_json(folder / _entry_name(shard.number), asdict(record))
     return entry
+
+
+def write_shard(
+    documents: Sequence[Document],
+    folder: Path,
+    number: int,
+    first_document: int,
+    streams: Sequence[Tokenization],
+    template: str,
+) -> ShardEntry:
+    """Tokenise documents and write them as one shard: `tokenize_shard`, then `write_tokenized`."""
+    return write_tokenized(tokenize_shard(documents, number, first_document, streams, template), folder)
 
 
 def _entry_name(number: int) -> str:
@@ -226,7 +292,7 @@ def publish_manifest(
 
     Args:
         folder: Where all shards lie by now, with the records that `write_shard` left on every rank.
-        docids: All docids in the order of the global indices.
+        docids: All docids in the order of the global indices, such as `recorded_docids`.
         dataset_sha256: Fingerprint of the source files.
         template: The one given to `write_shard`.
         streams: The token streams, in the order given to `write_shard`.
@@ -279,28 +345,36 @@ def _tokenize(documents: Sequence[Document], tokenization: Tokenization, templat
     return result
 
 
-def _write_tar(
-    path: Path,
-    documents: Sequence[Document],
-    first_document: int,
-    names: Sequence[str],
-    ids: Sequence[Sequence[npt.NDArray[np.uint32]]],
-) -> npt.NDArray[np.int64]:
-    """Write the tar and return (offset, length) of each payload, int64 [num_documents, 1 + num_streams, 2]."""
-    offsets = np.zeros((len(documents), 1 + len(names), 2), dtype=np.int64)
-    with open(path, "wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for row, document in enumerate(documents):
-            record = {"id": document.id, "title": document.title, "text": document.text}
-            payloads = [(member_name(first_document + row, "json"), _encode(record))]
-            for stream, name in enumerate(names):
-                payloads.append((member_name(first_document + row, f"{name}.ids"), ids[stream][row].tobytes()))
-            for column, (member, payload) in enumerate(payloads):
-                header = tarfile.TarInfo(member)  # its time, owner and group are 0 and empty unless set
-                header.size, header.mode = len(payload), 0o644
-                tar.addfile(header, io.BytesIO(payload))
-                padded = -(-len(payload) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                offsets[row, column] = file.tell() - padded, len(payload)
-    return offsets
+def _write_tar(path: Path, shard: TokenizedShard) -> tuple[npt.NDArray[np.int64], int, str]:
+    """Write the tar; return (offset, length) of each payload, [num_documents, 1 + num_streams, 2], its bytes, sha256."""
+    offsets: list[tuple[int, int]] = []
+    digest, num_bytes, waiting, num_waiting = hashlib.sha256(), 0, list[bytes](), 0
+    streams = [(f"{name}.ids", ids) for name, ids in shard.ids.items()]
+    with open(path, "wb", buffering=0) as file:
+
+        def write(pieces: list[bytes]) -> None:
+            block = b"".join(pieces)
+            digest.update(block)
+            left = memoryview(block)
+            while left:
+                left = left[file.write(left) :]
+
+        for row, document in enumerate(shard.documents):
+            number = shard.first_document + row
+            members = [(member_name(number, "json"), _encode(document))]
+            members += [(member_name(number, suffix), ids[row].tobytes()) for suffix, ids in streams]
+            for member, payload in members:
+                pieces = [member_header(member.encode(), len(payload)), payload, padding(len(payload))]
+                offsets.append((num_bytes + len(pieces[0]), len(payload)))
+                num_bytes += sum(map(len, pieces))
+                waiting += pieces
+            if num_bytes - num_waiting >= _BYTES_PER_WRITE:
+                write(waiting)
+                waiting, num_waiting = [], num_bytes
+        end = end_of_archive(num_bytes)
+        write([*waiting, end])
+    table = np.array(offsets, dtype=np.int64).reshape(len(shard.documents), 1 + len(streams), 2)
+    return table, num_bytes + len(end), digest.hexdigest()
 
 
 def member_name(document: int, suffix: str) -> str:
@@ -313,8 +387,8 @@ def member_name(document: int, suffix: str) -> str:
     return f"{document:09d}.{suffix}"
 
 
-def _encode(record: Mapping[str, str]) -> bytes:
+def _encode(document: Document) -> bytes:
     try:
-        return json.dumps(record, ensure_ascii=False).encode()
+        return _as_json({"id": document.id, "title": document.title, "text": document.text}).encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"document {record['id']!r} is not valid Unicode ({error})") from error
+        raise DataError(f"document {document.id!r} is not valid Unicode ({error})") from error

@@ -23,8 +23,16 @@ from engine.reliability.progress import progress_bar
 from engine.results import NOT_SHOWN
 from shards.files import parse_record
 from shards.manifest import CorpusManifest, TokenStream
+from shards.overlap import WriteBehind, read_ahead
 from shards.records import Dataset, Document, Query
-from shards.writer import Tokenization, begin_corpus, publish_manifest, write_shard
+from shards.writer import (
+    Tokenization,
+    begin_corpus,
+    publish_manifest,
+    recorded_docids,
+    tokenize_shard,
+    write_tokenized,
+)
 
 _MOST_SHARDS, _FEWEST_DOCUMENTS, _MOST_DOCUMENTS = 500, 250, 20_000
 
@@ -192,6 +200,7 @@ def _write_missing(coordinator: Coordinator, plan: CorpusPlan, dataset: Dataset,
     size = plan.documents_per_shard
     num_shards = -(-dataset.num_documents // size)
     made_of = {
+        "records": 2,  # their form
         "dataset_sha256": plan.dataset_sha256,
         "template": plan.template,
         "documents_per_shard": size,
@@ -206,9 +215,11 @@ def _write_missing(coordinator: Coordinator, plan: CorpusPlan, dataset: Dataset,
     with (
         coordinator.agreement(f"{name}: write"),
         progress_bar(name, num_shards, "shard", shown=coordinator.rank == 0) as bar,
+        # While a block is tokenised, which leaves the interpreter free, the next is read and the last written.
+        read_ahead(enumerate(_blocks(dataset.documents(), size))) as blocks,
+        WriteBehind() as behind,
     ):
         bar.update(num_shards - len(missing))
-        blocks = enumerate(_blocks(dataset.documents(), size))
         for number in coordinator.hand_out(name, missing):  # ascending, so that one pass over the source serves all
             block = next((block for found, block in blocks if found == number), None)
             if block is None:
@@ -217,13 +228,14 @@ def _write_missing(coordinator: Coordinator, plan: CorpusPlan, dataset: Dataset,
                     expected=f"{dataset.num_documents} documents, as when it was checked",
                     remedy="leave the data as it is while a run reads it",
                 )
-            write_shard(block, folder, number, number * size, plan.tokenizations, plan.template)
+            shard = tokenize_shard(block, number, number * size, plan.tokenizations, plan.template)
+            behind.write(partial(write_tokenized, shard, folder))
             bar.update(number + 1 - bar.n)
 
     def publish() -> None:
         publish_manifest(
             folder,
-            (document.id for document in dataset.documents()),
+            recorded_docids(folder),
             dataset_sha256=plan.dataset_sha256,
             template=plan.template,
             streams=plan.streams,

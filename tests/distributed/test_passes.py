@@ -112,7 +112,7 @@ def misbehave(rank: int) -> None:
 
         return counted
 
-    engine.data.tokenization.write_shard = counting(engine.data.tokenization.write_shard, "shards")
+    engine.data.tokenization.write_tokenized = counting(engine.data.tokenization.write_tokenized, "shards")
     engine.models.encode.write_part = counting(engine.models.encode.write_part, "parts")
     engine.refresh.mining._mine_block = counting(engine.refresh.mining._mine_block, "searches")
     from engine.retrievers.bm25 import BM25Searcher

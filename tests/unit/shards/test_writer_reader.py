@@ -24,6 +24,7 @@ from shards.manifest import CorpusManifest, ShardEntry, TokenStream
 from shards.partition import split_range
 from shards.reader import CorpusShards
 from shards.records import Document
+from shards.tar import member_header
 from shards.writer import Tokenization, begin_corpus, publish_manifest, render, write_shard
 
 TEMPLATE = "{title} [SEP] {text}"
@@ -141,13 +142,13 @@ def test_a_crash_in_the_middle_of_a_shard_leaves_the_old_one(tmp_path: Path, mon
     before = snapshot(tmp_path)
     calls = itertools.count()
 
-    class Breaking(tarfile.TarFile):
-        def addfile(self, *args: object, **kwargs: object) -> None:
-            if next(calls) == 5:
-                raise OSError("No space left on device")
-            super().addfile(*args, **kwargs)  # type: ignore[arg-type]
+    def breaking(name: bytes, num_bytes: int) -> bytes:
+        if next(calls) == 5:
+            raise OSError("No space left on device")
+        return member_header(name, num_bytes)
 
-    monkeypatch.setattr("shards.writer.tarfile.open", Breaking.open)
+    monkeypatch.setattr("shards.writer.member_header", breaking)
+    monkeypatch.setattr("shards.writer._BYTES_PER_WRITE", 1)
     others = [Document(f"x{i}", "", "other text") for i in range(4)]
     with pytest.raises(OSError, match="No space"):
         write_shard(others, tmp_path, 0, 0, STREAMS, TEMPLATE)
