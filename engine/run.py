@@ -74,6 +74,11 @@ class RunFolder:
         return self.path / "run.lock"
 
     @property
+    def data_check(self) -> Path:
+        """What the check of the data folder found, and the sizes and times of its files then."""
+        return self.path / "data_check.json"
+
+    @property
     def shards(self) -> Path:
         """The tokenised corpus."""
         return self.path / "shards"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -54,9 +54,11 @@ from launcher.plan.recomputation import decide_recomputation, device_here
 from launcher.terminal.aside import lead_into
 from launcher.terminal.next_steps import next_steps
 from launcher.world.opening import World
-from shards.formats import Checked, open_dataset
+from shards.files import parse_record
+from shards.formats import open_dataset
+from shards.formats.seen import record_check, recorded_check
 from shards.made.generated import generate_dataset
-from shards.records import Dataset
+from shards.records import Checked, Dataset
 
 log = get_logger(__name__)
 
@@ -291,20 +293,23 @@ def _dataset(run: Run) -> Dataset:
 
 
 def _open_together(run: Run, path: Path) -> Dataset:
-    """Open the data on all ranks; one of them goes through the corpus."""
+    """Open the data on all ranks; one of them goes through the corpus, unless an earlier start has."""
     opened: list[Dataset] = []
-    needs_queries = run.config.learns_from_queries
+    data, needs_queries, record = run.config.data, run.config.learns_from_queries, run.folder.data_check
 
-    def check() -> list[str | int]:
-        opened.append(open_dataset(path, run.config.data.format, needs_queries=needs_queries))
-        return [opened[0].fingerprint, opened[0].num_documents]
+    def check() -> object:
+        known = recorded_check(record, path)
+        opened.append(open_dataset(path, data.format, checked=known, needs_queries=needs_queries))
+        if known is None:
+            record_check(record, opened[0])
+        return asdict(opened[0].checked) if opened[0].checked else None
 
-    fingerprint, num_documents = run.coordinator.only_rank_zero("check data", check)
+    found = run.coordinator.only_rank_zero("check data", check)
     with run.coordinator.agreement("read data"):
         if opened:
             return opened[0]
-        checked = Checked(fingerprint, num_documents)
-        return open_dataset(path, run.config.data.format, checked=checked, needs_queries=needs_queries)
+        checked = parse_record(found, Checked, "what rank 0 found of the data")
+        return open_dataset(path, data.format, checked=checked, needs_queries=needs_queries)
 
 
 def _generate(stage: Stage, *, path: Path, num_documents: int, seed: int) -> Generated:

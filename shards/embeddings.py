@@ -184,14 +184,21 @@ class EmbeddingStore:
             rows_KD[order_K[here]] = read_rows(self._parts[part], wanted)[places]
         return rows_KD
 
-    def parts(self) -> Iterator[tuple[int, Embeddings]]:
-        """Read the whole store in order, part by part.
+    def parts(self, documents: range | None = None) -> Iterator[tuple[int, Embeddings]]:
+        """Read the store in order, part by part.
+
+        Args:
+            documents: Open only the parts that hold some of these, a range without steps; all if None.
 
         Yields:
             (global index of the part's first document, float16 or float32 [N, D] mapped from the file, read-only).
         """
-        for part, entry in enumerate(self.manifest.shards):
-            yield entry.first_document, self._parts[part]
+        documents = range(self.num_documents) if documents is None else documents
+        if not documents:
+            return
+        first = max(0, int(np.searchsorted(self._firsts_P, documents.start, side="right")) - 1)
+        for part in range(first, int(np.searchsorted(self._firsts_P, documents.stop))):
+            yield self.manifest.shards[part].first_document, self._parts[part]
 
     def _open_part(self, part: int) -> Embeddings:
         entry = self.manifest.shards[part]

@@ -21,8 +21,10 @@ from shards.files import canonical_json, parse_record, read_json, write_json
 
 VERSION = 1
 MANIFEST_NAME = "manifest.json"
-MAX_DOCUMENTS = 10**9
-"""Keys in the tar have nine digits."""
+MAX_SHARDS = 10**6
+"""Their names have six digits."""
+MAX_DOCUMENTS = 10**12
+"""Keys in the tar have nine digits, or as many more as a document's index needs; every array of indices is int64."""
 
 _STREAM_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -85,8 +87,10 @@ def shard_name(number: int) -> str:
     Args:
         number: The shard's number, 0 to 999999.
     """
-    if not 0 <= number < 10**6:
-        raise ValueError(f"shard number {number} is not between 0 and 999999: put more documents into a shard")
+    if not 0 <= number < MAX_SHARDS:
+        raise ValueError(
+            f"shard number {number} is not between 0 and {MAX_SHARDS - 1}: put more documents into a shard"
+        )
     return f"{number:06d}.tar"
 
 

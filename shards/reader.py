@@ -26,7 +26,7 @@ from shards.errors import ArtifactError, DataError
 from shards.files import OpenFiles, sha256_file
 from shards.manifest import CorpusManifest, ShardEntry
 from shards.records import Document
-from shards.writer import TOKEN_DTYPE, member_name
+from shards.writer import TOKEN_DTYPE, member_key, member_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +171,7 @@ class CorpusShards:
                 for sample in group_by_keys(members):
                     document = next(expected, None)
                     fields = {name for name in sample if not name.startswith("__")}
-                    if document is None or sample["__key__"] != f"{document:09d}" or fields != expected_fields:
+                    if document is None or sample["__key__"] != member_key(document) or fields != expected_fields:
                         raise self._broken(
                             entry.name,
                             f"has a sample {sample['__key__']} with {sorted(fields)}",

@@ -45,6 +45,40 @@ class GivenNegatives:
     proposed_by: list[list[str]]
 
 
+@dataclass(frozen=True, slots=True)
+class SeenFile:
+    """A file as it was when it was read; it is taken for unchanged while all of this is the same.
+
+    Attributes:
+        name: Its path below the data folder, with slashes.
+        bytes: Its size.
+        modified_ns: When its content was last written, as the file system has it.
+        changed_ns: When anything of it was changed last, which no program can set back.
+    """
+
+    name: str
+    bytes: int
+    modified_ns: int
+    changed_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What a check of a whole data folder has found, for other processes that open it, and for a later start.
+
+    Attributes:
+        fingerprint: As of `Dataset`.
+        num_documents: As of `Dataset`.
+        dropped: Documents that were left out, by reason.
+        files: The files that were read, as they were before the check; empty where nobody looked.
+    """
+
+    fingerprint: str
+    num_documents: int
+    dropped: dict[str, int] = field(default_factory=dict)
+    files: tuple[SeenFile, ...] = ()
+
+
 Qrels = dict[str, dict[str, int]]
 """qid -> docid -> grade; a grade above 0 is a positive."""
 
@@ -67,6 +101,7 @@ class Dataset:
             them relevant: what other annotators or a stronger model found.
         read_given: Starts a pass over the negatives that the data give the queries of the train split; None where they
             give none.
+        checked: What the check of the folder has found.
     """
 
     path: Path
@@ -79,6 +114,7 @@ class Dataset:
     read_documents: Callable[[], Iterator[Document]] = field(repr=False)
     exclusions: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     read_given: Callable[[], Iterator[GivenNegatives]] | None = field(default=None, repr=False)
+    checked: Checked | None = field(default=None, repr=False)
 
     def documents(self) -> Iterator[Document]:
         """Stream the corpus; each call starts a new pass with the same documents in the same order.

@@ -31,6 +31,7 @@ from shards.docids import NAMES as DOCID_FILES
 from shards.docids import check_docid, write_docids
 from shards.errors import ArtifactError, DataError
 from shards.files import fsync, read_json, read_record, write_atomically, write_json
+from shards.files.tar import end_of_archive, member_header, padding
 from shards.manifest import (
     MANIFEST_NAME,
     MAX_DOCUMENTS,
@@ -41,7 +42,6 @@ from shards.manifest import (
     sum_tokens,
 )
 from shards.records import Document
-from shards.tar import end_of_archive, member_header, padding
 
 _PLAN = "plan.json"
 TOKEN_DTYPE = np.dtype("<u4")
@@ -346,7 +346,7 @@ def _tokenize(documents: Sequence[Document], tokenization: Tokenization, templat
 
 
 def _write_tar(path: Path, shard: TokenizedShard) -> tuple[npt.NDArray[np.int64], int, str]:
-    """Write the tar; return (offset, length) of each payload, [num_documents, 1 + num_streams, 2], its bytes, sha256."""
+    """Write the tar; return (offset, length) of each payload [num_documents, 1 + num_streams, 2], bytes and sha256."""
     offsets: list[tuple[int, int]] = []
     digest, num_bytes, waiting, num_waiting = hashlib.sha256(), 0, list[bytes](), 0
     streams = [(f"{name}.ids", ids) for name, ids in shard.ids.items()]
@@ -384,7 +384,12 @@ def member_name(document: int, suffix: str) -> str:
         document: Its global index.
         suffix: `json`, or `<stream>.ids`.
     """
-    return f"{document:09d}.{suffix}"
+    return f"{member_key(document)}.{suffix}"
+
+
+def member_key(document: int) -> str:
+    """Return what the names of a document's members begin with: its global index, in nine digits or more."""
+    return f"{document:09d}"
 
 
 def _encode(document: Document) -> bytes:

@@ -131,7 +131,7 @@ class Data:
             for query in queries
         ]
         tokens = {
-            stream: [*train.tokens[stream], *text.tokenize_queries(queries)]
+            stream: [*train.tokens[stream], *text.remember_queries(queries)]
             for stream, text in _by_stream(self.texts).items()
         }
         more = replace(
@@ -178,6 +178,7 @@ def model_texts(config: Config, sources: Mapping[str, str | Path]) -> dict[str, 
     """
     streams: dict[str, str] = {}
     texts: dict[str, ModelText] = {}
+    known: dict[str, dict[str, list[int]]] = {}
     longest: int | None = None
     for name, source in sources.items():
         tokenizer = load_tokenizer(str(source), section=name)
@@ -186,7 +187,7 @@ def model_texts(config: Config, sources: Mapping[str, str | Path]) -> dict[str, 
         if longest is None:  # one length for all, so that models with one tokenizer read the same queries
             longest = config.query_max_length - len(template.single([], config.query_max_length)[0])
         stream = streams.setdefault(tokenizer_fingerprint(tokenizer), name)
-        texts[name] = ModelText(tokenizer, template, stream, longest)
+        texts[name] = ModelText(tokenizer, template, stream, longest, known.setdefault(stream, {}))
     return texts
 
 
@@ -225,7 +226,7 @@ def open_data(config: Config, dataset: Dataset, texts: Mapping[str, ModelText], 
     false_negatives = [
         np.array([shards.index_of(docid) for docid in exclusions.get(query.id, ())], dtype=np.int64) for query in train
     ]
-    tokens = {stream: text.tokenize_queries(train) for stream, text in _by_stream(texts).items()}
+    tokens = {stream: text.remember_queries(train) for stream, text in _by_stream(texts).items()}
     own = find_own_documents(dataset, shards.docids.index_of, config.data.ignore_identical_ids)
     queries = TrainingQueries(train, positives, tokens, false_negatives, own, config.data.positive)
     return Data(dataset, shards, texts, queries, own)

@@ -16,14 +16,14 @@ from typing import Any
 
 from engine.config.recipe import Config
 from engine.coordination.coordinator import Coordinator
-from engine.errors import ArtifactError, DataError
+from engine.errors import ArtifactError, ConfigError, DataError
 from engine.models.loading import tokenizer_fingerprint
 from engine.models.template import InputTemplate
 from engine.reliability.progress import progress_bar
 from engine.results import NOT_SHOWN
 from shards.files import parse_record
-from shards.manifest import CorpusManifest, TokenStream
-from shards.overlap import WriteBehind, read_ahead
+from shards.files.overlap import WriteBehind, read_ahead
+from shards.manifest import MAX_SHARDS, CorpusManifest, TokenStream
 from shards.records import Dataset, Document, Query
 from shards.writer import (
     Tokenization,
@@ -46,16 +46,27 @@ class ModelText:
         template: Where its special tokens go.
         stream: Name of the token stream in the shards.
         max_query_tokens: Tokens of a query, special tokens not counted.
+        known: Text of a query -> its token ids, of those that `remember_queries` was given; models with one stream
+            share it.
     """
 
     tokenizer: Any
     template: InputTemplate
     stream: str
     max_query_tokens: int
+    known: dict[str, list[int]] = field(default_factory=dict, repr=False, compare=False)
 
     def tokenize_queries(self, queries: Sequence[Query]) -> list[list[int]]:
-        """Tokenise queries without special tokens, truncated."""
-        return _token_ids(self.tokenizer, [query.text for query in queries], self.max_query_tokens)
+        """Tokenise queries without special tokens, truncated; those that are remembered are not again."""
+        new = [text for text in dict.fromkeys(query.text for query in queries) if text not in self.known]
+        found = dict(zip(new, _token_ids(self.tokenizer, new, self.max_query_tokens), strict=True))
+        return [found[text] if text in found else self.known[text] for text in (query.text for query in queries)]
+
+    def remember_queries(self, queries: Sequence[Query]) -> list[list[int]]:
+        """Tokenise queries that are going to be asked for again, such as at each refresh."""
+        ids = self.tokenize_queries(queries)
+        self.known.update(zip((query.text for query in queries), ids, strict=True))
+        return ids
 
 
 @dataclass(frozen=True)
@@ -118,6 +129,9 @@ def plan_corpus(config: Config, dataset: Dataset, texts: Mapping[str, ModelText]
         config: Lengths, template and size of the shards.
         dataset: The source.
         texts: Of each model; those with equal tokenizers share one stream.
+
+    Raises:
+        ConfigError: The shards would be too many.
     """
     lengths: dict[str, int] = {}
     for name, text in texts.items():
@@ -126,6 +140,13 @@ def plan_corpus(config: Config, dataset: Dataset, texts: Mapping[str, ModelText]
     size = config.data.documents_per_shard
     if size is None:
         size = min(_MOST_DOCUMENTS, max(_FEWEST_DOCUMENTS, dataset.num_documents // _MOST_SHARDS))
+        size = max(size, -(-dataset.num_documents // MAX_SHARDS))
+    if (num_shards := -(-dataset.num_documents // size)) > MAX_SHARDS:
+        raise ConfigError(
+            f"data.documents_per_shard is {size}: {dataset.num_documents} documents would lie in {num_shards} shards",
+            expected=f"{MAX_SHARDS} shards at most",
+            remedy="leave data.documents_per_shard out, or raise it",
+        )
     tokenizations = tuple(
         Tokenization(
             TokenStream(stream, tokenizer_fingerprint(text.tokenizer), lengths[stream]),

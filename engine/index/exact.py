@@ -131,12 +131,8 @@ def stream(store: EmbeddingStore, documents: range, num_rows: int) -> Iterator[t
     Raises:
         ArtifactError: A part is shorter than it was when the store was opened.
     """
-    for entry, (first, part_ND) in zip(store.manifest.shards, store.parts(), strict=True):
-        if first + entry.num_documents <= documents.start:
-            continue
-        if first >= documents.stop:
-            break
-        start, stop = max(0, documents.start - first), min(entry.num_documents, documents.stop - first)
+    for first, part_ND in store.parts(documents):
+        start, stop = max(0, documents.start - first), min(len(part_ND), documents.stop - first)
         for rows in blocks(stop - start, num_rows):
             piece = slice(start + rows.start, start + rows.stop)
             yield first + piece.start, read_rows(part_ND, np.arange(piece.start, piece.stop))

@@ -19,6 +19,7 @@ from engine.evaluation.systems import end_states
 from engine.reliability.run_lock import hold
 from engine.run import SIZES, Run, RunFolder
 from shards.formats import open_dataset
+from shards.formats.seen import recorded_check
 from shards.manifest import MANIFEST_NAME
 from shards.records import Dataset
 
@@ -171,5 +172,6 @@ def data_of(run: Run, iteration: int, dataset: Dataset | None = None, folder: Ru
     """
     if dataset is None:
         path, needs_queries = run.config.data.path or run.folder.path / "data", run.config.learns_from_queries
-        dataset = open_dataset(path, run.config.data.format, needs_queries=needs_queries)
+        known = recorded_check(run.folder.data_check, path)
+        dataset = open_dataset(path, run.config.data.format, checked=known, needs_queries=needs_queries)
     return open_data(run.config, dataset, texts_of(run, iteration), folder or run.folder)

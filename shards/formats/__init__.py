@@ -10,7 +10,6 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -21,8 +20,9 @@ from shards.files import sha256_file
 from shards.formats import beir, canonical, dpr, msmarco
 from shards.formats.compressed import find_files
 from shards.formats.layout import Layout, repeated
+from shards.formats.seen import is_of_files, look_at, require_seen
 from shards.formats.stream import place
-from shards.records import Dataset, Document, Qrels
+from shards.records import Checked, Dataset, Document, Qrels
 
 _READERS = {"beir": beir.read_layout, "dpr": dpr.read_layout, "msmarco": msmarco.read_layout}
 # A folder has a layout where it has one of these files.
@@ -31,14 +31,6 @@ _TELLING_FILES = {
     "dpr": ("psgs*.tsv", "biencoder-*.json"),
     "msmarco": ("collection.tsv",),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """What a pass over the whole folder has found, for other processes that open it."""
-
-    fingerprint: str
-    num_documents: int
 
 
 def open_dataset(
@@ -56,7 +48,8 @@ def open_dataset(
         format: Its layout; `auto` looks at the names of its files.
         on_unknown_docid: What a judgement of a document that the corpus lacks does: stop, or be dropped and counted
             (for a corpus that is a part of the one that was judged).
-        checked: What another process found when it opened the folder; the corpus is not gone through again then.
+        checked: What another process or an earlier start found when it opened the folder; the corpus is not gone
+            through again then, and what it says of the files is compared with their sizes.
         needs_queries: Whether a corpus without queries and judgements is refused; what of them is there is read.
 
     Returns:
@@ -71,19 +64,21 @@ def open_dataset(
     if not path.is_dir():
         raise DataError(f"there is no folder {path}", expected="a data folder", remedy="check data.path")
     description = canonical.read_description(path) if format in ("auto", "beir") else None
+    if checked and checked.files:
+        require_seen(path, checked)
     if description:
-        name, layout = "beir", canonical.read_layout(path, description, needs_queries=needs_queries)
+        name, seen = "beir", look_at(path, [path / canonical.DESCRIPTION_NAME, *map(path.joinpath, description.files)])
+        hashed = checked is None or not checked.files
+        layout = canonical.read_layout(path, description, needs_queries=needs_queries, hashed=hashed)
         dropped = layout.dropped + layout.judgements.dropped
-        num_documents, fingerprint = description.num_documents, description.fingerprint
+        checked = Checked(description.fingerprint, description.num_documents, files=seen)
     else:
         name = _layout_of(path) if format == "auto" else format
         layout = _READERS[name](path, needs_queries=needs_queries)
         dropped = layout.dropped + layout.judgements.dropped
-        found = checked or Checked(
-            num_documents=_check_corpus(layout, dropped, drop_unknown=on_unknown_docid == "drop"),
-            fingerprint=_fingerprint(path, layout.files),
-        )
-        num_documents, fingerprint = found.num_documents, found.fingerprint
+        if checked is None or not is_of_files(checked, path, layout.files):
+            checked = _check(path, layout, drop_unknown=on_unknown_docid == "drop")
+        dropped.update(checked.dropped)
     qrels = _usable(path, layout, dropped)
     if unjudged := len(layout.queries) - len({qid for judged in layout.judgements.qrels.values() for qid in judged}):
         dropped["query without a judgement"] += unjudged
@@ -94,11 +89,12 @@ def open_dataset(
         queries={qid: query for qid, query in layout.queries.items() if qid in used},
         qrels=qrels,
         dropped=dropped,
-        fingerprint=fingerprint,
-        num_documents=num_documents,
+        fingerprint=checked.fingerprint,
+        num_documents=checked.num_documents,
         read_documents=lambda: _documents(layout),
         exclusions=layout.exclusions,
         read_given=layout.read_given,
+        checked=checked,
     )
 
 
@@ -123,6 +119,12 @@ def _is_empty(document: Document) -> bool:
 
 def _documents(layout: Layout) -> Iterator[Document]:
     return (document for _, document in layout.read_corpus() if not _is_empty(document))
+
+
+def _check(path: Path, layout: Layout, *, drop_unknown: bool) -> Checked:
+    seen, dropped = look_at(path, layout.files), Counter[str]()  # seen first: a change during the check counts as one
+    num_documents = _check_corpus(layout, dropped, drop_unknown=drop_unknown)
+    return Checked(_fingerprint(path, layout.files), num_documents, dict(dropped), seen)
 
 
 def _check_corpus(layout: Layout, dropped: Counter[str], *, drop_unknown: bool) -> int:

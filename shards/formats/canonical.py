@@ -190,18 +190,19 @@ def check_files(path: Path, description: Description, *, hashed: bool) -> None:
             raise DataError(f"{file} was changed since it was converted: its SHA-256 is another", remedy=remedy)
 
 
-def read_layout(path: Path, description: Description, *, needs_queries: bool = True) -> Layout:
+def read_layout(path: Path, description: Description, *, needs_queries: bool = True, hashed: bool = True) -> Layout:
     """Read queries and judgements of a converted folder.
 
     Args:
         path: The folder.
         description: Its `dataset.json`.
         needs_queries: Whether a corpus alone is refused.
+        hashed: Whether the files of queries and judgements are hashed; another process has, where they are not.
 
     Raises:
         DataError: The folder is not as described, or has nothing to train on or to score.
     """
-    check_files(path, description, hashed=True)
+    check_files(path, description, hashed=hashed)
     queries: dict[str, Query] = {}
     lines: dict[str, int] = {}
     judgements = Judgements(queries)

@@ -15,10 +15,10 @@ from engine.run import Run
 from launcher.commands.finished import open_run
 from launcher.commands.report.curves import Curves, read_curves
 from launcher.commands.status import FINISHED, RUNNING, SILENT, STOPPED, State, read_state
-from shards.formats import Checked, open_dataset
+from shards.formats import open_dataset
 from shards.manifest import MANIFEST_NAME
 from shards.reader import CorpusShards
-from shards.records import Dataset
+from shards.records import Checked, Dataset
 
 _STATES = {
     RUNNING: "running",

@@ -224,3 +224,21 @@ def test_another_corpus_is_refused(tmp_path: Path) -> None:
     write_all(tmp_path)
     with pytest.raises(ArtifactError, match="were asked for corpus"):
         EmbeddingStore.open(tmp_path, make_manifest((4, 3, 6)), STAMP)
+
+
+@pytest.mark.parametrize(
+    ("documents", "firsts"),
+    [
+        (range(13), [0, 4, 7, 12]),
+        (range(4), [0]),
+        (range(3, 5), [0, 4]),
+        (range(4, 7), [4]),
+        (range(12, 13), [12]),
+        (range(5, 5), []),
+    ],
+)
+def test_only_the_parts_of_some_documents_are_opened(tmp_path: Path, documents: range, firsts: list[int]) -> None:
+    """Symptom: filling one of 64 index parts of a billion documents opened the files of all 50,000 shards."""
+    write_all(tmp_path, skip=[entry.number for entry in MANIFEST.shards if entry.first_document not in firsts])
+    store = EmbeddingStore(tmp_path, MANIFEST, STAMP, D, "float32")
+    assert [first for first, _ in store.parts(documents)] == firsts

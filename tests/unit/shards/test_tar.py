@@ -7,7 +7,7 @@ import tarfile
 
 import pytest
 
-from shards.tar import end_of_archive, member_header, padding
+from shards.files.tar import end_of_archive, member_header, padding
 
 
 @pytest.mark.parametrize("sizes", [[], [0], [1, 511, 512, 513], [10240 - 1024], [7] * 40, [100_000]])

@@ -20,11 +20,11 @@ import webdataset  # type: ignore[import-untyped]
 from shards.docids import write_docids
 from shards.errors import ArtifactError, DataError
 from shards.files import sha256_file
+from shards.files.tar import member_header
 from shards.manifest import CorpusManifest, ShardEntry, TokenStream
 from shards.partition import split_range
 from shards.reader import CorpusShards
 from shards.records import Document
-from shards.tar import member_header
 from shards.writer import Tokenization, begin_corpus, publish_manifest, render, write_shard
 
 TEMPLATE = "{title} [SEP] {text}"

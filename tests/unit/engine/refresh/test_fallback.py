@@ -90,7 +90,7 @@ def data_of(dataset: Dataset) -> Data:
     shards: Any = SimpleNamespace(
         num_documents=N, document=documents.__getitem__, index_of=lambda docid: int(docid[1:]), manifest=None
     )
-    tokenized: Any = SimpleNamespace(stream="s", tokenize_queries=lambda queries: [[len(one.id)] for one in queries])
+    tokenized: Any = SimpleNamespace(stream="s", remember_queries=lambda queries: [[len(one.id)] for one in queries])
     train = TrainingQueries([dataset.queries["d"]], [np.array([3])], {"s": [[7]]}, [np.array([], dtype=np.int64)])
     return Data(dataset, shards, {"retriever": tokenized}, train, {"q7": ranking_of("q7")[0]})
 

@@ -1,8 +1,8 @@
 """The bytes of a tar whose members have a name and a payload and nothing else, at the speed of joining them.
 
 `tarfile` builds every header from its twelve fields, which for members of a few hundred bytes takes longer than all
-else. Here only what differs is put into a header that `tarfile` made once: name, size, checksum. The archive is byte for byte
-`tarfile`'s (POSIX ustar; time, owner and group are 0 and empty).
+else. Here only what differs is put into a header that `tarfile` made once: name, size, checksum. The archive has the
+bytes of `tarfile`'s (POSIX ustar; time, owner and group are 0 and empty).
 """
 
 from __future__ import annotations
