@@ -78,11 +78,15 @@ def write_part(folder: Path, entry: ShardEntry, embeddings_ND: Embeddings, stamp
         )
     bad = np.flatnonzero(~np.isfinite(embeddings_ND).all(axis=1))
     if bad.size:
+        overflowed = dtype == "float16" and not np.isnan(embeddings_ND[bad]).any()
         raise ArtifactError(
             f"the embedding of document {entry.first_document + int(bad[0])} (shard {entry.name}) is not finite, "
             f"as are {bad.size - 1} more of this shard",
-            expected="finite numbers, which a search can compare",
-            remedy=f"look for a training run that diverged; {dtype} holds numbers up to {np.finfo(dtype).max:.0f}",
+            expected=f"finite numbers, which a search can compare; {dtype} holds those up to {np.finfo(dtype).max:.0f}",
+            remedy="start again with index.embedding_dtype=float32 (and run.force_resume=true, since the run was begun "
+            "without it): the corpus is encoded anew, with the range of float32"
+            if overflowed
+            else "look for a training run that diverged: lower the learning rate or start from an earlier checkpoint",
         )
     publish_part(
         folder,
@@ -94,18 +98,20 @@ def write_part(folder: Path, entry: ShardEntry, embeddings_ND: Embeddings, stamp
     )
 
 
-def part_is_complete(folder: Path, entry: ShardEntry, stamp: Stamp) -> bool:
+def part_is_complete(folder: Path, entry: ShardEntry, stamp: Stamp, dtype: str | None = None) -> bool:
     """Tell whether a shard's embeddings are already there, so that a resumed pass can skip it.
 
     Args:
         folder: The store's folder.
         entry: The shard.
         stamp: What the caller would make them from.
+        dtype: What type of numbers the caller would store; any if None.
 
     Returns:
         Whether the part has a valid marker with an equal stamp, the shard's number of rows and the right size.
     """
-    return not part_fault(folder, entry, stamp, PartMarker)[0]
+    fault, marker = part_fault(folder, entry, stamp, PartMarker)
+    return not fault and marker is not None and dtype in (None, marker.dtype)
 
 
 class EmbeddingStore:

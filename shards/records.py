@@ -102,6 +102,9 @@ class Dataset:
         read_given: Starts a pass over the negatives that the data give the queries of the train split; None where they
             give none.
         checked: What the check of the folder has found.
+        find_blocks: Takes a number of documents and returns where each block of so many begins in the corpus file, in
+            bytes; None where that file must be read in one go, and so may what it returns be.
+        read_block: Starts a pass over the corpus file at such a place; takes the bytes and the documents before it.
     """
 
     path: Path
@@ -115,6 +118,8 @@ class Dataset:
     exclusions: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     read_given: Callable[[], Iterator[GivenNegatives]] | None = field(default=None, repr=False)
     checked: Checked | None = field(default=None, repr=False)
+    find_blocks: Callable[[int], list[int] | None] | None = field(default=None, repr=False)
+    read_block: Callable[[int, int], Iterator[Document]] | None = field(default=None, repr=False)
 
     def documents(self) -> Iterator[Document]:
         """Stream the corpus; each call starts a new pass with the same documents in the same order.

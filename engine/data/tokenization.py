@@ -7,7 +7,8 @@ shards that are still missing one by one, so an interrupted writing goes on and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
@@ -233,17 +234,17 @@ def _write_missing(coordinator: Coordinator, plan: CorpusPlan, dataset: Dataset,
         return [number for number in range(num_shards) if number not in finished]
 
     missing: list[int] = coordinator.only_rank_zero(f"{name}: begin", begin)
+    starts = coordinator.only_rank_zero(f"{name}: blocks", lambda: _starts(coordinator, dataset, size))
     with (
         coordinator.agreement(f"{name}: write"),
         progress_bar(name, num_shards, "shard", shown=coordinator.rank == 0) as bar,
-        # While a block is tokenised, which leaves the interpreter free, the next is read and the last written.
-        read_ahead(enumerate(_blocks(dataset.documents(), size))) as blocks,
-        WriteBehind() as behind,
+        _reading(dataset, size, starts) as block_of,
+        WriteBehind() as behind,  # while the next is tokenised, which leaves the interpreter free
     ):
         bar.update(num_shards - len(missing))
         for number in coordinator.hand_out(name, missing):  # ascending, so that one pass over the source serves all
-            block = next((block for found, block in blocks if found == number), None)
-            if block is None:
+            block = block_of(number)
+            if not block:
                 raise DataError(
                     f"{dataset.path} ends before shard {number}",
                     expected=f"{dataset.num_documents} documents, as when it was checked",
@@ -264,6 +265,25 @@ def _write_missing(coordinator: Coordinator, plan: CorpusPlan, dataset: Dataset,
 
     coordinator.only_rank_zero(f"{name}: publish", publish)
     return num_shards - len(missing)
+
+
+def _starts(coordinator: Coordinator, dataset: Dataset, size: int) -> list[int] | None:
+    """Find where blocks begin; one rank reads all of them in order, and needs no such thing."""
+    return None if coordinator.world_size == 1 or dataset.find_blocks is None else dataset.find_blocks(size)
+
+
+@contextmanager
+def _reading(dataset: Dataset, size: int, starts: Sequence[int] | None) -> Iterator[Callable[[int], list[Document]]]:
+    """Give the documents of blocks that are asked for in ascending order, none where the source has ended.
+
+    Where it is known where blocks begin, no other is read; else all are, ahead, in a thread.
+    """
+    if starts is not None and dataset.read_block is not None:
+        read = dataset.read_block
+        yield lambda number: list(islice(read(starts[number], number * size), size)) if number < len(starts) else []
+        return
+    with read_ahead(enumerate(_blocks(dataset.documents(), size))) as blocks:
+        yield lambda number: next((block for found, block in blocks if found == number), [])
 
 
 def _token_ids(tokenizer: Any, strings: list[str], limit: int) -> list[list[int]]:

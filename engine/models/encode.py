@@ -1,6 +1,6 @@
 """Turns token ids into embeddings: the corpus shard by shard into a store, queries into one array.
 
-`engine.models.encode_sparse` does the same for vectors over a vocabulary, by `unfinished_shards` and `encode_batches`.
+`engine.models.encode_sparse` does the same for vectors over a vocabulary, by `encode_shards` and `encode_batches`.
 
 Each rank encodes its own shards in its own rhythm, so nothing here may be a collective operation: the encoder must
 hold whole weights (a ZeRO-3 engine's forward is a collective, and uneven shards would hang it), and it must be in
@@ -18,10 +18,13 @@ Shapes: N documents, Q queries, L tokens, D embedding dimension.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +36,7 @@ from engine.models.dual import PaddedEncoder
 from engine.models.packed import PackedEncoder
 from engine.models.template import InputTemplate
 from shards.embeddings import Stamp, part_is_complete, write_part
+from shards.files.overlap import WriteBehind, read_ahead
 from shards.manifest import ShardEntry
 from shards.reader import CorpusShards
 
@@ -42,6 +46,7 @@ Encoder = PackedEncoder | PaddedEncoder
 TokenIds = npt.NDArray[np.uint32]
 """Of one input, [L]."""
 
+V = TypeVar("V")
 _PAD_TO_MULTIPLE_OF = 8
 _CPU_TOKENS_PER_BATCH = 1024
 """A thread's activations of more tokens leave its cache: slower, measured by benchmarks/encode.py."""
@@ -69,7 +74,7 @@ def encode_documents(
         template: Adds the special tokens and pads.
         shards: The corpus.
         stream: The retriever's token stream.
-        shard_numbers: The shards that this rank encodes; asked for the next one only when the last one is written.
+        shard_numbers: The shards that this rank encodes, asked for as `encode_shards` says.
         folder: The store's folder.
         stamp: What the encoder's weights and the corpus are.
         max_length: Tokens of a document, special tokens included.
@@ -83,11 +88,17 @@ def encode_documents(
     Raises:
         ArtifactError: A shard is damaged, or an embedding is not finite in `dtype`.
     """
-    for entry, ids in unfinished_shards(
-        shards, stream, shard_numbers, lambda entry: part_is_complete(folder, entry, stamp), progress
-    ):
-        embeddings_ND = _encode(encoder, template, ids, max_length, tokens_per_batch, dtype, device, progress)
-        write_part(folder, entry, embeddings_ND, stamp)
+    encode_shards(
+        shards,
+        stream,
+        shard_numbers,
+        is_complete=lambda entry: part_is_complete(folder, entry, stamp, dtype),
+        encode=lambda ids, tell: _encode(
+            encoder, template, ids, max_length, tokens_per_batch, dtype, device, progress=tell
+        ),
+        write=lambda entry, embeddings_ND: write_part(folder, entry, embeddings_ND, stamp),
+        progress=progress,
+    )
 
 
 def encode_queries(
@@ -139,35 +150,78 @@ def encode_queries(
     return queries_QD
 
 
-def unfinished_shards(
+def encode_shards(
     shards: CorpusShards,
     stream: str,
     shard_numbers: Iterable[int],
+    *,
     is_complete: Callable[[ShardEntry], bool],
+    encode: Callable[[list[TokenIds], Callable[[int, int], None]], V],
+    write: Callable[[ShardEntry, V], None],
     progress: Callable[[int, int], None],
-) -> Iterator[tuple[ShardEntry, list[TokenIds]]]:
-    """Read the shards that are to be encoded.
+) -> None:
+    """Encode shard by shard; while one is computed, a thread writes the last and another reads the next.
+
+    The next shard is asked for when half of this one is encoded: soon enough to be there in time, and so late that a
+    slow rank does not sit on a whole one. A process that is killed loses the shard that it computes, and one more where
+    that is not written yet.
 
     Args:
         shards: The corpus.
         stream: The model's token stream.
-        shard_numbers: Those asked for; the next one is taken only when the caller has done with the last.
+        shard_numbers: Those to encode; asked for one by one, by a thread after the first.
         is_complete: Whether a shard is encoded already.
-        progress: Called with (documents, 0) for each that is.
-
-    Yields:
-        A shard, and the token ids of its documents in order.
+        encode: Takes the token ids of a shard's documents and whom to tell of (documents, tokens).
+        write: Takes a shard and what `encode` made of it; run by a thread, one at a time, in order.
+        progress: Told by the calling thread of what `encode` tells, and (documents, 0) for a shard that is complete.
 
     Raises:
-        ArtifactError: A shard is damaged.
+        ArtifactError: A shard is damaged, or what was made of it cannot be written.
     """
-    for number in shard_numbers:
-        entry = shards.manifest.shards[number]
-        if is_complete(entry):
-            progress(entry.num_documents, 0)
-            continue
-        # The whole shard is read before any of it is encoded: damage at its end would else show after the work.
-        yield entry, [ids_L for _, ids_L in shards.iterate(number, stream)]
+    numbers = iter(shard_numbers)
+    try:
+        first = next(numbers)  # here, since ranks may meet at the first
+    except StopIteration:
+        return
+    may_take, left = threading.Semaphore(0), threading.Event()
+
+    def read() -> Iterator[tuple[ShardEntry, list[TokenIds] | None]]:
+        for number in chain([first], numbers):
+            entry = shards.manifest.shards[number]
+            # The whole shard is read before any of it is encoded: damage at its end would else show after the work.
+            yield entry, None if is_complete(entry) else [ids_L for _, ids_L in shards.iterate(number, stream)]
+            may_take.acquire()
+            if left.is_set():
+                return
+
+    with WriteBehind() as behind, read_ahead(read()) as given:
+        try:
+            for entry, ids in given:
+                if ids is not None:
+                    made = encode(ids, _telling_half(len(ids), may_take, progress))
+                    behind.write(partial(write, entry, made))
+                else:
+                    progress(entry.num_documents, 0)
+                    may_take.release()
+        finally:
+            left.set()
+            may_take.release()
+
+
+def _telling_half(
+    num_documents: int, half_done: threading.Semaphore, progress: Callable[[int, int], None]
+) -> Callable[[int, int], None]:
+    """Return a progress that also tells, once, when half of some documents are done."""
+    done = 0
+
+    def tell(documents: int, tokens: int) -> None:
+        nonlocal done
+        before, done = done, done + documents
+        if 2 * before < num_documents <= 2 * done:
+            half_done.release()
+        progress(documents, tokens)
+
+    return tell
 
 
 def encode_batches(

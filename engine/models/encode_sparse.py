@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import TrainingError
-from engine.models.encode import Encoder, TokenIds, encode_batches, unfinished_shards
+from engine.models.encode import Encoder, TokenIds, encode_batches, encode_shards
 from engine.models.template import InputTemplate
 from shards.embeddings import Stamp
 from shards.postings import postings_are_complete, write_postings
@@ -50,7 +50,7 @@ def encode_documents_sparsely(
         template: Adds the special tokens and pads.
         shards: The corpus.
         stream: The model's token stream.
-        shard_numbers: The shards that this rank encodes; asked for the next one only when the last one is written.
+        shard_numbers: The shards that this rank encodes, asked for as `engine.models.encode.encode_shards` says.
         folder: The store's folder.
         stamp: What the encoder's weights and the corpus are.
         max_length: Tokens of a document, special tokens included.
@@ -63,11 +63,15 @@ def encode_documents_sparsely(
     Raises:
         ArtifactError: A shard is damaged, or a weight is below 0 or not finite in `dtype`.
     """
-    for entry, ids in unfinished_shards(
-        shards, stream, shard_numbers, lambda entry: postings_are_complete(folder, entry, stamp), progress
-    ):
-        weights_NV = _encode(encoder, template, ids, max_length, tokens_per_batch, device, progress)
-        write_postings(folder, entry, weights_NV, stamp, dtype=dtype)
+    encode_shards(
+        shards,
+        stream,
+        shard_numbers,
+        is_complete=lambda entry: postings_are_complete(folder, entry, stamp),
+        encode=lambda ids, tell: _encode(encoder, template, ids, max_length, tokens_per_batch, device, tell),
+        write=lambda entry, weights_NV: write_postings(folder, entry, weights_NV, stamp, dtype=dtype),
+        progress=progress,
+    )
 
 
 def encode_queries_sparsely(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 
@@ -27,7 +28,7 @@ class Pace:
     Attributes:
         documents: Number of documents.
         tokens: Number of tokens, padding left out.
-        seconds: From getting a unit of work to asking for the next, summed.
+        seconds: From getting the first unit of work to the end of the last.
     """
 
     documents: int = 0
@@ -39,12 +40,22 @@ class Pace:
         self.documents += documents
         self.tokens += tokens
 
-    def timed(self, units: Iterator[int]) -> Iterator[int]:
-        """Yield units of work, and count the time until the next is asked for."""
-        for unit in units:
-            start = time.monotonic()
-            yield unit
-            self.seconds += time.monotonic() - start
+    @contextmanager
+    def timed(self, units: Iterator[int]) -> Iterator[Iterator[int]]:
+        """Give units of work to the body, and count the time from the first to the body's end.
+
+        Units are dealt out, so nobody waits for one; several may be at work at a time, so each has no time of its own.
+        """
+        begun: list[float] = []
+
+        def noted() -> Iterator[int]:
+            for unit in units:
+                begun.append(time.monotonic())
+                yield unit
+
+        yield noted()
+        if begun:
+            self.seconds += time.monotonic() - begun[0]
 
     @property
     def tokens_per_second(self) -> float:

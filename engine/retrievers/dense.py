@@ -215,7 +215,7 @@ def encode_corpus(stage: Stage, data: Data, folder: RunFolder, choice: Choice) -
         weights,
         index,
         stamp,
-        is_complete=lambda entry: part_is_complete(index / "embeddings", entry, stamp),
+        is_complete=lambda entry: part_is_complete(index / "embeddings", entry, stamp, config.index.embedding_dtype),
         encode=encode,
     )
 

@@ -89,7 +89,8 @@ def encode_over_ranks(
     ):
         if missing:
             handed_out = run.coordinator.hand_out(stage.name, missing)
-            encode(own.timed(_with_progress(handed_out, missing, entries, bar)), own.count)
+            with own.timed(_with_progress(handed_out, missing, entries, bar)) as units:
+                encode(units, own.count)
     paces = [Pace(*one) for one in run.coordinator.gather(f"{stage.name}: pace", astuple(own))]
     seconds = max(time.monotonic() - start, 1e-9)
     tokens = sum(pace.tokens for pace in paces)

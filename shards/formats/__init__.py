@@ -18,10 +18,11 @@ import numpy as np
 from shards.errors import DataError
 from shards.files import sha256_file
 from shards.formats import beir, canonical, dpr, msmarco
+from shards.formats.blocks import find_blocks
 from shards.formats.compressed import find_files
 from shards.formats.layout import Layout, repeated
 from shards.formats.seen import is_of_files, look_at, require_seen
-from shards.formats.stream import place
+from shards.formats.stream import Mark, place
 from shards.records import Checked, Dataset, Document, Qrels
 
 _READERS = {"beir": beir.read_layout, "dpr": dpr.read_layout, "msmarco": msmarco.read_layout}
@@ -83,7 +84,7 @@ def open_dataset(
     if unjudged := len(layout.queries) - len({qid for judged in layout.judgements.qrels.values() for qid in judged}):
         dropped["query without a judgement"] += unjudged
     used = {qid for judged in qrels.values() for qid in judged}
-    return Dataset(
+    dataset = Dataset(
         path=path,
         format=name,
         queries={qid: query for qid, query in layout.queries.items() if qid in used},
@@ -96,6 +97,9 @@ def open_dataset(
         read_given=layout.read_given,
         checked=checked,
     )
+    if layout.corpus.suffix == ".jsonl":
+        _let_blocks_be_read(dataset, layout.corpus)
+    return dataset
 
 
 def _layout_of(path: Path) -> str:
@@ -110,6 +114,16 @@ def _layout_of(path: Path) -> str:
         expected="; ".join(f"{name}: {' or '.join(patterns)}" for name, patterns in _TELLING_FILES.items()),
         remedy="name the layout with data.format" if found else "make a data folder of it: python -m launcher convert",
     )
+
+
+def _let_blocks_be_read(dataset: Dataset, corpus: Path) -> None:
+    """Let a corpus of one JSON object a line be read from its middle."""
+
+    def read(offset: int, num_before: int) -> Iterator[Document]:
+        return (one for _, one in beir.read_corpus(corpus, Mark(offset, num_before)) if not _is_empty(one))
+
+    dataset.find_blocks = lambda size: find_blocks(corpus, size, dataset.num_documents)
+    dataset.read_block = read
 
 
 def _is_empty(document: Document) -> bool:

@@ -23,7 +23,7 @@ from shards.files import fsync, write_json
 from shards.formats.compressed import find_file
 from shards.formats.layout import Judgements, Layout, add_query, grade_of
 from shards.formats.lines import answers_of, id_of, read_jsonl, read_lines, text_of
-from shards.formats.stream import BadRecord, place
+from shards.formats.stream import BadRecord, Mark, place
 from shards.records import Document, Qrels, Query
 
 SPLITS = ("train", "dev", "test")
@@ -135,13 +135,13 @@ def judgement_of(text: str, path: Path, line: int) -> tuple[str, str, int] | Non
     return qid, docid, grade_of(grade, path, line)
 
 
-def read_corpus(path: Path) -> Iterator[tuple[int, Document]]:
-    """Stream line and document of a corpus file.
+def read_corpus(path: Path, mark: Mark | None = None) -> Iterator[tuple[int, Document]]:
+    """Stream line and document of a corpus file, from a mark on where there is one.
 
     Raises:
         DataError: The file cannot be read, or a record is malformed.
     """
-    for line, record in read_jsonl(path):
+    for line, record in read_jsonl(path, mark):
         yield line, document_of(record, place(path, line))
 
 

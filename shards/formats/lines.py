@@ -18,11 +18,12 @@ MAX_COLUMN_CHARACTERS = 1_000_000
 """The longest column of a quoted file; the one with a quote that is never closed has no other end."""
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+def read_lines(path: Path, mark: Mark | None = None) -> Iterator[tuple[int, str]]:
     """Stream a file's lines, without line ends and without a byte order mark.
 
     Args:
         path: A UTF-8 file, plain or compressed (`.gz`, `.zst`).
+        mark: Where to begin; left out, at its beginning.
 
     Yields:
         Line number, from 1, and the line; blank lines too.
@@ -30,15 +31,19 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     Raises:
         DataError: The file is missing, empty or damaged, or a line is not UTF-8 or too long.
     """
-    mark = Mark()
+    mark = mark or Mark()
     for raw in raw_lines(path, mark):
         if isinstance(raw, BadRecord):
             raise raw
         yield mark.line, decoded(raw, path, mark.line)
 
 
-def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_jsonl(path: Path, mark: Mark | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """Stream the records of a file with one JSON object a line; blank lines are skipped.
+
+    Args:
+        path: The file.
+        mark: As of `read_lines`.
 
     Yields:
         Line number and record.
@@ -46,7 +51,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         DataError: The file cannot be read, or a line is not a JSON object.
     """
-    for number, text in read_lines(path):
+    for number, text in read_lines(path, mark):
         if not text or text.isspace():
             continue
         yield number, json_object(text, path, number)

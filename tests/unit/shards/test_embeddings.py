@@ -95,8 +95,20 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path: Path, value: float) -
 def test_float16_overflow_is_refused(tmp_path: Path) -> None:
     with np.errstate(over="ignore"):
         large_ND = np.full((4, D), 1e5, dtype=np.float32).astype(np.float16)
-    with pytest.raises(ArtifactError, match="65504"):
+    with pytest.raises(ArtifactError, match=r"up to 65504. Remedy: start again with index.embedding_dtype=float32"):
         write_part(tmp_path, MANIFEST.shards[0], large_ND, STAMP)
+    large_ND[2, 1] = np.nan
+    with pytest.raises(ArtifactError, match=r"Remedy: look for a training run that diverged"):
+        write_part(tmp_path, MANIFEST.shards[0], large_ND, STAMP)
+
+
+def test_parts_of_another_type_are_made_again(tmp_path: Path) -> None:
+    """Symptom: after a change to float32 the parts of float16 stayed, and the store refused the mixture."""
+    write_all(tmp_path, np.float16)
+    entry = MANIFEST.shards[1]
+    assert part_is_complete(tmp_path, entry, STAMP)
+    assert part_is_complete(tmp_path, entry, STAMP, "float16")
+    assert not part_is_complete(tmp_path, entry, STAMP, "float32")
 
 
 @pytest.mark.parametrize(

@@ -423,6 +423,7 @@ def test_a_cut_shard_is_found_on_opening_and_by_a_pass(
 ) -> None:
     """webdataset ends quietly where a shard is cut between members or in a header, and the tail is lost."""
     end = header_of(corpus, document, member) + extra_bytes
+    ends = np.load(corpus.folder / "000000.offsets.npy")[:, 1].sum(axis=1)  # of the retriever's ids
     entry = damage(corpus, lambda content: content[:end])
     with pytest.raises(ArtifactError, match=rf"000000.tar has {end} bytes.*Expected: {entry.num_bytes} bytes") as error:
         CorpusShards.open(corpus.folder)
@@ -433,9 +434,7 @@ def test_a_cut_shard_is_found_on_opening_and_by_a_pass(
     with pytest.raises(ArtifactError, match=r"000000\.tar"):  # noqa: PT012  the documents before the cut are counted
         for index, _ in with_present_hashes(corpus).iterate(0, "retriever"):
             read.append(index)
-    # A sample is given out once the next one has begun, so an error may come before the last whole one.
-    assert read == list(range(len(read)))
-    assert document - 1 <= len(read) <= document
+    assert read == list(range((ends <= end).sum())), "those that lie before the cut"
     if end:
         with pytest.raises(ArtifactError, match=r"000000\.tar"):
             CorpusShards(corpus.folder, corpus.manifest).tokens(4, "ranker")
@@ -467,7 +466,7 @@ def test_a_zeroed_header_is_found_by_a_pass_and_by_random_access(corpus: CorpusS
 
 
 def test_one_flipped_bit_of_a_header_is_found_by_a_pass(corpus: CorpusShards) -> None:
-    position = header_of(corpus, 2, 0) + 130  # in its size field
+    position = header_of(corpus, 2, 1) + 3  # in its name
 
     def flip(content: bytearray) -> bytearray:
         content[position] ^= 1
@@ -533,7 +532,7 @@ def test_swapped_shards_are_found_by_a_pass_and_by_random_access(corpus: CorpusS
     other = (corpus.folder / "000001.tar").read_bytes()
     damage(corpus, lambda _: other)
     swapped = with_present_hashes(corpus)
-    with pytest.raises(ArtifactError, match=r"a sample 000000005 .*Expected: document 0 "):
+    with pytest.raises(ArtifactError, match=r"has no 000000000\.retriever\.ids"):
         next(swapped.iterate(0, "retriever"))
     with pytest.raises(ArtifactError, match=r"has no 000000000\.retriever\.ids"):
         swapped.tokens(0, "retriever")
@@ -542,7 +541,7 @@ def test_swapped_shards_are_found_by_a_pass_and_by_random_access(corpus: CorpusS
 def test_a_shard_with_more_documents_than_promised_is_refused(corpus: CorpusShards) -> None:
     more = make_documents(6)
     write_shard(more, corpus.folder, 0, 0, STREAMS, TEMPLATE)
-    with pytest.raises(ArtifactError, match="no more documents"):
+    with pytest.raises(ArtifactError, match=r"000000\.offsets\.npy has int64 \(6, 3, 2\).*Expected: int64 \(5, 3, 2\)"):
         list(with_present_hashes(corpus).iterate(0, "retriever"))
 
 

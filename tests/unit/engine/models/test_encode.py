@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import threading
 import weakref
@@ -19,8 +20,10 @@ from engine.errors import ArtifactError, TrainingError
 from engine.models.encode import _compute_queued, batches_by_length, encode_documents, encode_queries
 from engine.models.encode_sparse import encode_documents_sparsely, encode_queries_sparsely
 from engine.models.template import InputTemplate
-from shards.embeddings import EmbeddingStore, Stamp, part_is_complete
-from shards.manifest import TokenStream
+from shards.embeddings import EmbeddingStore, Stamp, part_is_complete, write_part
+from shards.errors import DiskFullError
+from shards.files import save_array
+from shards.manifest import ShardEntry, TokenStream
 from shards.postings import PostingsStore
 from shards.reader import CorpusShards
 from shards.records import Document
@@ -158,21 +161,78 @@ def test_queries_come_back_in_the_given_order(template: InputTemplate) -> None:
     np.testing.assert_allclose(found_QD, [expected_of(ids) for ids in queries], rtol=1e-5, atol=1e-5)
 
 
-def test_the_next_shard_is_asked_for_when_the_last_is_written(
+def test_the_next_shard_is_asked_for_when_half_of_this_one_is_encoded(
     template: InputTemplate, shards: CorpusShards, tmp_path: Path
 ) -> None:
-    """A rank that took shards early would sit on work that a faster one could do."""
+    """A rank that took shards early would sit on work that a faster one could do; late, the device would wait."""
     taken: list[int] = []
+    asked = threading.Event()
 
     def hand_out() -> Iterator[int]:
-        for number in (2, 0, 1):
-            assert all(part_is_complete(tmp_path / "e", shards.manifest.shards[one], stamp_of(shards)) for one in taken)
-            taken.append(number)
-            yield number
+        taken.append(0)
+        yield 0
+        taken.append(2)
+        asked.set()
+        yield 2
 
-    run(Recorder(), template, shards, tmp_path / "e", shard_numbers=hand_out())
-    assert taken == [2, 0, 1]
-    assert EmbeddingStore.open(tmp_path / "e", shards.manifest, stamp_of(shards)).num_documents == len(LENGTHS)
+    done = 0
+
+    def progress(documents: int, tokens: int) -> None:
+        nonlocal done
+        done += documents
+        if done < 3:
+            assert not asked.wait(0.05), "the first has six documents"
+        if done == 6:
+            assert asked.wait(30), "it is asked for before this one is written"
+
+    changes = {"shard_numbers": hand_out(), "progress": progress, "tokens_per_batch": 1}
+    run(Recorder(), template, shards, tmp_path / "e", **changes)
+    assert (taken, done) == ([0, 2], 10)
+    assert [part_is_complete(tmp_path / "e", entry, stamp_of(shards)) for entry in shards.manifest.shards] == [1, 0, 1]
+
+
+def test_a_shard_is_written_while_the_next_is_encoded(
+    template: InputTemplate, shards: CorpusShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow file system held the device up after every shard; a kill then loses one finished shard at most."""
+    encoding_next, begun = threading.Event(), list[int]()
+
+    def slow_write(folder: Path, entry: ShardEntry, *rest: Any) -> None:
+        begun.append(entry.number)
+        if entry.number == 0:
+            assert encoding_next.wait(30)
+        write_part(folder, entry, *rest)
+
+    class Second(Recorder):
+        def __call__(self, batch: dict[str, Tensor]) -> Tensor:
+            if begun:
+                encoding_next.set()
+                assert begun == [0], "one is written at a time"
+            return super().__call__(batch)
+
+    monkeypatch.setattr("engine.models.encode.write_part", slow_write)
+    run(Second(), template, shards, tmp_path / "e", shard_numbers=[0, 1])
+    assert begun == [0, 1]
+    assert all(part_is_complete(tmp_path / "e", entry, stamp_of(shards)) for entry in shards.manifest.shards[:2])
+
+
+def test_a_full_disk_ends_the_pass_and_keeps_what_is_written(
+    template: InputTemplate, shards: CorpusShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *pieces: np.ndarray) -> None:
+        if path.name.startswith(".part-000001"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save_array(path, *pieces)
+
+    monkeypatch.setattr("shards.embeddings.save_array", full)
+    with pytest.raises(DiskFullError, match=r"the disk is full: .*part-000001.npy needs about \d+ bytes"):
+        run(Recorder(), template, shards, tmp_path / "e")
+    there = [part_is_complete(tmp_path / "e", entry, stamp_of(shards)) for entry in shards.manifest.shards]
+    assert there[:2] == [True, False]
+    assert threading.active_count() == 1
+    monkeypatch.undo()
+    run(Recorder(), template, shards, tmp_path / "e")
+    run(refuse, template, shards, tmp_path / "e")
 
 
 @pytest.fixture
@@ -377,13 +437,17 @@ def test_a_sparse_pass_that_was_ended_goes_on_to_equal_bytes(
 
     run_sparse(SparseRecorder(), template, shards, tmp_path / "whole")
 
+    done = 0
+
     def interrupt(documents: int, tokens: int) -> None:
-        if len(list((tmp_path / "ended").glob("*.json"))) == 2:
+        nonlocal done
+        done += documents
+        if done > 7:  # in the third shard
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run_sparse(SparseRecorder(), template, shards, tmp_path / "ended", progress=interrupt)
-    assert len(bytes_of(tmp_path / "ended")) == 4
+    assert len(bytes_of(tmp_path / "ended")) == 4, "the second, which was finished, is kept"
     encoder = SparseRecorder()
     seen = run_sparse(encoder, template, shards, tmp_path / "ended")
     assert [entry for entry in seen if entry[1] == 0] == [(6, 0), (1, 0)]

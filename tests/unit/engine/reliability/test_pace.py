@@ -16,21 +16,22 @@ def paces(speeds: Sequence[float], seconds: float = 10.0) -> list[Pace]:
     return [Pace(1, round(speed * seconds), seconds if speed else 0.0) for speed in speeds]
 
 
-def test_the_time_of_a_unit_is_that_between_getting_it_and_asking_for_the_next() -> None:
+def test_the_time_counts_from_the_first_unit_to_the_end_of_the_last() -> None:
     def slowly_given() -> Iterator[int]:
         time.sleep(0.2)
         yield 1
 
     pace = Pace()
-    for _ in pace.timed(iter([1, 2])):
-        time.sleep(0.02)
-        pace.count(3, 40)
+    with pace.timed(iter([1, 2])) as units:
+        for _ in units:
+            pace.count(3, 40)
+        time.sleep(0.04)
     assert pace.seconds >= 0.04
     before = pace.seconds
-    for _ in pace.timed(slowly_given()):
-        pass
-    for _ in pace.timed(iter([])):
-        raise AssertionError
+    with pace.timed(slowly_given()) as units:
+        assert list(units) == [1]
+    with pace.timed(iter([])) as units:
+        assert list(units) == []
     assert pace.seconds - before < 0.1, "waiting for work is no work"
     assert (pace.documents, pace.tokens) == (6, 80)
 
