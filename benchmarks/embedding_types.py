@@ -1,18 +1,15 @@
-"""What is lost of a search where embeddings are stored in float16, or made by int8 products: on real texts.
+"""What is lost of a search where embeddings are stored in float16: on real texts.
 
-Encodes the passages and the dev questions of a data folder with one model, each way, and searches exactly. Prints for
-each: which share of the best k by float32 it finds (as sets), the judged metrics, and the largest difference of a
-score. Seconds are of the processor, since other work shares the machine.
+Encodes the passages and the dev questions of a data folder with one model and searches exactly. Prints for each type
+which share of the best k by float32 it finds (as sets), the judged metrics, and the largest difference of a score.
 
-    python benchmarks/embedding_types.py --data FOLDER [--model NAME] [--passages N] [--questions N] [--int8]
+    python benchmarks/embedding_types.py --data FOLDER [--model NAME] [--passages N] [--questions N]
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.report import machine_line, table
-from engine.models.encode import encode_queries
+from engine.models.encode import Encoder, encode_queries
 from engine.models.loading import load_tokenizer
 from engine.models.retriever import Retriever
 from engine.models.template import InputTemplate
@@ -39,13 +36,10 @@ def best(queries_QD: np.ndarray, documents_ND: np.ndarray, depth: int) -> np.nda
     return np.argsort(-scores_QN, axis=1, kind="stable")[:, :depth]
 
 
-def row_of(
-    name: str, seconds: float, queries_QD: np.ndarray, documents_ND: np.ndarray, truth: dict[str, Any]
-) -> dict[str, Any]:
+def row_of(name: str, queries_QD: np.ndarray, documents_ND: np.ndarray, truth: dict[str, Any]) -> dict[str, Any]:
     """Return a line of the table."""
     found_QK = best(queries_QD, documents_ND, max(CUTOFFS))
     row: dict[str, Any] = {"stored": name, "bytes a passage": documents_ND.itemsize * documents_ND.shape[1]}
-    row["processor s"] = seconds
     for k in CUTOFFS:
         shared = [len(np.intersect1d(a, b)) for a, b in zip(found_QK[:, :k], truth["best"][:, :k], strict=True)]
         row[f"of float32's {k}"] = f"{np.mean(shared) / k:.5f}"
@@ -67,7 +61,6 @@ def main() -> None:
     parser.add_argument("--passages", type=int, default=10**9)
     parser.add_argument("--questions", type=int, default=1000)
     parser.add_argument("--max-length", type=int, default=128)
-    parser.add_argument("--int8", action="store_true", help="also with int8 linear layers")
     arguments = parser.parse_args()
     dataset = open_dataset(arguments.data)
     qids = list(dataset.qrels["dev"])[: arguments.questions]
@@ -86,30 +79,22 @@ def main() -> None:
     query_ids = tokens_of([dataset.queries[qid].text for qid in qids])
     retriever = Retriever.load(arguments.model, pooling="mean", similarity="cosine", tied=True)
 
-    def encode(encoder: Callable[..., Any], rows: Any) -> tuple[np.ndarray, float]:
-        start = time.process_time()
-        found = encode_queries(
+    def encode(encoder: Encoder, rows: Any) -> np.ndarray:
+        return encode_queries(
             encoder, template, rows, max_length=arguments.max_length, tokens_per_batch=16384, device=CPU
         )
-        return found, time.process_time() - start
 
-    queries_QD, _ = encode(retriever.query_encoder(), query_ids)
-    exact_ND, seconds = encode(retriever.document_encoder(), ids)
+    queries_QD = encode(retriever.query_encoder(), query_ids)
+    exact_ND = encode(retriever.document_encoder(), ids)
     truth = {
         "best": best(queries_QD, exact_ND, max(CUTOFFS)),
         "scores": queries_QD @ exact_ND.T,
         "positives": [[place[docid] for docid in dataset.positives("dev", qid)] for qid in qids],
     }
     rows = [
-        row_of("float32", seconds, queries_QD, exact_ND, truth),
-        row_of("float16", seconds, queries_QD, exact_ND.astype(np.float16), truth),
+        row_of("float32", queries_QD, exact_ND, truth),
+        row_of("float16", queries_QD, exact_ND.astype(np.float16), truth),
     ]
-    if arguments.int8:
-        from engine.models.quantized import quantize
-
-        quantize(retriever)
-        quantized_ND, seconds = encode(retriever.document_encoder(), ids)
-        rows.append(row_of("float16, made by int8", seconds, queries_QD, quantized_ND.astype(np.float16), truth))
     print(machine_line())
     print(f"\n{len(documents)} passages, {len(qids)} dev questions of {arguments.data.name}, {arguments.model}\n")
     print(table(rows))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,6 +71,12 @@ class InputTemplate:
     _single_type: int
     _pair_types: tuple[int, int]
     _prompts: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    _is_one_segment: bool = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # All tokens of one text have the same segment, those around it too, as in a BERT.
+        alike = all(segment == self._single_type for special in self._single for segment in special.type_ids)
+        object.__setattr__(self, "_is_one_segment", alike)
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Any, prompts: Mapping[str, str] | None = None) -> InputTemplate:
@@ -137,6 +144,10 @@ class InputTemplate:
         """
         self._require_room(max_length, self.num_special_single, texts=1)
         kept = ids[: max_length - self.num_special_single]
+        if isinstance(kept, np.ndarray) and self._is_one_segment:
+            prefix, suffix = self._single
+            whole = np.concatenate((prefix.ids_array, kept, suffix.ids_array), dtype=np.int64)
+            return Input(whole, _segment(self._single_type, len(whole)))
         return _joined(self._single, ((kept, self._single_type),))
 
     def pair(self, ids_a: TokenIds, ids_b: TokenIds, max_length: int) -> Input:
@@ -232,6 +243,14 @@ def count_tokens(*batches: Batch) -> int:
     return sum(
         batch.num_tokens if isinstance(batch, PackedBatch) else int(batch["attention_mask"].sum()) for batch in batches
     )
+
+
+@lru_cache(maxsize=4096)
+def _segment(number: int, length: int) -> npt.NDArray[np.int64]:
+    """Return the segments of that many tokens of one segment; shared, and so not to be written to."""
+    segments = np.full(length, number)
+    segments.flags.writeable = False
+    return segments
 
 
 def _joined(specials: Sequence[_Special], texts: Sequence[tuple[TokenIds, int]]) -> Input:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, pre_tokenizers
@@ -53,12 +54,15 @@ def test_pairs_equal_the_tokenizer_s_own(tokenizer: Any, max_length: int) -> Non
         assert torch.equal(tensor, expected[name]), name
 
 
+@pytest.mark.parametrize("form", ["list", "array"])
 @pytest.mark.parametrize("max_length", [8, 512])
-def test_singles_equal_the_tokenizer_s_own(tokenizer: Any, max_length: int) -> None:
+def test_singles_equal_the_tokenizer_s_own(tokenizer: Any, max_length: int, form: str) -> None:
     template = InputTemplate.from_tokenizer(tokenizer)
     texts = ["", "a query", LONG]
     expected = tokenizer(texts, truncation=True, max_length=max_length, padding=True, return_tensors="pt")
-    built = template.pad([template.single(bare(tokenizer, text), max_length) for text in texts], pad_to_multiple_of=1)
+    ids = [bare(tokenizer, text) for text in texts]
+    given = [np.array(one, dtype=np.uint32) for one in ids] if form == "array" else ids
+    built = template.pad([template.single(one, max_length) for one in given], pad_to_multiple_of=1)
     assert built.keys() == set(expected.keys())
     for name, tensor in built.items():
         assert torch.equal(tensor, expected[name]), name

@@ -71,7 +71,7 @@ def test_shards_and_embeddings_take_what_is_planned(tmp_path: Path) -> None:
     written = (tmp_path / "shards" / entry.name).stat().st_size
     assert len(documents) * shard_bytes(text, [tokens]) == pytest.approx(written, rel=0.1)
 
-    write_part(tmp_path / "store", entry, np.zeros((200, 32), dtype=np.float32), Stamp("000", "0" * 64, "0" * 64))
+    write_part(tmp_path / "store", entry, np.zeros((200, 32), dtype=np.float16), Stamp("000", "0" * 64, "0" * 64))
     found = use(tiny("data.documents_per_shard=200"), documents=200)
     assert found.embeddings == pytest.approx(folder_bytes(tmp_path / "store"), rel=0.02)
 
