@@ -103,7 +103,7 @@ def test_the_mined_model_encodes_the_corpus() -> None:
     config = distilling()
     assert (encoder_of(config), reranker_of(config)) == ("student", "ranker")
     plan = planned()
-    assert plan.needs.embeddings_bytes == CORPUS.documents * 64 * 4
+    assert plan.needs.embeddings_bytes == CORPUS.documents * 64 * 2
     assert dict(plan.phases[-2].parts).keys() >= {"frozen student"}
     # Two models share a tokenizer, and the longer one's text; the student has its own.
     assert token_streams(config, CORPUS, shapes_of(config, SHAPES)) == [64, 40]

@@ -44,7 +44,7 @@ def test_disk_is_what_the_store_writes(tmp_path: Path) -> None:
     weights_NV = np.zeros((640, WORDS), dtype=np.float32)
     for document in weights_NV:
         document[rng.choice(WORDS, 150, replace=False)] = 1
-    store = make_postings(tmp_path, weights_NV, [64] * 10)
+    store = make_postings(tmp_path, weights_NV, [64] * 10, dtype="float16")
     written = sum(path.stat().st_size for path in tmp_path.glob("*.npy"))
     assert store.num_postings == 640 * 150
     config = recipe()
@@ -54,7 +54,7 @@ def test_disk_is_what_the_store_writes(tmp_path: Path) -> None:
     assert use.states == {"lexical": 3}
     assert use.disk_bytes == 3 * use.num_bytes
     plan = planned()
-    assert plan.disk.parts["postings"][0] == 3 * (20_000 * 150 * 6 + 313 * 8 * (WORDS + 1))
+    assert plan.disk.parts["postings"][0] == 3 * (20_000 * 150 * 4 + 313 * 8 * (WORDS + 1))
 
 
 def test_a_rank_holds_hits_of_a_pass_and_no_more_with_more_documents() -> None:
@@ -80,7 +80,7 @@ def test_the_report_tells_it() -> None:
     assert row(text, "postings")[-1] == "each rank, while a lexical retriever encodes or searches"
     assert "frozen lexical" in row(text, "encode, mine lexical")[1]
     more = planned(replace(CORPUS, terms=300.0))
-    assert more.disk.postings - planned().disk.postings == 3 * 20_000 * 150 * 6
+    assert more.disk.postings - planned().disk.postings == 3 * 20_000 * 150 * 4
 
 
 def test_postings_are_held_in_their_turn() -> None:
