@@ -25,7 +25,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.report import machine_line, table
-from engine.config.timetable import Schedule
+from engine.config.schedule import Schedule
 from engine.config.training import OptimConfig
 from engine.losses import ranker_cross_entropy
 from engine.models.loading import load_tokenizer

@@ -16,7 +16,8 @@ from engine.evaluation.evaluate import evaluate_iteration, split_queries
 from engine.evaluation.systems import trained_systems
 from engine.evaluation.yardsticks import evaluate_yardsticks, publish_starts
 from engine.phases import train_by_contrast, train_ranker, train_retriever
-from engine.refresh.refresh import refresh_index, warmup_candidates
+from engine.refresh.beside import refreshed_beside
+from engine.refresh.refresh import refresh_index, refresh_when_due, warmup_candidates
 from engine.run import Run
 from engine.training.models import Models
 
@@ -27,6 +28,8 @@ def train(models: Models, data: Data, run: Run) -> None:
     for option in game.decided_on_dev:
         require_dev(split_queries(run, data, "dev"), option)
     play = play_as_in_the_paper if game.order == "paper" else play_as_released
+    if game.overlap == "ranker":
+        play = play_overlapped
     if not game.has_ranker:
         play = play_alone
     play(models, data, game, run)
@@ -37,9 +40,20 @@ def play_as_in_the_paper(models: Models, data: Data, game: Ar2Config, run: Run) 
     candidates = warm_up(models, data, game, run)  # 1-5
     for t in run.iterations():  # 6
         run.once(f"retriever/{t}", train_retriever, models, data, candidates, game, iteration=t, opponent=t - 1)  # 7-10
-        candidates = refresh_index(run, data, iteration=t)  # 11
+        candidates = refresh_when_due(run, data, candidates, iteration=t)  # 11
         run.once(f"ranker/{t}", train_ranker, models, data, candidates, phase="ranker", iteration=t)  # 12-15
-        run.once(f"evaluate/{t}", evaluate_iteration, data, trained_systems(run.config, [t]))
+        measure_when_refreshed(run, data, t)
+
+
+def play_overlapped(models: Models, data: Data, game: Ar2Config, run: Run) -> None:
+    """Play in the paper's order, but for the ranker, which does not wait for the refresh: it draws as the retriever."""
+    candidates = warm_up(models, data, game, run)
+    for t in run.iterations():
+        run.once(f"retriever/{t}", train_retriever, models, data, candidates, game, iteration=t, opponent=t - 1)
+        with refreshed_beside(run, data, candidates, iteration=t) as drawn:
+            run.once(f"ranker/{t}", train_ranker, models, data, candidates, phase="ranker", iteration=t)
+        candidates = drawn.candidates
+        measure_when_refreshed(run, data, t)
 
 
 def play_as_released(models: Models, data: Data, game: Ar2Config, run: Run) -> None:
@@ -48,8 +62,8 @@ def play_as_released(models: Models, data: Data, game: Ar2Config, run: Run) -> N
     for t in run.iterations():
         run.once(f"ranker/{t}", train_ranker, models, data, candidates, phase="ranker", iteration=t)
         run.once(f"retriever/{t}", train_retriever, models, data, candidates, game, iteration=t, opponent=t)
-        candidates = refresh_index(run, data, iteration=t)
-        run.once(f"evaluate/{t}", evaluate_iteration, data, trained_systems(run.config, [t]))
+        candidates = refresh_when_due(run, data, candidates, iteration=t)
+        measure_when_refreshed(run, data, t)
 
 
 def play_alone(models: Models, data: Data, game: Ar2Config, run: Run) -> None:
@@ -57,8 +71,8 @@ def play_alone(models: Models, data: Data, game: Ar2Config, run: Run) -> None:
     candidates = warm_up(models, data, game, run)
     for t in run.iterations():
         run.once(f"retriever/{t}", train_by_contrast, models, data, candidates, phase="retriever", iteration=t)
-        candidates = refresh_index(run, data, iteration=t)
-        run.once(f"evaluate/{t}", evaluate_iteration, data, trained_systems(run.config, [t]))
+        candidates = refresh_when_due(run, data, candidates, iteration=t)
+        measure_when_refreshed(run, data, t)
 
 
 def warm_up(models: Models, data: Data, game: Ar2Config, run: Run) -> NegativeSource:
@@ -73,3 +87,9 @@ def warm_up(models: Models, data: Data, game: Ar2Config, run: Run) -> NegativeSo
         run.once("warmup_ranker", train_ranker, models, data, candidates, phase="warmup_ranker")  # 5: Eq. 7
     run.once("evaluate/0", evaluate_iteration, data, trained_systems(run.config, [0]))
     return candidates
+
+
+def measure_when_refreshed(run: Run, data: Data, t: int) -> None:
+    """Measure an iteration's models on dev, if it has an index to search with."""
+    if run.timetable.is_refreshed(t):
+        run.once(f"evaluate/{t}", evaluate_iteration, data, trained_systems(run.config, [t]))

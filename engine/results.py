@@ -124,3 +124,44 @@ class Measured:
             metric: Such as `MRR@10`.
         """
         return next((score.metrics.get(metric) for score in self.scores if score.model == model), None)
+
+
+STALENESS = "staleness"
+"""First word of the stages that compare a refresh with the one before; the second is the iteration."""
+
+
+@dataclass(frozen=True, slots=True)
+class Staleness:
+    """Result of a stage `staleness/ITERATION`: how far the index had fallen behind when it was made anew.
+
+    Attributes:
+        before: Iteration whose index was drawn from until then.
+        lag_steps: Optimizer steps of the retriever between the two indexes' weights.
+        weights_changed: Norm of the difference of both weights, relative to the norm of the older ones.
+        kept: Mean share of a query's new candidates that were among its old ones, 0 to 1; None where no query was
+            searched both times.
+        queries: Over which that is the mean.
+    """
+
+    before: int
+    lag_steps: int
+    weights_changed: float
+    kept: float | None
+    queries: int
+
+
+def kept_shares(stages: Mapping[str, Any]) -> dict[int, float | None]:
+    """Return what a ledger has of refreshes: iteration to the share of candidates that it kept.
+
+    Args:
+        stages: Name to what the ledger has of a stage.
+
+    Raises:
+        ArtifactError: The ledger holds another form.
+    """
+    found = {}
+    for name, stage in stages.items():
+        kind, _, iteration = name.partition("/")
+        if kind == STALENESS and iteration.isdigit():
+            found[int(iteration)] = parse_record(stage["result"], Staleness, f"the result of {name}").kept
+    return found

@@ -14,26 +14,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-from engine.config.file import differences, dump_config, load_config
+from engine.config.file import load_config
 from engine.config.recipe import Config
 from engine.config.remaining import Now, left_of
 from engine.config.timetable import Sizes, Timetable
 from engine.coordination.coordinator import Coordinator
 from engine.errors import ConfigError, SparringError
 from engine.log import get_logger
-from engine.metrics import MetricsWriter
+from engine.metrics import KeptMetrics, MetricsWriter, kept_lines
 from engine.metrics.plan import plan_of
 from engine.reliability.activity import ACTIVITY
 from engine.reliability.preemption import PREEMPTION
 from engine.reliability.progress import follow, format_seconds
-from engine.reliability.run_lock import RunLock, acquire
-from engine.reliability.starts import Start, read_starts, record_start
+from engine.reliability.run_folder import RunFolder, take_folder
+from engine.reliability.run_lock import RunLock
 from engine.reliability.watchdog import Watchdog, watch
-from engine.results import in_form, one_line, plain_of
-from shards.files import parse_record, read_json, write_atomically, write_json
+from engine.results import in_form, kept_shares, one_line, plain_of
+from shards.files import parse_record, read_json, write_json
 
 if TYPE_CHECKING:  # not needed by who only looks at a run's folder
     import torch
+
+__all__ = ["SIZES", "Run", "RunFolder", "Stage", "StopReached", "format_seconds"]
 
 log = get_logger(__name__)
 P = ParamSpec("P")
@@ -42,105 +44,9 @@ C = TypeVar("C", bound=Config)
 SIZES = "sizes"
 """The stage whose result says how much data there is, where phases are counted in epochs."""
 
-_BEATS_OF_PATIENCE = 6
-"""Heartbeats that a start on another host must miss before its folder is taken over."""
-_BEFORE_A_RUN = frozenset({"data", "run.lock"})
-"""What may be in a folder before its first start: made-up data and this start's lock."""
-
 
 class StopReached(SparringError):
     """The run has come to the stage that `run.stop_before` names."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunFolder:
-    """Where everything of a run lies."""
-
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        """The resolved configuration."""
-        return self.path / "config.yaml"
-
-    @property
-    def ledger(self) -> Path:
-        """Which stages are finished, with their results."""
-        return self.path / "ledger.json"
-
-    @property
-    def lock(self) -> Path:
-        """Which start works in the folder."""
-        return self.path / "run.lock"
-
-    @property
-    def data_check(self) -> Path:
-        """What the check of the data folder found, and the sizes and times of its files then."""
-        return self.path / "data_check.json"
-
-    @property
-    def shards(self) -> Path:
-        """The tokenised corpus."""
-        return self.path / "shards"
-
-    @property
-    def bm25(self) -> Path:
-        """The BM25 index."""
-        return self.path / "bm25"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Engine states to resume from."""
-        return self.path / "checkpoints"
-
-    @property
-    def micro_batches(self) -> Path:
-        """The largest micro-batches that fit, by phase, where trials found them."""
-        return self.path / "micro_batches.json"
-
-    @property
-    def results(self) -> Path:
-        """TREC runs and the summary."""
-        return self.path / "results"
-
-    @property
-    def summary(self) -> Path:
-        """The table of systems and metrics."""
-        return self.results / "summary.json"
-
-    @property
-    def fusion(self) -> Path:
-        """The weights by which scores of several systems are mixed, where they were fitted."""
-        return self.results / "fusion.json"
-
-    @property
-    def duel(self) -> Path:
-        """Whether the game paid on dev, where there was one."""
-        return self.results / "duel.json"
-
-    def weights(self, model: str, iteration: str) -> Path:
-        """Consolidated weights of `retriever` or `ranker` after an iteration."""
-        return self.path / "weights" / model / iteration
-
-    def index(self, iteration: str) -> Path:
-        """Embeddings and FAISS index made by an iteration's retriever."""
-        return self.path / "index" / iteration
-
-    def candidates(self, name: str) -> Path:
-        """Negatives to sample from, by the iteration whose retriever found them, or `bm25`."""
-        return self.path / "candidates" / name
-
-    def teacher_scores(self, name: str) -> Path:
-        """What a ranker says of the training queries' documents."""
-        return self.path / "teacher_scores" / name
-
-    def negatives(self, name: str) -> Path:
-        """What filters left of candidates, by the name of the joint pool."""
-        return self.path / "negatives" / name
-
-    def export(self, model: str) -> Path:
-        """What other libraries load."""
-        return self.path / "export" / model
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +74,8 @@ class Run:
     _finished: dict[str, Any] = field(default_factory=dict)
     lock: RunLock | None = None
     """What keeps other starts out of the folder; None where an earlier run is only read."""
+    companion_command: tuple[str, ...] = ()
+    """Words that start a process which opens this run beside it (`engine.refresh.companion`); its order comes last."""
     _ledger: Path = field(init=False)
     _of_earlier_starts: frozenset[str] = field(init=False)
 
@@ -190,7 +98,10 @@ class Run:
                 in what is computed, and `run.force_resume` is not set.
         """
         folder, settings = RunFolder(config.run.path.absolute()), config.run
-        nonce = coordinator.only_rank_zero("open run folder", lambda: _take_folder(folder, config, coordinator))
+        nonce = coordinator.only_rank_zero(
+            "open run folder",
+            lambda: take_folder(folder, config, num_ranks=coordinator.world_size, kind=coordinator.kind),
+        )
         lock = RunLock(folder.lock, nonce)
         if watched:
             watch(
@@ -225,7 +136,52 @@ class Run:
         run = cls(config, folder, coordinator, device, silent, _read_ledger(folder.ledger))
         if (sizes := run.result_of(SIZES, Sizes)) is not None:
             run.size(sizes)
+        run.learn_from_refreshes()
         return run
+
+    @classmethod
+    def beside(cls, folder: RunFolder, ledger: Path, coordinator: Coordinator, device: torch.device, nonce: str) -> Run:
+        """Open a run that a start works in a second time, for what its ranks' companions do.
+
+        Args:
+            folder: Of the run.
+            ledger: Takes the stages that are done here; the run's own is its ranks'.
+            coordinator: Between the companions.
+            device: Of this one's rank.
+            nonce: Of the start; once another has the folder, nothing is recorded any more.
+        """
+        metrics = KeptMetrics(ledger.with_name("metrics.jsonl"), active=coordinator.rank == 0)
+        finished = _read_ledger(folder.ledger) | _read_ledger(ledger)
+        run = cls(load_config(folder.config), folder, coordinator, device, metrics, finished)
+        run.lock, run._ledger = RunLock(folder.lock, nonce), ledger
+        if (sizes := run.result_of(SIZES, Sizes)) is not None:
+            run.size(sizes)
+        run.learn_from_refreshes()
+        return run
+
+    def adopt(self, ledger: Path) -> list[str]:
+        """Record the stages that companions have finished, with what they measured; return their names.
+
+        Args:
+            ledger: Of the companions; where there is none yet, nothing is done.
+        """
+        read = f"stages in {ledger.parent.name}"
+        found: dict[str, Any] = self.coordinator.only_rank_zero(read, lambda: _read_ledger(ledger))
+        new = [name for name in found if name not in self._finished]
+        for name in new:
+            self._finished[name] = found[name]
+            log.info("%-28s %s, beside", name, format_seconds(found[name]["seconds"]))
+        if new and self.is_main:
+            if self.lock is not None:
+                self.lock.require()
+            write_json(self._ledger, {"stages": self._finished})
+            for line in kept_lines(ledger.with_name("metrics.jsonl")):
+                self.metrics.write(line.stage, line.step, line.values)
+        return new
+
+    def seconds_of(self, name: str) -> float:
+        """Return the seconds that a finished stage took, in the start that finished it."""
+        return float(self._finished[name]["seconds"])
 
     def keep_ledger_in(self, folder: RunFolder) -> None:
         """Record stages in a folder of their own from now on, such as an evaluation's: the run's ledger is its own."""
@@ -269,6 +225,10 @@ class Run:
             return ""
         left = left_of(self.config, self._finished, Now(ACTIVITY.stage, ACTIVITY.done, ACTIVITY.total, per_second))
         return "" if left is None else left.told(format_seconds)
+
+    def learn_from_refreshes(self) -> None:
+        """Let the timetable know how much refreshes have changed, where what it has depends on that."""
+        self.config = self.config.with_measured(kept_shares(self._finished))
 
     def iterations(self) -> range:
         """The iterations of the game, counted from 1; 0 is the warm-up."""
@@ -347,58 +307,3 @@ class Run:
 
 def _read_ledger(path: Path) -> dict[str, Any]:
     return dict(read_json(path, "the ledger of finished stages")["stages"]) if path.exists() else {}
-
-
-def _take_folder(folder: RunFolder, config: Config, coordinator: Coordinator) -> str:
-    """Lock the folder before anything in it is touched, and return the lock's nonce."""
-    folder.path.mkdir(parents=True, exist_ok=True)
-    patience = _BEATS_OF_PATIENCE * config.run.heartbeat_seconds
-    lock = acquire(folder.lock, num_ranks=coordinator.world_size, patience_seconds=patience)
-    try:
-        _prepare_folder(folder, config, coordinator, lock)
-    except BaseException:
-        lock.release()
-        raise
-    return lock.nonce
-
-
-def _prepare_folder(folder: RunFolder, config: Config, coordinator: Coordinator, lock: RunLock) -> None:
-    forced: list[str] = []
-    starts = read_starts(folder.path)
-    if folder.config.exists():
-        recorded = load_config(folder.config)
-        if folder.ledger.exists():  # before the first finished stage there is nothing to protect
-            code = starts[-1].code_changes() if starts else []
-            forced = _require_same(folder, differences(config, recorded), code, config)
-    elif any(entry.name not in _BEFORE_A_RUN and entry.name[0] != "." for entry in folder.path.iterdir()):
-        raise ConfigError(
-            f"the folder {folder.path} is not empty and holds no run",
-            expected="a new or empty folder, or one that a run made",
-            remedy="choose another run.path",
-        )
-    with write_atomically(folder.config) as temporary:
-        temporary.write_text(dump_config(config), encoding="utf-8")
-    (folder.path / "stop").unlink(missing_ok=True)  # a request to an earlier start
-    record_start(folder.path, Start.now(lock.nonce, coordinator.world_size, coordinator.kind, forced))
-
-
-def _require_same(folder: RunFolder, changed: list[str], code: list[str], config: Config) -> list[str]:
-    """Refuse to go on with what another configuration or other code began; return what was forced."""
-    if config.run.force_resume:
-        for change in changed + code:
-            log.warning("forced to go on although %s", change)
-        return changed + code
-    force = "or go on all the same by run.force_resume=true, which is recorded in starts.json"
-    if changed:
-        raise ConfigError(
-            f"the run folder {folder.path} was made by another configuration ({', '.join(changed)})",
-            expected="the configuration recorded in its config.yaml",
-            remedy=f"choose another run.path, or undo the change, {force}",
-        )
-    if code:
-        raise ConfigError(
-            f"the run folder {folder.path} was made by other code ({', '.join(code)})",
-            expected="the versions of its last start in starts.json",
-            remedy=f"go back to them, choose another run.path, {force}",
-        )
-    return []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -61,6 +62,8 @@ from shards.made.generated import generate_dataset
 from shards.records import Checked, Dataset
 
 log = get_logger(__name__)
+COMPANION = (sys.executable, str(Path(__file__).parent / "world" / "companion.py"))
+"""Words that start a process beside a rank."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,7 @@ def play(
     run = Run.open(config, world.coordinator, world.device, watched=watched)
     run.metrics.listeners.extend(listeners)
     lead_into(run.folder.path / "logs" / f"rank-{world.rank:05d}.log")
+    run.companion_command = COMPANION
     log.info("run folder %s", run.folder.path)
     dataset = _dataset(run)
     if config.counts_epochs:
@@ -137,6 +141,16 @@ def tell_end(run: Run, dataset: Dataset) -> None:
     steps = next_steps(run.folder.path, question, COMMANDS)
     table = summary_table(run.folder, bold=is_bold())
     log.info("results (%s)\n\n%s\n\nto go on with:\n%s", run.folder.summary, table, steps)
+
+
+def open_beside(run: Run) -> Data:
+    """Open the data of a run that a start works in, as its ranks have opened them, in their companions.
+
+    Args:
+        run: Whose stages of data and shards are finished.
+    """
+    dataset = _dataset(run)
+    return _data(run, dataset, model_texts(run.config, _model_names(run, dataset)))
 
 
 def measure_at_end(run: Run, data: Data, taken: int) -> None:

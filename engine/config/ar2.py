@@ -5,63 +5,25 @@ Source: Zhang et al. 2022, "Adversarial Retriever-Ranker for Dense Text Retrieva
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from engine.config.models import ModelConfig, RankerConfig, RetrieverConfig
 from engine.config.negatives import NegativesConfig
-from engine.config.pools import BM25, Pools, mining_of
+from engine.config.pools import Pools, mining_of
 from engine.config.recipe import Config, Prior
+from engine.config.refreshes import Refreshes
 from engine.config.sections import Section
 from engine.config.timetable import ZERO_SHOT, Mining, Phase, Pool, Sizes, Timetable, WeightsOf, iteration_name
-from engine.config.training import OptimConfig, PhaseConfig, Tokens
+from engine.config.training import OptimConfig, PhaseConfig
+from engine.config.warmups import WarmupRankerConfig, WarmupRetrieverConfig
+
+__all__ = ["DENSE", "Ar2Config", "Ar2Recipe", "WarmupRankerConfig", "WarmupRetrieverConfig", "ar2_timetable"]
 
 DENSE = "dense"
 """The kind of retriever that the game draws its negatives from."""
-
-
-class WarmupRetrieverConfig(Section):
-    """G0: contrastive warm-up with in-batch and BM25 negatives (Algorithm 1 line 2, Eq. 2)."""
-
-    steps: int = Field(1000, ge=0)
-    """Optimizer steps; 0 leaves the pre-trained retriever as G0."""
-    batch_size: int = Field(128, ge=1)
-    """Queries of a step over all ranks; their positives and hard negatives are shared in one pool."""
-    micro_batch_size: int = Field(128, ge=1)
-    """Queries a rank holds in memory at once; more are taken by gradient caching, which changes no number."""
-    micro_batch_tokens: Tokens | None = None
-    """Tokens of one forward on one rank, in place of `micro_batch_size`: as many queries as fit, at least one. `auto`:
-    the most that a GPU's memory allows, found by trial before the phase's first step and recorded in the run folder."""
-    hard_negatives: int = Field(1, ge=0)
-    """Negatives of each query, added to the shared pool."""
-    candidates: str = BM25
-    """What they are drawn from: `bm25`; `given`, the data's own negatives, as DPR's files have them; `given@NAME`,
-    those of them that NAME proposed; or the path of a TREC run file that ranks the training queries."""
-    bm25_depth: int = Field(100, ge=1)
-    """Best candidates from which they are drawn, whoever found them."""
-    gather_negatives: bool = True
-    """Share the pool across ranks (with gradients); without it, each rank has the pool of its own queries."""
-    optim: OptimConfig = OptimConfig(lr=1e-5)
-    """Optimizer of this warm-up."""
-
-
-class WarmupRankerConfig(Section):
-    """D0: listwise warm-up on negatives from G0 (Algorithm 1 line 5, Eq. 7)."""
-
-    steps: int = Field(2000, ge=0)
-    """Optimizer steps; 0 leaves the ranker's head untrained."""
-    batch_size: int = Field(64, ge=1)
-    """Queries of a step over all ranks."""
-    micro_batch_size: int = Field(8, ge=1)
-    """Queries of one forward on one rank; DeepSpeed accumulates the rest."""
-    micro_batch_tokens: Tokens | None = None
-    """Tokens of one forward on one rank, in place of `micro_batch_size`: as many queries as fit, at least one. `auto`:
-    the most that a GPU's memory allows, found by trial before the phase's first step and recorded in the run folder."""
-    num_negatives: int = Field(15, ge=1)
-    """Negatives of a query (n)."""
-    optim: OptimConfig = OptimConfig(lr=1e-5)
-    """Optimizer of this warm-up."""
 
 
 class Ar2Config(Section):
@@ -85,6 +47,16 @@ class Ar2Config(Section):
     """Negatives of a query, drawn afresh at every step (n)."""
     top_k: int = Field(100, ge=1)
     """Depth of the candidates from which they are drawn, positives taken out."""
+    overlap: Literal["none", "ranker"] = "none"
+    """What the refresh of the index waits for. `none`: everything else waits for it, as in the paper. `ranker`: once
+    the corpus is encoded, the index is made and searched in processes beside the ranker's phase, which then draws from
+    the candidates before these; the retriever's are fresh as ever (docs/ar2.md)."""
+    refresh_every: int = Field(1, ge=1)
+    """Iterations between two refreshes of the index. The iterations in between draw from what the last one found, and
+    are not measured on dev, which would take an index. The last iteration always has one."""
+    refresh_until: float | None = Field(None, gt=0, le=1)
+    """Share of a query's `top_k` that stood in the candidates before, on average, from which on the index is left as
+    it is until the last iteration, whose models are measured. Left out, it is always made anew."""
     mine: Literal["all", "sampled"] = "all"
     """Training queries searched at a refresh: all, or those that the next phases draw (trains the same)."""
     further_retrievers: tuple[str, ...] = ()
@@ -135,6 +107,22 @@ class Ar2Config(Section):
     def minimised(self) -> Literal["", "irgan"]:
         """What the phases of both models minimise, as rows of the timetable say it; the warm-up of G0 aside."""
         return "irgan" if self.objective == "irgan" else ""
+
+    @model_validator(mode="after")
+    def _overlaps(self) -> Ar2Config:
+        if self.overlap == "none":
+            return self
+        if not self.has_ranker or not self.ranker.steps:
+            why = f"the objective {self.objective} trains no ranker" if not self.has_ranker else "ranker.steps is 0"
+            raise ValueError(
+                f"overlap is {self.overlap}, but {why}, so that nothing trains beside the refresh: leave it out"
+            )
+        if self.order != "paper":
+            raise ValueError(
+                f"overlap is {self.overlap}, but in the order {self.order} the refresh ends an iteration, and the "
+                "ranker's phase of the next is what it would run beside: set order to paper, or leave overlap out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _objective_is_whole(self) -> Ar2Config:
@@ -207,6 +195,8 @@ class Ar2Recipe(Config):
     ar2: Ar2Config = Ar2Config()
     """The game."""
 
+    _ended: int | None = PrivateAttr(None)
+
     @property
     def models(self) -> dict[str, ModelConfig]:
         """The sections of the models that the game trains."""
@@ -231,18 +221,35 @@ class Ar2Recipe(Config):
 
     def timetable_for(self, sizes: Sizes | None) -> Timetable:
         """Lay out Algorithm 1, which depends on no size of the data."""
-        return ar2_timetable(self.ar2, self.warmup_retriever, self.warmup_ranker)
+        return ar2_timetable(self.ar2, self.warmup_retriever, self.warmup_ranker, ended=self._ended)
+
+    def with_measured(self, kept: Mapping[int, float | None]) -> Self:
+        """Return the same recipe, its refreshes ended where they are measured to change little (`refresh_until`)."""
+        until = self.ar2.refresh_until
+        few = [t for t, share in kept.items() if until is not None and share is not None and share >= until]
+        found = self.model_copy()
+        found._ended = min(few, default=None)
+        return found
 
 
-def ar2_timetable(game: Ar2Config, warm_retriever: WarmupRetrieverConfig, warm_ranker: WarmupRankerConfig) -> Timetable:
+def ar2_timetable(
+    game: Ar2Config,
+    warm_retriever: WarmupRetrieverConfig,
+    warm_ranker: WarmupRankerConfig,
+    *,
+    ended: int | None = None,
+) -> Timetable:
     """Lay out Algorithm 1: what its lines train, and on what.
 
     Args:
         game: The iterations.
         warm_retriever: G0.
         warm_ranker: D0.
+        ended: The refresh after which a measurement has ended them; None while none has.
     """
-    names = [iteration_name(iteration) for iteration in range(game.iterations + 1)]
+    refreshes = Refreshes.of(game.iterations, game.refresh_every, may_end=game.refresh_until is not None, ended=ended)
+    # Of each iteration, what its newest refresh found.
+    names = [iteration_name(refreshes.newest(iteration)) for iteration in range(game.iterations + 1)]
     warm = mining_of(warm_retriever.candidates, warm_retriever.bm25_depth, "warmup_retriever.bm25_depth")
     pools = _pools(game, warm, names)
     of_retriever = _phases_of_retriever(game, warm_retriever, warm.name, names)
@@ -263,6 +270,8 @@ def ar2_timetable(game: Ar2Config, warm_retriever: WarmupRetrieverConfig, warm_r
         mine_all=game.mine == "all",
         remove_answers=game.remove_answers,
         search_deeper=game.search_deeper,
+        refreshes=None if refreshes.is_plain else refreshes,
+        beside=("index", "candidates", *(["negatives"] if ends_in_pool else [])) if game.overlap == "ranker" else (),
         names={
             WeightsOf(model, iteration): letter + "0" * (iteration == 0)
             for model, letter in (("retriever", "G"), ("ranker", "D"))
@@ -301,7 +310,7 @@ def _phases_of_retriever(
 
 def _phases_of_ranker(game: Ar2Config, warmup: WarmupRankerConfig, names: list[str]) -> tuple[Phase, Phase]:
     """Make the rows of D0 and D."""
-    fresh = names[1:] if game.order == "paper" else names[:-1]
+    fresh = names[1:] if game.order == "paper" and game.overlap == "none" else names[:-1]
     restarts = {"never": None, "warmup": names[0], "pretrained": ZERO_SHOT}[game.ranker_restarts]
     return (
         _phase(
@@ -329,12 +338,13 @@ def _phases_of_ranker(game: Ar2Config, warmup: WarmupRankerConfig, names: list[s
 def _pools(game: Ar2Config, warm: Mining, names: list[str]) -> Pools:
     """Gather what is mined: candidates for G0, and each iteration's, with what joins them in a pool."""
     alone = [warm]
+    refreshed = [iteration for iteration, name in enumerate(names) if name == iteration_name(iteration)]
     alone += [
-        Mining(name, DENSE, WeightsOf("retriever", iteration), game.top_k, "ar2.top_k")
-        for iteration, name in enumerate(names)
+        Mining(iteration_name(iteration), DENSE, WeightsOf("retriever", iteration), game.top_k, "ar2.top_k")
+        for iteration in refreshed
     ]
     pools = Pools({mining.name: mining for mining in alone}, "ar2.top_k")
-    for name in names:
+    for name in dict.fromkeys(names):
         pools.add(name, (name, *game.further_retrievers), game.top_k, game.negatives)
     return pools
 

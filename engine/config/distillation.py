@@ -10,8 +10,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from engine.config.schedule import steps_of
 from engine.config.sections import StoredPath
-from engine.config.timetable import Phase, steps_of
+from engine.config.timetable import Phase
 from engine.config.training import CountedPhaseConfig, OptimConfig
 
 ScoresAre = Literal["logits", "probabilities"]

@@ -14,8 +14,9 @@ from pydantic import Field, model_validator
 
 from engine.config.models import BottleneckConfig, CondenserConfig, RetrieverConfig
 from engine.config.recipe import Config
+from engine.config.schedule import steps_of
 from engine.config.sections import Section
-from engine.config.timetable import Phase, Pool, Sizes, Timetable, steps_of
+from engine.config.timetable import Phase, Pool, Sizes, Timetable
 from engine.config.training import OptimConfig, Tokens
 
 

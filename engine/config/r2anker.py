@@ -18,8 +18,9 @@ from engine.config.models import LexicalConfig, RankerConfig, RetrieverConfig
 from engine.config.negatives import NegativesConfig
 from engine.config.pools import BM25, GIVEN, Pools
 from engine.config.recipe import Config
+from engine.config.schedule import steps_of
 from engine.config.sections import Section
-from engine.config.timetable import ZERO_SHOT, Mining, Phase, Pool, Sizes, Timetable, WeightsOf, steps_of
+from engine.config.timetable import ZERO_SHOT, Mining, Phase, Pool, Sizes, Timetable, WeightsOf
 from engine.config.training import CountedPhaseConfig, OptimConfig
 
 JOINT = "joint"

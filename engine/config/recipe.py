@@ -6,6 +6,7 @@ of its phases; `engine.config.file` reads it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -122,6 +123,14 @@ class Config(Section):
         found = self.model_copy()
         found._sizes = sizes
         return found
+
+    def with_measured(self, kept: Mapping[int, float | None]) -> Self:
+        """Return the same recipe, its timetable as measurements leave it.
+
+        Args:
+            kept: Iteration of a refresh to the share of candidates that it kept; None where that is not known.
+        """
+        return self
 
     @property
     def query_max_length(self) -> int:

@@ -7,7 +7,8 @@
                          as it has states of the models
 
 A kind of work of which nothing was measured yet is left out, and the sum is then a lower bound; before anything was
-measured there is no sum. What comes once (shards, BM25, exports) is counted while it runs.
+measured there is no sum. What a refresh does beside the ranker's phase counts where it is the longer one. What comes
+once (shards, BM25, exports) is counted while it runs.
 """
 
 from __future__ import annotations
@@ -83,19 +84,27 @@ def left_of(config: Config, ledger: Mapping[str, Any], now: Now | None) -> Left 
     pieces = list(_pieces(config))
     pace = _pace(pieces, ledger, now)
     running, left_here = (now.stage, now.seconds_left) if now is not None else ("", None)
-    seconds, is_all, is_known = 0.0, True, False
+    beside = config.timetable.beside
+    alone, at_once, is_all, is_known = 0.0, {True: 0.0, False: 0.0}, True, False
     for piece in pieces:
         if piece.stage in ledger or piece.size == 0:
             continue
         if piece.stage == running and left_here is not None:
-            seconds, is_known = seconds + left_here, True
+            seconds = left_here
         elif piece.kind in pace:
-            seconds, is_known = seconds + piece.size * pace[piece.kind], True
+            seconds = piece.size * pace[piece.kind]
         else:
             is_all = False
+            continue
+        is_known = True
+        group = piece.stage.partition("/")[0]
+        if beside and group in {*beside, "ranker"}:  # of the two that go on at once, the longer one counts
+            at_once[group in beside] += seconds
+        else:
+            alone += seconds
     if left_here is not None and running not in {piece.stage for piece in pieces}:
-        seconds, is_known = seconds + left_here, True
-    return Left(seconds, is_all) if is_known else None
+        alone, is_known = alone + left_here, True
+    return Left(alone + max(at_once.values()), is_all) if is_known else None
 
 
 def _pace(pieces: list[_Piece], ledger: Mapping[str, Any], now: Now | None) -> dict[str, float]:
@@ -121,7 +130,8 @@ def _pieces(config: Config) -> Iterator[_Piece]:
     phases = {phase.name for phase in table.phases}
     for kind in table.in_each_iteration:
         if kind not in phases and kind not in _OF_MININGS:
-            yield from (_Piece(f"{kind}/{iteration}", kind) for iteration in range(table.iterations + 1))
+            has_it = filter(table.is_refreshed, range(table.iterations + 1))
+            yield from (_Piece(f"{kind}/{iteration}", kind) for iteration in has_it)
     if not config.learns_from_queries:
         return
     if not table.in_each_iteration:

@@ -15,14 +15,14 @@ queries go on from visit to visit (where it restarts, the order alone); those of
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from engine.config.negatives import NegativesConfig
+from engine.config.refreshes import OF_REFRESH, Refreshes
+from engine.config.schedule import Schedule
 from engine.config.training import OptimConfig
-from engine.errors import ConfigError
 
 ZERO_SHOT = "zero-shot"
 """The name of the state before any training, where others are named by their iteration."""
@@ -63,55 +63,6 @@ class Sizes:
 
     queries: int
     documents: int
-
-
-def steps_of(steps: int | None, epochs: float | None, batch_size: int, num_samples: int | None, section: str) -> int:
-    """Return the steps of a phase that may be counted in epochs.
-
-    Args:
-        steps: Given steps, which count where they are given.
-        epochs: Passes over the samples.
-        batch_size: Samples of a step.
-        num_samples: Of an epoch; None where they have not been counted yet.
-        section: Of the phase in the configuration, for the message.
-
-    Returns:
-        Steps; the last one of the last epoch goes on into the next where the batch does not divide the samples.
-
-    Raises:
-        ConfigError: Epochs are asked for, and the data has not been counted.
-    """
-    if steps is not None:
-        return steps
-    if num_samples is None:
-        raise ConfigError(
-            f"{section}.epochs cannot be turned into steps before the data is opened",
-            expected="a run that has read its data, or steps",
-            remedy=f"name the steps by {section}.steps",
-        )
-    return math.ceil((epochs or 0) * num_samples / batch_size)
-
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """Learning rates over the whole life of an optimizer, which may span several visits.
-
-    Attributes:
-        optim: Peak rate, shape and share of warm-up.
-        total_steps: Steps after which a linear schedule reaches 0.
-    """
-
-    optim: OptimConfig
-    total_steps: int
-
-    def lr(self, step: int) -> float:
-        """Return the rate of step `step`, counted from 0 over all visits."""
-        warmup = round(self.optim.warmup_ratio * self.total_steps)
-        if step < warmup:
-            return self.optim.lr * (step + 1) / (warmup + 1)
-        if self.optim.schedule == "constant":
-            return self.optim.lr
-        return self.optim.lr * max(0.0, (self.total_steps - step) / max(1, self.total_steps - warmup))
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +258,8 @@ class Timetable:
         measured: The states that have rows in the last table, where these are not the warm-up's and the last.
         reranked: What rankers re-order in the last table, by the names of the minings that find it; None for what the
             corpus' encoder finds in the ranker's own iteration.
+        refreshes: When an iteration's index and candidates are made anew, where that is not in each.
+        beside: Kinds of stages that run beside the ranker's phase of their iteration.
     """
 
     phases: tuple[Phase, ...]
@@ -323,6 +276,8 @@ class Timetable:
     ends: tuple[WeightsOf, ...] | None = None
     measured: tuple[WeightsOf, ...] | None = None
     reranked: tuple[str, ...] | None = None
+    refreshes: Refreshes | None = None
+    beside: tuple[str, ...] = ()
 
     @property
     def visits(self) -> Iterator[Visit]:
@@ -368,9 +323,45 @@ class Timetable:
         """Return what is known of candidates by their name."""
         return next(mining for mining in self.minings if mining.name == name)
 
+    def is_refreshed(self, iteration: int) -> bool:
+        """Tell whether an iteration has an index of its own, and so candidates and a measurement on dev."""
+        return self.refreshes is None or iteration in self.refreshes.iterations
+
+    def refreshed_before(self, iteration: int) -> int:
+        """Return the refresh before that of an iteration, which is not the warm-up's."""
+        return iteration - 1 if self.refreshes is None else self.refreshes.newest(iteration - 1)
+
+    def iterations_with(self, kind: str) -> int:
+        """Return in how many iterations there is a stage of some kind; the warm-up is not counted."""
+        if kind not in OF_REFRESH:
+            return self.iterations
+        return sum(self.is_refreshed(iteration) for iteration in range(1, self.iterations + 1))
+
+    def steps_between(self, model: str, before: int, until: int) -> int:
+        """Return the optimizer steps that lie between a model's states of two iterations."""
+        visits = (visit for phase in self.phases_of(model) for visit in phase.visits)
+        return sum(visit.phase.steps for visit in visits if before < visit.iteration <= until)
+
+    def drawn_by(self, name: str) -> list[Visit]:
+        """Return the visits that draw from candidates or a pool of that name, or will if it is the last refresh."""
+        return [visit for visit in self.visits if name in self._may_draw_from(visit)]
+
     def drawing_from(self, candidates: str) -> list[Visit]:
-        """Return the visits whose negatives come from some candidates, alone or in a pool, or are kept to them."""
-        return [visit for visit in self.visits if candidates in self.candidates_of(visit)]
+        """Return the visits whose negatives come from some candidates, alone or in a pool, or are kept to them.
+
+        Those too that will draw from them if their refresh turns out to be the last one.
+        """
+        return [
+            visit
+            for visit in self.visits
+            if any(candidates in self._members(name) for name in self._may_draw_from(visit))
+        ]
+
+    def _may_draw_from(self, visit: Visit) -> tuple[str, ...]:
+        name = visit.candidates
+        if self.refreshes is None or not name.isdigit():
+            return (name,)
+        return (name, *map(iteration_name, self.refreshes.may_stand_for(int(name))))
 
     def needed(self, candidates: str) -> int:
         """Return how many candidates a query must keep, for the largest n that is drawn from them alone.
@@ -382,11 +373,13 @@ class Timetable:
 
     def drawn(self, name: str) -> int:
         """Return the largest n that is drawn from candidates or a pool of that name."""
-        return max((visit.phase.num_negatives for visit in self.visits if visit.candidates == name), default=0)
+        return max((visit.phase.num_negatives for visit in self.drawn_by(name)), default=0)
 
     def candidates_of(self, visit: Visit) -> tuple[str, ...]:
         """Return the names of the candidates that a visit needs: several for a pool, none without negatives."""
-        name = visit.candidates
+        return self._members(visit.candidates)
+
+    def _members(self, name: str) -> tuple[str, ...]:
         if name in self.joint:
             return tuple(dict.fromkeys((*self.joint[name].members, *self.joint[name].within)))
         return (name,) if name else ()

@@ -220,6 +220,44 @@ class MetricsWriter:
         return self._board
 
 
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What one line of metrics says: the stage, the place on its x-axis, and tag to number."""
+
+    stage: str
+    step: int
+    values: Mapping[str, float]
+
+
+class KeptMetrics(MetricsWriter):
+    """Keeps points in a file, for the process that writes the run's metrics to take them over.
+
+    Args:
+        path: The file; what an earlier start left in it stays.
+        active: Only rank 0 writes.
+    """
+
+    def __init__(self, path: Path, *, active: bool) -> None:
+        super().__init__(path.parent, active=False)
+        self._kept, self._keeps = path, active
+
+    def write(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Keep one point; arguments as of `MetricsWriter.write`."""
+        if self._keeps and values:
+            _drop_cut_line(self._kept)
+            _append(self._kept, {"time": round(time.time(), 3), "stage": stage, "step": step, **values})
+
+
+def kept_lines(path: Path) -> list[Point]:
+    """Read what `KeptMetrics` kept, of points that an interrupted stage repeated the last ones.
+
+    Args:
+        path: The file; nothing where there is none.
+    """
+    found = {(line["stage"], line["step"], _tags(line)): line for line in _read_lines(path)}
+    return [Point(stage, step, {tag: line[tag] for tag in sorted(tags)}) for (stage, step, tags), line in found.items()]
+
+
 def _tags(line: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(line) - NOT_TAGS
 

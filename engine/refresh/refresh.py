@@ -12,7 +12,7 @@ import shutil
 import numpy as np
 
 from engine.config.negatives import NegativesConfig
-from engine.config.timetable import ZERO_SHOT, WeightsOf, iteration_name
+from engine.config.timetable import ZERO_SHOT, Timetable, WeightsOf, iteration_name
 from engine.data.batches import rows_drawn
 from engine.data.candidates import Candidates, is_of
 from engine.data.corpus import Data
@@ -20,10 +20,15 @@ from engine.data.filters import Teacher
 from engine.data.negatives import NegativeSource
 from engine.data.teacher_scores import TeacherScores
 from engine.evaluation.chosen import taken_iteration
+from engine.log import get_logger
 from engine.refresh.mining import MinedQueries, mine
 from engine.refresh.pooling import Pooling, joint_negatives
+from engine.refresh.staleness import measure_staleness
+from engine.results import STALENESS
 from engine.retrievers.kinds import build, choice_of, dense, open_searcher, stamp_of
 from engine.run import Run, RunFolder, Stage
+
+log = get_logger(__name__)
 
 
 def refresh_index(run: Run, data: Data, *, iteration: int, model: str | None = None) -> NegativeSource:
@@ -43,6 +48,38 @@ def refresh_index(run: Run, data: Data, *, iteration: int, model: str | None = N
         DataError: A query has too few documents left to draw n negatives from.
     """
     return pool_of(run, data, run.timetable.artifact(WeightsOf(model or run.timetable.encoder, iteration)))
+
+
+def refresh_when_due(run: Run, data: Data, found: NegativeSource, *, iteration: int) -> NegativeSource:
+    """Refresh the retriever's index in an iteration that has a refresh, and measure how stale the one before was.
+
+    Args:
+        run: Whose folder takes the artifacts.
+        data: Corpus and training queries.
+        found: What the last refresh found, which is what others return.
+        iteration: Whose retriever, from 1.
+
+    Returns:
+        What the next phases draw from.
+
+    Raises:
+        IndexQualityError: As of `refresh_index`.
+        DataError: As of `refresh_index`.
+    """
+    if not run.timetable.is_refreshed(iteration):
+        return found
+    found = refresh_index(run, data, iteration=iteration)
+    note_staleness(run, iteration)
+    return found
+
+
+def note_staleness(run: Run, iteration: int) -> None:
+    """Measure how stale the index before a refresh was, and let the timetable know."""
+    before, planned = run.timetable.refreshed_before(iteration), run.timetable.refreshes
+    run.once(f"{STALENESS}/{iteration}", measure_staleness, before=before, iteration=iteration)
+    run.learn_from_refreshes()
+    if run.is_main and run.timetable.refreshes != planned:
+        log.info("%s/%d: the index is left as it is until the last iteration", STALENESS, iteration)
 
 
 def prepare_search(run: Run, data: Data, *, model: str, iteration: int) -> None:
@@ -87,7 +124,7 @@ def pool_of(run: Run, data: Data, name: str, teacher: Teacher | None = None) -> 
     """
     table = run.timetable
     joint = table.joint.get(name)
-    visits = [visit for visit in table.visits if visit.candidates == name]
+    visits = table.drawn_by(name)
     if joint is None or not visits:
         return candidates_of(run, data, name)
     found = {member: candidates_of(run, data, member) for member in (*joint.members, *joint.within)}
@@ -105,6 +142,20 @@ def pool_of(run: Run, data: Data, name: str, teacher: Teacher | None = None) -> 
         within={member: found[member] for member in joint.within},
     )
     return joint_negatives(run, data, pooling)
+
+
+def stages_beside(table: Timetable, name: str) -> tuple[str, ...]:
+    """Name the stages of a refresh that follow when the corpus is encoded.
+
+    Args:
+        table: The run's.
+        name: Of the refresh's candidates.
+    """
+    joint = table.joint.get(name) if table.drawn_by(name) else None
+    if joint is None:
+        return (f"index/{name}", f"candidates/{name}")
+    members = tuple(f"candidates/{member}" for member in dict.fromkeys((*joint.members, *joint.within)))
+    return (f"index/{name}", *members, *(() if joint.is_cut else (f"negatives/{name}",)))
 
 
 def _teacher(negatives: NegativesConfig) -> Teacher | None:
@@ -146,7 +197,8 @@ def drop_old_indexes(run: Run, folder: RunFolder, iteration: int, taken: int | N
     if run.timetable.ends is not None:
         return
     keep = {ZERO_SHOT, iteration_name(0), iteration_name(taken_iteration(run, iteration) if taken is None else taken)}
-    keep |= {iteration_name(iteration - back) for back in range(run.config.run.keep_indexes)}
+    made = [one for one in range(iteration, -1, -1) if run.timetable.is_refreshed(one)]
+    keep |= {iteration_name(one) for one in made[: run.config.run.keep_indexes]}
     for index in (folder.path / "index").iterdir():
         is_newer = index.name.isdigit() and int(index.name) > iteration
         if index.is_dir() and index.name not in keep and not is_newer:

@@ -73,6 +73,16 @@ class Preemption:
             timer.daemon = True
             timer.start()
 
+    def interrupt(self, reason: str) -> None:
+        """Let all ranks stop where a request would stop them, without its timer: something beside them has failed.
+
+        Args:
+            reason: What has.
+        """
+        with self._lock:
+            if not self.requested:
+                self.requested, self.reason = True, reason
+
     def at_deadline(self, function: Callable[[], None]) -> None:
         """Name what is called, from another thread, before the process is ended by the timer."""
         self._at_deadline = function

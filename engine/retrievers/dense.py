@@ -136,8 +136,13 @@ class DenseSearcher(DenseScorer):
 def build_dense(run: Run, data: Data, folder: RunFolder, choice: Choice, prefix: str) -> None:
     """Encode and index a corpus with published weights; see `RetrieverKind.build`."""
     name = run.timetable.artifact(choice.trained)
-    run.once(f"{prefix}encode/{name}", encode_corpus, data, folder, choice)
+    encode_dense(run, data, folder, choice, prefix)
     run.once(f"{prefix}index/{name}", index_corpus, data, folder, choice)
+
+
+def encode_dense(run: Run, data: Data, folder: RunFolder, choice: Choice, prefix: str) -> None:
+    """Encode a corpus with published weights, the first half of `build_dense`."""
+    run.once(f"{prefix}encode/{run.timetable.artifact(choice.trained)}", encode_corpus, data, folder, choice)
 
 
 def open_dense(run: Run, data: Data, folder: RunFolder, choice: Choice) -> DenseSearcher:

@@ -23,10 +23,10 @@ from typing import Any
 
 from engine.config.file import differences, dump_config, load_config, with_overrides
 from engine.config.recipe import Config
-from engine.config.timetable import ZERO_SHOT, Sizes, Visit, WeightsOf
+from engine.config.timetable import ZERO_SHOT, Sizes, Visit, WeightsOf, iteration_name
 from engine.errors import ArtifactError, ConfigError
 from engine.reliability.starts import read_starts, record_start
-from engine.results import Measured
+from engine.results import STALENESS, Measured, kept_shares
 from engine.run import SIZES, RunFolder
 from shards.files import parse_record, read_json, write_json
 
@@ -106,6 +106,7 @@ def branch_run(source: Path, target: Path, overrides: Sequence[str], before: str
 
 
 def _sized(config: Config, ledger: dict[str, Any]) -> Config:
+    config = config.with_measured(kept_shares(ledger))
     if SIZES not in ledger:
         return config
     return config.sized(parse_record(ledger[SIZES]["result"], Sizes, "the sizes of the data in the ledger"))
@@ -224,6 +225,9 @@ class _Plan:
             return bool(self.changes(["index"]))
         if kind == "candidates":
             return self._draws_others(name)
+        if kind == STALENESS:  # of the candidates of two refreshes
+            refreshes = int(name), int(self.ledger[stage]["result"]["before"])
+            return any(self._draws_others(iteration_name(iteration)) for iteration in refreshes)
         if kind == "negatives":
             joint = (self.old.timetable.joint.get(name), self.new.timetable.joint.get(name))
             return joint[0] != joint[1] or self._draws_others(name)
@@ -238,8 +242,7 @@ class _Plan:
         if tables[0].mine_all:
             return False
         drawn = [
-            [(one.stage, one.places) for one in table.visits if name in (one.candidates, *table.candidates_of(one))]
-            for table in tables
+            [(one.stage, one.places) for one in [*table.drawn_by(name), *table.drawing_from(name)]] for table in tables
         ]
         return drawn[0] != drawn[1] or self._changed_seed
 

@@ -29,6 +29,7 @@ from engine.reliability.heartbeat import ENDED, STOPPING, Beat, beat_path
 from engine.reliability.progress import format_seconds, plural
 from engine.reliability.run_lock import Holder, read_holder
 from engine.reliability.traces import read_traces
+from engine.results import kept_shares
 from engine.run import SIZES, RunFolder
 from launcher.slurm.job import Submitted, ask_slurm, is_finished, job_lines, read_submitted, sweep_rows
 from launcher.terminal.arguments import typed_path
@@ -150,6 +151,7 @@ def read_state(path: Path) -> State:
     ledger = read_json(folder.ledger, "the ledger of finished stages")["stages"] if folder.ledger.exists() else {}
     if SIZES in ledger:
         config = config.sized(parse_record(ledger[SIZES]["result"], Sizes, f"the result of {SIZES} in {folder.ledger}"))
+    config = config.with_measured(kept_shares(ledger))
     traces = read_traces(folder.path, before=None)
     return State(
         folder,
@@ -174,6 +176,7 @@ def _lines(state: State) -> list[tuple[str, str]]:
         speed = f", {first.speed:.3g} {plural(first.unit)} a second" if first.speed else ""
         left = now_of(first).seconds_left
         lines.append(("stage", first.where + speed + (f", {format_seconds(left)} left" if left is not None else "")))
+        lines += [("beside", text) for text in _beside(state)]
         if state.knows_its_size and (recipe := left_of(state.config, state.ledger, now_of(first))) is not None:
             lines.append(("recipe", recipe.told(format_seconds)))
     elif code == STOPPED and first is not None:

@@ -248,7 +248,7 @@ class _Context:
 
     def evaluation(self) -> PhaseHours:
         """Estimate re-ranking and search on dev in each iteration, and on test at the end."""
-        settings, iterations = self.config.evaluation, self.config.timetable.iterations
+        settings, iterations = self.config.evaluation, self.config.timetable.iterations_with("evaluate")
         rounds = self.dev * (1 + iterations) + self.test * (1 + (iterations > 0))
         flops, seconds, how = 0.0, 0.0, f"{rounds} queries in all"
         if (ranker := reranker_of(self.config)) is not None:

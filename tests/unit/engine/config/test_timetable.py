@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from engine.config.ar2 import Ar2Config, WarmupRankerConfig, WarmupRetrieverConfig, ar2_timetable
-from engine.config.timetable import Phase, Schedule, Timetable
+from engine.config.schedule import Schedule
+from engine.config.timetable import Phase, Timetable
 from engine.config.training import OptimConfig, PhaseConfig
 
 LINEAR = Schedule(OptimConfig(lr=1.0, warmup_ratio=0.2), 10)

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from engine.config.timetable import Phase, Schedule, Visit
+from engine.config.schedule import Schedule
+from engine.config.timetable import Phase, Visit
 from engine.config.training import OptimConfig
 from engine.data.batches import SampledQuery, dropout_seed
 from engine.errors import TrainingError
