@@ -252,6 +252,17 @@ class Run:
             return None
         return parse_record(self._finished[name]["result"], kind, f"the result of {name} in {self._ledger}")
 
+    def end_before(self, name: str) -> None:
+        """End the run where a stage that is due is the one before which it is to end.
+
+        Raises:
+            StopReached: It is.
+        """
+        if name == self.config.run.stop_before and not self.is_finished(name):
+            raise StopReached(
+                f"ended before {name}, as run.stop_before says; the same command without it goes on from there"
+            )
+
     def forget(self, names: Sequence[str]) -> None:
         """Let finished stages run again, since what they left is lost; the same names on all ranks."""
         for name in names:
@@ -282,10 +293,7 @@ class Run:
             if name in self._of_earlier_starts:
                 log.info("%-28s finished earlier, skipped", name)
             return in_form(function, self._finished[name]["result"], name)
-        if name == self.config.run.stop_before:
-            raise StopReached(
-                f"ended before {name}, as run.stop_before says; the same command without it goes on from there"
-            )
+        self.end_before(name)
         if any(self.coordinator.gather(f"{name}: start", PREEMPTION.requested)):
             raise PREEMPTION.stop_here(f"the start of {name}")
         start = time.monotonic()

@@ -16,7 +16,7 @@ from engine.config.pools import Pools, mining_of
 from engine.config.recipe import Config, Prior
 from engine.config.refreshes import Refreshes
 from engine.config.sections import Section
-from engine.config.timetable import ZERO_SHOT, Mining, Phase, Pool, Sizes, Timetable, WeightsOf, iteration_name
+from engine.config.timetable import AUTO, ZERO_SHOT, Mining, Phase, Pool, Sizes, Timetable, WeightsOf, iteration_name
 from engine.config.training import OptimConfig, PhaseConfig
 from engine.config.warmups import WarmupRankerConfig, WarmupRetrieverConfig
 
@@ -116,6 +116,11 @@ class Ar2Config(Section):
             why = f"the objective {self.objective} trains no ranker" if not self.has_ranker else "ranker.steps is 0"
             raise ValueError(
                 f"overlap is {self.overlap}, but {why}, so that nothing trains beside the refresh: leave it out"
+            )
+        if self.ranker.micro_batch_tokens == AUTO:
+            raise ValueError(
+                f"overlap is {self.overlap} and ranker.micro_batch_tokens auto, whose trials would find the memory "
+                "that the refresh beside it is about to take: name a number, such as one that an earlier run recorded"
             )
         if self.order != "paper":
             raise ValueError(

@@ -45,7 +45,7 @@ class Cost:
 
     Attributes:
         facts: What the seconds depend on, such as `negatives of a query (n)`; equal for the seeds of a setting.
-        seconds: Kind of work -> seconds; all kinds and `overall`.
+        seconds: Kind of work -> seconds; all kinds, and `overall`, in which what ran beside training counts once.
         rates: Such as `milliseconds of a step, retriever`.
         restarted: Whether the run was started more than once.
     """
@@ -78,7 +78,8 @@ def cost_of(run: Run) -> Cost:
             facts[f"negatives of a query (n), {phase.name}"] = float(phase.num_negatives)
             facts[f"steps, {phase.name}"] = float(phase.total_steps)
     rates = _seconds_of_steps(run, phase_of) | _rates_of_search(stages) | _peaks(run)
-    return Cost(facts, seconds | {OVERALL: sum(seconds.values())}, rates, len(starts) > 1)
+    hidden = sum(stage["result"]["hidden_seconds"] for name, stage in stages.items() if name.startswith("overlap/"))
+    return Cost(facts, seconds | {OVERALL: sum(seconds.values()) - hidden}, rates, len(starts) > 1)
 
 
 def efficiency_tables(costs: Mapping[str, Sequence[Cost]]) -> tuple[Table, Table]:

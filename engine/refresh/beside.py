@@ -96,6 +96,8 @@ def refreshed_beside(run: Run, data: Data, found: NegativeSource, *, iteration: 
     folder = run.folder.beside / f"{name}-{sha256}"
     run.adopt(folder / "ledger.json")  # of an interrupted start
     beside = stages_beside(run.timetable, name)
+    for stage in beside:
+        run.end_before(stage)
     start = time.monotonic()
     companion = None
     if not all(map(run.is_finished, beside)):

@@ -33,7 +33,10 @@ from shards.files import parse_record, read_record
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
 STOP = b"stop\n"
 """What a rank writes to its companion's standard input to end it."""
-_LOOK_SECONDS = 0.2
+_LOOK_SECONDS = 0.1
+"""Between two looks at one that is waited for."""
+_WATCH_SECONDS = 0.5
+"""Between two looks at all of them, each of which lists a folder."""
 _GRACE_SECONDS = 10.0
 """How long a companion that is told to stop may take."""
 
@@ -161,6 +164,7 @@ class Companion:
                 time.sleep(_LOOK_SECONDS)
         if self._process.poll() is None:
             self.stop()
+        self._note_end()
         ended = self._gather()
         self._watch.join()
         self._judge(ended)
@@ -209,22 +213,22 @@ class Companion:
 
     def _look(self) -> None:
         """Watch it from a thread; where a companion fails, let all ranks stop at their next step."""
-        while not self._over.wait(_LOOK_SECONDS):
-            if self._process.poll() is not None and self.seconds is None:
-                self.seconds = time.monotonic() - self.started
+        while not self._over.wait(_WATCH_SECONDS):
+            self._note_end()
             if any(one.outcome == FAILED for one in self._known()):
                 PREEMPTION.interrupt(f"{self._label} has failed")
                 return
 
+    def _note_end(self) -> None:
+        if self._process.poll() is not None and self.seconds is None:
+            self.seconds = time.monotonic() - self.started
+
     def _known(self) -> list[Ended]:
         """Return the last words that are there, this rank's own included where its companion has died without any."""
-        found = []
-        for rank in range(self._order.world_size):
-            if rank == self._order.rank and self._process.poll() is not None:
-                found.append(self._last_words())
-            elif (words := self._read(rank)) is not None:
-                found.append(words)
-        return found
+        own = [self._last_words()] if self._process.poll() is not None else []
+        numbers = (int(path.stem.rpartition("-")[2]) for path in self._folder.glob("ended-*.json"))
+        others = (self._read(rank) for rank in sorted(numbers) if rank != self._order.rank)
+        return [*own, *(words for words in others if words is not None)]
 
     def _read(self, rank: int) -> Ended | None:
         with contextlib.suppress(OSError, ArtifactError):  # not there, or written this moment
@@ -254,8 +258,8 @@ class Companion:
     def _judge(self, ended: list[Ended]) -> None:
         """Raise what the first companion to fail failed by, on its own rank; on the others, an error that quotes it."""
         failed = sorted((one for one in ended if one.outcome == FAILED), key=lambda one: (one.follows, one.rank))
-        if not failed:
-            return
+        if all(one.follows for one in failed) and (not failed or any(one.outcome == STOPPED for one in ended)):
+            return  # those that had not been told to stop have lost those that were
         first = failed[0]
         if first.rank != self._order.rank:
             error = PeerError(f"{self._label} failed on rank {first.rank}: {first.message}")

@@ -6,6 +6,7 @@ whoever was named for it (`follow`), and asked seldom.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -71,6 +72,7 @@ class ProgressBar:
         self._description, self._total, self._unit, self._initial = description, total, unit, initial
         self._clock, self._begun = clock, clock()
         self._words: dict[str, Any] = {}
+        shown = shown and not os.environ.get("TQDM_DISABLE")  # said to what runs beside a rank
         has_live_line = shown and is_live()
         self._line_due = self._begun + FIRST_LINE_SECONDS if shown and not has_live_line else float("inf")
         self._outlook_due = self._begun + _OUTLOOK_SECONDS if has_live_line else float("inf")

@@ -25,7 +25,7 @@ from engine.config.timetable import Sizes
 from engine.errors import ConfigError
 from engine.reliability.exit_codes import EXIT_PREEMPTED, EXIT_REFUSED
 from engine.reliability.failure import Failure
-from engine.reliability.heartbeat import ENDED, STOPPING, Beat, beat_path
+from engine.reliability.heartbeat import ENDED, STOPPING, Beat, beat_path, read_beats
 from engine.reliability.progress import format_seconds, plural
 from engine.reliability.run_lock import Holder, read_holder
 from engine.reliability.traces import read_traces
@@ -33,7 +33,7 @@ from engine.results import kept_shares
 from engine.run import SIZES, RunFolder
 from launcher.slurm.job import Submitted, ask_slurm, is_finished, job_lines, read_submitted, sweep_rows
 from launcher.terminal.arguments import typed_path
-from shards.errors import counted
+from shards.errors import ArtifactError, counted
 from shards.files import parse_record, read_json
 
 RUNNING, FINISHED, STOPPED, SILENT = 0, 3, 4, 5
@@ -54,6 +54,8 @@ class State:
     holder: Holder | None
     failure: Failure | None
     """Of the newest start; None where it has none."""
+    beside: Sequence[Beat] = ()
+    """Of the ranks' companions that are at work, rank by rank."""
 
     @property
     def knows_its_size(self) -> bool:
@@ -153,6 +155,8 @@ def read_state(path: Path) -> State:
         config = config.sized(parse_record(ledger[SIZES]["result"], Sizes, f"the result of {SIZES} in {folder.ledger}"))
     config = config.with_measured(kept_shares(ledger))
     traces = read_traces(folder.path, before=None)
+    ranks = {beat.attempt for beat in traces.beats} if traces else set()
+    beside = [beat for beat in read_beats(folder.path / "heartbeats" / "beside") if beat.state != ENDED]
     return State(
         folder,
         config,
@@ -160,6 +164,7 @@ def read_state(path: Path) -> State:
         traces.beats if traces else [],
         read_holder(folder.lock),
         traces.failure if traces else None,
+        [beat for beat in beside if beat.attempt in ranks and not beat.process_is_gone],
     )
 
 
@@ -191,6 +196,17 @@ def _lines(state: State) -> list[tuple[str, str]]:
     if state.failure is not None and state.failure.code != EXIT_PREEMPTED:
         lines.append(("last error", _error(state.failure)))
     return lines
+
+
+def _beside(state: State) -> list[str]:
+    """Say what the ranks' companions do, and what they have finished that the run's ledger does not have yet."""
+    done: list[str] = []
+    for path in state.folder.beside.glob("*/ledger.json"):
+        with contextlib.suppress(OSError, ArtifactError):  # taken over this moment
+            stages = read_json(path, "the ledger of what runs beside")["stages"]
+            done += [name for name in stages if name not in state.ledger]
+    where = [beat.where for beat in state.beside[:1]]
+    return ["; ".join([*where, *(f"{name} finished" for name in done)])] if where or done else []
 
 
 def _in_words(state: State, code: int) -> str:

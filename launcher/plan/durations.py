@@ -7,10 +7,10 @@ option that sets it; the shares of the peak are the weakest point of all (docs/p
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.config.recipe import Config
-from engine.config.timetable import Mining
+from engine.config.timetable import Mining, Timetable
 from engine.index.estimate import IndexEstimate
 from engine.index.plan import IndexPlan
 from launcher.plan.activations import Inputs
@@ -120,7 +120,23 @@ def phase_hours(
         context.saving(works),
         PhaseHours("export", 1, 4 * disk.exports / rates.disk_bytes + 10, 0.0, "written, loaded again, compared"),
     ]
-    return [phase for phase in found if phase.times and phase.seconds > 0]
+    return [phase for phase in _overlapped(config.timetable, found) if phase.times and phase.seconds > 0]
+
+
+def _overlapped(table: Timetable, found: list[PhaseHours]) -> list[PhaseHours]:
+    """Leave out of the index's and the mining's hours what the ranker's phase hides, where they run beside it."""
+    if not table.beside:
+        return found
+    room = sum(phase.seconds for phase in found if phase.name == "ranker phase")
+    left = []
+    for phase in found:
+        if phase.times and phase.name.startswith(("index: ", "mining search")):
+            hidden = min(room, phase.seconds * min(1.0, table.iterations_with("index") / phase.times))
+            room -= hidden
+            how = f"{phase.how}; {clock(hidden)} more beside the ranker's phase"
+            phase = replace(phase, seconds=phase.seconds - hidden, how=how)
+        left.append(phase)
+    return left
 
 
 def clock(seconds: float) -> str:

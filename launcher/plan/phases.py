@@ -226,6 +226,8 @@ def phases(
         }
         if memory.opponent:
             parts[f"frozen {work.phase.opponent}"] = memory.opponent
+        if config.timetable.beside and not work.phase.is_warmup and work.model == reranker_of(config):
+            parts["the refresh beside it"] = _beside(config, shapes, gpu)
         others = sum(left for model, left in at_rest.items() if model != work.model)
         trained.append(PhaseMemory(work.name, parts | _idle(others)))
     idle = _idle(sum(at_rest.values()))
@@ -270,6 +272,11 @@ def _inference(config: Config, shapes: Mapping[str, ModelShape], model: str, gpu
         logits = rows * section.max_length * shapes[model].dimension * numerics.element
         parts["a batch's logits"] = min(LOGIT_BYTES, logits)
     return parts
+
+
+def _beside(config: Config, shapes: Mapping[str, ModelShape], gpu: Gpu) -> int:
+    """Return what a rank's companion holds: the encoder of the queries, and on a GPU a context of its own."""
+    return sum(_inference(config, shapes, encoder_of(config), gpu).values()) + (0 if gpu.is_cpu else CONTEXT_BYTES)
 
 
 def _idle(left: int) -> dict[str, int]:

@@ -250,8 +250,9 @@ def host_memory(
     gathered = 2 * _WEIGHT_BYTES * max(shape.parameters for shape in shapes.values())
     at_rest = f"{all_of(len(shapes))} at rest, while the corpus is encoded and searched"
     process = PROCESS_BYTES if training is None else CPU_PROCESS_BYTES
+    num_processes = ranks_per_host * (2 if config.timetable.beside else 1)
     return {
-        "processes": (ranks_per_host * process, f"{ranks_per_host} of {process / 2**30:g} GiB, assumed"),
+        "processes": (num_processes * process, f"{num_processes} of {process / 2**30:g} GiB, assumed"),
         "models": (ranks_per_host * (training or 0), "of each rank, in the phase that needs most"),
         "queries": (ranks_per_host * (corpus.train + corpus.dev + corpus.test) * _QUERY_BYTES, "of each rank"),
         "docids": (corpus.documents * _DOCID_BYTES, "mapped, shared by the ranks"),

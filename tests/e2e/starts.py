@@ -149,9 +149,11 @@ class Zygote:
         threading.Thread(target=self._listen, daemon=True).start()
         self._answers.get(timeout=TIMEOUT_SECONDS)
 
-    def recipe(self, *words: str, num_ranks: int = 1, config: Path = TINY) -> Started:
-        """Start `launcher/run.py --config CONFIG WORDS` on so many ranks."""
-        argv = [str(ROOT / "launcher" / "run.py"), "--config", str(config), *words, "run.device=cpu"]
+    def recipe(
+        self, *words: str, num_ranks: int = 1, config: Path = TINY, script: Path = ROOT / "launcher" / "run.py"
+    ) -> Started:
+        """Start `launcher/run.py --config CONFIG WORDS` on so many ranks, or another script with these words."""
+        argv = [str(script), "--config", str(config), *words, "run.device=cpu"]
         if num_ranks == 1:
             return Started([self._fork(argv, "", {})])
         return Started([self._fork(argv, "", rank) for rank in self._world(num_ranks)])

@@ -1,0 +1,77 @@
+"""`launcher/run.py` with companions that are forked from their ranks, which takes no time for imports.
+
+A companion of the real kind is a new process that imports torch. What is forked is the same from its first line on: it
+reads its order, its pipe and its files, and has nothing of its rank's but the modules. Where the run folder has a file
+named `fails` or `waits`, companions fail when they are to search, or wait there for their end.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import IO, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from engine.refresh import companion, refresh
+from launcher import run
+from launcher.terminal.streams import run_at_terminal
+from launcher.world import companion as program
+
+
+class Forked:
+    """What the engine asks of a `subprocess.Popen`."""
+
+    def __init__(self, words: list[str], **_: Any) -> None:
+        reading, writing = os.pipe()
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(writing)
+            os.dup2(reading, 0)
+            folders = [Path(word.removeprefix("run.path=")) for word in sys.argv if word.startswith("run.path=")]
+            for name, function in (("fails", fail), ("waits", wait)):
+                if (folders[0] / name).exists():
+                    refresh.mine = function
+            os._exit(program.main(words))
+        os.close(reading)
+        self.stdin: IO[bytes] = os.fdopen(writing, "wb")
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        began = time.monotonic()
+        while self.poll() is None:
+            if timeout is not None and time.monotonic() - began > timeout:
+                raise subprocess.TimeoutExpired("companion", timeout)
+            time.sleep(0.01)
+        return self.returncode
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+def fail(*_: Any, **__: Any) -> Any:
+    raise ZeroDivisionError("made to fail")
+
+
+def wait(*_: Any, **__: Any) -> Any:
+    time.sleep(600)
+
+
+if __name__ == "__main__":
+    names = ("PIPE", "DEVNULL", "TimeoutExpired")
+    companion.subprocess = SimpleNamespace(  # type: ignore[assignment]
+        Popen=Forked, **{name: getattr(subprocess, name) for name in names}
+    )
+    sys.exit(run_at_terminal(run.main))

@@ -1,0 +1,164 @@
+"""A refresh beside the ranker's phase: killed on either side, on any number of ranks, it ends as if undisturbed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from engine.reliability.exit_codes import EXIT_CRASH, EXIT_PREEMPTED
+from engine.reliability.processes import process_is_alive
+from engine.reliability.run_lock import read_holder
+from tests.distributed.processes import ROOT
+from tests.e2e.made import ledger_of, measured, metrics_of, weights_of
+from tests.e2e.starts import Started, Zygote, wait_until
+from tests.e2e.test_resume import checkpointed, in_ledger
+
+WORDS = (
+    *("ar2.overlap=ranker", "ar2.iterations=1", "ar2.mine=sampled", "ar2.ranker.steps=8", "ar2.ranker.batch_size=4"),
+    *("warmup_retriever.steps=2", "warmup_ranker.steps=2", "ar2.retriever.steps=2", "run.checkpoint_every_steps=1"),
+    *("evaluation.zero_shot=false", "evaluation.test_at_end=false", "evaluation.fuse=false"),
+    *("run.heartbeat_seconds=0.2", "run.stop_before=take", "ar2.ranker.micro_batch_size=1"),
+)
+FORKED = ROOT / "tests" / "e2e" / "forked.py"
+
+
+@pytest.fixture(scope="module")
+def prepared(zygote: Zygote, small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose corpus is encoded; its index and its ranker's phase are due."""
+    folder = tmp_path_factory.mktemp("overlap") / "prepared"
+    words = [word for word in WORDS if "stop_before" not in word]
+    ended = zygote.recipe(
+        *words, f"run.path={folder}", f"data.path={small_data}", "run.stop_before=ranker/1", script=FORKED
+    ).wait()
+    assert ended.code == 0, ended.err[-3000:]
+    assert list(ledger_of(folder))[-1] == "encode/001"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(zygote: Zygote, prepared: Path, small_data: Path) -> Path:
+    """The run gone on with, its companion a process of the real kind."""
+    folder = copied(prepared, "undisturbed")
+    words = (f"run.path={folder}", f"data.path={small_data}")
+    ended = zygote.recipe(*WORDS, *words).wait()
+    assert ended.code == 0, ended.err[-3000:]
+    return folder
+
+
+def copied(prepared: Path, name: str) -> Path:
+    folder = prepared.with_name(name)
+    shutil.copytree(prepared, folder)
+    return folder
+
+
+def go_on(zygote: Zygote, folder: Path, data: Path, num_ranks: int = 1) -> Started:
+    return zygote.recipe(*WORDS, f"run.path={folder}", f"data.path={data}", num_ranks=num_ranks, script=FORKED)
+
+
+def artifacts_of(folder: Path) -> dict[str, bytes]:
+    """The bytes of all that the refresh has left, but for what a clock has measured."""
+    found = {}
+    for path in sorted([*(folder / "candidates" / "001").iterdir(), *(folder / "index" / "001").iterdir()]):
+        if path.is_file() and path.name != "manifest.json":
+            found[f"{path.parent.parent.name}/{path.name}"] = path.read_bytes()
+    assert any(name.endswith("documents.npy") for name in found)
+    assert any(name.startswith("index/") for name in found)
+    return found
+
+
+def companions_of(folder: Path) -> list[int]:
+    beats = (folder / "heartbeats" / "beside").glob("rank-*.json")
+    return [json.loads(path.read_text())["pid"] for path in beats]
+
+
+def test_the_ranker_draws_from_the_refresh_before_and_both_are_timed(undisturbed: Path) -> None:
+    ledger = ledger_of(undisturbed)
+    assert list(ledger)[-6:] == ["ranker/1", "index/001", "candidates/001", "overlap/1", "staleness/1", "evaluate/1"]
+    took, stale = ledger["overlap/1"]["result"], ledger["staleness/1"]["result"]
+    assert took["training_seconds"] == ledger["ranker/1"]["seconds"]
+    assert took["refresh_seconds"] == pytest.approx(
+        sum(ledger[f"{kind}/001"]["seconds"] for kind in ("index", "candidates"))
+    )
+    assert took["wall_seconds"] >= max(took["companion_seconds"], took["training_seconds"]) > 0
+    assert (stale["before"], stale["lag_steps"]) == (0, 2)
+    assert 0 < stale["weights_changed"] < 1
+    tags = {tag for line in metrics_of(undisturbed) for tag in line}
+    assert {"staleness/lag_steps", "staleness/weights_changed", "overlap/wall_seconds", "index/recall"} <= tags
+    assert {"candidates/queries", "seconds/index"} <= tags, "what companions measure is the run's"
+    assert not (undisturbed / "beside").exists()
+
+
+def test_two_ranks_make_the_same_index_and_candidates(
+    zygote: Zygote, prepared: Path, small_data: Path, undisturbed: Path
+) -> None:
+    folder = copied(prepared, "two")
+    ended = go_on(zygote, folder, small_data, num_ranks=2).wait()
+    assert ended.code == 0, ended.err[-3000:]
+    assert artifacts_of(folder) == artifacts_of(undisturbed)
+    assert ledger_of(folder)["index/001"]["result"]["recall"] == ledger_of(undisturbed)["index/001"]["result"]["recall"]
+
+
+def test_stopped_and_killed_on_both_sides_it_ends_bit_equal(
+    zygote: Zygote, prepared: Path, small_data: Path, undisturbed: Path
+) -> None:
+    folder = copied(prepared, "killed")
+    started = go_on(zygote, folder, small_data)
+    wait_until(checkpointed(folder, "ranker", "ranker/1", 1), started)
+    (folder / "stop").touch()
+    ended = started.wait()
+    assert ended.code == EXIT_PREEMPTED, ended.err[-3000:]
+    assert "ranker/1" not in ledger_of(folder)
+
+    (folder / "waits").touch()  # so that no kill comes too late
+    moments = [
+        checkpointed(folder, "ranker", "ranker/1", 4),
+        lambda: "index/001" in finished_beside(folder) and "ranker/1" in ledger_of(folder),
+    ]
+    for moment in moments:
+        started = go_on(zygote, folder, small_data)
+        wait_until(moment, started)
+        holder = read_holder(folder / "run.lock")
+        assert holder is not None
+        os.kill(holder.pid, signal.SIGKILL)  # the rank alone: its companion must see for itself
+        started.wait()
+        deadline = time.monotonic() + 60
+        while any(process_is_alive(pid) for pid in companions_of(folder)):
+            assert time.monotonic() < deadline, "a companion has outlived its rank"
+            time.sleep(0.02)
+        assert not {"candidates/001", "overlap/1"} & {*ledger_of(folder), *finished_beside(folder)}
+    (folder / "waits").unlink()
+    ended = go_on(zygote, folder, small_data).wait()
+    assert ended.code == 0, ended.err[-3000:]
+    assert artifacts_of(folder) == artifacts_of(undisturbed)
+    assert weights_of(folder) == weights_of(undisturbed)
+    assert measured(folder) == measured(undisturbed)
+
+
+def finished_beside(folder: Path) -> list[str]:
+    """Stages that companions have finished."""
+    found = list((folder / "beside").glob("*/ledger.json"))
+    names = json.loads(found[0].read_text())["stages"] if found else {}
+    return [name for name in names if name.endswith("/001") and not name.startswith("encode")]
+
+
+def test_a_companion_that_fails_ends_the_run_with_its_traceback(
+    zygote: Zygote, prepared: Path, small_data: Path
+) -> None:
+    """Symptom: training would go on for hours beside a refresh that has failed long ago."""
+    folder = copied(prepared, "failing")
+    (folder / "fails").touch()
+    ended = go_on(zygote, folder, small_data).wait()
+    assert ended.code == EXIT_CRASH, ended.err[-3000:]
+    assert "the refresh beside ranker/1 failed" in ended.err
+    assert "ZeroDivisionError: made to fail" in ended.err
+    assert "ranker/1" not in ledger_of(folder), "it did not stop at the next step"
+    assert in_ledger(folder, "encode/001")()
+    assert list((folder / "checkpoints" / "ranker").glob("[0-9]*/COMMIT.json"))
+    failure = json.loads(next((folder / "errors").glob("*.json")).read_text())
+    assert "retrieve_candidates" in failure["traceback"]
