@@ -10,20 +10,24 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from engine.coordination.coordinator import Coordinator, LocalTransport
 from engine.reliability.exit_codes import EXIT_CRASH, EXIT_PREEMPTED
 from engine.reliability.processes import process_is_alive
 from engine.reliability.run_lock import read_holder
+from engine.run import Run
+from launcher.commands.status import seconds_left_in_run
 from tests.distributed.processes import ROOT
 from tests.e2e.made import ledger_of, measured, metrics_of, weights_of
 from tests.e2e.starts import Started, Zygote, wait_until
 from tests.e2e.test_resume import checkpointed, in_ledger
 
 WORDS = (
-    *("ar2.overlap=ranker", "ar2.iterations=1", "ar2.mine=sampled", "ar2.ranker.steps=8", "ar2.ranker.batch_size=4"),
+    *("ar2.overlap=ranker", "ar2.iterations=3", "ar2.mine=sampled", "ar2.ranker.steps=8", "ar2.ranker.batch_size=4"),
     *("warmup_retriever.steps=2", "warmup_ranker.steps=2", "ar2.retriever.steps=2", "run.checkpoint_every_steps=1"),
     *("evaluation.zero_shot=false", "evaluation.test_at_end=false", "evaluation.fuse=false"),
-    *("run.heartbeat_seconds=0.2", "run.stop_before=take", "ar2.ranker.micro_batch_size=1"),
+    *("run.heartbeat_seconds=0.2", "ar2.refresh_until=0.01", "ar2.ranker.micro_batch_size=1"),
 )
 FORKED = ROOT / "tests" / "e2e" / "forked.py"
 
@@ -32,10 +36,7 @@ FORKED = ROOT / "tests" / "e2e" / "forked.py"
 def prepared(zygote: Zygote, small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose corpus is encoded; its index and its ranker's phase are due."""
     folder = tmp_path_factory.mktemp("overlap") / "prepared"
-    words = [word for word in WORDS if "stop_before" not in word]
-    ended = zygote.recipe(
-        *words, f"run.path={folder}", f"data.path={small_data}", "run.stop_before=ranker/1", script=FORKED
-    ).wait()
+    ended = go_on(zygote, folder, small_data, before="ranker/1").wait()
     assert ended.code == 0, ended.err[-3000:]
     assert list(ledger_of(folder))[-1] == "encode/001"
     return folder
@@ -45,7 +46,7 @@ def prepared(zygote: Zygote, small_data: Path, tmp_path_factory: pytest.TempPath
 def undisturbed(zygote: Zygote, prepared: Path, small_data: Path) -> Path:
     """The run gone on with, its companion a process of the real kind."""
     folder = copied(prepared, "undisturbed")
-    words = (f"run.path={folder}", f"data.path={small_data}")
+    words = (f"run.path={folder}", f"data.path={small_data}", "run.stop_before=retriever/2")
     ended = zygote.recipe(*WORDS, *words).wait()
     assert ended.code == 0, ended.err[-3000:]
     return folder
@@ -57,8 +58,9 @@ def copied(prepared: Path, name: str) -> Path:
     return folder
 
 
-def go_on(zygote: Zygote, folder: Path, data: Path, num_ranks: int = 1) -> Started:
-    return zygote.recipe(*WORDS, f"run.path={folder}", f"data.path={data}", num_ranks=num_ranks, script=FORKED)
+def go_on(zygote: Zygote, folder: Path, data: Path, num_ranks: int = 1, before: str = "retriever/2") -> Started:
+    words = (f"run.path={folder}", f"data.path={data}", f"run.stop_before={before}")
+    return zygote.recipe(*WORDS, *words, num_ranks=num_ranks, script=FORKED)
 
 
 def artifacts_of(folder: Path) -> dict[str, bytes]:
@@ -162,3 +164,23 @@ def test_a_companion_that_fails_ends_the_run_with_its_traceback(
     assert list((folder / "checkpoints" / "ranker").glob("[0-9]*/COMMIT.json"))
     failure = json.loads(next((folder / "errors").glob("*.json")).read_text())
     assert "retrieve_candidates" in failure["traceback"]
+
+
+def test_refreshes_end_where_one_has_kept_enough_also_in_a_later_start(
+    zygote: Zygote, small_data: Path, undisturbed: Path
+) -> None:
+    """Symptom: a later start, which reads of the end in the ledger alone, would draw from what is not there."""
+    folder = copied(undisturbed, "ended")
+    ended = go_on(zygote, folder, small_data, before="take").wait()
+    assert ended.code == 0, ended.err[-3000:]
+    stages = list(ledger_of(folder))
+    assert stages[stages.index("evaluate/1") + 1 :] == [
+        *("retriever/2", "ranker/2", "retriever/3", "encode/003", "ranker/3", "index/003", "candidates/003"),
+        *("overlap/3", "staleness/3", "evaluate/3"),
+    ]
+    stale = ledger_of(folder)["staleness/3"]["result"]
+    assert (stale["before"], stale["lag_steps"]) == (1, 4), "two iterations of two steps"
+    run = Run.reopen(folder, Coordinator(LocalTransport()), torch.device("cpu"))
+    assert run.timetable.phase("ranker").candidates == ("000", "001", "001")
+    seconds, complete = seconds_left_in_run(run.config, ledger_of(folder), None)
+    assert (seconds, complete) == (0.0, True)
