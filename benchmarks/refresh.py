@@ -32,7 +32,7 @@ from shards.made.generated import generate_dataset
 ROOT = Path(__file__).parents[1]
 WORDS = (
     *("ar2.iterations=1", "warmup_retriever.steps=2", "warmup_ranker.steps=2", "ar2.retriever.steps=10"),
-    *("ar2.top_k=50", "ar2.mine=all", "index=auto", "index.recall_floor=0.5"),
+    *("ar2.top_k=50", "ar2.mine=all", "index.factory=auto", "index.recall_floor=0.5"),
     *("evaluation.zero_shot=false", "evaluation.test_at_end=false", "evaluation.fuse=false", "run.stop_before=take"),
 )
 PARTS = ("retriever/1", "encode/001", "index/001", "candidates/001", "ranker/1", "evaluate/1")

@@ -42,8 +42,8 @@ def test_the_stages_are_those_of_the_paper_in_its_order(tiny: Finished) -> None:
     assert lines == [
         *("shards", "index/zero-shot", "evaluate/yardsticks", "candidates/bm25"),
         *("warmup_retriever", "index/000", "candidates/000", "warmup_ranker", "evaluate/0"),
-        *("retriever/1", "index/001", "candidates/001", "ranker/1", "evaluate/1"),
-        *("retriever/2", "index/002", "candidates/002", "ranker/2", "evaluate/2"),
+        *("retriever/1", "index/001", "candidates/001", "staleness/1", "ranker/1", "evaluate/1"),
+        *("retriever/2", "index/002", "candidates/002", "staleness/2", "ranker/2", "evaluate/2"),
         *("take", "fusion/dev", "evaluate/test", "fusion/test", "export"),
     ]
 

@@ -102,7 +102,8 @@ def test_the_order_and_the_form_of_the_released_code(runs: Runs, plain: Path) ->
     head = ("ranker.head=cls", "warmup_ranker.optim.head_lr_scale=10")
     folder = runs.make("released", *words, *head, "ar2.adversarial_weight=0.5", "ar2.distillation_weight=0.5")
     stages = [stage for stage in ledger_of(folder) if stage.endswith("1")]
-    assert stages == ["ranker/1", "retriever/1", "encode/001", "index/001", "candidates/001", "evaluate/1"]
+    refresh = ["encode/001", "index/001", "candidates/001", "staleness/1"]
+    assert stages == ["ranker/1", "retriever/1", *refresh, "evaluate/1"]
     for ranker in ("weights/ranker/000", "weights/ranker/001", "export/ranker"):
         assert (folder / ranker / "head" / "model.safetensors").exists()
     lines = [line for line in metrics_of(folder) if "retriever/loss" in line]
@@ -280,7 +281,7 @@ def test_ance_trains_and_measures_no_ranker(runs: Runs, plain: Path, zygote: Zyg
     assert sorted(weights_of(folder)) == ["retriever/000", "retriever/001"]
     assert systems_of(folder) == ["dev BM25", "dev G0", "dev G", "test BM25", "test G0", "test G"]
     stages = [stage for stage in ledger_of(folder) if stage.endswith("1")]
-    assert stages == ["retriever/1", "encode/001", "index/001", "candidates/001", "evaluate/1"]
+    assert stages == ["retriever/1", "encode/001", "index/001", "candidates/001", "staleness/1", "evaluate/1"]
     assert [path.name for path in (folder / "export").iterdir()] == ["retriever"]
     ended = zygote.launcher("search", str(folder), "where is the first?", "--top-k", "3")
     assert ended.code == 0, ended.err[-3000:]

@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from engine.config.file import dump_config
 from engine.pretrain.measurements import STREAM as HELD_OUT
 from engine.reliability.progress import format_seconds
+from engine.results import STALENESS
 from launcher.commands.report import facts
 from launcher.commands.report.charts import Bar, Chart, Charts, Level, Line, Spot
 from launcher.commands.report.curves import Curve
@@ -224,6 +225,9 @@ def _sections(runs: Sequence[Opened], charts: Charts) -> Iterator[Section]:
     yield Section("Losses", "By step of the model." + joined, _measured(runs, _LOSSES, charts))
     yield Section("Reward, entropy, accuracy", "What the losses do not show." + joined, _measured(runs, _GAME, charts))
     yield Section("Index", "Recall against exact search, at the time of its audit.", _indexes(runs, charts))
+    stale = dict.fromkeys(tag for one in runs for tag in one.curves.by_tag if tag.startswith(f"{STALENESS}/"))
+    about = "What a refresh found of the index before: steps behind, weights moved, candidates kept. By iteration."
+    yield Section("Staleness of the index", about, _drawn(runs, list(stale), "iteration", charts))
     yield Section("Pace of training", "Tokens a second of all ranks.", _measured(runs, _PACE, charts))
     held_out = dict.fromkeys(tag for one in runs for tag in one.curves.by_tag if tag.startswith(f"{HELD_OUT}/"))
     yield Section("Held-out documents", "By iteration.", _drawn(runs, list(held_out), "iteration", charts))
