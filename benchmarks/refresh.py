@@ -4,7 +4,7 @@ Plays one iteration of AR2 on made-up passages, on two ranks of this machine, wi
 once as in the paper, and once overlapped, from the same warm-ups (`branch`). Prints the seconds of each stage of the
 iteration from the ledgers, and for the overlap the clock's seconds against the sum of both sides.
 
-    nice python benchmarks/refresh.py OUT [--documents 20000] [--ranks 2] [key=value ...]
+    nice python benchmarks/refresh.py OUT [--documents 20000] [--queries 2000] [--config FILE] [key=value ...]
 
 OUT takes data and runs, and is gone on with where it is there. A million passages (hours on two cores; on a GPU the
 encoding is minutes, and the rest is what this is about):
@@ -45,27 +45,30 @@ def main() -> int:
     parser.add_argument("--documents", type=int, default=20_000)
     parser.add_argument("--queries", type=int, default=2_000)
     parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--config", default="configs/quickstart.yaml", help="the recipe, of which models are taken")
     parser.add_argument("words", nargs="*", metavar="key=value", help="of the recipe, such as run.device=cuda")
     arguments = parser.parse_args()
     data, plain, overlapped = (arguments.out / name for name in ("data", "plain", "overlapped"))
     if not data.exists():
         generate_dataset(data, num_documents=arguments.documents, num_queries=arguments.queries)
     words = [*WORDS, f"data.path={data}", *arguments.words]
-    play(plain, words, arguments.ranks)
+    play(plain, arguments.config, words, arguments.ranks)
     if not overlapped.exists():
         branch = ["-m", "launcher", "branch", str(plain), str(overlapped), "--before", "retriever/1"]
         subprocess.run([sys.executable, *branch, "ar2.overlap=ranker"], cwd=ROOT, check=True)
-    play(overlapped, [*words, "ar2.overlap=ranker"], arguments.ranks)
+    play(overlapped, arguments.config, [*words, "ar2.overlap=ranker"], arguments.ranks)
     tell(ledger_of(plain), ledger_of(overlapped))
     return 0
 
 
-def play(folder: Path, words: list[str], num_ranks: int) -> None:
-    """Run the quickstart's recipe with other numbers."""
+def play(folder: Path, config: str, words: list[str], num_ranks: int) -> None:
+    """Run a recipe with other numbers; one that is finished is not begun again."""
+    if (folder / "ledger.json").exists() and PARTS[-1] in ledger_of(folder):
+        return
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = ["--master_port", str(free.getsockname()[1])]
     start = [str(Path(sys.executable).parent / "deepspeed"), "--hostfile", "/nonexistent", *port]
-    recipe = ["launcher/run.py", "--config", "configs/quickstart.yaml", f"run.path={folder}", *words]
+    recipe = ["launcher/run.py", "--config", config, f"run.path={folder}", *words]
     subprocess.run([*start, "--num_accelerators", str(num_ranks), *recipe], cwd=ROOT, check=True)
 
 

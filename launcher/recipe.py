@@ -62,7 +62,7 @@ from shards.made.generated import generate_dataset
 from shards.records import Checked, Dataset
 
 log = get_logger(__name__)
-COMPANION = (sys.executable, str(Path(__file__).parent / "world" / "companion.py"))
+COMPANION = (sys.executable, str(Path(__file__).parent / "commands" / "companion.py"))
 """Words that start a process beside a rank."""
 
 

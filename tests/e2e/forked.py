@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from engine.refresh import companion, refresh
 from launcher import run
+from launcher.commands import companion as program
 from launcher.terminal.streams import run_at_terminal
-from launcher.world import companion as program
 
 
 class Forked:

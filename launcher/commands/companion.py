@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 _ROOT = Path(__file__).resolve().parents[2]
 # A script's own folder comes first in sys.path; here it would shadow packages that are named like one of our files.
-sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _ROOT / "launcher" / "world"]
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _ROOT / "launcher" / "commands"]
 if str(_ROOT) not in sys.path:
     sys.path.insert(0, str(_ROOT))
 
