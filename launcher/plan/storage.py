@@ -157,7 +157,10 @@ def mined_queries(timetable: Timetable, corpus: Corpus, mining: Mining) -> int:
         other.name for other in timetable.minings if (other.retriever, other.model) == (mining.retriever, mining.model)
     }
     if timetable.refreshes is not None:  # they differ in how many visits draw from them: the largest stands for all
-        drawn = max(sum(len(visit.places) for visit in timetable.drawing_from(name)) for name in alike | {mining.name})
+        drawn = max(
+            sum(len(visit.places) for visit in timetable.drawing_from(name) if is_own or not visit.phase.is_warmup)
+            for name, is_own in [(mining.name, True), *((other, False) for other in alike)]
+        )
         return min(corpus.train, drawn)
     drawn = sum(
         phase.steps * phase.batch_size

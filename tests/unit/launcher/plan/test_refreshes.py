@@ -1,0 +1,69 @@
+"""What a plan makes of rarer refreshes, and of one that runs beside the ranker's phase."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.config.file import load_config
+from launcher.plan.corpus import Corpus
+from launcher.plan.durations import Rates
+from launcher.plan.estimate import Plan, make_plan
+from launcher.plan.hardware import find_gpu
+from launcher.plan.models import shapes_of
+from launcher.plan.phases import CONTEXT_BYTES
+from launcher.plan.storage import PROCESS_BYTES, mined_queries
+from tests.distributed.processes import ROOT
+
+CORPUS = Corpus(documents=2_000_000, train=9000, dev=100, test=0, text_bytes=600.0, tokens=120.0, sources=())
+
+
+def planned(*words: str) -> Plan:
+    given = ["ar2.iterations=7", "ar2.ranker.steps=4000", "index.factory=auto", "index.nprobe=null", *words]
+    config = load_config(ROOT / "configs" / "tiny.yaml", [*given, "index.refine_factor=null"])
+    return make_plan(config, CORPUS, shapes_of(config), find_gpu("a100-80gb"), nodes=1, ranks_per_node=2, rates=Rates())
+
+
+def times(plan: Plan) -> dict[str, int]:
+    return {phase.name: phase.times for phase in plan.hours}
+
+
+def seconds(plan: Plan) -> dict[str, float]:
+    return {phase.name: phase.seconds for phase in plan.hours}
+
+
+@pytest.fixture(scope="module")
+def plain() -> Plan:
+    return planned()
+
+
+def test_rarer_refreshes_are_fewer_indexes_searches_and_measurements(plain: Plan) -> None:
+    rare = planned("ar2.refresh_every=3")  # after 0, 3, 6 and 7
+    for name, (before, after) in {"index: train": (9, 5), "mining search": (8, 4), "evaluation": (8, 4)}.items():
+        assert (times(plain)[name], times(rare)[name]) == (before, after)
+    assert times(rare)["ranker phase"] == times(plain)["ranker phase"]
+
+
+def test_of_sampled_queries_the_largest_refresh_counts() -> None:
+    """Symptom: the queries of one iteration would stand for those of three that draw from one refresh."""
+
+    def mined(*words: str) -> int:
+        table = load_config(ROOT / "configs" / "tiny.yaml", ["ar2.mine=sampled", "ar2.iterations=7", *words]).timetable
+        return mined_queries(table, CORPUS, table.minings[-1])
+
+    one = (6 + 4) * 8
+    assert mined() == one
+    assert mined("ar2.refresh_every=3") == 3 * one
+    assert mined("ar2.refresh_until=0.9") == 6 * (4 + 6) * 8, "if the first one turned out to be the last"
+
+
+def test_what_runs_beside_the_ranker_takes_its_memory_and_hides_its_hours(plain: Plan) -> None:
+    beside = planned("ar2.overlap=ranker")
+    rows = [name for name in seconds(plain) if name.startswith(("index: ", "mining"))]
+    hidden = sum(seconds(plain)[name] - seconds(beside)[name] for name in rows)
+    assert 0 < hidden <= seconds(plain)["ranker phase"]
+    assert all(seconds(beside)[name] > 0 for name in rows if name in seconds(beside)), "the warm-up's hides nowhere"
+    assert seconds(beside)["ranker phase"] == seconds(plain)["ranker phase"]
+    own = {phase.name: phase.parts.get("the refresh beside it", 0) for phase in beside.phases}
+    assert own["ranker"] > CONTEXT_BYTES
+    assert sum(own.values()) == own["ranker"], "nobody else has it beside"
+    assert beside.host["processes"][0] == 2 * plain.host["processes"][0] == 4 * PROCESS_BYTES
