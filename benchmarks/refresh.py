@@ -34,6 +34,7 @@ WORDS = (
     *("ar2.iterations=1", "warmup_retriever.steps=2", "warmup_ranker.steps=2", "ar2.retriever.steps=10"),
     *("ar2.top_k=50", "ar2.mine=all", "index.factory=auto", "index.recall_floor=0.5"),
     *("evaluation.zero_shot=false", "evaluation.test_at_end=false", "evaluation.fuse=false", "run.stop_before=take"),
+    "run.keep_checkpoints=100",  # the branch begins from early ones
 )
 PARTS = ("retriever/1", "encode/001", "index/001", "candidates/001", "ranker/1", "evaluate/1")
 
@@ -47,7 +48,7 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--config", default="configs/quickstart.yaml", help="the recipe, of which models are taken")
     parser.add_argument("words", nargs="*", metavar="key=value", help="of the recipe, such as run.device=cuda")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     data, plain, overlapped = (arguments.out / name for name in ("data", "plain", "overlapped"))
     if not data.exists():
         generate_dataset(data, num_documents=arguments.documents, num_queries=arguments.queries)
