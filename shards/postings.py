@@ -51,6 +51,8 @@ class Block:
     """float16 or float32 [P], above 0."""
     documents_P: npt.NDArray[np.uint16]
     """Places of the documents in the block, ascending for each term, uint16 [P]."""
+    terms_V: npt.NDArray[np.int64] | None = None
+    """Which terms of the vocabulary the block has, ascending, int64 [V]; None where V is the whole vocabulary."""
 
 
 def write_postings(
@@ -149,6 +151,11 @@ class PostingsStore:
     def num_documents(self) -> int:
         """Documents of the corpus, those without a term too."""
         return self.manifest.num_documents
+
+    @property
+    def sizes(self) -> list[int]:
+        """Documents of each part."""
+        return [entry.num_documents for entry in self.manifest.shards]
 
     @property
     def num_postings(self) -> int:

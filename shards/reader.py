@@ -199,6 +199,31 @@ class CorpusShards:
             IndexError: There is no such document.
         """
         entry, payload = self._payload(doc_index, 0, "json")
+        return self._document(entry, doc_index, payload)
+
+    def documents(self, shard_number: int) -> Iterator[Document]:
+        """Read the documents of a shard from first to last, after its bytes were found to have the recorded hash.
+
+        It is read, and not mapped: its pages do not count as this process's memory.
+
+        Args:
+            shard_number: The shard, 0 <= shard_number < len(manifest.shards).
+
+        Yields:
+            Every document of the shard once.
+
+        Raises:
+            ArtifactError: The shard or its offsets are damaged.
+        """
+        entry = self.manifest.shards[shard_number]
+        self._check_files(entry, verify=True)
+        offsets_N2 = np.load(self.copies / entry.offsets_name, allow_pickle=False)[:, 0]
+        with open(self.copies / entry.name, "rb") as file:
+            for doc_index, (offset, length) in zip(entry.documents, offsets_N2.tolist(), strict=True):
+                file.seek(offset)
+                yield self._document(entry, doc_index, file.read(length))
+
+    def _document(self, entry: ShardEntry, doc_index: int, payload: bytes) -> Document:
         try:
             record = json.loads(payload)
             return Document(id=record["id"], title=record["title"], text=record["text"])

@@ -10,14 +10,17 @@ each thread 12 bytes for each of `_SCORES_AT_A_TIME` pairs of query and document
 documents that may be among the best, and for `top_k` of each of 512 queries; with scipy 12 bytes for each posting of a
 block. The block itself is mapped from its file.
 
+A block may have a few terms of a large vocabulary (words, for BM25): then a query's terms are brought to the block's.
+
 Shapes: Q queries, V terms of the vocabulary, N documents of a block, K = `top_k` ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +31,7 @@ from engine.index.exact import blocks, merge_hits
 from engine.index.plan import cut_parts
 from engine.index.scan import Found, Scan, fastest_scan
 from engine.search import Hits, top_of_row
-from shards.postings import Block, PostingsStore
+from shards.postings import Block
 
 _QUERIES_AT_A_TIME = 512
 _SCORES_AT_A_TIME = 2**19
@@ -39,17 +42,38 @@ _FEWEST_CHOSEN = 256
 """Documents a query that must wait, and `top_k` at least, before the best are taken of them: often costs more."""
 
 
+class Postings(Protocol):
+    """Postings on disk, in files of neighbouring documents."""
+
+    @property
+    def sizes(self) -> list[int]:
+        """Documents of each file."""
+        ...
+
+    @property
+    def num_terms(self) -> int:
+        """Terms of the vocabulary."""
+        ...
+
+    def blocks(self, files: range | None = None, /) -> Iterator[Block]:
+        """Map the blocks of some files, or of all, in the order of the corpus."""
+        ...
+
+
 class PostingsIndex:
     """Finds the documents with the highest inner product from the postings of a query's terms.
 
     Args:
         store: The postings.
+        parts: Numbers of the files that each part has, which ranks may search one by one; left out, chosen by size.
         scan: What adds them up; left out, the fastest. The results are the same.
     """
 
-    def __init__(self, store: PostingsStore, *, scan: type[Scan] | None = None) -> None:
+    def __init__(
+        self, store: Postings, *, parts: Sequence[range] | None = None, scan: type[Scan] | None = None
+    ) -> None:
         self.store, self._scan = store, scan or fastest_scan()
-        self._parts = cut_parts([entry.num_documents for entry in store.manifest.shards])
+        self._parts = cut_parts(store.sizes) if parts is None else parts
 
     @property
     def num_parts(self) -> int:
@@ -100,7 +124,7 @@ class PostingsIndex:
         num_queries, share = queries_QV.shape[0], -(-queries_QV.shape[0] // torch.get_num_threads())
         for part in parts:
             for block in self.store.blocks(self._parts[part]):
-                scan = self._scan(block, queries_QV)
+                scan = self._scan(block, _of_block(block, queries_QV))
                 size = max(1, min(_SCORES_AT_A_TIME // block.num_documents, share))
                 most = _WAITING * size // num_queries
 
@@ -130,12 +154,13 @@ class PostingsIndex:
         wanted = [np.unique(np.array(own, dtype=np.int64), return_inverse=True) for own in documents]
         scores = [np.zeros(len(own_N), dtype=np.float64) for own_N, _ in wanted]
         for block in self.store.blocks():
-            ends = [block.first_document, block.first_document + block.num_documents]
+            ends, own_QV = [block.first_document, block.first_document + block.num_documents], None
             for row, (own_N, _) in enumerate(wanted):
                 start, stop = np.searchsorted(own_N, ends).tolist()
                 if start < stop:
-                    terms = slice(*queries_QV.indptr[row : row + 2].tolist())
-                    query_T = (queries_QV.indices[terms], queries_QV.data[terms])
+                    own_QV = _of_block(block, queries_QV) if own_QV is None else own_QV
+                    terms = slice(*own_QV.indptr[row : row + 2].tolist())
+                    query_T = (own_QV.indices[terms], own_QV.data[terms])
                     _add_scores(block, query_T, own_N[start:stop] - block.first_document, scores[row][start:stop])
         return [
             own_scores.astype(np.float32)[places].tolist()
@@ -145,6 +170,17 @@ class PostingsIndex:
     def finish(self, found: Sequence[Hits], top_k: int) -> Hits:
         """Merge what `search_parts` found in all parts: [Q, top_k], the same as `search` returns."""
         return merge_hits(found, top_k)
+
+
+def _of_block(block: Block, queries_QV: sparse.csr_array) -> sparse.csr_array:
+    """Return queries with the block's own numbers of terms; those that it does not have add nothing to a score."""
+    if block.terms_V is None:
+        return queries_QV
+    terms_V, num_terms = block.terms_V, len(block.terms_V)
+    places = np.searchsorted(terms_V, queries_QV.indices).clip(max=max(0, num_terms - 1))
+    has = terms_V[places] == queries_QV.indices if num_terms else np.zeros(len(places), dtype=bool)
+    bounds_Q = np.concatenate([[0], np.cumsum(has)])[queries_QV.indptr]
+    return sparse.csr_array((queries_QV.data[has], places[has], bounds_Q), shape=(queries_QV.shape[0], num_terms))
 
 
 def _add_scores(

@@ -1,112 +1,41 @@
 """BM25: the yardstick every dense retriever is measured against, and the negatives that G0 is warmed up with.
 
-What a word is, `engine.retrievers.words` says; scores are Lucene's variant. They are computed by bm25s when the index
-is built, so that a search only adds up columns. Every rank opens the same files, mapped into memory rather than read.
+What a word is, `engine.retrievers.words` says. A document's weights are computed when the index is built
+(`engine.retrievers.bm25_build`), so that a search only adds up the postings of a query's words, as often as it has
+them: the same search as of a learned sparse retriever (`engine.index.postings`). Whoever asks BM25 (mining, re-ranking,
+a mixture, a filter, a command) asks this class; small indexes are searched as one, larger ones part by part.
 
-    build_bm25(texts, folder, words=Words.of(config.bm25), metadata={...})
     hits = BM25Searcher.open(folder).search(queries, top_k=100)
 """
 
 from __future__ import annotations
 
-import json
-import os
-import secrets
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import bm25s  # type: ignore[import-untyped]
 import numpy as np
+import scipy.sparse as sparse  # type: ignore[import-untyped]
 
-from engine.config.bm25 import Bm25Config
-from engine.errors import ArtifactError, DataError
-from engine.retrievers.words import Analyzer, Words
-from engine.search import Hits, top_matches
-from shards.files import fsync, read_record, sha256_file, write_json
+from engine.index.plan import cut_parts
+from engine.index.postings import PostingsIndex
+from engine.index.scan import FewTermsScan, fastest_scan
+from engine.retrievers.bm25_files import Bm25Store, hash_words
+from engine.retrievers.words import Analyzer
+from engine.search import Hits
 from shards.records import Query
 
-_MANIFEST = "bm25.json"
-_VERSION = 2
-_DEFAULTS = Bm25Config()
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    num_bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Manifest:
-    """What an index is; written last."""
-
-    version: int
-    num_documents: int
-    num_words: int
-    words: Words
-    k1: float
-    b: float
-    metadata: dict[str, Any]
-    files: dict[str, _File]
-
-
-def build_bm25(
-    texts: Iterable[str],
-    folder: Path,
-    *,
-    words: Words = Words.of(_DEFAULTS),  # noqa: B008 - frozen
-    k1: float = _DEFAULTS.k1,
-    b: float = _DEFAULTS.b,
-    metadata: Mapping[str, Any] | None = None,
-) -> None:
-    """Index the texts of a corpus and publish the index as a folder, whole or not at all.
-
-    Args:
-        texts: One text for each document, in the order of the global document index; streamed, their word ids are kept
-            in memory until the index is written.
-        folder: Where the index goes; an older one is replaced.
-        words: How texts become words; recorded, so that queries are read alike.
-        k1: How soon further occurrences of a word stop counting, > 0.
-        b: How much long documents are marked down, 0..1.
-        metadata: What the index was made of, such as `{"corpus_sha256": ...}`; `BM25Searcher.open` compares it.
-
-    Raises:
-        DataError: No text has a single word that could be indexed.
-
-    Source: Robertson and Zaragoza (2009); the variant is Lucene's (Kamphuis et al., 2020).
-    """
-    analyzer = Analyzer(words)
-    ids_of_documents = [analyzer.learn(text) for text in texts]
-    if not analyzer.vocabulary:
-        raise DataError(
-            f"None of {len(ids_of_documents)} documents has a word to index",
-            expected="words of two or more letters or digits that are not all stop words",
-            remedy="check the corpus file's text field, and bm25.stopwords",
-        )
-    index = bm25s.BM25(k1=k1, b=b, method="lucene", backend="numpy")
-    index.index((ids_of_documents, analyzer.vocabulary), create_empty_token=False, show_progress=False)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.parent / f".{folder.name}.tmp-{secrets.token_hex(4)}"
-    try:
-        index.save(temporary, show_progress=False)
-        files = sorted(temporary.iterdir())
-        for path in files:
-            fsync(path)
-        described = {path.name: _File(path.stat().st_size, sha256_file(path)) for path in files}
-        num_documents, num_words = len(ids_of_documents), len(analyzer.vocabulary)
-        manifest = _Manifest(_VERSION, num_documents, num_words, words, k1, b, dict(metadata or {}), described)
-        write_json(temporary / _MANIFEST, asdict(manifest))
-        _replace_folder(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+DOCUMENTS_SEARCHED_AS_ONE = 2_000_000
+"""Of a corpus up to which each rank searches all parts for its own queries: their postings, some 400 MB, stay in memory
+as pages of the files. A larger one's parts are searched by one rank each."""
 
 
 class BM25Searcher:
     """Answers queries from an index that `build_bm25` published; use `BM25Searcher.open`.
+
+    Args:
+        store: The index.
 
     Attributes:
         source: `bm25`.
@@ -117,14 +46,16 @@ class BM25Searcher:
     source: str
     block_size = 512
 
-    def __init__(self, index: bm25s.BM25, num_documents: int, words: Words) -> None:
-        self.source, self.num_documents = "bm25", num_documents
-        self._index = index
-        self._analyzer = Analyzer(words, index.vocab_dict)
+    def __init__(self, store: Bm25Store) -> None:
+        self.source, self.num_documents = "bm25", store.num_documents
+        self._store, self._analyzer = store, Analyzer(store.manifest.plan.words)
+        whole = store.num_documents <= DOCUMENTS_SEARCHED_AS_ONE
+        parts = [range(len(store.sizes))] if whole else cut_parts(store.sizes)
+        self._index = PostingsIndex(store, parts=parts, scan=fastest_scan(without=FewTermsScan))
 
     @classmethod
     def open(cls, folder: Path, *, metadata: Mapping[str, Any] | None = None, verify: bool = False) -> BM25Searcher:
-        """Open a published index; its arrays stay on disk and are mapped.
+        """Open a published index; its arrays stay on disk and are mapped part by part.
 
         Args:
             folder: What `build_bm25` wrote.
@@ -137,26 +68,12 @@ class BM25Searcher:
         Raises:
             ArtifactError: The index is missing, damaged, or made of something else.
         """
-        remedy = f"delete {folder} and build the index again"
-        manifest = read_record(folder / _MANIFEST, _Manifest, "the BM25 manifest")
-        if manifest.version != _VERSION:
-            raise ArtifactError(f"{folder / _MANIFEST} has version {manifest.version}", remedy=remedy)
-        if metadata is not None and manifest.metadata != dict(metadata):
-            raise ArtifactError(
-                f"The BM25 index in {folder} was made of {json.dumps(manifest.metadata)}",
-                expected=json.dumps(dict(metadata)),
-                remedy=remedy,
-            )
-        for name, file in manifest.files.items():
-            path = folder / name
-            size = path.stat().st_size if path.is_file() else None
-            if size != file.num_bytes:
-                state = "is missing" if size is None else f"has {size} bytes"
-                raise ArtifactError(f"{path} {state}", expected=f"{file.num_bytes} bytes", remedy=remedy)
-            if verify and sha256_file(path) != file.sha256:
-                raise ArtifactError(f"{path} is not the file that was written", expected=file.sha256, remedy=remedy)
-        index = bm25s.BM25.load(folder, mmap=True, load_corpus=False, show_progress=False)
-        return cls(index, manifest.num_documents, manifest.words)
+        return cls(Bm25Store.open(folder, metadata=metadata, verify=verify))
+
+    @property
+    def num_parts(self) -> int:
+        """Parts of the index that ranks can search one by one; 1 where it is searched as one."""
+        return self._index.num_parts
 
     def search(self, queries: Sequence[Query], top_k: int) -> Hits:
         """Find the documents that share the rarest and most words with each query; others are no hits.
@@ -167,13 +84,35 @@ class BM25Searcher:
 
         Returns:
             Hits [Q, top_k]; sorted by score descending, then by document index ascending.
+
+        Raises:
+            ArtifactError: A part is damaged.
         """
-        documents_QK = np.empty((len(queries), top_k), dtype=np.int64)
-        scores_QK = np.empty((len(queries), top_k), dtype=np.float32)
-        for row, query in enumerate(queries):
-            scores_N = self._index.get_scores_from_ids(self._analyzer.look_up(query.text))
-            documents_QK[row], scores_QK[row] = top_matches(scores_N, top_k)
-        return Hits(documents_QK, scores_QK)
+        return self._index.search(self.encode(queries), top_k)
+
+    def encode(self, queries: Sequence[Query]) -> sparse.csr_array:
+        """Count the words of queries that the corpus has: sparse float32 [Q, V], V the words of the corpus."""
+        counted = [Counter(self._analyzer.stems(query.text)) for query in queries]
+        stems = list(dict.fromkeys(stem for one in counted for stem in one))
+        ids_V, _ = self._store.vocabulary.find(hash_words(stems))
+        id_of = {stem: number for stem, number in zip(stems, ids_V.tolist(), strict=True) if number >= 0}
+        known = [{id_of[stem]: times for stem, times in one.items() if stem in id_of} for one in counted]
+        ids, times = ([one for own in known for one in pick(own)] for pick in (dict.keys, dict.values))
+        bounds_Q = np.cumsum([0, *map(len, known)])
+        encoded_QV = sparse.csr_array(
+            (np.array(times, dtype=np.float32), np.array(ids, dtype=np.int64), bounds_Q),
+            shape=(len(queries), self._store.num_terms),
+        )
+        encoded_QV.sort_indices()
+        return encoded_QV
+
+    def search_parts(self, queries_QV: sparse.csr_array, top_k: int, parts: Sequence[int]) -> Hits:
+        """Search some parts; see `PostingsIndex.search_parts`."""
+        return self._index.search_parts(queries_QV, top_k, parts)
+
+    def finish(self, queries_QV: sparse.csr_array, found: Sequence[Hits], top_k: int) -> Hits:
+        """Merge what was found in all parts; see `PostingsIndex.finish`."""
+        return self._index.finish(found, top_k)
 
     def score(self, queries: Sequence[Query], documents: Sequence[Sequence[int]]) -> list[list[float]]:
         """Score documents that somebody else found; those that share no word with their query have 0.
@@ -184,18 +123,8 @@ class BM25Searcher:
 
         Returns:
             Scores for each query, in the order of its documents, as a search has them.
+
+        Raises:
+            ArtifactError: A part is damaged.
         """
-        return [
-            self._index.get_scores_from_ids(self._analyzer.look_up(query.text))[np.array(own, dtype=np.int64)].tolist()
-            for query, own in zip(queries, documents, strict=True)
-        ]
-
-
-def _replace_folder(new: Path, target: Path) -> None:
-    """Rename a finished folder into place; a crash on the way leaves the old one, or none, never a mixture."""
-    aside = target.parent / f".{target.name}.old-{secrets.token_hex(4)}"
-    if target.exists():
-        os.replace(target, aside)
-    os.replace(new, target)
-    fsync(target.parent)
-    shutil.rmtree(aside, ignore_errors=True)
+        return self._index.score(self.encode(queries), documents)

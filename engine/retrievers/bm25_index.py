@@ -7,22 +7,26 @@ title and text, not the template by which models read a document: a `[SEP]` woul
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from engine.config.bm25 import Bm25Config
+from engine.coordination.coordinator import Coordinator
 from engine.data.corpus import Data
 from engine.errors import ArtifactError
-from engine.retrievers.bm25 import BM25Searcher, build_bm25
+from engine.log import get_logger
+from engine.retrievers.bm25 import BM25Searcher
+from engine.retrievers.bm25_build import build_bm25, cut_documents
 from engine.retrievers.choice import Choice
 from engine.retrievers.words import Words
 from engine.run import Run, RunFolder, Stage
 from shards.embeddings import Stamp
 from shards.files import canonical_json
-from shards.records import Document
+from shards.reader import CorpusShards
 from shards.writer import render
 
+log = get_logger(__name__)
 _TEXT = "{title} {text}"
 
 
@@ -61,16 +65,15 @@ def bm25_stamp(run: Run, data: Data, choice: Choice | None = None) -> Stamp:
 
 
 def index_text(stage: Stage, data: Data, folder: RunFolder) -> BuiltBM25:
-    """Index the corpus's text for BM25, unless an index of it is there, in the folder or beside prepared shards."""
-    settings = stage.run.config.bm25
+    """Index the corpus's text for BM25 with all ranks, unless an index is there, in the folder or beside the shards."""
+    settings, coordinator = stage.run.config.bm25, stage.run.coordinator
 
-    def build() -> bool:
-        if _find(data, folder, settings) is not None:
-            return True
-        index_documents(folder.bm25, data.shards.manifest.sha256, settings, data.dataset.documents())
-        return False
+    def look() -> bool:
+        return _find(data, folder, settings, verify=True) is not None
 
-    reused = stage.run.coordinator.only_rank_zero(f"{stage.name}: build", build)
+    reused: bool = coordinator.only_rank_zero(f"{stage.name}: look", look)
+    if not reused:
+        index_documents(coordinator, data.shards, folder.bm25, settings, name=stage.name)
     return BuiltBM25(data.shards.num_documents, reused)
 
 
@@ -88,34 +91,55 @@ def open_bm25_of(folder: Path, corpus_sha256: str, settings: Bm25Config) -> BM25
     return BM25Searcher.open(folder, metadata=_made_of(corpus_sha256, settings))
 
 
-def is_indexed(folder: Path, corpus_sha256: str, settings: Bm25Config) -> bool:
-    """Tell whether a folder holds a whole index of a corpus; arguments as of `open_bm25_of`."""
+def is_indexed(folder: Path, corpus_sha256: str, settings: Bm25Config, *, verify: bool = False) -> bool:
+    """Tell whether a folder holds a whole index of a corpus; arguments as of `open_bm25_of`.
+
+    Args:
+        folder: As there.
+        corpus_sha256: As there.
+        settings: As there.
+        verify: Hash every file too; what is damaged is told in the log.
+    """
     try:
-        open_bm25_of(folder, corpus_sha256, settings)
-    except ArtifactError:
+        BM25Searcher.open(folder, metadata=_made_of(corpus_sha256, settings), verify=verify)
+    except ArtifactError as error:
+        if verify and folder.exists():
+            log.warning("%s", error)
         return False
     return True
 
 
-def index_documents(folder: Path, corpus_sha256: str, settings: Bm25Config, documents: Iterable[Document]) -> None:
-    """Index the titles and texts of documents for BM25.
+def index_documents(
+    coordinator: Coordinator, shards: CorpusShards, folder: Path, settings: Bm25Config, *, name: str = "bm25"
+) -> None:
+    """Index the titles and texts of a corpus for BM25, with all ranks.
 
     Args:
-        folder: Takes the index; an older one is replaced.
-        corpus_sha256: `CorpusManifest.sha256`.
+        coordinator: Between the ranks, which all call this alike.
+        shards: The corpus.
+        folder: Takes the index; what is finished of the same one is kept, any other is replaced.
         settings: Words and formula.
-        documents: The corpus, in its order.
+        name: Of the work, for progress and errors.
 
     Raises:
         DataError: No document has a word to index.
     """
+    entries = shards.manifest.shards
+    parts = cut_documents([entry.num_documents for entry in entries])
+
+    def read(number: int) -> Iterator[str]:
+        return (render(_TEXT, document) for shard in parts[number] for document in shards.documents(shard))
+
     build_bm25(
-        (render(_TEXT, document) for document in documents),
+        coordinator,
+        read,
+        [sum(entries[shard].num_documents for shard in part) for part in parts],
         folder,
         words=Words.of(settings),
         k1=settings.k1,
         b=settings.b,
-        metadata=_made_of(corpus_sha256, settings),
+        metadata=_made_of(shards.manifest.sha256, settings),
+        name=name,
     )
 
 
@@ -129,10 +153,10 @@ def prepared_place(shards: Path, settings: Bm25Config) -> Path:
     return shards / f"bm25-{digest_of_settings(settings)[:8]}"
 
 
-def _find(data: Data, folder: RunFolder, settings: Bm25Config) -> Path | None:
+def _find(data: Data, folder: RunFolder, settings: Bm25Config, *, verify: bool = False) -> Path | None:
     """Return where a whole index of the corpus by these settings lies."""
-    places = (prepared_place(data.shards.folder, settings), folder.bm25)
-    return next((place for place in places if is_indexed(place, data.shards.manifest.sha256, settings)), None)
+    places, corpus_sha256 = (prepared_place(data.shards.folder, settings), folder.bm25), data.shards.manifest.sha256
+    return next((place for place in places if is_indexed(place, corpus_sha256, settings, verify=verify)), None)
 
 
 def _made_of(corpus_sha256: str, settings: Bm25Config) -> dict[str, str | float | None]:

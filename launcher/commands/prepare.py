@@ -19,6 +19,7 @@ from launcher.plan.models import settings_of
 from shards.files import canonical_json
 from shards.formats import open_dataset
 from shards.manifest import CorpusManifest
+from shards.reader import CorpusShards
 
 log = get_logger(__name__)
 
@@ -69,6 +70,6 @@ def prepare_shards(data_path: Path, config_path: Path, words: list[str]) -> Path
     if is_indexed(index, corpus_sha256, config.bm25):
         log.info("BM25 index %s: there already", index)
     else:
-        index_documents(index, corpus_sha256, config.bm25, dataset.documents())
+        index_documents(coordinator, CorpusShards.open(folder), index, config.bm25)
         log.info("BM25 index %s: written", index)
     return folder

@@ -1,6 +1,7 @@
 """Passes over the corpus by real ranks: the same bytes whoever does what, however slow, and also after a kill.
 
-`passes_on_every_rank` runs on the ranks: it writes shards, encodes them and searches the training queries.
+`passes_on_every_rank` runs on the ranks: it writes shards, encodes them, indexes them for BM25 in parts, and searches the
+training queries in these.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import signal
 import socket
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +80,7 @@ def passes_on_every_rank() -> None:
 
 
 PATIENCE = float(os.environ.get("TEST_PATIENCE", "60"))
-DONE: dict[str, int] = {"shards": 0, "parts": 0, "searches": 0}
+DONE: dict[str, int] = {"shards": 0, "parts": 0, "searches": 0, "counts": 0, "weights": 0}
 
 
 def connect() -> Any:
@@ -115,9 +117,13 @@ def misbehave(rank: int) -> None:
     engine.data.tokenization.write_tokenized = counting(engine.data.tokenization.write_tokenized, "shards")
     engine.models.encode.write_part = counting(engine.models.encode.write_part, "parts")
     engine.refresh.mining._mine_block = counting(engine.refresh.mining._mine_block, "searches")
-    from engine.retrievers.bm25 import BM25Searcher
+    from engine.retrievers import bm25, bm25_build, bm25_index
 
-    BM25Searcher.block_size = 20
+    bm25_build.count_part = counting(bm25_build.count_part, "counts")
+    bm25_build.weight_part = counting(bm25_build.weight_part, "weights")
+    bm25_index.cut_documents = partial(bm25_build.cut_documents, most=2 * PER_SHARD)
+    bm25.DOCUMENTS_SEARCHED_AS_ONE = 0
+    bm25.BM25Searcher.block_size = 20
 
 
 # --- in the tests ----------------------------------------------------------------------------------------------------
@@ -137,7 +143,7 @@ def bytes_of(run: Path) -> dict[str, str]:
     """Hash every file that the passes made, but for what tells the time."""
     return {
         str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for folder in ("shards", "index", "candidates")
+        for folder in ("shards", "index", "bm25", "candidates")
         for path in sorted((run / folder).rglob("*"))
         if path.is_file()
     }
@@ -149,6 +155,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (done,) = passed(start(folder, 1))
     assert done["shards"] == done["parts"] == NUM_DOCUMENTS // PER_SHARD
     assert done["searches"] > 3
+    assert done["counts"] == done["weights"] == NUM_DOCUMENTS // PER_SHARD // 2
     return bytes_of(folder / "run")
 
 

@@ -23,10 +23,13 @@ TEXTS = ("the owl hoots", "a fox barks", "dogs bark at the fox")
 
 
 def data_in(folder: Path, corpus_sha256: str = "c" * 64) -> Any:
-    manifest = SimpleNamespace(template="{text}", sha256=corpus_sha256)
-    shards = SimpleNamespace(manifest=manifest, folder=folder, num_documents=len(TEXTS))
+    entries = [SimpleNamespace(num_documents=len(TEXTS))]
+    manifest = SimpleNamespace(template="{text}", sha256=corpus_sha256, shards=entries)
     documents = [Document(f"d{number}", "", text) for number, text in enumerate(TEXTS)]
-    return SimpleNamespace(shards=shards, dataset=SimpleNamespace(documents=lambda: iter(documents)))
+    shards = SimpleNamespace(
+        manifest=manifest, folder=folder, num_documents=len(TEXTS), documents=lambda _: iter(documents)
+    )
+    return SimpleNamespace(shards=shards)
 
 
 def test_bm25_is_built_once_and_opened_where_it_lies(open_run: Open, tmp_path: Path) -> None:
@@ -74,7 +77,7 @@ def test_bm25_sees_title_and_text_and_not_the_models_template(open_run: Open, tm
     """Symptom: with `{title} [SEP] {text}` the word "sep" stood in every document, and counted for nothing."""
     run, data = open_run(), data_in(tmp_path / "shards")
     documents = [Document("a", "Sep", "the ninth month"), Document("b", "Oct", "the tenth"), Document("c", "", "x")]
-    data.dataset = SimpleNamespace(documents=lambda: iter(documents))
+    data.shards.documents = lambda _: iter(documents)
     data.shards.manifest.template = "{title} [SEP] {text}"
     build(run, data, run.folder, BM25)
     hits = open_searcher(run, data, run.folder, BM25).search([Query("q", "sep"), Query("q", "oct tenth")], 3)
