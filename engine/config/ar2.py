@@ -12,7 +12,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from engine.config.models import ModelConfig, RankerConfig, RetrieverConfig
 from engine.config.negatives import NegativesConfig
-from engine.config.pools import Pools, mining_of
+from engine.config.pools import BM25, Pools, drawn_from_bm25, first_from_bm25, mining_of
 from engine.config.recipe import Config, Prior
 from engine.config.refreshes import Refreshes
 from engine.config.sections import Section
@@ -224,9 +224,22 @@ class Ar2Recipe(Config):
             )
         return self
 
+    @property
+    def asks_for_bm25(self) -> dict[str, str]:
+        """What cannot do without BM25's index."""
+        first = self.warmup_retriever.candidates if self.warmup_retriever.draws else ""
+        in_batch = "or set warmup_retriever.hard_negatives=0 for in-batch negatives alone"
+        return (
+            super().asks_for_bm25
+            | first_from_bm25("warmup_retriever.candidates", first, in_batch)
+            | drawn_from_bm25("ar2.further_retrievers", self.ar2.further_retrievers, self.ar2.negatives)
+        )
+
     def timetable_for(self, sizes: Sizes | None) -> Timetable:
         """Lay out Algorithm 1, which depends on no size of the data."""
-        return ar2_timetable(self.ar2, self.warmup_retriever, self.warmup_ranker, ended=self._ended)
+        return ar2_timetable(
+            self.ar2, self.warmup_retriever, self.warmup_ranker, ended=self._ended, with_bm25=self.bm25.enabled
+        )
 
     def with_measured(self, kept: Mapping[int, float | None]) -> Self:
         """Return the same recipe, its refreshes ended where they are measured to change little (`refresh_until`)."""
@@ -243,6 +256,7 @@ def ar2_timetable(
     warm_ranker: WarmupRankerConfig,
     *,
     ended: int | None = None,
+    with_bm25: bool = True,
 ) -> Timetable:
     """Lay out Algorithm 1: what its lines train, and on what.
 
@@ -251,13 +265,16 @@ def ar2_timetable(
         warm_retriever: G0.
         warm_ranker: D0.
         ended: The refresh after which a measurement has ended them; None while none has.
+        with_bm25: Whether there is BM25; without, a warm-up that draws nothing names no candidates.
     """
     refreshes = Refreshes.of(game.iterations, game.refresh_every, may_end=game.refresh_until is not None, ended=ended)
     # Of each iteration, what its newest refresh found.
     names = [iteration_name(refreshes.newest(iteration)) for iteration in range(game.iterations + 1)]
-    warm = mining_of(warm_retriever.candidates, warm_retriever.bm25_depth, "warmup_retriever.bm25_depth")
+    warm: Mining | None = mining_of(warm_retriever.candidates, warm_retriever.bm25_depth, "warmup_retriever.bm25_depth")
+    if not with_bm25 and warm_retriever.candidates == BM25 and not warm_retriever.draws:
+        warm = None
     pools = _pools(game, warm, names)
-    of_retriever = _phases_of_retriever(game, warm_retriever, warm.name, names)
+    of_retriever = _phases_of_retriever(game, warm_retriever, warm.name if warm else "", names)
     of_ranker = _phases_of_ranker(game, warm_ranker, names) if game.has_ranker else (None, None)
     phases = tuple(phase for pair in zip(of_retriever, of_ranker, strict=True) for phase in pair if phase is not None)
     ends_in_pool = names[-1] in pools.joint and any(names[-1] in phase.candidates for phase in phases)
@@ -288,7 +305,7 @@ def ar2_timetable(
 def _phases_of_retriever(
     game: Ar2Config, warmup: WarmupRetrieverConfig, found: str, names: list[str]
 ) -> tuple[Phase, Phase]:
-    """Make the rows of G0, whose negatives are those of some candidates, and of G, of what it found before."""
+    """Make the rows of G0, whose negatives are those of some candidates (or none), and of G, of what it found."""
     return (
         _phase(
             "warmup_retriever",
@@ -340,9 +357,9 @@ def _phases_of_ranker(game: Ar2Config, warmup: WarmupRankerConfig, names: list[s
     )
 
 
-def _pools(game: Ar2Config, warm: Mining, names: list[str]) -> Pools:
+def _pools(game: Ar2Config, warm: Mining | None, names: list[str]) -> Pools:
     """Gather what is mined: candidates for G0, and each iteration's, with what joins them in a pool."""
-    alone = [warm]
+    alone = [warm] if warm else []
     refreshed = [iteration for iteration, name in enumerate(names) if name == iteration_name(iteration)]
     alone += [
         Mining(iteration_name(iteration), DENSE, WeightsOf("retriever", iteration), game.top_k, "ar2.top_k")

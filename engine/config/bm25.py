@@ -35,6 +35,9 @@ _NO_LANGUAGE = frozenset({"porter", "dutch_porter", "english_plus"})
 class Bm25Config(Section):
     """BM25, the yardstick and the source of G0's negatives: its words and its formula."""
 
+    enabled: bool = True
+    """Whether the corpus is indexed for BM25 at all. `false`: it has no row in the tables and no part in a mixture, and
+    what draws from it is refused unless other candidates are named (docs/negatives.md)."""
     language: str = "english"
     """Whose stemmer and stop words are taken, by name (`german`) or ISO 639-1 code (`de`); `none` for a language that
     has neither. Scripts without spaces between words are read in every language (`tokens`)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from urllib.parse import quote
 
@@ -30,6 +30,37 @@ def mining_of(word: str, top_k: int, section: str, *, number: int = 0) -> Mining
         name = f"{GIVEN}-{quote(proposed_by, safe='')}" if proposed_by else GIVEN
         return Mining(name, GIVEN, None, top_k, section, proposed_by=proposed_by)
     return Mining(f"{RUN_FILE.replace('_', '-')}-{number}", RUN_FILE, None, top_k, section, word)
+
+
+def first_from_bm25(option: str, candidates: str, otherwise: str = "") -> dict[str, str]:
+    """Return whether the first phase cannot do without BM25's index, and what to do where there is none.
+
+    Args:
+        option: That names its candidates.
+        candidates: Its value.
+        otherwise: What can be done besides.
+    """
+    if candidates != BM25:
+        return {}
+    remedy = "set it to the path of a TREC run file that ranks the training queries, or to given (the data's own)"
+    return {f"{option}=bm25": f"{remedy}, {otherwise}" if otherwise else remedy}
+
+
+def drawn_from_bm25(section: str, words: Sequence[str], negatives: NegativesConfig) -> dict[str, str]:
+    """Return what of a pool cannot do without BM25's index, and what to do where there is none.
+
+    Args:
+        section: Key of a list of retrievers in the configuration.
+        words: Those retrievers.
+        negatives: Filters of what they find.
+    """
+    found = {}
+    if BM25 in words:
+        found[f"{section}=[{','.join(words)}]"] = "take bm25 out, or put the path of a TREC run file in its place"
+    if any(isinstance(one, ConstrainedFilterConfig) and one.within == BM25 for one in negatives.filters):
+        key = f"{section.partition('.')[0]}.negatives.filters"
+        found[f"the filter constrained in {key}"] = "set its `within` to the path of a TREC run file, or take it out"
+    return found
 
 
 class Pools:

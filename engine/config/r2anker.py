@@ -16,7 +16,7 @@ from engine.config.distillation import DistillationConfig, student_phase
 from engine.config.lexical import FlopsConfig, LexicalPhaseConfig
 from engine.config.models import LexicalConfig, RankerConfig, RetrieverConfig
 from engine.config.negatives import NegativesConfig
-from engine.config.pools import BM25, GIVEN, Pools
+from engine.config.pools import BM25, GIVEN, Pools, drawn_from_bm25, first_from_bm25, mining_of
 from engine.config.recipe import Config
 from engine.config.schedule import steps_of
 from engine.config.sections import Section
@@ -70,14 +70,18 @@ class R2ankerConfig(Section):
     """Whose candidates make the joint pool (Eq. 9): `bm25`, names of models that search (`dense` and `lexical`, in
     their last state; `dense@1` in their first), `given` (the data's own negatives; `given@NAME`: those that NAME
     proposed), and paths of TREC run files that rank the training queries. Left out, BM25 and the last states of all
-    models that search: the paper's best set, BM25, D2 and L2."""
+    models that search: the paper's best set, BM25, D2 and L2. What `candidates` names stands in for
+    BM25."""
     top_k: int = Field(200, ge=1)
     """Candidates of each retriever in the pool, positives taken out (N of Appendix B: 200)."""
+    candidates: str = BM25
+    """What the retrievers' first stage draws from: `bm25`, or what stands in for it: `given`, `given@NAME` or the path
+    of a TREC run file, as for `retrievers`."""
     bm25_depth: int = Field(200, ge=1)
-    """BM25 hits that the retrievers' first stage draws from."""
+    """Best candidates from which they are drawn, whoever found them."""
     second_stage: Literal["mined", "mined_and_bm25"] = "mined"
-    """What the second stage of a retriever draws from: what its first state retrieves, or that and BM25's together
-    (as coCondenser's training data has it)."""
+    """What the second stage of a retriever draws from: what its first state retrieves, or that and `candidates`
+    together (as coCondenser's training data has BM25's)."""
     negatives: NegativesConfig = NegativesConfig()
     """Filters and sampler of the ranker's negatives (docs/negatives.md). The default is Appendix B's: uniform over all
     lists together. The retrievers' phases draw uniformly and unfiltered."""
@@ -134,6 +138,16 @@ class R2ankerRecipe(Config):
         stages += [game.lexical_1, game.lexical_2] if self.lexical else []
         stages += [game.student] if self.student else []
         return any(stage.steps is None for stage in stages)
+
+    @property
+    def asks_for_bm25(self) -> dict[str, str]:
+        """What cannot do without BM25's index."""
+        game = self.r2anker
+        return (
+            super().asks_for_bm25
+            | first_from_bm25("r2anker.candidates", game.candidates)
+            | drawn_from_bm25("r2anker.retrievers", game.retrievers or (), game.negatives)
+        )
 
     def timetable_for(self, sizes: Sizes | None) -> Timetable:
         """Lay out sections 3.4 and 4.2 and Appendix B for data of some size."""
@@ -208,7 +222,10 @@ def r2anker_timetable(
         joint=pools.joint,
         ends=(*last, *ends),
         measured=(*states, *ends),
-        reranked=(BM25, *(f"{weights.model}-{weights.state}" for weights in last)),
+        reranked=(
+            *([BM25] if BM25 in pools.minings else []),
+            *(f"{weights.model}-{weights.state}" for weights in last),
+        ),
     )
 
 
@@ -222,7 +239,8 @@ class _Rows:
 
     def __init__(self, game: R2ankerConfig, num_queries: int | None) -> None:
         self.phases: list[Phase] = []
-        self.minings = {BM25: Mining(BM25, BM25, None, game.bm25_depth, "r2anker.bm25_depth")}
+        self._found = mining_of(game.candidates, game.bm25_depth, "r2anker.bm25_depth")
+        self.minings = {self._found.name: self._found}
         self._game, self._num_queries = game, num_queries
 
     def add_retriever(self, model: str) -> None:
@@ -234,7 +252,7 @@ class _Rows:
         mined = names[FIRST]
         if game.second_stage == "mined_and_bm25":
             mined = f"{model}-hard"
-        for state, candidates in ((FIRST, BM25), (SECOND, mined)):
+        for state, candidates in ((FIRST, self._found.name), (SECOND, mined)):
             stage: RetrieverStageConfig | LexicalPhaseConfig = getattr(game, f"{model}_{state}")
             self.add(
                 f"{model}_{state}",
@@ -285,8 +303,8 @@ class _Rows:
         game = self._game
         pools = Pools(self.minings, "r2anker.top_k", lambda word: _meant(word, self.minings))
         for model in searching if game.second_stage == "mined_and_bm25" else ():
-            pools.add(f"{model}-hard", (BM25, f"{model}@{FIRST}"), game.top_k, NegativesConfig())
-        pools.add(JOINT, game.retrievers or (BM25, *searching), game.top_k, game.negatives)
+            pools.add(f"{model}-hard", (game.candidates, f"{model}@{FIRST}"), game.top_k, NegativesConfig())
+        pools.add(JOINT, game.retrievers or (game.candidates, *searching), game.top_k, game.negatives)
         return pools
 
 

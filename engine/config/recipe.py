@@ -14,6 +14,7 @@ from pydantic import PrivateAttr, model_validator
 
 from engine.config.bm25 import Bm25Config
 from engine.config.models import EncoderConfig, ModelConfig, RankerConfig
+from engine.config.pools import BM25, GIVEN
 from engine.config.sections import (
     DataConfig,
     EvaluationConfig,
@@ -114,6 +115,21 @@ class Config(Section):
         return None
 
     @property
+    def asks_for_bm25(self) -> dict[str, str]:
+        """What of the recipe cannot do without BM25's index, as `option=value`, and what to do where there is none."""
+        if not self.learns_from_queries:
+            return {}
+        found = {}
+        if self.data.fallback_positive != "none":
+            option = f"data.fallback_positive={self.data.fallback_positive}"
+            found[option] = "leave it out, so that these questions are not trained on"
+        if self.data.without_given == BM25 and any(
+            one.retriever == GIVEN for one in self.timetable_for(Sizes(1, 1)).minings
+        ):
+            found["data.without_given=bm25"] = "set it to random"
+        return found
+
+    @property
     def counts_epochs(self) -> bool:
         """Whether the timetable depends on the size of the data."""
         return False
@@ -145,6 +161,16 @@ class Config(Section):
         if isinstance(values, dict) and isinstance(values.get("index"), str):
             return values | {"index": {"factory": values["index"]}}
         return values
+
+    @model_validator(mode="after")
+    def _does_without_bm25(self) -> Config:
+        if not self.bm25.enabled and (asked := self.asks_for_bm25):
+            raise ValueError(
+                "bm25.enabled is false, but BM25 is asked for by "
+                + "; and by ".join(f"{option}: {remedy}" for option, remedy in asked.items())
+                + " (or leave bm25.enabled out)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _values_agree(self) -> Config:

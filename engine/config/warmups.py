@@ -28,13 +28,19 @@ class WarmupRetrieverConfig(Section):
     """Negatives of each query, added to the shared pool."""
     candidates: str = BM25
     """What they are drawn from: `bm25`; `given`, the data's own negatives, as DPR's files have them; `given@NAME`,
-    those of them that NAME proposed; or the path of a TREC run file that ranks the training queries."""
+    those of them that NAME proposed; or the path of a TREC run file that ranks the training queries. Where there is no
+    BM25 (`bm25.enabled`), `bm25` stands for nothing, which is enough for `hard_negatives: 0`."""
     bm25_depth: int = Field(100, ge=1)
     """Best candidates from which they are drawn, whoever found them."""
     gather_negatives: bool = True
     """Share the pool across ranks (with gradients); without it, each rank has the pool of its own queries."""
     optim: OptimConfig = OptimConfig(lr=1e-5)
     """Optimizer of this warm-up."""
+
+    @property
+    def draws(self) -> bool:
+        """Whether it draws candidates."""
+        return self.steps > 0 and self.hard_negatives > 0
 
 
 class WarmupRankerConfig(Section):

@@ -71,6 +71,27 @@ class NegativeSource(Protocol):
         ...
 
 
+class NoNegatives:
+    """Where a phase draws none: its queries have each other's documents alone."""
+
+    qids: Sequence[str] = ()
+
+    def row(self, qid: str) -> NDArray[np.int64]:
+        """Return no documents: int64 [0]."""
+        return np.empty(0, dtype=np.int64)
+
+    def draw(self, qid: str, positive: int, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Refuse to draw.
+
+        Raises:
+            ConfigError: Always.
+        """
+        raise ConfigError(
+            f"{n} negatives are to be drawn of {qid!r}, and the phase names no candidates",
+            expected="a phase that draws none, or candidates",
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Kept:
     """What `remove_known` leaves of the hits of Q queries.

@@ -79,11 +79,11 @@ class System:
 
 
 def yardsticks(config: Config) -> list[System]:
-    """Return what trained systems are compared with: BM25, and the models that search before any training, if asked.
+    """Return what trained systems are compared with: BM25, and the models that search before any training, as asked.
 
     Where there are several of these, they have their models' names.
     """
-    systems, encoders = [System("BM25", BM25, None)], config.timetable.encoders
+    systems, encoders = bm25_of(config), config.timetable.encoders
     if config.evaluation.zero_shot:
         systems += [
             System(
@@ -94,6 +94,11 @@ def yardsticks(config: Config) -> list[System]:
             for model in encoders
         ]
     return systems
+
+
+def bm25_of(config: Config) -> list[System]:
+    """Return BM25; nothing where the recipe leaves it out."""
+    return [System("BM25", BM25, None)] if config.bm25.enabled else []
 
 
 def system_of(config: Config, weights: WeightsOf, over: System | None = None, *, names_over: bool = False) -> System:
@@ -178,7 +183,7 @@ def fused_system(config: Config, *, taken: int) -> System:
         taken: The iteration that is taken, for models that go through iterations together.
 
     Returns:
-        A system whose first part finds the documents; all others score these.
+        A system whose first part finds the documents; all others score these. A recipe without BM25 has none in it.
     """
     table = config.timetable
     states = end_states(table, list(config.models), taken)
@@ -188,7 +193,7 @@ def fused_system(config: Config, *, taken: int) -> System:
         for model, kind in _models(config).items()
         if kind == RANKER
     ]
-    parts = (first, *rankers, *further, System("BM25", BM25, None))
+    parts = (first, *rankers, *further, *bm25_of(config))
     return System("fused", FUSED, None, first, parts=parts)
 
 

@@ -17,7 +17,7 @@ from engine.data.batches import rows_drawn
 from engine.data.candidates import Candidates, is_of
 from engine.data.corpus import Data
 from engine.data.filters import Teacher
-from engine.data.negatives import NegativeSource
+from engine.data.negatives import NegativeSource, NoNegatives
 from engine.data.teacher_scores import TeacherScores
 from engine.evaluation.chosen import taken_iteration
 from engine.log import get_logger
@@ -163,8 +163,9 @@ def _teacher(negatives: NegativesConfig) -> Teacher | None:
 
 
 def warmup_candidates(run: Run, data: Data) -> NegativeSource:
-    """Return what AR2's first phase draws its hard negatives from: BM25's candidates, or others that are there."""
-    return pool_of(run, data, run.timetable.phase("warmup_retriever").candidates[0])
+    """Return what AR2's first phase draws its hard negatives from: BM25's candidates, or others, or none at all."""
+    name = run.timetable.phase("warmup_retriever").candidates[0]
+    return pool_of(run, data, name) if name else NoNegatives()
 
 
 def retrieve_candidates(stage: Stage, data: Data, name: str) -> MinedQueries:

@@ -21,7 +21,8 @@ import scipy.sparse as sparse  # type: ignore[import-untyped]
 from engine.index.plan import cut_parts
 from engine.index.postings import PostingsIndex
 from engine.index.scan import FewTermsScan, fastest_scan
-from engine.retrievers.bm25_files import Bm25Store, hash_words
+from engine.retrievers.bm25_files import hash_words
+from engine.retrievers.bm25_store import Bm25Store
 from engine.retrievers.words import Analyzer
 from engine.search import Hits
 from shards.records import Query

@@ -6,8 +6,8 @@
 3. Each part's counts become weights by these numbers and the mean length of all documents (`weight_part`).
 
 Parts and buckets are functions of the corpus and are handed out to whoever is free; what is finished is a file with a
-marker, so that a build which was killed goes on, and its bytes are the same whoever did what. What a rank holds does not
-grow with the corpus: a part has 65,536 documents at most, or one shard where that has more.
+marker, so that a build which was killed goes on, and its bytes are the same whoever did what. What a rank holds does
+not grow with the corpus: a part has 65,536 documents at most, or one shard where that has more.
 
 Source: Robertson and Zaragoza (2009); the variant is Lucene's (Kamphuis et al., 2020).
 """
@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import scipy.sparse as sparse  # type: ignore[import-untyped]
 
 from engine.config.bm25 import Bm25Config
@@ -39,7 +38,6 @@ from engine.retrievers.bm25_files import (
     Plan,
     PostingsOf,
     Statistics,
-    Vocabulary,
     buckets_of,
     damaged,
     fault_of,
@@ -49,6 +47,7 @@ from engine.retrievers.bm25_files import (
     write_bucket,
     write_part,
 )
+from engine.retrievers.bm25_store import Vocabulary
 from engine.retrievers.words import Analyzer, Words
 from shards.files import read_record, write_json
 from shards.postings import DOCUMENTS_PER_BLOCK
@@ -215,9 +214,7 @@ def weight_part(files: Bm25Folder, number: int, plan: Plan) -> None:
         saturation_N = plan.k1 * (1 - plan.b + plan.b * lengths_N / mean_length)
         weights_P = np.repeat(idf_V, np.diff(block.starts_V)) * counts_P / (counts_P + saturation_N[block.documents_P])
         weighted.append(PostingsOf(block.starts_V, weights_P.astype(np.float32), block.documents_P))
-    write_part(
-        files.part(number), ids_V, weighted, num_documents=marker.num_documents, num_tokens=marker.num_tokens
-    )
+    write_part(files.part(number), ids_V, weighted, num_documents=marker.num_documents, num_tokens=marker.num_tokens)
     remove(files.counts(number))
 
 

@@ -7,9 +7,9 @@
     part-000003.*            of a part: the BM25 weight of each of its words in each document
     bm25.json                all of these with their sizes and hashes; written last
 
-A word is known by 16 bytes of its hash (BLAKE2b): of one width, so that words are sorted, merged and looked up in arrays
-that are mapped from disk, and so many that two of the same hash are not met. Its id is its place among all words in the
-order of their hashes. An array lies in a `.npy` file, and a marker beside it vouches for it: it is written after it.
+A word is known by 16 bytes of its hash (BLAKE2b): of one width, so that words are sorted, merged and looked up in
+arrays that are mapped from disk, and so many that two of the same hash are not met. Its id is its place among all words
+in the order of their hashes. An array lies in a `.npy` file, and a marker beside it, written after it, vouches for it.
 
 Shapes: V words (of a part, or of the corpus), N documents of a block, P postings.
 """
@@ -17,8 +17,7 @@ Shapes: V words (of a part, or of the corpus), N documents of a block, P posting
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -220,7 +219,9 @@ def write_part(
     ]
     num_postings = sum(len(block.weights_P) for block in blocks)
     return _publish(
-        array, pieces, lambda *file: PartMarker(num_documents, len(words_V), num_tokens, num_postings, *file)
+        array,
+        pieces,
+        lambda size, sha256: PartMarker(num_documents, len(words_V), num_tokens, num_postings, size, sha256),
     )
 
 
@@ -249,7 +250,7 @@ def read_part(
     ]
     kinds = [(len(sizes) * (num_words + 1), np.dtype(np.int64)), (num_words, np.dtype(dtype))]
     kinds += [(num_postings, np.dtype(np.float32)), (num_postings, np.dtype(np.uint16))]
-    starts_BV, words_V, weights_P, documents_P = _mapped(array, kinds)
+    starts_BV, words_V, weights_P, documents_P = mapped(array, kinds)
     blocks, first = [], 0
     for place, (size, starts_V) in enumerate(zip(sizes, starts_BV.reshape(len(sizes), -1), strict=True)):
         mine = slice(first, first + int(starts_V[-1]))
@@ -271,132 +272,9 @@ def read_part(
     return words_V, blocks
 
 
-def write_bucket(
-    array: Path, words_V: npt.NDArray[np.bytes_], num_documents_V: npt.NDArray[np.int64]
-) -> BucketMarker:
+def write_bucket(array: Path, words_V: npt.NDArray[np.bytes_], num_documents_V: npt.NDArray[np.int64]) -> BucketMarker:
     """Write a bucket of the vocabulary: its words, sorted, and in how many documents each of them is."""
-    return _publish(array, [words_V, num_documents_V], lambda *file: BucketMarker(len(words_V), *file))
-
-
-class Vocabulary:
-    """The words of a corpus, mapped from disk while they are looked up.
-
-    Args:
-        folder: Holds the buckets.
-        buckets: Their markers.
-    """
-
-    def __init__(self, folder: Bm25Folder, buckets: Sequence[BucketMarker]) -> None:
-        self._folder, self._buckets = folder, buckets
-        self._firsts = np.cumsum([0, *(bucket.num_words for bucket in buckets)])
-
-    def find(self, words_V: npt.NDArray[np.bytes_]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Look words up.
-
-        Args:
-            words_V: Hashes in any order.
-
-        Returns:
-            The id of each, -1 where the corpus does not have it, and in how many documents it is: int64 [V] each.
-
-        Raises:
-            ArtifactError: A bucket cannot be mapped.
-        """
-        ids_V, num_documents_V = np.full(len(words_V), -1, dtype=np.int64), np.zeros(len(words_V), dtype=np.int64)
-        buckets_V = buckets_of(words_V, len(self._buckets))
-        for number in np.unique(buckets_V).tolist():
-            num_words = self._buckets[number].num_words
-            if not num_words:
-                continue
-            known, num_documents = _mapped(self._folder.bucket(number), [(num_words, WORD), (num_words, _ID)])
-            own = np.flatnonzero(buckets_V == number)
-            places = np.searchsorted(known, words_V[own]).clip(max=num_words - 1)
-            has = known[places] == words_V[own]
-            ids_V[own[has]] = self._firsts[number] + places[has]
-            num_documents_V[own[has]] = num_documents[places[has]]
-        return ids_V, num_documents_V
-
-
-class Bm25Store:
-    """The weights of a whole corpus, mapped part by part while they are searched; use `Bm25Store.open`.
-
-    Args:
-        folder: Of the index.
-        manifest: What it is.
-    """
-
-    def __init__(self, folder: Bm25Folder, manifest: Manifest) -> None:
-        self.folder, self.manifest = folder, manifest
-        self.vocabulary = Vocabulary(folder, manifest.statistics.buckets)
-        self._firsts = np.cumsum([0, *manifest.plan.sizes]).tolist()
-        self._checked: set[int] = set()
-
-    @classmethod
-    def open(cls, path: Path, *, metadata: Mapping[str, Any] | None = None, verify: bool = False) -> Bm25Store:
-        """Open a published index.
-
-        Args:
-            path: Its folder.
-            metadata: What it must have been made of; None takes any.
-            verify: Hash every file too; sizes are always compared.
-
-        Raises:
-            ArtifactError: It is missing, damaged, or made of something else.
-        """
-        folder = Bm25Folder(path)
-        remedy = f"delete {path} and build the index again"
-        manifest = read_record(folder.manifest, Manifest, "the BM25 manifest")
-        plan = manifest.plan
-        if plan.version != VERSION:
-            raise ArtifactError(f"{folder.manifest} has version {plan.version}", expected=f"{VERSION}", remedy=remedy)
-        if metadata is not None and plan.metadata != dict(metadata):
-            raise ArtifactError(
-                f"The BM25 index in {path} was made of {json.dumps(plan.metadata)}",
-                expected=json.dumps(dict(metadata)),
-                remedy=remedy,
-            )
-        for number, bucket in enumerate(manifest.statistics.buckets):
-            if fault := file_fault(folder.bucket(number), bucket, verify=verify):
-                raise damaged(folder.bucket(number), fault)
-        for number, part in enumerate(manifest.parts):
-            if fault := file_fault(folder.part(number), part, verify=verify):
-                raise damaged(folder.part(number), fault)
-        return cls(folder, manifest)
-
-    @property
-    def num_terms(self) -> int:
-        """Different words of the corpus."""
-        return self.manifest.statistics.num_words
-
-    @property
-    def num_documents(self) -> int:
-        """Documents of the corpus, those without a word too."""
-        return self.manifest.statistics.num_documents
-
-    @property
-    def sizes(self) -> list[int]:
-        """Documents of each part."""
-        return list(self.manifest.plan.sizes)
-
-    def blocks(self, parts: range | None = None) -> Iterator[Block]:
-        """Map blocks in the order of the corpus; a part's file is let go when its last block is.
-
-        Args:
-            parts: Numbers of the parts to read, ascending; all if None.
-
-        Raises:
-            ArtifactError: A part's file cannot be mapped, or is not what its marker says.
-        """
-        for number in range(len(self.manifest.parts)) if parts is None else parts:
-            _, blocks = read_part(
-                self.folder.part(number),
-                self.manifest.parts[number],
-                _ID,
-                first_document=self._firsts[number],
-                check=number not in self._checked,
-            )
-            self._checked.add(number)
-            yield from blocks
+    return _publish(array, [words_V, num_documents_V], lambda size, sha256: BucketMarker(len(words_V), size, sha256))
 
 
 def damaged(array: Path, fact: str) -> ArtifactError:
@@ -409,7 +287,7 @@ def damaged(array: Path, fact: str) -> ArtifactError:
     )
 
 
-def _publish(array: Path, pieces: Sequence[npt.NDArray[Any]], describe: Any) -> Any:
+def _publish(array: Path, pieces: Sequence[npt.NDArray[Any]], describe: Callable[[int, str], M]) -> M:
     """Write arrays as the bytes of one, and a marker after them; return the marker."""
     bytes_ = [np.ascontiguousarray(piece).view(np.uint8) for piece in pieces if len(piece)]
     remove(array)
@@ -420,8 +298,16 @@ def _publish(array: Path, pieces: Sequence[npt.NDArray[Any]], describe: Any) -> 
     return marker
 
 
-def _mapped(array: Path, kinds: Sequence[tuple[int, np.dtype[Any]]]) -> list[npt.NDArray[Any]]:
-    """Map an array of bytes as those that were written into it, of some lengths and types."""
+def mapped(array: Path, kinds: Sequence[tuple[int, np.dtype[Any]]]) -> list[npt.NDArray[Any]]:
+    """Map an array of bytes as those that were written into it.
+
+    Args:
+        array: Its path.
+        kinds: Length and type of each.
+
+    Raises:
+        ArtifactError: It cannot be mapped, or has another length.
+    """
     try:
         content = np.asarray(np.load(array, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError) as error:

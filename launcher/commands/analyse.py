@@ -8,7 +8,7 @@
     python -m launcher analyse divergence bm25=runs/a joint=runs/b --top 200 --epsilon 0.01
     python -m launcher analyse negatives bm25=runs/a joint=runs/b --train-queries 5000 --against bm25
 
-All re-rank what BM25 finds, the first run's. What was measured before is not measured again.
+All re-rank what BM25 finds, by the first run that has it. What was measured before is not measured again.
 """
 
 from __future__ import annotations
@@ -125,12 +125,12 @@ def _rankers(comparison: Comparison, arguments: argparse.Namespace) -> list[_Tra
 def _values(comparison: Comparison, split: str, ranker: Contestant) -> dict[str, float]:
     """Measure a ranker over the list of the first run's BM25."""
     contest = comparison.contests[split]
-    return contest.values(ranker, contest.reordered(ranker, comparison.bm25()[0]))
+    return contest.values(ranker, contest.reordered(ranker, comparison.reference()))
 
 
 def _judged(comparison: Comparison, arguments: argparse.Namespace, *, own: bool) -> list[Judged]:
     """Measure rankers and the divergences of their negatives, and with `own` those of their own scores."""
-    contest, bm25 = comparison.contests[arguments.split], comparison.bm25()[0]
+    contest, bm25 = comparison.contests[arguments.split], comparison.reference()
     positives, form = contest.terms.positives(), _form(arguments)
     top = form.top + max(map(len, positives.values()))  # positives are taken out of it
 

@@ -72,9 +72,28 @@ class Comparison:
     _draws: bool
 
     def bm25(self) -> list[Contestant]:
-        """Return BM25 by the settings of the runs: the first run's, and others where they differ from it."""
-        found = without_repetitions(entrant.bm25() for entrant in self.entrants)
+        """Return BM25 by the settings of the runs: the first run's, and others where they differ from it.
+
+        Runs without BM25 have none to add.
+        """
+        found = without_repetitions(entrant.bm25() for entrant in self.entrants if entrant.run.config.bm25.enabled)
         return [replace(found[0], label="BM25")] if len(found) == 1 else found
+
+    def reference(self) -> Contestant:
+        """Return the BM25 whose list is re-ranked: that of the first run that has it.
+
+        Raises:
+            ConfigError: No run has it.
+        """
+        if found := self.bm25():
+            return found[0]
+        raise ConfigError(
+            f"bm25.enabled is false in {', '.join(str(one.run.folder.path) for one in self.entrants)}, and what BM25 "
+            "finds is what rankers are compared by here",
+            expected="a run with BM25 among those that are named",
+            remedy="name one of the same data whose recipe has it as well, or compare the rankers over what the "
+            "retrievers find, by the command matrix",
+        )
 
     def rankers_of(self, entrant: Entrant) -> list[Contestant]:
         """Return the rankers of a run that were asked for.

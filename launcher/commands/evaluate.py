@@ -226,6 +226,12 @@ def _over_candidates(run: Run, asked: Asked, given: Path | None, taken: int) -> 
             expected="--candidates FILE, all of which are re-ranked, or --candidates bm25 with --depth",
             remedy=f"leave {word} out",
         )
+    if given is None and not run.config.bm25.enabled:
+        raise ConfigError(
+            f"--candidates {_BM25}, but bm25.enabled is false in {run.folder.path}",
+            expected="a run with BM25, or a file of candidates",
+            remedy="name a file, or leave --candidates out: rankers then re-order what the run's own retrievers find",
+        )
     first = System("BM25", BM25, None) if given is None else System(given.name, CANDIDATES, None)
     states = states_in(run, asked.rankers, rankers=True, option="--ranker", taken=taken)
     return [[first, *(system_of(run.config, weights, first, names_over=True) for weights in states)]]

@@ -64,7 +64,7 @@ def prepare_shards(data_path: Path, config_path: Path, words: list[str]) -> Path
     counts = write_corpus(coordinator, plan, dataset, own, name="shards")
     folder = find_corpus(plan, dataset, own) or own
     log.info("shards %s: %s", folder, one_line(counts))
-    if not config.learns_from_queries:
+    if not config.learns_from_queries or not config.bm25.enabled:
         return folder
     index, corpus_sha256 = prepared_place(folder, config.bm25), CorpusManifest.load(folder).sha256
     if is_indexed(index, corpus_sha256, config.bm25):

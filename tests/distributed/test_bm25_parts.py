@@ -77,7 +77,9 @@ def test_a_rank_that_is_killed_in_a_pass_costs_the_part_it_was_at(tmp_path: Path
     with pytest.MonkeyPatch.context() as patched:
         again = []
         function = getattr(bm25_build, dies_at)
-        patched.setattr(bm25_build, dies_at, lambda files, number, *rest: (again.append(number), function(files, number, *rest)))
+        patched.setattr(
+            bm25_build, dies_at, lambda files, number, *rest: (again.append(number), function(files, number, *rest))
+        )
         build(Coordinator(LocalTransport()), tmp_path / "killed")
     assert len(again) == NUM_PARTS - len(kept)
     if dies_at == "weight_part":

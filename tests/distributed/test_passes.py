@@ -1,7 +1,7 @@
 """Passes over the corpus by real ranks: the same bytes whoever does what, however slow, and also after a kill.
 
-`passes_on_every_rank` runs on the ranks: it writes shards, encodes them, indexes them for BM25 in parts, and searches the
-training queries in these.
+`passes_on_every_rank` runs on the ranks: it writes shards, encodes them, indexes them for BM25 in parts, and searches
+the training queries in these.
 """
 
 from __future__ import annotations

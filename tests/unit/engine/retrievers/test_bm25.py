@@ -246,7 +246,7 @@ def test_another_index_replaces_the_old_one_and_texts_without_words_are_refused(
 
 
 def test_a_shard_that_gives_too_few_documents_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="gives 5 documents to BM25.*6, by its manifest"):
+    with pytest.raises(ArtifactError, match=r"gives 5 documents to BM25.*6, by its manifest"):
         bm25_build.build_bm25(Coordinator(LocalTransport()), lambda _: TEXTS, [6], tmp_path / "bm25")
 
 
@@ -326,9 +326,7 @@ def test_parts_and_buckets_cover_all_and_overlap_none() -> None:
 
 
 @pytest.mark.parametrize("killed_at", ["count_part", "merge_bucket", "weight_part", "_publish"])
-def test_a_killed_build_goes_on_where_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: str
-) -> None:
+def test_a_killed_build_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: str) -> None:
     monkeypatch.setattr(bm25_build, "_WORDS_PER_BUCKET", 4)
     build_bm25(TEXTS, tmp_path / "whole", part=1)
     done: dict[str, list[int]] = {}
