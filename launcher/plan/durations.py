@@ -14,13 +14,14 @@ from engine.config.timetable import Mining, Timetable
 from engine.index.estimate import IndexEstimate
 from engine.index.plan import IndexPlan
 from launcher.plan.activations import Inputs
+from launcher.plan.bm25 import bm25_use, searches_bm25
 from launcher.plan.corpus import Corpus
 from launcher.plan.flops import forward_flops, training_flops
 from launcher.plan.hardware import Gpu
 from launcher.plan.models import ModelShape, encoder_of, reranker_of
 from launcher.plan.phases import Work
 from launcher.plan.postings import PostingsUse
-from launcher.plan.storage import DiskUse, mined_queries, refreshes
+from launcher.plan.storage import DiskUse, mined_queries, refreshes, shard_sizes
 from launcher.plan.traffic import ASSUMED_REFINE, gradient_bytes, pool_bytes
 
 _ASSUMED_NPROBE = 64
@@ -44,7 +45,7 @@ class Rates:
     tokenised: float = 6000.0
     """Passages that a rank tokenises a second."""
     bm25_built: float = 6000.0
-    """Passages that rank 0 takes into BM25's index a second (measured on one core: 6,300)."""
+    """Passages that a rank takes into BM25's index a second, its counting and its weights (measured on one core)."""
     bm25_scored: float = 0.15e9
     """Passages that a rank scores by BM25 a second, over all queries (measured: 0.11e9 with 80,000, more with more)."""
     postings_scored: float = 0.028e9
@@ -63,7 +64,7 @@ class Rates:
             f"a rank sends {self.network_bytes / 1e9:g} GB/s to others (--network-gbytes) and computes nothing "
             f"meanwhile; the shared file system {self.disk_bytes / 1e9:g} GB/s for all (--disk-gbytes)",
             f"FAISS works on the CPU: {self.gigaflops:g} GFLOP/s a rank (--gflops-per-rank; 8 cores of 90)",
-            f"tokenising {self.tokenised:g} passages/s a rank; BM25 {self.bm25_built:g} passages/s built on rank 0, "
+            f"tokenising {self.tokenised:g} passages/s a rank; BM25 {self.bm25_built:g} passages/s built and "
             f"{self.bm25_scored / 1e6:g} million scored a rank",
         ]
 
@@ -101,16 +102,7 @@ def phase_hours(
     mined = len(refreshes(config.timetable))
     encoded = mined + config.evaluation.zero_shot
     found = [
-        PhaseHours(
-            "shards, BM25",
-            1,
-            corpus.documents / rates.tokenised / world_size
-            + disk.shards / rates.disk_bytes
-            + corpus.documents / rates.bm25_built
-            + context.bm25_queries * corpus.documents / rates.bm25_scored / world_size,
-            0.0,
-            "tokenise, index, search once",
-        ),
+        context.preparing(),
         *[context.training(work) for work in works],
         context.encoding(context.encoder, encoded, needs.embeddings_bytes),
         *context.indexing(encoded),
@@ -170,11 +162,23 @@ class _Context:
         found = refreshes(self.config.timetable)
         return found[-1] if found else None
 
+    def preparing(self) -> PhaseHours:
+        """Estimate the shards, and BM25: built by all ranks, as far as there are parts, and asked once."""
+        documents, rates = self.corpus.documents, self.rates
+        seconds = documents / rates.tokenised / self.world_size + self.disk.shards / rates.disk_bytes
+        use = bm25_use(self.config, self.corpus, shard_sizes(self.config, documents))
+        if not use.num_parts:
+            return PhaseHours("shards", 1, seconds, 0.0, "tokenise; no BM25")
+        seconds += documents / rates.bm25_built / min(self.world_size, use.num_parts)
+        seconds += self.bm25_queries * documents / rates.bm25_scored / self.world_size
+        return PhaseHours("shards, BM25", 1, seconds, 0.0, f"tokenise, index {use.num_parts} parts, search once")
+
     @property
     def bm25_queries(self) -> int:
         """Queries whose BM25 candidates are retrieved, and those of the yardstick."""
         table, settings = self.config.timetable, self.config.evaluation
-        train = sum(mined_queries(table, self.corpus, mining) for mining in table.minings if mining.model is None)
+        asked = [mining for mining in table.minings if searches_bm25(self.config, mining.retriever)]
+        train = sum(mined_queries(table, self.corpus, mining) for mining in asked)
         return train + self.dev + (min(self.corpus.test, settings.max_test_queries or self.corpus.test))
 
     @property

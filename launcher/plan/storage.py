@@ -17,6 +17,7 @@ from engine.config.timetable import Mining, Timetable
 from engine.evaluation.chosen import plays_iterations
 from engine.index.estimate import IndexEstimate, estimate_index
 from engine.index.plan import IndexPlan, cut_parts
+from launcher.plan.bm25 import bm25_use
 from launcher.plan.corpus import Corpus
 from launcher.plan.memory import idle_bytes
 from launcher.plan.models import ModelShape, all_of, encoder_of
@@ -24,10 +25,6 @@ from launcher.plan.models import ModelShape, all_of, encoder_of
 _JSON_BYTES = 45
 """Of a document's record beside its text: keys, quotes, id."""
 _OFFSET_BYTES, _DOCID_BYTES = 16, 24 + 9
-_POSTING_BYTES = 8
-"""Of BM25: a document's number and a score, for each different word of a document."""
-_INDEXED_WORDS = 0.55
-"""Of a text's words, those that are no stop words."""
 _CANDIDATE_BYTES = 8 + 4
 _QID_BYTES = 16
 _WEIGHT_BYTES, _STATE_BYTES = 4, 12
@@ -73,11 +70,11 @@ class DiskUse:
         kept = self.indexes_kept
         return {
             "token shards": (self.shards, "once, before any training"),
-            "BM25 index": (self.bm25, "once"),
+            **({"BM25 index": (self.bm25, "once, when all parts are counted")} if self.bm25 else {}),
             "embeddings": ((kept + 1) * self.embeddings, f"{kept} kept and the new one"),
             "index": (kept * self.index + self.index_building, f"{kept} kept and the new one with its parts"),
             **({"postings": (self.postings, "of every state of a lexical retriever")} if self.postings else {}),
-            "candidates": (self.candidates, "of every iteration, and BM25's"),
+            "candidates": (self.candidates, "of every iteration, and of the first phase"),
             "weights": (self.weights, "of every iteration"),
             "checkpoints": (self.checkpoints + self.checkpoints_writing, "those kept and the one being written"),
             "exports": (self.exports, "at the end"),
@@ -200,7 +197,7 @@ def disk_use(
     kept = sum(shape.parameters * _checkpoints_kept(config, model) for model, shape in shapes.items())
     return DiskUse(
         shards=int(documents * shard_bytes(corpus.text_bytes, token_streams(config, corpus, shapes))),
-        bm25=int(documents * corpus.words * _INDEXED_WORDS * _POSTING_BYTES) if needs else 0,
+        bm25=bm25_use(config, corpus, shard_sizes(config, documents)).disk_bytes,
         embeddings=needs.embeddings_bytes + num_shards * (_MARKER_BYTES + _HEADER_BYTES) if needs else 0,
         index=needs.merged_bytes or needs.parts_bytes if needs else 0,
         index_building=needs.merged_bytes + needs.parts_bytes if needs else 0,
@@ -249,7 +246,7 @@ def host_memory(
         for model, section in config.models.items():
             shape = shapes[model]
             offloaded += offloaded_bytes(shape, section.precision, section.zero_stage, world_size)
-    bm25 = int(corpus.documents * corpus.words * _INDEXED_WORDS * 2 * _POSTING_BYTES)
+    bm25 = bm25_use(config, corpus, shard_sizes(config, corpus.documents)).rank_bytes
     gathered = 2 * _WEIGHT_BYTES * max(shape.parameters for shape in shapes.values())
     at_rest = f"{all_of(len(shapes))} at rest, while the corpus is encoded and searched"
     process = PROCESS_BYTES if training is None else CPU_PROCESS_BYTES
@@ -264,7 +261,7 @@ def host_memory(
         "index training": (needs.training_bytes, "rank 0, at each refresh"),
         "index filling": (ranks_per_host * needs.rank_bytes, "each rank, at each refresh"),
         "postings": (ranks_per_host * postings, "each rank, while a lexical retriever encodes or searches"),
-        "BM25 building": (bm25, "rank 0, once"),
+        "BM25 building": (ranks_per_host * bm25, "each rank, once, of a part of the corpus at a time"),
         "weights gathered": (gathered, "rank 0, when they are published"),
         "checkpoint files": (ranks_per_host * 2 * STATE_FILE_BYTES, "each rank, while one is written"),
     }

@@ -168,6 +168,32 @@ def test_a_game_on_joint_negatives(runs: Runs, plain: Path, small_data: Path, tm
     assert {key for key in theirs if ours[key] != theirs[key]} >= {key for key in theirs if key[0] == "ranker/1"}
 
 
+def test_bm25_left_out_and_its_candidates_from_a_run_file(
+    runs: Runs, plain: Path, small_data: Path, tmp_path: Path, zygote: Zygote
+) -> None:
+    """Another system's BM25, whose candidates are the same, makes the same run, without an index and without a row."""
+    docids = [json.loads(line)["_id"] for line in (small_data / "corpus.jsonl").read_text().splitlines()]
+    qids = json.loads((plain / "candidates" / "bm25" / "candidates.json").read_text())["qids"]
+    documents = np.load(plain / "candidates" / "bm25" / "documents.npy").tolist()
+    lines = [
+        f"{qid} Q0 {docids[document]} {rank + 1} {-rank} theirs\n"
+        for qid, own in zip(qids, documents, strict=True)
+        for rank, document in enumerate(own)
+        if document >= 0
+    ]
+    (tmp_path / "theirs.trec").write_text("".join(lines))
+    folder = runs.make("without_bm25", "bm25.enabled=false", f"warmup_retriever.candidates={tmp_path}/theirs.trec")
+    assert_same_losses(folder, plain)
+    assert systems_of(folder) == [row for row in systems_of(plain) if not row.endswith(" BM25")]
+    assert systems_of(folder) != systems_of(plain)
+    assert not (folder / "bm25").exists()
+    assert "bm25" not in ledger_of(folder)
+    words = ("--data", str(small_data), "--split", "dev", "--candidates", "bm25")
+    refused(zygote.launcher("evaluate", str(folder), *words), "bm25.enabled is false in", "name a file")
+    words = ("--data", str(small_data), "--no-figure", "--train-queries", "8")
+    refused(zygote.launcher("analyse", "progress", str(folder), *words), "bm25.enabled is false in", "by the command matrix")
+
+
 def test_exact_search(runs: Runs, plain: Path) -> None:
     folder = runs.make("flat", "index.factory=Flat", "index.nprobe=null", "index.refine_factor=null")
     recalls = [value for (_, _, name), value in measured(folder).items() if name == "index/recall"]

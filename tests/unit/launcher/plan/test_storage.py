@@ -2,17 +2,23 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from engine.config.file import load_config
 from engine.config.recipe import Config
+from engine.coordination.coordinator import Coordinator, LocalTransport
 from engine.data import tokenization
 from engine.data.candidates import Candidates
 from engine.errors import ConfigError
 from engine.index.plan import plan_index
+from engine.retrievers import bm25_build
+from engine.retrievers.bm25_files import Bm25Folder
 from engine.training import state as training_state
+from launcher.plan import bm25 as plan_bm25
+from launcher.plan.bm25 import bm25_use
 from launcher.plan.corpus import Corpus, corpus_of
 from launcher.plan.models import shape_of, shapes_of
 from launcher.plan.phases import training_work
@@ -33,6 +39,7 @@ from launcher.plan.traffic import gradient_bytes
 from shards.embeddings import Stamp, write_part
 from shards.made.generated import generate_dataset
 from shards.manifest import TokenStream
+from shards.postings import DOCUMENTS_PER_BLOCK
 from shards.records import Document
 from shards.writer import Tokenization, write_shard
 
@@ -198,3 +205,46 @@ def test_sizes_that_nobody_gave_are_asked_for() -> None:
     with pytest.raises(ConfigError, match="--documents N and --queries N"):
         corpus_of(config)
     assert corpus_of(config, documents=10, queries=40).dev == 2
+
+
+def test_bm25_takes_what_is_planned_at_its_fullest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Symptom guarded against: the disk is found large enough, and full once all parts are counted."""
+    rng = np.random.default_rng(0)
+    texts = [" ".join(f"w{word}" for word in rng.integers(0, 3000, 100)) for _ in range(400)]
+    files, most = Bm25Folder(tmp_path / "bm25"), 0
+    weight_part = bm25_build.weight_part
+
+    def watched(*arguments: Any) -> None:
+        nonlocal most
+        most = max(most, folder_bytes(files.path))
+        weight_part(*arguments)
+
+    monkeypatch.setattr(bm25_build, "weight_part", watched)
+    coordinator = Coordinator(LocalTransport())
+    bm25_build.build_bm25(coordinator, lambda part: texts[100 * part : 100 * part + 100], [100] * 4, files.path)
+    monkeypatch.setattr(plan_bm25, "DOCUMENTS_PER_PART", 100)
+    monkeypatch.setattr(plan_bm25, "_INDEXED", 1.0)
+    monkeypatch.setattr(plan_bm25, "_DIFFERENT", 0.98)
+    monkeypatch.setattr(plan_bm25, "_different_words", lambda words: 3000 if words > 10**4 else 2890)
+    found = bm25_use(tiny(), corpus(documents=400, text_bytes=600.0), [50] * 8)
+    assert found.num_parts == 4
+    assert found.disk_bytes == pytest.approx(most, rel=0.05)
+    assert found.disk_bytes >= folder_bytes(files.path), "counts are gone"
+
+
+def test_bm25_that_is_left_out_takes_nothing() -> None:
+    found, words = corpus(), ("bm25.enabled=false", "warmup_retriever.hard_negatives=0")
+    assert bm25_use(tiny(*words), found, [20_000]) == plan_bm25.Bm25Use()
+    assert "BM25 index" not in use(tiny(*words)).parts
+    assert use(tiny()).parts["BM25 index"][0] > 0
+
+
+def test_the_memory_of_bm25_does_not_grow_with_the_corpus() -> None:
+    """Symptom: 21 million passages needed 20 GB on rank 0, and 138 million did not fit."""
+    uses = [bm25_use(tiny(), corpus(documents=size), [20_000] * 5) for size in (10**6, 10**7, 138 * 10**6)]
+    assert len({use.rank_bytes for use in uses}) == 1
+    assert uses[0].rank_bytes < 512 * 2**20
+    assert uses[2].num_parts == 2106
+    large = bm25_use(tiny(), corpus(documents=10**7), [10**6] * 10)
+    assert large.rank_bytes > 5 * uses[0].rank_bytes, "a shard is never cut"
+    assert plan_bm25.DOCUMENTS_PER_PART == DOCUMENTS_PER_BLOCK
