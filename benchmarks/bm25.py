@@ -84,7 +84,8 @@ def ours(job: dict[str, Any], passages: Passages) -> dict[str, Any]:
     """Build by parts as one of several ranks; rank 0 searches."""
     from engine.coordination.coordinator import Coordinator, LocalTransport, StoreTransport
     from engine.retrievers.bm25 import BM25Searcher
-    from engine.retrievers.bm25_build import build_bm25, cut_documents
+    from engine.retrievers.bm25_build import build_bm25
+    from engine.retrievers.bm25_files import cut_documents
     from shards.records import Query
 
     rank, world_size = job["rank"], job["ranks"]

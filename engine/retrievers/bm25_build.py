@@ -28,6 +28,7 @@ from engine.config.bm25 import Bm25Config
 from engine.coordination.coordinator import Coordinator
 from engine.errors import ArtifactError, DataError
 from engine.log import get_logger
+from engine.reliability.progress import progress_bar
 from engine.retrievers.bm25_files import (
     VERSION,
     WORD,
@@ -57,26 +58,6 @@ _WORDS_PER_BUCKET = 2**21
 """Words of all parts together that a rank merges at a time: some 120 MiB."""
 _MOST_BUCKETS = 2**12
 _DEFAULTS = Bm25Config()
-
-
-def cut_documents(sizes: Sequence[int], most: int = DOCUMENTS_PER_BLOCK) -> list[range]:
-    """Cut the shards of a corpus into the parts of its BM25 index: a function of the corpus alone.
-
-    Args:
-        sizes: Documents in each shard.
-        most: Documents of a part at most, where it has more than one shard.
-
-    Returns:
-        Ranges of shard numbers, contiguous and complete.
-    """
-    parts: list[range] = []
-    first = held = 0
-    for number, size in enumerate(sizes):
-        if held and held + size > most:
-            parts.append(range(first, number))
-            first, held = number, 0
-        held += size
-    return [*parts, range(first, len(sizes))] if sizes else []
 
 
 def build_bm25(
@@ -110,8 +91,13 @@ def build_bm25(
     plan = Plan(VERSION, words, k1, b, dict(metadata or {}), tuple(sizes))
     files = Bm25Folder(folder)
     to_count = coordinator.only_rank_zero(f"{name}: plan", lambda: _to_count(files, plan))
-    with coordinator.agreement(f"{name}: count words"):
+    before = np.cumsum([0, *(sizes[number] for number in to_count)]).tolist()
+    with (
+        progress_bar(name, before[-1], "doc", shown=coordinator.rank == 0) as bar,
+        coordinator.agreement(f"{name}: count words"),
+    ):
         for number in coordinator.hand_out(f"{name}: count words", to_count):
+            bar.update(before[to_count.index(number)] - bar.n)
             count_part(files, number, read(number), plan)
     num_buckets, to_merge = coordinator.only_rank_zero(f"{name}: plan vocabulary", lambda: _to_merge(files, plan))
     with coordinator.agreement(f"{name}: merge words"):

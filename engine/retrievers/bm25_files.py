@@ -97,6 +97,26 @@ class Manifest:
     parts: tuple[PartMarker, ...]
 
 
+def cut_documents(sizes: Sequence[int], most: int = DOCUMENTS_PER_BLOCK) -> list[range]:
+    """Cut the shards of a corpus into the parts of its BM25 index: a function of the corpus alone.
+
+    Args:
+        sizes: Documents in each shard.
+        most: Documents of a part at most, where it has more than one shard.
+
+    Returns:
+        Ranges of shard numbers, contiguous and complete.
+    """
+    parts: list[range] = []
+    first = held = 0
+    for number, size in enumerate(sizes):
+        if held and held + size > most:
+            parts.append(range(first, number))
+            first, held = number, 0
+        held += size
+    return [*parts, range(first, len(sizes))] if sizes else []
+
+
 class Bm25Folder:
     """Names the files in the folder of an index, and removes them.
 

@@ -17,7 +17,8 @@ from engine.data.corpus import Data
 from engine.errors import ArtifactError
 from engine.log import get_logger
 from engine.retrievers.bm25 import BM25Searcher
-from engine.retrievers.bm25_build import build_bm25, cut_documents
+from engine.retrievers.bm25_build import build_bm25
+from engine.retrievers.bm25_files import cut_documents
 from engine.retrievers.choice import Choice
 from engine.retrievers.words import Words
 from engine.run import Run, RunFolder, Stage

@@ -5,15 +5,15 @@ How many different words so many words are is Heaps' law, as counted on 8,600 pa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.config.pools import BM25, GIVEN
 from engine.config.recipe import Config
+from engine.retrievers.bm25_files import cut_documents
 from launcher.plan.corpus import Corpus
 
-DOCUMENTS_PER_PART = 65_536
-"""As in `shards.postings`, where a part has more than one shard; a test holds them together."""
 _INDEXED, _DIFFERENT = 0.66, 0.55
 """Of a text's words: those that are no stop words, and the different ones of a text among them (counted: 0.48)."""
 _HEAPS, _HEAPS_EXPONENT = 7.0, 0.64
@@ -48,9 +48,9 @@ def bm25_use(config: Config, corpus: Corpus, sizes: Sequence[int]) -> Bm25Use:
     """
     if not needs_bm25(config):
         return Bm25Use()
-    own = max(min(DOCUMENTS_PER_PART, corpus.documents), *sizes)
-    num_parts = -(-corpus.documents // own)
-    tokens = own * corpus.words * _INDEXED
+    parts = cut_documents(sizes)
+    largest, num_parts = max(sum(sizes[part.start : part.stop]) for part in parts), len(parts)
+    tokens = largest * corpus.words * _INDEXED
     words, all_words = (_different_words(number) for number in (tokens, corpus.documents * corpus.words * _INDEXED))
     postings = corpus.documents * corpus.words * _DIFFERENT
     disk = postings * _POSTING_BYTES + num_parts * (words * _PART_WORD_BYTES + _MARKER_BYTES) + all_words * _WORD_BYTES
@@ -69,4 +69,4 @@ def searches_bm25(config: Config, retriever: str) -> bool:
 
 
 def _different_words(num_words: float) -> float:
-    return min(num_words, _HEAPS * float(num_words) ** _HEAPS_EXPONENT)
+    return min(num_words, _HEAPS * math.pow(num_words, _HEAPS_EXPONENT))

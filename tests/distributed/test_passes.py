@@ -121,7 +121,7 @@ def misbehave(rank: int) -> None:
 
     bm25_build.count_part = counting(bm25_build.count_part, "counts")
     bm25_build.weight_part = counting(bm25_build.weight_part, "weights")
-    bm25_index.cut_documents = partial(bm25_build.cut_documents, most=2 * PER_SHARD)
+    bm25_index.cut_documents = partial(bm25_index.cut_documents, most=2 * PER_SHARD)
     bm25.DOCUMENTS_SEARCHED_AS_ONE = 0
     bm25.BM25Searcher.block_size = 20
 

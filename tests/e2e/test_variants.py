@@ -191,7 +191,9 @@ def test_bm25_left_out_and_its_candidates_from_a_run_file(
     words = ("--data", str(small_data), "--split", "dev", "--candidates", "bm25")
     refused(zygote.launcher("evaluate", str(folder), *words), "bm25.enabled is false in", "name a file")
     words = ("--data", str(small_data), "--no-figure", "--train-queries", "8")
-    refused(zygote.launcher("analyse", "progress", str(folder), *words), "bm25.enabled is false in", "by the command matrix")
+    refused(
+        zygote.launcher("analyse", "progress", str(folder), *words), "bm25.enabled is false in", "by the command matrix"
+    )
 
 
 def test_exact_search(runs: Runs, plain: Path) -> None:

@@ -22,8 +22,7 @@ from engine.coordination.coordinator import Coordinator, LocalTransport
 from engine.errors import ArtifactError, DataError
 from engine.retrievers import bm25, bm25_build
 from engine.retrievers.bm25 import BM25Searcher
-from engine.retrievers.bm25_build import cut_documents
-from engine.retrievers.bm25_files import buckets_of, hash_words
+from engine.retrievers.bm25_files import buckets_of, cut_documents, hash_words
 from engine.retrievers.words import Analyzer, Words
 from engine.search import Hits, Rescorer, Searcher, top_of_row
 from shards.records import Query
