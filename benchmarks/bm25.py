@@ -117,7 +117,7 @@ def theirs(job: dict[str, Any], passages: Passages) -> dict[str, Any]:
     import bm25s
     import Stemmer
 
-    from engine.search import top_matches
+    from benchmarks.sparse import top_matches
 
     before, clock = peak_rss_bytes(), Clock()
     sizes = shard_sizes(job["documents"])

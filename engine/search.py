@@ -1,8 +1,8 @@
 """What every first-stage retriever offers: queries in, the best documents of the whole corpus out.
 
 BM25, dense and learned-sparse retrievers answer in the same form, so that mining negatives, evaluation and the search
-command ask any of them in the same words. What is a hit is settled here, for all of them: a document that shares no
-word with the query is none to a lexical retriever (`top_matches`), and neither is the document that is the query itself
+command ask any of them in the same words. What is a hit is the same for all of them: a document that shares no word with
+the query is none to a lexical retriever (`engine.index.postings`), and neither is the document that is the query itself
 (`search_others`). So a query may have fewer hits than were asked for, or none. Shapes: Q queries, K = `top_k` ranks.
 """
 
@@ -24,7 +24,6 @@ __all__ = [
     "Searcher",
     "finds_too_little",
     "search_others",
-    "top_matches",
     "top_of_row",
 ]
 
@@ -173,27 +172,6 @@ def top_of_row(scores_N: NDArray[Any], top_k: int) -> tuple[NDArray[np.int64], N
     chosen = chosen[np.lexsort((chosen, -scores_N[chosen]))]
     documents_K[:num_kept] = chosen
     best_K[:num_kept] = scores_N[chosen]
-    return documents_K, best_K
-
-
-def top_matches(scores_N: NDArray[Any], top_k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Select the best of the documents that share a word with a query, by a lexical retriever's scores.
-
-    Those that share none score 0 and are no hits: in the order of the corpus behind the others, they would be found, be
-    measured, and be trained on as if they had been ranked.
-
-    Args:
-        scores_N: One score for each document [N], above 0 exactly where it shares a word with the query.
-        top_k: How many to return, at least 1.
-
-    Returns:
-        As `top_of_row`, padded where fewer than `top_k` documents score above 0.
-    """
-    # Most documents share no word with a query; selecting among the others is much cheaper in a large corpus.
-    sharing = np.flatnonzero(scores_N > 0)
-    places_K, best_K = top_of_row(scores_N[sharing], top_k)
-    documents_K = np.full(top_k, -1, dtype=np.int64)
-    documents_K[places_K >= 0] = sharing[places_K[places_K >= 0]]
     return documents_K, best_K
 
 

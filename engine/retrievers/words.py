@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -72,11 +72,13 @@ class Analyzer:
 
     Args:
         words: How texts become words.
-        vocabulary: Word to id; new ones are added by `learn`.
+
+    Attributes:
+        vocabulary: Word to id, of the texts that were learnt.
     """
 
-    def __init__(self, words: Words, vocabulary: Mapping[str, int] | None = None) -> None:
-        self.vocabulary = dict(vocabulary or {})
+    def __init__(self, words: Words) -> None:
+        self.vocabulary: dict[str, int] = {}
         self._tokens, self._turkish = words.tokens, words.stemmer == "turkish"
         self._stop_words = frozenset(self._plain(word) for word in words.stop_words)
         self._stemmer = Stemmer.Stemmer(words.stemmer) if words.stemmer else None
@@ -85,10 +87,6 @@ class Analyzer:
     def learn(self, text: str) -> list[int]:
         """Return the ids of a document's words; a new word gets the next id."""
         return [self.vocabulary.setdefault(stem, len(self.vocabulary)) for stem in self.stems(text)]
-
-    def look_up(self, text: str) -> list[int]:
-        """Return the ids of the words of a query that occur in the corpus."""
-        return [self.vocabulary[stem] for stem in self.stems(text) if stem in self.vocabulary]
 
     def stems(self, text: str) -> Iterator[str]:
         """Yield what counts of a text: stems of words, and pairs of characters."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from engine.search import Hits, finds_too_little, search_others, top_matches, top_of_row
+from engine.search import Hits, finds_too_little, search_others
 from shards.records import Query
 
 
@@ -58,16 +58,6 @@ def test_elsewhere_it_is_searched_as_ever() -> None:
 def test_a_query_that_finds_itself_alone_finds_nothing() -> None:
     hits = search_others(Counting(1), QUERIES, 2, {"a": 0}, num_documents=10)
     assert hits.documents_QK.tolist() == [[-1, -1], [0, -1], [0, -1]]
-
-
-def test_documents_that_score_nothing_are_no_matches() -> None:
-    scores_N = np.array([0, 2, 0, 1, 2, 0], dtype=np.float32)
-    for top_k in range(1, 8):
-        documents_K, scores_K = top_matches(scores_N, top_k)
-        assert documents_K.tolist() == ([1, 4, 3] + [-1] * 4)[:top_k]
-        assert scores_K.tolist() == ([2, 2, 1] + [-np.inf] * 4)[:top_k]
-    assert top_matches(scores_N * 0, 2)[0].tolist() == [-1, -1]
-    assert top_matches(scores_N, 3)[0].tolist() == top_of_row(scores_N, 3)[0].tolist()
 
 
 def test_more_than_half_without_a_hit_is_told() -> None:

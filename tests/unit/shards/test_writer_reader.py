@@ -277,6 +277,7 @@ def test_random_access_equals_sequential_and_the_source(tmp_path: Path) -> None:
             assert ids.dtype == sequential[index].dtype == np.uint32
             assert ids.tolist() == sequential[index].tolist() == expected_ids(documents[index], factor, limit)
     assert [corpus.document(index) for index in range(11)] == documents
+    assert [document for shard in range(3) for document in corpus.documents(shard)] == documents
     assert list(corpus.docids) == [document.id for document in documents]
     assert [corpus.index_of(document.id) for document in documents] == list(range(11))
 
@@ -489,6 +490,8 @@ def test_one_flipped_bit_of_a_payload_is_found_by_a_pass(corpus: CorpusShards) -
     damage(corpus, flip)
     with pytest.raises(ArtifactError, match=r"000000\.tar has sha256"):
         next(CorpusShards.open(corpus.folder).iterate(0, "retriever"))
+    with pytest.raises(ArtifactError, match=r"000000\.tar has sha256"):
+        next(CorpusShards.open(corpus.folder).documents(0))
 
 
 @pytest.mark.parametrize("name", ["000000.tar", "000000.offsets.npy", "docids.txt"])

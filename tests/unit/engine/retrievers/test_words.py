@@ -102,8 +102,8 @@ def test_texts_that_were_cut_before_and_pairs_of_any_script() -> None:
     assert stems("the", tokens="bigrams") == ["th", "he"], "a pair is no stop word"
 
 
-def test_ids_of_queries_are_those_of_documents() -> None:
-    words = Words.of(Bm25Config())
-    documents = Analyzer(words)
-    assert documents.learn("東京大学 foxes") == [0, 1, 2, 3]
-    assert Analyzer(words, documents.vocabulary).look_up("fox 大学 京都") == [3, 2]
+def test_new_words_get_the_next_ids() -> None:
+    analyzer = Analyzer(Words.of(Bm25Config()))
+    assert analyzer.learn("東京大学 foxes") == [0, 1, 2, 3]
+    assert analyzer.learn("fox 大学 京都") == [3, 2, 4]
+    assert list(analyzer.vocabulary) == ["東京", "京大", "大学", "fox", "京都"]
