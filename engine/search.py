@@ -1,8 +1,8 @@
 """What every first-stage retriever offers: queries in, the best documents of the whole corpus out.
 
 BM25, dense and learned-sparse retrievers answer in the same form, so that mining negatives, evaluation and the search
-command ask any of them in the same words. What is a hit is the same for all of them: a document that shares no word with
-the query is none to a lexical retriever (`engine.index.postings`), and neither is the document that is the query itself
+command ask any of them in the same words. What is a hit is the same for all: a document that shares no word with the
+query is none to a lexical retriever (`engine.index.postings`), and neither is the document that is the query itself
 (`search_others`). So a query may have fewer hits than were asked for, or none. Shapes: Q queries, K = `top_k` ranks.
 """
 

@@ -39,12 +39,12 @@ from engine.retrievers.bm25_files import (
     Plan,
     PostingsOf,
     Statistics,
-    buckets_of,
     damaged,
     fault_of,
     hash_words,
     read_part,
     remove,
+    span_of_bucket,
     write_bucket,
     write_part,
 )
@@ -165,9 +165,10 @@ def merge_bucket(files: Bm25Folder, number: int, num_buckets: int, num_parts: in
     words, documents = [np.empty(0, WORD)], [np.empty(0, np.int64)]
     for part in range(num_parts):
         words_V, blocks = read_part(files.counts(part), _marker(files.counts(part), PartMarker), WORD, check=False)
-        own = slice(*np.searchsorted(buckets_of(words_V, num_buckets), [number, number + 1]).tolist())
+        own = span_of_bucket(words_V, number, num_buckets)
         words.append(np.array(words_V[own]))
-        documents.append(sum((np.diff(block.starts_V)[own] for block in blocks), np.zeros(len(words[-1]), np.int64)))
+        have_V = (np.diff(block.starts_V[own.start : own.stop + 1]) for block in blocks)
+        documents.append(sum(have_V, np.zeros(len(words[-1]), np.int64)))
     merged_V, places = np.unique(np.concatenate(words), return_inverse=True)
     added_V = np.zeros(len(merged_V), dtype=np.int64)
     np.add.at(added_V, places, np.concatenate(documents))

@@ -210,6 +210,22 @@ def buckets_of(words_V: npt.NDArray[np.bytes_], num_buckets: int) -> npt.NDArray
     return prefixes_V // (_PREFIXES // num_buckets)
 
 
+def span_of_bucket(words_V: npt.NDArray[np.bytes_], number: int, num_buckets: int) -> slice:
+    """Return where the words of a bucket lie among sorted ones, of which only a few are looked at.
+
+    Args:
+        words_V: Hashes, ascending.
+        number: Of the bucket.
+        num_buckets: As of `buckets_of`.
+    """
+    width = _PREFIXES // num_buckets
+    first = np.searchsorted(words_V, np.array((number * width).to_bytes(2, "big"), dtype=WORD))
+    if number == num_buckets - 1:
+        return slice(int(first), len(words_V))
+    stop = np.searchsorted(words_V, np.array(((number + 1) * width).to_bytes(2, "big"), dtype=WORD))
+    return slice(int(first), int(stop))
+
+
 @dataclass(frozen=True, slots=True)
 class PostingsOf:
     """The postings of neighbouring documents, by word: as in `shards.postings.Block`, to be written."""

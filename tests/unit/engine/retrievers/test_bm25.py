@@ -22,7 +22,7 @@ from engine.coordination.coordinator import Coordinator, LocalTransport
 from engine.errors import ArtifactError, DataError
 from engine.retrievers import bm25, bm25_build
 from engine.retrievers.bm25 import BM25Searcher
-from engine.retrievers.bm25_files import buckets_of, cut_documents, hash_words
+from engine.retrievers.bm25_files import buckets_of, cut_documents, hash_words, span_of_bucket
 from engine.retrievers.words import Analyzer, Words
 from engine.search import Hits, Rescorer, Searcher, top_of_row
 from shards.records import Query
@@ -325,6 +325,9 @@ def test_parts_and_buckets_cover_all_and_overlap_none() -> None:
         buckets_V = buckets_of(words_V, num_buckets)
         assert (np.diff(buckets_V) >= 0).all()
         assert 0 <= buckets_V.min() <= buckets_V.max() < num_buckets
+        spans = [span_of_bucket(words_V, number, num_buckets) for number in range(num_buckets)]
+        assert [span.stop - span.start for span in spans] == np.bincount(buckets_V, minlength=num_buckets).tolist()
+        assert [span.start for span in spans] == [0, *(span.stop for span in spans[:-1])]
     assert len(np.unique(buckets_of(words_V, 16))) == 16
 
 
