@@ -15,7 +15,7 @@ import shards.postings
 from engine.index import scan as scans
 from engine.index.exact import merge_hits
 from engine.index.postings import PostingsIndex
-from engine.index.scan import CompiledScan, Found, ProductScan, Scan, add_postings
+from engine.index.scan import CompiledScan, FewTermsScan, Found, ProductScan, Scan, add_postings
 from engine.search import Hits
 from shards.errors import ArtifactError
 from tests.sparse_stores import make_postings, random_sparse
@@ -34,6 +34,7 @@ class InterpretedScan(CompiledScan):
 
 SCANS = [
     ProductScan,
+    FewTermsScan,
     InterpretedScan,
     pytest.param(
         CompiledScan,

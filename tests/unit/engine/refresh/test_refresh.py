@@ -59,11 +59,13 @@ def test_candidates_by_other_settings_of_bm25_are_mined_anew(open_run: Open, tmp
     """Symptom guarded against: G0 warms up on the hits of another language, or is stopped by them at every start."""
     texts = ["die Häuser", "ein Haus", "ein Hund", "the cat"]
     shards = SimpleNamespace(
-        manifest=SimpleNamespace(sha256="c" * 64), folder=tmp_path / "shards", num_documents=len(texts)
+        manifest=SimpleNamespace(sha256="c" * 64, shards=[SimpleNamespace(num_documents=len(texts))]),
+        folder=tmp_path / "shards",
+        num_documents=len(texts),
+        documents=lambda _: (Document(f"d{row}", "", text) for row, text in enumerate(texts)),
     )
-    dataset = SimpleNamespace(documents=lambda: (Document(f"d{row}", "", text) for row, text in enumerate(texts)))
     train = TrainingQueries([Query("q", "Häuser")], [np.array([0])], {"retriever": [[1]]})
-    data = Data(dataset, shards, {}, train)  # type: ignore[arg-type]
+    data = Data(None, shards, {}, train)  # type: ignore[arg-type]
     run = open_run()
     drawn = candidates_of(run, data, "bm25")
     assert drawn.counts["drawn"] == 1, "no stem of the query is in another document"

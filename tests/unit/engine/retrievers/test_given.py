@@ -64,9 +64,10 @@ def data_of(dataset: Dataset, folder: Path) -> Data:
     queries = list(dataset.queries.values())
     false_negatives = [np.array([2] if row == 1 else [], dtype=np.int64) for row in range(4)]
     shards: Any = SimpleNamespace(
-        manifest=SimpleNamespace(template="{text}", sha256="c" * 64),
+        manifest=SimpleNamespace(template="{text}", sha256="c" * 64, shards=[SimpleNamespace(num_documents=N)]),
         folder=folder,
         num_documents=N,
+        documents=lambda _: iter(Document(f"d{index}", "", text) for index, text in enumerate(TEXTS)),
         docids=SimpleNamespace(index_of={f"d{index}": index for index in range(N)}.get),
         document=lambda index: Document(f"d{index}", "", TEXTS[index]),
     )
