@@ -218,7 +218,15 @@ def test_space_of_a_large_corpus_is_more_than_its_embeddings(tmp_path: Path) -> 
     with open(corpus, "wb") as file:
         file.truncate(650_000_000)  # a hole: it takes no space
     config = config_of(tmp_path, f"data.path={corpus.parent}", "index=auto")
-    assert estimate_space(config).needed_bytes > 1_000_000 * 32 * 4
+    space = estimate_space(config)
+    assert space.needed_bytes > 1_000_000 * 32 * 4
+    assert space.parts["BM25 index"] > 1_000_000 * 40 * 6, "40 different words of 100 and more, 6 bytes each"
+    assert "BM25 index" in space.words, "a disk without room for it is refused with these words"
+    without = config_of(
+        tmp_path, f"data.path={corpus.parent}", "index=auto", "bm25.enabled=false", "warmup_retriever.hard_negatives=0"
+    )
+    # The candidates of the warm-up, which nothing draws, are gone as well.
+    assert estimate_space(without).needed_bytes < space.needed_bytes - space.parts["BM25 index"]
 
 
 def test_space_says_what_it_does_not_know(tmp_path: Path) -> None:
