@@ -35,10 +35,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.index_worlds import status_bytes
+from benchmarks.matches import top_matches
 from benchmarks.report import machine_line, table
 from engine.index.postings import PostingsIndex
 from engine.index.scan import CompiledScan, ProductScan
-from engine.search import Hits, top_of_row
+from engine.search import Hits
 from launcher.plan.storage import DEFAULT_DOCUMENTS_PER_SHARD
 from shards.embeddings import Stamp
 from shards.manifest import CorpusManifest, ShardEntry, TokenStream, shard_name
@@ -96,15 +97,6 @@ def write_store(folder: Path, vectors: Callable[[ShardEntry], sparse.csr_array],
     for entry in manifest.shards:
         write_postings(folder, entry, vectors(entry), stamp_of(manifest))
     return PostingsStore.open(folder, manifest, stamp_of(manifest))
-
-
-def top_matches(scores_N: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the best of the documents that score above 0, and their scores: [top_k], padded with -1 and -inf."""
-    sharing = np.flatnonzero(scores_N > 0)
-    places_K, best_K = top_of_row(scores_N[sharing], top_k)
-    documents_K = np.full(top_k, -1, dtype=np.int64)
-    documents_K[places_K >= 0] = sharing[places_K[places_K >= 0]]
-    return documents_K, best_K
 
 
 def documents_of(store: PostingsStore) -> sparse.csr_array:
