@@ -31,7 +31,7 @@ from engine.reliability.run_lock import Holder, read_holder
 from engine.reliability.traces import read_traces
 from engine.results import kept_shares
 from engine.run import SIZES, RunFolder
-from launcher.slurm.job import Submitted, ask_slurm, is_finished, job_lines, read_submitted, sweep_rows
+from launcher.slurm.job import Asked, ask_about, is_finished, job_lines, sweep_rows
 from launcher.terminal.arguments import typed_path
 from shards.errors import ArtifactError, counted
 from shards.files import parse_record, read_json
@@ -56,6 +56,8 @@ class State:
     """Of the newest start; None where it has none."""
     beside: Sequence[Beat] = ()
     """Of the ranks' companions that are at work, rank by rank."""
+    job: Asked | None = None
+    """What SLURM says of the run's job; None where none was submitted."""
 
     @property
     def knows_its_size(self) -> bool:
@@ -74,6 +76,8 @@ class State:
             return False
         if self.holder.is_from_here:
             return not self.holder.process_is_gone
+        if self.job is not None and self.job.has_ended(self.holder.argv):
+            return False
         with contextlib.suppress(OSError):
             return time.time() - self.folder.lock.stat().st_mtime < self.silence_seconds
         return False
@@ -119,10 +123,10 @@ def show_status(path: Path) -> int:
         ConfigError: The folder holds no run.
         ArtifactError: The ledger is damaged.
     """
-    submitted = read_submitted(path.absolute())
-    if submitted is not None and submitted.tasks is not None:
-        return _show_sweep(path.absolute(), submitted, submitted.tasks)
-    state = read_state(path)
+    asked = ask_about(path.absolute())
+    if asked is not None and asked.submitted.tasks is not None:
+        return _show_sweep(path.absolute(), asked, asked.submitted.tasks)
+    state = read_state(path, asked)
     rows = [(name, text) for name, text in _lines(state) if text]
     print(tabulate(rows, tablefmt="plain"))
     if state.beats:
@@ -131,16 +135,20 @@ def show_status(path: Path) -> int:
     return state.code
 
 
-def _show_sweep(folder: Path, submitted: Submitted, tasks: Mapping[str, str]) -> int:
-    print(f"sweep {folder}, job {submitted.id}\n")
-    print(tabulate(sweep_rows(folder, submitted), headers="keys", tablefmt="simple", disable_numparse=True))
+def _show_sweep(folder: Path, asked: Asked, tasks: Mapping[str, str]) -> int:
+    print(f"sweep {folder}, job {asked.submitted.id}\n")
+    print(tabulate(sweep_rows(asked), headers="keys", tablefmt="simple", disable_numparse=True))
     if all(is_finished(Path(run)) for run in tasks.values()):
         return FINISHED
-    return RUNNING if any(known.state == "RUNNING" for known in ask_slurm(submitted)) else STOPPED
+    return RUNNING if any(known.state == "RUNNING" for known in asked.found or ()) else STOPPED
 
 
-def read_state(path: Path) -> State:
+def read_state(path: Path, asked: Asked | None = None) -> State:
     """Read everything that `show_status` prints.
+
+    Args:
+        path: The run folder.
+        asked: What SLURM says of the run's job; without it, the files alone tell.
 
     Raises:
         ConfigError: The folder holds no run.
@@ -165,6 +173,7 @@ def read_state(path: Path) -> State:
         read_holder(folder.lock),
         traces.failure if traces else None,
         [beat for beat in beside if beat.attempt in ranks and not beat.process_is_gone],
+        asked,
     )
 
 
@@ -176,7 +185,8 @@ def now_of(beat: Beat) -> Now:
 def _lines(state: State) -> list[tuple[str, str]]:
     first = state.beats[0] if state.beats else None
     code = state.code
-    lines = [("run", str(state.folder.path)), ("state", _in_words(state, code)), *job_lines(state.folder.path)]
+    run = state.folder.path
+    lines = [("run", str(run)), ("state", _in_words(state, code)), *job_lines(run, state.job)]
     if code in {RUNNING, SILENT} and first is not None:
         speed = f", {first.speed:.3g} {plural(first.unit)} a second" if first.speed else ""
         left = now_of(first).seconds_left
@@ -219,13 +229,13 @@ def _in_words(state: State, code: int) -> str:
         return "; ".join(words)
     if code == FINISHED:
         return "finished"
-    go_on = "the same command goes on"
+    go_on = "its job goes on" if state.job is not None and state.job.waits else "the same command goes on"
     if failure is not None and failure.code == EXIT_PREEMPTED:
         return f"stopped because it was asked to; {go_on}"
     if failure is not None:
         once = "once that is mended, " if failure.code == EXIT_REFUSED else ""
         return f"failed with exit code {failure.code}; {once}{go_on}"
-    if not state.beats and read_submitted(state.folder.path) is not None:
+    if not state.beats and state.job is not None:
         return "submitted; no rank has opened the run folder yet"
     if not state.beats:
         return f"not running; {go_on}"

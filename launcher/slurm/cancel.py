@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 from engine.errors import ConfigError
-from launcher.slurm.job import PENDING, Submitted, TaskState, alive, is_finished, read_submitted, run_slurm
-from launcher.slurm.script import REQUEUE_SECONDS, slurm_folder
+from launcher.slurm.job import PENDING, Submitted, alive, ask_slurm, is_finished, read_submitted, run_slurm
+from launcher.slurm.script import REQUEUE_SECONDS, recipe_path, slurm_folder
 from launcher.terminal.arguments import typed_path, whole_number
 
 _LOOK_SECONDS = 1.0
@@ -39,7 +39,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     """Cancel and wait for the end; return 0.
 
     Raises:
-        ConfigError: The folder has no job, or SLURM does not do it.
+        ConfigError: The folder has no job, SLURM does not answer, or does not do it.
     """
     folder = arguments.run.absolute()
     submitted = read_submitted(folder)
@@ -95,7 +95,7 @@ def _wait(asked: list[tuple[Path, Submitted]]) -> None:
         time.sleep(_LOOK_SECONDS)
         now: list[tuple[Path, Submitted]] = []
         for run, job in left:
-            if _of_task(job):
+            if _still_runs(job):
                 now.append((run, job))
             else:
                 print(f"job {job.name} has stopped; submitted again, the run goes on")
@@ -105,8 +105,10 @@ def _wait(asked: list[tuple[Path, Submitted]]) -> None:
         print(f"job {job.name} has not stopped in time and is cancelled; the run goes on from its last checkpoint")
 
 
-def _of_task(job: Submitted) -> list[TaskState]:
-    return [known for known in alive(job) if known.state != "COMPLETING"]
+def _still_runs(job: Submitted) -> bool:
+    """Return whether a job that was asked to stop has not; while SLURM does not answer, it counts as running."""
+    found = ask_slurm(job)
+    return found is None or any(not known.is_over and known.state != "COMPLETING" for known in found)
 
 
 def _stop_seconds(run: Path) -> float:
@@ -114,7 +116,7 @@ def _stop_seconds(run: Path) -> float:
     from engine.config.file import load_config
 
     try:
-        seconds = load_config(slurm_folder(run) / "recipe.yaml").run.preemption_seconds
+        seconds = load_config(recipe_path(run)).run.preemption_seconds
     except ConfigError:  # changed or deleted by hand: the default will do
         seconds = _DEFAULT_STOP_SECONDS
     return seconds + REQUEUE_SECONDS

@@ -23,13 +23,14 @@ from pathlib import Path
 
 from engine.reliability.exit_codes import EXIT_CRASH, EXIT_INTERRUPTED, EXIT_LOST, EXIT_PREEMPTED, EXIT_REFUSED
 from engine.reliability.traces import read_traces
-from launcher.slurm.job import finished_stages, is_finished, read_submitted, run_slurm
+from launcher.slurm.job import finished_stages, is_finished, read_submitted, show_job
 from launcher.slurm.script import slurm_folder
 from launcher.terminal.arguments import typed_path, whole_number
 from launcher.terminal.streams import begin_in_utf8, open_streams, run_at_terminal
 from shards.files import read_record, write_json
 
 _STARTS_WITHOUT_PROGRESS = 3
+_ASK_AGAIN_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +125,17 @@ def _cancelled_by(run: Path) -> str | None:
 
 
 def _is_preempted(job: str) -> bool:
-    """Return whether SLURM wants the nodes of a job back: at a preemption, only the ranks are signalled."""
-    done = run_slurm("scontrol", "--oneliner", "show", "job", job)
-    return done is not None and re.search(r" PreemptTime=\d", done.stdout) is not None
+    """Return whether SLURM wants the nodes of a job back: at a preemption, only the ranks are signalled.
+
+    Asked again where it does not answer: a preemption that is not seen looks like a stop by hand, after which the run
+    would not go on.
+    """
+    for last in (False, False, True):
+        if (shown := show_job(job)) is not None:
+            return re.search(r" PreemptTime=\d", shown) is not None
+        if not last:
+            time.sleep(_ASK_AGAIN_SECONDS)
+    return False
 
 
 def _end(run: Path, returned: int, earlier: list[End], asked: bool) -> End:

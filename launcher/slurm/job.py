@@ -1,7 +1,8 @@
 """The job of a run: what `submit` recorded of it, and what SLURM knows of it now.
 
 SLURM forgets a job some minutes after its end unless the site keeps accounts, and its commands exist only on hosts of
-the cluster; so each question here has "not known" as an answer. Cheap to import: no torch.
+the cluster; so each question here has "not known" as an answer. A busy SLURM answers late or not at all, which is
+another thing: it says nothing of the job. Cheap to import: no torch.
 """
 
 from __future__ import annotations
@@ -9,16 +10,19 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from launcher.slurm.script import slurm_folder
+from engine.errors import ConfigError
+from launcher.slurm.script import recipe_path, slurm_folder
 from shards.files import read_json, read_record, write_json
 
 PENDING, RUNNING = "PENDING", "RUNNING"
 _OVER = frozenset({"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"})
 _OVER |= {"PREEMPTED", "REVOKED", "TIMEOUT"}
 _ANSWER_SECONDS = 20.0
+_FORGOTTEN = re.compile("invalid job id", re.IGNORECASE)
 _FIELD = re.compile(r"(?:^| )([A-Z][A-Za-z/:]*)=(\S*)")
 _LAST_STAGE = "export"
 
@@ -86,6 +90,11 @@ class TaskState:
         """Whether it will not start again."""
         return self.state in _OVER
 
+    @property
+    def has_no_process(self) -> bool:
+        """Whether nothing of it runs: not begun, ended with all its processes, or both in turn."""
+        return self.is_over or self.state == PENDING
+
 
 def write_submitted(folder: Path, submitted: Submitted) -> None:
     """Write what was submitted for a run or a sweep."""
@@ -113,24 +122,95 @@ def is_finished(run: Path) -> bool:
     return _LAST_STAGE in finished_stages(run)
 
 
-def ask_slurm(submitted: Submitted) -> list[TaskState]:
-    """Ask SLURM about a job; one entry a task of an array. None where SLURM is absent or has forgotten.
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What was submitted for a folder, and what SLURM says of it.
 
-    Tasks of an array that wait are one entry without a number.
+    Attributes:
+        submitted: The record.
+        found: As `ask_slurm` returns it.
     """
-    done = run_slurm("scontrol", "--oneliner", "show", "job", submitted.name)
-    if done is not None and done.returncode == 0:
-        return [_of_scontrol(line) for line in done.stdout.splitlines() if line.startswith("JobId=")]
+
+    submitted: Submitted
+    found: list[TaskState] | None
+
+    @property
+    def waits(self) -> bool:
+        """Whether SLURM says that the job waits for its next start."""
+        return bool(self.found) and all(known.state == PENDING for known in self.found or ())
+
+    def has_ended(self, argv: Sequence[str]) -> bool:
+        """Whether a start of this job is over because SLURM says that the job has no process.
+
+        A job waits, or is over, only when its nodes have none of its processes any more. What they wrote last may be
+        moments old all the same: a rank that is ended by force leaves its lock.
+
+        Args:
+            argv: The start's command line: the job's script names the recipe beside it, a start by hand another.
+        """
+        recipe = recipe_path(Path()).parts
+        is_the_jobs = any(Path(word).parts[-len(recipe) :] == recipe for word in argv)
+        return is_the_jobs and bool(self.found) and all(known.has_no_process for known in self.found or ())
+
+
+def ask_about(folder: Path) -> Asked | None:
+    """Ask SLURM about the job of a folder; None where nothing was submitted for it.
+
+    Raises:
+        ArtifactError: The record is damaged.
+    """
+    submitted = read_submitted(folder)
+    return None if submitted is None else Asked(submitted, ask_slurm(submitted))
+
+
+def ask_slurm(submitted: Submitted) -> list[TaskState] | None:
+    """Ask SLURM about a job.
+
+    Returns:
+        One entry a task of an array, those that wait as one entry without a number; none where SLURM has forgotten the
+        job. None where SLURM is absent or did not answer, so that nothing is known.
+    """
+    shown = show_job(submitted.name)
+    if shown:
+        return [_of_scontrol(line) for line in shown.splitlines() if line.startswith("JobId=")]
     columns = "JobID,State,NodeList,Elapsed,Timelimit"
     done = run_slurm("sacct", "--jobs", submitted.name, "-X", "--parsable2", "--noheader", f"--format={columns}")
+    rows = done.stdout.splitlines() if done is not None and done.returncode == 0 else []
+    found = [_of_sacct(line) for line in rows if line.count("|") == columns.count(",")]
+    return None if shown is None and not found else found
+
+
+def show_job(name: str) -> str | None:
+    """Return what `scontrol show job` prints of a job, a line for each task; empty where SLURM has forgotten it.
+
+    None where it is not installed or did not answer: its controller is away, or busy for longer than it waits.
+    """
+    done = run_slurm("scontrol", "--oneliner", "show", "job", name)
     if done is not None and done.returncode == 0:
-        return [_of_sacct(line) for line in done.stdout.splitlines() if line.count("|") == columns.count(",")]
-    return []
+        return done.stdout
+    return "" if done is not None and _FORGOTTEN.search(done.stderr) else None
 
 
 def alive(submitted: Submitted) -> list[TaskState]:
-    """Return what of a job waits or runs."""
-    return [known for known in ask_slurm(submitted) if not known.is_over]
+    """Return what of a job waits or runs.
+
+    Raises:
+        ConfigError: SLURM is absent or did not answer, so that it is not known.
+    """
+    found = ask_slurm(submitted)
+    if found is None:
+        raise ConfigError(
+            f"whether job {submitted.name}, submitted at {submitted.time}, still waits or runs is not known: "
+            + why_not_known(),
+            expected="an answer of `scontrol show job`",
+            remedy="try again in a minute, on a host where `squeue` answers",
+        )
+    return [known for known in found if not known.is_over]
+
+
+def why_not_known() -> str:
+    """Say why SLURM has told nothing."""
+    return "SLURM did not answer" if shutil.which("scontrol") else "this host has no scontrol"
 
 
 def run_slurm(*words: str) -> subprocess.CompletedProcess[str] | None:
@@ -153,26 +233,26 @@ def run_slurm(*words: str) -> subprocess.CompletedProcess[str] | None:
         return None
 
 
-def job_lines(folder: Path) -> list[tuple[str, str]]:
+def job_lines(folder: Path, asked: Asked | None) -> list[tuple[str, str]]:
     """Return what to tell of a run's job, as (name, text); nothing for a run that was not submitted."""
-    submitted = read_submitted(folder)
-    if submitted is None:
+    if asked is None:
         return []
-    found = ask_slurm(submitted)
-    text = f"{submitted.name}: " + ("; ".join(map(in_words, found)) or _not_known(submitted))
+    submitted = asked.submitted
+    text = f"{submitted.name}: " + ("; ".join(map(in_words, asked.found or ())) or _not_known(asked))
     return [("job", text), ("job's log", str(submitted.log(folder)))]
 
 
-def sweep_rows(folder: Path, submitted: Submitted) -> list[dict[str, str]]:
+def sweep_rows(asked: Asked) -> list[dict[str, str]]:
     """Return a table of a sweep's tasks: number, run folder, job and how far each is."""
-    known = ask_slurm(submitted)
+    known = asked.found or []
     waiting = next((entry for entry in known if entry.task is None), None)
     by_task = {entry.task: entry for entry in known}
+    nothing = why_not_known() if asked.found is None else "SLURM does not know it"
     rows = []
-    for number, run in (submitted.tasks or {}).items():
+    for number, run in (asked.submitted.tasks or {}).items():
         entry = by_task.get(int(number), waiting)
         stages = finished_stages(Path(run))
-        state = "finished" if is_finished(Path(run)) else in_words(entry) if entry else "SLURM does not know it"
+        state = "finished" if is_finished(Path(run)) else in_words(entry) if entry else nothing
         last = f"{len(stages)} stages, the last {stages[-1]}" if stages else ""
         rows.append({"task": number, "run": Path(run).name, "job": state, "finished": last})
     return rows
@@ -192,10 +272,11 @@ def in_words(known: TaskState) -> str:
     return words + (f", {known.elapsed}{limited}" if known.state != PENDING else "")
 
 
-def _not_known(submitted: Submitted) -> str:
-    if shutil.which("scontrol") is None:
-        return f"submitted at {submitted.time}; what became of it is not known here: this host has no scontrol"
-    return f"submitted at {submitted.time}; SLURM does not know it any more"
+def _not_known(asked: Asked) -> str:
+    when = f"submitted at {asked.submitted.time}"
+    if asked.found is None:
+        return f"{when}; what became of it is not known here: {why_not_known()}"
+    return f"{when}; SLURM does not know it any more"
 
 
 def _of_scontrol(line: str) -> TaskState:

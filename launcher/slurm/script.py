@@ -149,6 +149,11 @@ def slurm_folder(run: Path) -> Path:
     return run / "slurm"
 
 
+def recipe_path(run: Path) -> Path:
+    """Return where `submit` writes the recipe that the job's script starts."""
+    return slurm_folder(run) / "recipe.yaml"
+
+
 def log_pattern(job: Job) -> str:
     """Return the path of the job's log with sbatch's signs for the job's number in it."""
     name = "%A_%a.out" if job.runs else "%j.out"

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from engine.errors import ConfigError
 from engine.reliability.starts import newest_nonce
 from launcher.slurm.job import Submitted, alive, in_words, is_finished, read_submitted, run_slurm, write_submitted
-from launcher.slurm.script import DAEMON, DAEMON_NAME, REQUEUE_SECONDS, Job, render, slurm_folder
+from launcher.slurm.script import DAEMON, DAEMON_NAME, REQUEUE_SECONDS, Job, recipe_path, render, slurm_folder
 from launcher.slurm.settings import add_arguments as add_settings
 from launcher.slurm.settings import seconds_of_time, settings_of
 from launcher.terminal.arguments import positive_whole_number, recipe_file
@@ -215,7 +215,7 @@ def _write(job: Job, configs: Sequence[Config], words: Sequence[Sequence[str]]) 
         folder = slurm_folder(run)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "cancelled").unlink(missing_ok=True)
-        _write_text(folder / "recipe.yaml", dump_config(config))
+        _write_text(recipe_path(run), dump_config(config))
     folder = slurm_folder(job.folder)
     folder.mkdir(parents=True, exist_ok=True)
     if job.runs:

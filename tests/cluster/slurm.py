@@ -138,6 +138,15 @@ class Slurm:
             raise RuntimeError(f"{words}: {done.stdout}")
         return done.stdout
 
+    def ask(self, *words: str) -> str:
+        """Run a command that only asks; again where SLURM was too busy to answer."""
+        for _ in range(5):
+            done = self.run(words)
+            if done.returncode == 0:
+                return done.stdout
+            time.sleep(1.0)
+        raise RuntimeError(f"{words}: {done.stdout}")
+
     def start_slurmd(self, node: Host) -> None:
         """Start a node's slurmd."""
         self._start(node, "slurmd", "-D", "-N", node.name)
@@ -148,7 +157,7 @@ class Slurm:
 
     def job(self, job_id: str) -> dict[str, str]:
         """Return what SLURM knows of a job, as `scontrol show job` prints it."""
-        text = self.check("scontrol", "--oneliner", "show", "job", job_id)
+        text = self.ask("scontrol", "--oneliner", "show", "job", job_id)
         return dict(re.findall(r"(\w+)=(\S*)", text))
 
     def wait_for(self, condition: Callable[[], bool], what: str, timeout: float = 60.0) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from pathlib import Path
 
@@ -11,12 +12,14 @@ import pytest
 from engine.config.file import dump_config, load_config
 from engine.errors import ConfigError
 from engine.reliability.run_lock import acquire
-from launcher.commands.status import FINISHED, STOPPED, show_status
+from launcher.commands.status import FINISHED, RUNNING, STOPPED, show_status
 from launcher.slurm import cancel
-from launcher.slurm.job import Submitted, ask_slurm, job_lines, write_submitted
+from launcher.slurm.job import Submitted, ask_about, ask_slurm, job_lines, write_submitted
 from tests.distributed.processes import ROOT
 from tests.unit.launcher.slurm.stand_ins import StandIns, leave_start
 
+FORGOTTEN = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
+BUSY = "echo 'slurm_load_jobs error: Socket timed out on send/recv operation' >&2; exit 1"
 TIME = "2026-01-01T00:00:00+0000"
 
 
@@ -59,7 +62,7 @@ def run_cancel(*words: str | Path) -> int:
 
 
 def text_of(run: Path) -> str:
-    return dict(job_lines(run))["job"]
+    return dict(job_lines(run, ask_about(run)))["job"]
 
 
 @pytest.mark.parametrize(
@@ -73,20 +76,65 @@ def text_of(run: Path) -> str:
 )
 def test_how_a_job_is(made: StandIns, run: Path, line: str, text: str) -> None:
     made.make("scontrol", line)
-    assert job_lines(run) == [("job", text), ("job's log", f"{run}/slurm/41.out")]
+    assert job_lines(run, ask_about(run)) == [("job", text), ("job's log", f"{run}/slurm/41.out")]
 
 
 def test_a_job_that_only_the_accounts_know(made: StandIns, run: Path) -> None:
-    made.make("scontrol", "exit 1")
+    made.make("scontrol", FORGOTTEN)
     made.make("sacct", "echo '41|CANCELLED by 1000|n[1-2]|00:05:00|01:00:00'")
     assert text_of(run) == "41: cancelled on n[1-2], 00:05:00 of 01:00:00"
 
 
 def test_a_job_that_nobody_knows_any_more(made: StandIns, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made.make("scontrol", "exit 1")
+    made.make("scontrol", FORGOTTEN)
     assert text_of(run) == f"41: submitted at {TIME}; SLURM does not know it any more"
     monkeypatch.setenv("PATH", "/nonexistent")
     assert "this host has no scontrol" in text_of(run)
+
+
+def test_a_slurm_that_does_not_answer_has_not_forgotten(
+    made: StandIns, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Symptom: "SLURM does not know it" of a job that was there, while a busy controller let scontrol's time pass."""
+    made.make("scontrol", BUSY)
+    assert text_of(run) == f"41: submitted at {TIME}; what became of it is not known here: SLURM did not answer"
+    show_status(make_sweep(tmp_path / "sweep"))
+    assert capsys.readouterr().out.count("SLURM did not answer") == 4
+    with pytest.raises(
+        ConfigError, match=r"whether job 41, .*, still waits or runs is not known: SLURM did not answer"
+    ):
+        run_cancel(run)
+    assert made.calls_of("scancel") == []
+    assert not (run / "slurm" / "cancelled").exists()
+
+
+@pytest.mark.parametrize("recipe", ["slurm/recipe.yaml", "mine.yaml"])
+@pytest.mark.parametrize(("state", "runs"), [("PENDING", False), ("NODE_FAIL", False), ("RUNNING", True)])
+def test_a_job_that_waits_has_no_process_however_fresh_its_lock(
+    made: StandIns, run: Path, capsys: pytest.CaptureFixture[str], recipe: str, state: str, runs: bool
+) -> None:
+    """Symptom: "running ... asked to stop" of a requeued job, whose rank 0 was ended before it took its lock away.
+
+    A start by hand, of another recipe, is not the job's: for that the lock counts alone.
+    """
+    lock = acquire(run / "run.lock", num_ranks=2, patience_seconds=1)
+    far = {"host": "n1", "place": "n1/another boot/", "argv": ["run.py", "--config", f"/far/run/{recipe}"]}
+    lock.path.write_text(json.dumps(json.loads(lock.path.read_text()) | far))
+    made.make("scontrol", shown(state, restarts=1))
+    by_hand = recipe == "mine.yaml"
+    assert show_status(run) == (RUNNING if runs or by_hand else STOPPED)
+    told = capsys.readouterr().out
+    assert ("running: 2 ranks" in told) == (runs or by_hand)
+
+
+def test_a_run_whose_job_waits_goes_on_by_its_job(
+    made: StandIns, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Symptom: "the same command goes on" of a requeued job; `submit` would have refused a second one."""
+    leave_start(run, failure={"code": 85})
+    made.make("scontrol", shown("PENDING", restarts=1))
+    show_status(run)
+    assert "stopped because it was asked to; its job goes on" in capsys.readouterr().out
 
 
 def test_status_of_a_run_that_waits_and_of_one_that_was_not_submitted(
@@ -183,6 +231,23 @@ def test_a_job_that_is_over(made: StandIns, run: Path, capsys: pytest.CaptureFix
     assert made.calls_of("scancel") == []
 
 
+def test_a_job_that_has_stopped_is_not_seen_while_slurm_is_busy(
+    made: StandIns, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Symptom: "has stopped", of a job that still wrote its checkpoint."""
+    asked, busy = run / "asked", run / "busy"
+    made.make(
+        "scontrol",
+        f"if [ ! -e {asked} ]; then {shown('RUNNING')}; exit; fi\n"
+        f"if [ ! -e {busy} ]; then touch {busy}; {BUSY}; fi\n{shown('FAILED')}",
+    )
+    made.make("scancel", f"touch {asked}")
+    run_cancel(run)
+    assert busy.exists()
+    assert len(made.calls_of("scontrol")) == 3
+    assert "job 41 has stopped" in capsys.readouterr().out
+
+
 def test_slurms_refusal_is_told(made: StandIns, run: Path) -> None:
     made.make("scontrol", shown("RUNNING"))
     made.make("scancel", "echo 'scancel: error: Access/permission denied' >&2; exit 1")
@@ -205,4 +270,6 @@ def test_a_run_without_a_job_is_stopped_by_its_own_means(
 
 def test_nothing_is_asked_where_there_is_no_slurm(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
-    assert ask_slurm(Submitted("41", TIME, 1, 1)) == []
+    assert ask_slurm(Submitted("41", TIME, 1, 1)) is None
+    with pytest.raises(ConfigError, match="this host has no scontrol"):
+        run_cancel(run)

@@ -294,6 +294,15 @@ def test_ranks_that_slurm_has_asked_without_the_script_are_started_again(made: S
     assert play(made, run, 85, ASKED, "a") == "requeued"
 
 
+def test_a_preemption_is_seen_although_slurm_is_busy(made: StandIns, run: Path, tmp_path: Path) -> None:
+    """Symptom: as scontrol did not answer once, a preempted run took itself for one stopped by hand and stayed so."""
+    busy = f"if [ ! -e {tmp_path}/busy ]; then touch {tmp_path}/busy; echo 'Socket timed out' >&2; exit 1; fi"
+    shown = f'{busy}; echo "JobId=7 PreemptTime=2026-01-01T00:00:00"'
+    made.make("scontrol", f'case "$*" in *show*) {shown} ;; *) kill -TERM $PPID ;; esac')
+    assert play(made, run, 85, ASKED, "a") == "requeued"
+    assert len([call for call in made.calls_of("scontrol") if "show" in call]) == 2
+
+
 def test_a_cancelled_run_is_not_requeued(made: StandIns, run: Path) -> None:
     slurm_folder(run).mkdir(parents=True)
     (slurm_folder(run) / "cancelled").touch()
