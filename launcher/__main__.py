@@ -102,19 +102,23 @@ def main(argv: list[str] | None = None) -> int:
 
     from engine.log import set_up_logging
     from launcher.ending import guarded
+    from launcher.imports import end_imports
     from launcher.terminal.arguments import complete
 
     complete(parser, arguments, left)
 
     set_up_logging(rank=0, world_size=1)
     run_command = importlib.import_module(COMMANDS[arguments.command][0]).run_command
+    end_imports()
     return guarded(None, lambda: run_command(arguments))
 
 
 def program() -> None:
     """Run as a program, of the name `sparring` or as this module, and end the process."""
+    from launcher.imports import begin_imports
     from launcher.terminal.streams import begin_in_utf8, open_streams, run_at_terminal
 
+    begin_imports()
     begin_in_utf8()
     open_streams(stops=not set(sys.argv[1:2]) <= COMMANDS.keys() - ONLY_TELL)
     sys.exit(run_at_terminal(main))
