@@ -1,7 +1,8 @@
 """Run a function on several ranks, each a process of its own, and get back what each of them printed.
 
 The same function can be started in every way that a user's run can: as processes with torch's variables, by `mpirun`,
-by `deepspeed`, or alone. This file is also what those start: see `_run_one_rank`.
+by `deepspeed`, or alone. This file is also what those start: see `_run_one_rank`. Processes that no other program
+starts are copies of one that has imported everything (`tests.e2e.zygote`), unless a test is about their beginning.
 """
 
 from __future__ import annotations
@@ -18,12 +19,25 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 ROOT = Path(__file__).parents[2]
 _BIN = Path(sys.executable).parent
 _WORLD_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
 _WORLD_PREFIXES = ("OMPI_", "PMIX_", "PMI_", "SLURM_", "PRTE_")
+
+
+class Process(Protocol):
+    """What is common to a process that was started and to one that was forked."""
+
+    pid: int
+    returncode: Any
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int | None: ...
+
+    def terminate(self) -> None: ...
 
 
 class RankResult(NamedTuple):
@@ -72,6 +86,8 @@ def run_ranks(
     launcher: Literal["store", "mpirun", "deepspeed", "plain"] = "store",
     timeout: float = 60.0,
     env: Mapping[str, str] | None = None,
+    *,
+    fresh: bool = False,
 ) -> list[RankResult]:
     """Run a target on every rank and wait for all of them.
 
@@ -82,6 +98,7 @@ def run_ranks(
         launcher: "store": processes with torch's five variables; "plain": processes without any.
         timeout: Seconds, after which everything is killed.
         env: Further variables.
+        fresh: Whether the processes import everything themselves; those of `mpirun` and `deepspeed` always do.
 
     Returns:
         One entry a rank, in rank order.
@@ -95,20 +112,11 @@ def run_ranks(
             (folder / "script.py").write_text(target, encoding="utf-8")
             target = str(folder / "script.py")
         commands = _commands(launcher, world_size, [__file__, name, target], clean_environment(env))
-        processes = []
-        for number, (command, variables) in enumerate(commands):
-            with open(folder / f"launcher-{number}.log", "wb") as log:
-                processes.append(
-                    subprocess.Popen(
-                        command,
-                        env=variables,
-                        cwd=ROOT,
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                        start_new_session=True,
-                    )
-                )
+        forked = not fresh and launcher in {"store", "plain"}
+        processes = [
+            _start(command, variables, folder / f"launcher-{number}.log", forked=forked)
+            for number, (command, variables) in enumerate(commands)
+        ]
         deadline = time.monotonic() + timeout
         try:
             for process in processes:
@@ -150,11 +158,28 @@ def _commands(
     return [(own, {**world, "RANK": str(rank), "LOCAL_RANK": str(rank), **env}) for rank in range(world_size)]
 
 
+def _start(command: list[str], env: dict[str, str], log: Path, *, forked: bool) -> Process:
+    if forked:
+        from tests.e2e.starts import the_zygote
+
+        return the_zygote().rank(command[1:], env, log)
+    with open(log, "wb") as output:
+        return subprocess.Popen(
+            command,
+            env=env,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
 def _logs(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix in {".out", ".err", ".log"})
 
 
-def _kill_all(folder: Path, processes: Sequence[subprocess.Popen[bytes]]) -> None:
+def _kill_all(folder: Path, processes: Sequence[Process]) -> None:
     for process in processes:
         if process.poll() is None:
             process.terminate()  # mpirun ends its ranks on this one, which a killed mpirun cannot
@@ -185,13 +210,19 @@ def _run_one_rank(folder: Path, target: str) -> int:
     for suffix, descriptor in (("out", 1), ("err", 2)):
         with open(folder / f"rank-{rank}.{suffix}", "wb") as file:
             os.dup2(file.fileno(), descriptor)
-    sys.path.remove(str(Path(__file__).parent))  # else this folder's modules would be found without their package
+    if (here := str(Path(__file__).parent)) in sys.path:
+        sys.path.remove(here)  # else this folder's modules would be found without their package
     if target.endswith(".py"):
         exec(compile(Path(target).read_text(encoding="utf-8"), target, "exec"), {"__name__": "__main__"})
         return 0
+    from launcher.imports import begin_imports, end_imports
+
     module, function = target.split(":")
+    begin_imports()  # as the real programs do
     try:
-        return getattr(importlib.import_module(module), function)() or 0
+        found = getattr(importlib.import_module(module), function)
+        end_imports()
+        return found() or 0
     except Exception:
         traceback.print_exc()
         sys.stdout.flush()

@@ -145,7 +145,7 @@ def findings(results: list[RankResult]) -> list[dict]:
 
 @pytest.mark.parametrize(("launcher", "kind"), [("store", "store"), ("mpirun", "mpi"), ("deepspeed", "store")])
 def test_two_ranks(launcher: str, kind: str) -> None:
-    results = run_ranks(f"{HERE}:open_and_sum_on_every_rank", 2, launcher, timeout=PATIENCE)
+    results = run_ranks(f"{HERE}:open_and_sum_on_every_rank", 2, launcher, timeout=PATIENCE, fresh=True)
     cores = len(os.sched_getaffinity(0))
     for rank, found in enumerate(findings(results)):
         assert (found["rank"], found["size"], found["local_rank"], found["kind"]) == (rank, 2, rank, kind)
@@ -158,7 +158,7 @@ def test_two_ranks(launcher: str, kind: str) -> None:
 
 
 def test_a_process_alone_is_a_world_of_one() -> None:
-    (found,) = findings(run_ranks(f"{HERE}:open_and_sum_on_every_rank", 1, "plain", timeout=PATIENCE))
+    (found,) = findings(run_ranks(f"{HERE}:open_and_sum_on_every_rank", 1, "plain", timeout=PATIENCE, fresh=True))
     assert (found["rank"], found["size"], found["kind"], found["sum"]) == (0, 1, "local", 1)
     assert found["variables"] == ["0", "1", "0", "127.0.0.1"]
     assert found["threads"] == len(os.sched_getaffinity(0))

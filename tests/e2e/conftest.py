@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
+import os
 import shutil
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
 
 from shards.made.generated import generate_dataset
-from tests.e2e.starts import TINY, Ended, Zygote, a_zygote, deepspeed_command, start
+from tests.e2e.starts import TINY, Ended, Zygote, deepspeed_command, start, the_zygote
 
 
 @dataclass(frozen=True)
@@ -23,21 +25,33 @@ class Finished:
 
 
 @pytest.fixture(scope="session")
-def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
-    with a_zygote(tmp_path_factory.mktemp("zygote")) as zygote:
-        yield zygote
+def zygote() -> Zygote:
+    return the_zygote()
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """The smallest recipe through the real launcher, on two ranks; its data are its own."""
-    return finished([*deepspeed_command(2)], tmp_path_factory.mktemp("tiny") / "run")
+    """The smallest recipe through the real launcher, on two ranks; its data are its own. Never changed by a test."""
+    return made_once("tiny", deepspeed_command(2), tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """The same recipe by plain `python`, on one rank."""
-    return finished([sys.executable, "launcher/run.py"], tmp_path_factory.mktemp("alone") / "run")
+    """The same recipe by plain `python`, on one rank. Never changed by a test."""
+    return made_once("alone", [sys.executable, "launcher/run.py"], tmp_path_factory)
+
+
+def made_once(name: str, command: list[str], tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Run the smallest recipe, or wait for the other process of the tests that does, and share what it has made."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    record = shared / f"{name}.json"
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not record.exists():
+            made = finished(command, shared / name / "run")
+            record.write_text(json.dumps(asdict(made.ended)))
+    return Finished(shared / name / "run", Ended(**json.loads(record.read_text())))
 
 
 def finished(command: list[str], folder: Path) -> Finished:

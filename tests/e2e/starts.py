@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -9,11 +10,12 @@ import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -82,18 +84,32 @@ def start(command: Sequence[str], *, timeout: float = TIMEOUT_SECONDS) -> Ended:
 
 
 class Rank:
-    """One forked process."""
+    """One forked process; what it shares with `subprocess.Popen` is called so."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.pid = folder, 0
-        self.code: int | None = None
+        self.returncode: int | None = None
         self.ended = threading.Event()
 
     def kill(self) -> None:
         """Kill it and all that it started, as a machine that fails does."""
+        self._signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        self._signal(signal.SIGTERM)
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        if not self.ended.wait(timeout):
+            raise subprocess.TimeoutExpired(str(self.folder), timeout or 0.0)
+        return self.returncode
+
+    def _signal(self, number: int) -> None:
         if self.pid and not self.ended.is_set():
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
+                os.killpg(self.pid, number)
 
 
 class Started:
@@ -117,7 +133,7 @@ class Started:
             if not rank.ended.wait(max(0.0, deadline - time.monotonic())):
                 self.kill()
                 raise TimeoutError(f"still running after {timeout:g} s\n{self._text('stderr')}")
-        codes = [rank.code or 0 for rank in self._ranks]
+        codes = [rank.returncode or 0 for rank in self._ranks]
         code = next((code for code in codes if code), 0)
         return Ended(code, self._text("stdout"), self._text("stderr"), time.monotonic() - self._began)
 
@@ -126,19 +142,16 @@ class Started:
 
 
 class Zygote:
-    """Forks commands; one for the whole test session.
+    """Forks commands, from several threads if need be; `the_zygote` is the one of a test session."""
 
-    Args:
-        folder: Takes the outputs of what is forked.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._number = folder, 0
+    def __init__(self) -> None:
+        self._folder, self._number = Path(tempfile.mkdtemp(prefix="zygote-")), 0
+        self._lock = threading.Lock()
         self._ranks: dict[int, Rank] = {}
         self._answers: queue.Queue[dict[str, Any]] = queue.Queue()
-        self._errors = (folder / "zygote.log").open("wb")
+        self._errors = (self._folder / "zygote.log").open("wb")
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("zygote.py"))],
+            [sys.executable, str(Path(__file__).with_name("zygote.py")), str(self._folder)],
             cwd=ROOT,
             env=on_the_cpu(DS_ACCELERATOR="cpu"),
             stdin=subprocess.PIPE,
@@ -191,20 +204,34 @@ class Zygote:
         self._process.wait(60)
         self._errors.close()
 
+    def rank(self, argv: list[str], env: dict[str, str], log: Path) -> Rank:
+        """Start a script as one rank.
+
+        Args:
+            argv: The script and its arguments.
+            env: All variables that it has.
+            log: Takes both outputs.
+        """
+        files = {"stdin": os.devnull, "stdout": str(log), "stderr": str(log)}
+        return self._order({"argv": argv, "module": "", "env": env, "only": True, "unread": False, **files}, log.parent)
+
     def _fork(
         self, argv: list[str], module: str, env: dict[str, str], stdin: str = "", *, unread: bool = False
     ) -> Rank:
-        self._number += 1
-        folder = self._folder / f"{self._number:03d}"
-        folder.mkdir()
+        folder = Path(tempfile.mkdtemp(dir=self._folder))
         (folder / "stdin").write_bytes(stdin.encode("utf-8", "surrogateescape"))
         files = {name: str(folder / name) for name in ("stdin", "stdout", "stderr")}
-        order = {"number": self._number, "argv": argv, "module": module, "env": env, "unread": unread, **files}
-        rank = self._ranks[self._number] = Rank(folder)
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(order).encode() + b"\n")
-        self._process.stdin.flush()
-        rank.pid = int(self._answers.get(timeout=60)["started"])
+        order = {"argv": argv, "module": module, "env": env, "only": False, "unread": unread, **files}
+        return self._order(order, folder)
+
+    def _order(self, order: dict[str, Any], folder: Path) -> Rank:
+        with self._lock:
+            self._number += 1
+            rank = self._ranks[self._number] = Rank(folder)
+            assert self._process.stdin is not None
+            self._process.stdin.write(json.dumps({"number": self._number, **order}).encode() + b"\n")
+            self._process.stdin.flush()
+            rank.pid = int(self._answers.get(timeout=60)["started"])
         return rank
 
     def _listen(self) -> None:
@@ -213,19 +240,18 @@ class Zygote:
             record = json.loads(line)
             if "ended" in record:
                 rank = self._ranks[record["number"]]
-                rank.code = record["ended"]
+                rank.returncode = record["ended"]
                 rank.ended.set()
             else:
                 self._answers.put(record)
 
 
-@contextmanager
-def a_zygote(folder: Path) -> Iterator[Zygote]:
-    zygote = Zygote(folder)
-    try:
-        yield zygote
-    finally:
-        zygote.close()
+@cache
+def the_zygote() -> Zygote:
+    """Return the prepared process of this test session, which ends with it."""
+    zygote = Zygote()
+    atexit.register(zygote.close)
+    return zygote
 
 
 def wait_until(condition: Callable[[], bool], started: Started, timeout: float = TIMEOUT_SECONDS) -> None:

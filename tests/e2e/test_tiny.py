@@ -6,7 +6,6 @@ import math
 import re
 import runpy
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from engine.config.file import load_config
 from engine.metrics.board import NOT_TAGS, is_measured_once
 from tests.e2e.conftest import Finished, finished
 from tests.e2e.made import ledger_of, losses_of, measured, metrics_of, ranking_of, summary_of, weights_of
-from tests.e2e.starts import ROOT, TINY, mpirun_command
+from tests.e2e.starts import ROOT, TINY, Zygote, mpirun_command
 
 METRICS = ("R@1", "R@5", "R@10", "R@20", "R@50", "R@100", "R@1000", "MRR@10", "nDCG@10")
 TRAINING = {
@@ -368,13 +367,18 @@ def test_one_rank_trains_the_same_as_two(tiny: Finished, alone: Finished) -> Non
     assert weights_of(alone.folder)["retriever/zero-shot"] == weights_of(tiny.folder)["retriever/zero-shot"]
 
 
-def test_the_same_command_on_a_finished_folder_only_shows_the_table(alone: Finished) -> None:
-    before, weights = measured(alone.folder), weights_of(alone.folder)
-    num_starts = len(yaml.safe_load((alone.folder / "starts.json").read_text()))
-    again = finished([sys.executable, "launcher/run.py"], alone.folder)
-    assert measured(alone.folder) == before
-    assert weights_of(alone.folder) == weights
-    assert "finished earlier, skipped" in again.ended.err
+def test_the_same_command_on_a_finished_folder_only_shows_the_table(
+    zygote: Zygote, alone: Finished, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(alone.folder, folder)
+    again = zygote.recipe(f"run.path={folder}").wait()
+    assert again.code == 0, again.err
+    assert measured(folder) == measured(alone.folder)
+    assert weights_of(folder) == weights_of(alone.folder)
+    assert "finished earlier, skipped" in again.err
+    assert "%|" not in again.err, "nothing ran that would show a bar"
     shown = alone.ended.err[alone.ended.err.index("results (") :].strip()
-    assert again.ended.err[again.ended.err.index("results (") :].strip() == shown
-    assert len(yaml.safe_load((alone.folder / "starts.json").read_text())) == num_starts + 1
+    said = again.err[again.err.index("results (") :].strip()
+    assert said.replace(str(folder), str(alone.folder)) == shown
+    assert len(yaml.safe_load((folder / "starts.json").read_text())) == 2

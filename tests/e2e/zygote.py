@@ -3,7 +3,7 @@
 Importing torch, DeepSpeed and transformers takes longer than a whole tiny run. What is forked here still is the real
 thing from its first own line on: the script or module runs as `__main__` with its own arguments, environment, process
 group and output files. It is told by lines of JSON on stdin, and answers each with the children's process ids, and a
-line for each child that has ended.
+line for each child that has ended. Its one argument is the folder of those files, which goes when it ends.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ import json
 import os
 import runpy
 import selectors
+import shutil
 import sys
 import traceback
 from typing import Any
+
+from launcher.imports import begin_imports, end_imports
 
 PRELOADED = (
     "launcher.recipe",
@@ -38,8 +41,10 @@ def become(order: dict[str, Any]) -> None:
     try:
         os.setsid()
         for name, descriptor in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
-            flags = os.O_RDONLY if name == "stdin" else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+            flags = os.O_RDONLY if name == "stdin" else os.O_WRONLY | os.O_CREAT | os.O_APPEND
             os.dup2(os.open(order[name], flags, 0o644), descriptor)
+        if order["only"]:
+            os.environ.clear()
         os.environ.update(order["env"])
         encoding = os.environ.get("PYTHONIOENCODING", "utf-8")
         if order["unread"]:  # outputs whose reader has gone
@@ -69,10 +74,17 @@ def become(order: dict[str, Any]) -> None:
     os._exit(code)
 
 
-def serve() -> None:
-    """Take orders until stdin closes."""
+def prepare() -> None:
+    """Import everything; the search for cycles in a child would write to, and so copy, every page that it shares."""
+    begin_imports()
     for name in PRELOADED:
         importlib.import_module(name)
+    end_imports()
+
+
+def serve() -> None:
+    """Take orders until stdin closes."""
+    prepare()
     answer({"ready": os.getpid()})
     children: dict[int, int] = {}
     orders = selectors.DefaultSelector()
@@ -102,3 +114,4 @@ def answer(record: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     serve()
+    shutil.rmtree(sys.argv[1], ignore_errors=True)

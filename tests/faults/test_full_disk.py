@@ -1,7 +1,7 @@
 """A run on a disk that fills up, wherever that is: it stops with the place, and ends the same once there is space.
 
 The preflight refuses such a disk; without it the run shows what happens where others fill it. The disk is really too
-small (a tmpfs); the run is a whole recipe on one rank.
+small (a tmpfs); the run is a whole recipe on one rank, its starts copies of a process that has imported everything.
 """
 
 from __future__ import annotations
@@ -14,21 +14,31 @@ from tests.e2e.made import measured, summary_of, weights_of
 from tests.small_disk import run_on_small_disk
 
 STARTS = """
-import json, os, shutil, subprocess
+import json, os, shutil
+
+os.environ.update(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1")
+from tests.e2e.zygote import become, prepare
+
+prepare()
+
+def start(number, words):
+    out, err = (f"{sys.argv[3]}-{number}.{name}" for name in ("out", "err"))
+    files = {"stdin": os.devnull, "stdout": out, "stderr": err}
+    pid = os.fork()
+    if pid == 0:
+        become({"argv": words, "module": "", "env": {}, "only": False, "unread": False, **files})
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return code, Path(err).read_text()
 
 words = json.loads(sys.argv[2])
-environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 ends = []
 starts = [("900k", "true")] + [(size, "false") for size in ("900k", "2500k", "4500k", "6500k", "64m")]
-for size, preflight in starts:
+for number, (size, preflight) in enumerate(starts):
     enlarge(size)
-    ended = subprocess.run(
-        [sys.executable, "launcher/run.py", *words, f"run.path={disk / 'run'}", f"run.preflight={preflight}"],
-        env=environment, capture_output=True, text=True,
-    )
-    told = [line for line in ended.stderr.splitlines() if "disk is full" in line]
-    ends.append([ended.returncode, told[:1], ended.stderr[-2000:]])
-    if ended.returncode == 0:
+    code, text = start(number, ["launcher/run.py", *words, f"run.path={disk / 'run'}", f"run.preflight={preflight}"])
+    told = [line for line in text.splitlines() if "disk is full" in line]
+    ends.append([code, told[:1], text[-2000:]])
+    if code == 0:
         break
 shutil.copytree(disk / "run", sys.argv[3])
 print(json.dumps(ends))

@@ -109,7 +109,7 @@ def trained(folder: Path) -> dict[str, dict[str, Any]]:
     found = {}
     for device in ("cpu", "cuda"):
         env = {"TEST_MODEL": str(folder), "TEST_DEVICE": device}
-        (rank,) = run_ranks(f"{test_packed.HERE}:matrix_on_every_rank", 1, "store", timeout=300, env=env)
+        (rank,) = run_ranks(f"{test_packed.HERE}:matrix_on_every_rank", 1, "store", timeout=300, env=env, fresh=True)
         assert rank.returncode == 0, rank.stderr
         found[device] = json.loads(rank.stdout.strip().splitlines()[-1])
     return found
