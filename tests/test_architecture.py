@@ -41,6 +41,7 @@ from tests.architecture.size import (
     too_many_untyped_records,
     vague_module_names,
 )
+from tests.conftest import LONGEST_FIRST
 
 RULES: dict[str, Rule] = {
     rule.__name__: rule
@@ -281,3 +282,9 @@ def test_deepspeed_files_hold_only_what_our_configuration_does_not_own(stage: in
     assert settings["zero_allow_untested_optimizer"] is True
     # Without it, a model under ZeRO-3 cannot be gathered, and saving it writes nothing.
     assert settings["zero_optimization"].get("stage3_gather_16bit_weights_on_model_save", False) is (stage == 3)
+
+
+def test_the_tests_that_are_begun_first_are_there() -> None:
+    """A file that was renamed would come last again, and a process of the tests would wait for the other's."""
+    assert [name for name in LONGEST_FIRST if not (ROOT / "tests" / name).exists()] == []
+    assert len(set(LONGEST_FIRST)) == len(LONGEST_FIRST)
