@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.cluster.lab import BIN, Lab, why_not
+from tests.cluster.runs import PATIENCE_SECONDS
 from tests.cluster.slurm import PROGRAMS, Slurm, why_no_slurm
 from tests.e2e.made import ledger_of, measured, summary_of, weights_of
 
@@ -82,7 +83,7 @@ def submit(slurm: Slurm, run: Path, *words: str) -> str:
 
 def wait_for_stage(slurm: Slurm, run: Path, stage: str) -> None:
     """Wait until a stage is finished."""
-    slurm.wait_for(lambda: stage in ledger_of(run), f"{stage} in {run}", 90)
+    slurm.wait_for(lambda: stage in ledger_of(run), f"{stage} in {run}", PATIENCE_SECONDS)
 
 
 def wait_for_work(slurm: Slurm, run: Path, number: int, stage: str) -> None:
@@ -95,7 +96,7 @@ def wait_for_work(slurm: Slurm, run: Path, number: int, stage: str) -> None:
             beat["attempt"] == starts[-1]["nonce"] and beat["stage"] == stage and beat["done"] for beat in beats
         )
 
-    slurm.wait_for(trains, f"start {number} of {run}", 90)
+    slurm.wait_for(trains, f"start {number} of {run}", PATIENCE_SECONDS)
 
 
 def log_of(run: Path) -> str:
@@ -123,7 +124,7 @@ def test_a_run_goes_on_after_the_end_of_its_time_and_after_a_preemption(
     assert re.search(r"state +running: 2 ranks", told), told
 
     slurm.check("scancel", "--signal=USR1", "--batch", job)  # what --signal does before the time limit
-    slurm.wait_for_state(job, "PENDING", timeout=50)
+    slurm.wait_for_state(job, "PENDING", timeout=PATIENCE_SECONDS)
     slurm.check("scontrol", "hold", job)  # so that it still waits when it is looked at
     told = launcher(slurm, "status", run, code=4)
     assert re.search(rf"job +{job}: requeued, pending \(\w+\), restart 1\n", told), told
@@ -134,8 +135,8 @@ def test_a_run_goes_on_after_the_end_of_its_time_and_after_a_preemption(
     urgent.write_text("#!/bin/bash\ntrue\n")
     wait_for_work(slurm, run, 2, "retriever/1")
     slurm.check("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", urgent)
-    slurm.wait_for_state(job, "PENDING", timeout=50)
-    slurm.wait_for_state(job, "COMPLETED", "FAILED", timeout=90)
+    slurm.wait_for_state(job, "PENDING", timeout=PATIENCE_SECONDS)
+    slurm.wait_for_state(job, "COMPLETED", "FAILED", timeout=PATIENCE_SECONDS)
 
     log = log_of(run)
     assert slurm.job(job)["JobState"] == "COMPLETED", log
@@ -153,7 +154,7 @@ def test_a_run_goes_on_after_the_end_of_its_time_and_after_a_preemption(
     )
 
     alone, process = on_one_host
-    assert process.wait(90) == 0, (alone / "out").read_text()
+    assert process.wait(PATIENCE_SECONDS) == 0, (alone / "out").read_text()
     assert weights_of(run) == weights_of(alone / "run")
     assert summary_of(run) == summary_of(alone / "run")
     assert measured(run) == measured(alone / "run")
@@ -173,7 +174,7 @@ def test_a_job_meets_its_time_limit_loses_its_node_and_is_cancelled(slurm: Slurm
     job = submit(slurm, run, *ON_ONE_NODE, "--sbatch", "nodelist=node2", "--time", "10", *ENDLESS)
     wait_for_work(slurm, run, 1, "warmup_retriever")
     slurm.check("scontrol", "update", f"JobId={job}", "TimeLimit=1")  # SLURM looks at limits every half minute
-    slurm.wait_for(lambda: slurm.job(job)["Restarts"] == "1", "the end of its time", 50)
+    slurm.wait_for(lambda: slurm.job(job)["Restarts"] == "1", "the end of its time", PATIENCE_SECONDS)
     slurm.check("scontrol", "update", f"JobId={job}", "TimeLimit=10")
     assert "DUE TO TIME LIMIT" not in log_of(run)
     assert [(end["code"], end["again"]) for end in ends_of(run)] == [(85, True)]
@@ -195,7 +196,7 @@ def test_a_job_meets_its_time_limit_loses_its_node_and_is_cancelled(slurm: Slurm
 
 def test_a_sweep_is_an_array_with_a_folder_for_each_task(slurm: Slurm, sweep: tuple[Path, str]) -> None:
     folder, job = sweep
-    slurm.wait_for(lambda: slurm.ask("squeue", "-h", f"-j{job}") == "", "the sweep's end", 120)
+    slurm.wait_for(lambda: slurm.ask("squeue", "-h", f"-j{job}") == "", "the sweep's end", 2 * PATIENCE_SECONDS)
     told = launcher(slurm, "status", folder, code=4)
     assert re.search(r"^0 +0_seed-1 +finished +\d+ stages, the last export$", told, re.MULTILINE), told
     assert re.search(r"^2 +2_seed-3 +cancelled", told, re.MULTILINE), told
