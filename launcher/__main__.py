@@ -102,8 +102,8 @@ def main(argv: list[str] | None = None) -> int:
 
     from engine.log import set_up_logging
     from launcher.ending import guarded
-    from launcher.imports import end_imports
     from launcher.terminal.arguments import complete
+    from launcher.world.imports import end_imports
 
     complete(parser, arguments, left)
 
@@ -115,8 +115,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def program() -> None:
     """Run as a program, of the name `sparring` or as this module, and end the process."""
-    from launcher.imports import begin_imports
     from launcher.terminal.streams import begin_in_utf8, open_streams, run_at_terminal
+    from launcher.world.imports import begin_imports
 
     begin_imports()
     begin_in_utf8()

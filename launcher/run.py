@@ -19,8 +19,8 @@ if str(_ROOT) not in sys.path:
 # Before torch is imported: a store that ends with rank 0 is reported by us, not by pages of C++ frames.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
-from launcher.imports import begin_imports, end_imports  # noqa: E402
 from launcher.terminal.streams import begin_in_utf8, open_streams, run_at_terminal  # noqa: E402
+from launcher.world.imports import begin_imports, end_imports  # noqa: E402
 
 if __name__ == "__main__":
     begin_in_utf8()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.imports import begin_imports, end_imports
+from launcher.world.imports import begin_imports, end_imports
 
 TESTS = Path(__file__).parent
 LONGEST_FIRST = (

@@ -215,7 +215,7 @@ def _run_one_rank(folder: Path, target: str) -> int:
     if target.endswith(".py"):
         exec(compile(Path(target).read_text(encoding="utf-8"), target, "exec"), {"__name__": "__main__"})
         return 0
-    from launcher.imports import begin_imports, end_imports
+    from launcher.world.imports import begin_imports, end_imports
 
     module, function = target.split(":")
     begin_imports()  # as the real programs do

@@ -19,7 +19,7 @@ import sys
 import traceback
 from typing import Any
 
-from launcher.imports import begin_imports, end_imports
+from launcher.world.imports import begin_imports, end_imports
 
 PRELOADED = (
     "launcher.recipe",
