@@ -99,6 +99,12 @@ def wait_for_work(slurm: Slurm, run: Path, number: int, stage: str) -> None:
     slurm.wait_for(trains, f"start {number} of {run}", PATIENCE_SECONDS)
 
 
+def soon(slurm: Slurm, job: str) -> int:
+    """Return the minutes of a time limit that comes soon, but not at once: SLURM looks at limits every half minute."""
+    hours, minutes, seconds = map(int, slurm.job(job)["RunTime"].split(":"))
+    return -(-(3600 * hours + 60 * minutes + seconds + 30) // 60)
+
+
 def log_of(run: Path) -> str:
     return "\n".join(path.read_text(errors="replace") for path in sorted((run / "slurm").glob("*.out")))
 
@@ -173,7 +179,7 @@ def test_a_job_meets_its_time_limit_loses_its_node_and_is_cancelled(slurm: Slurm
 
     job = submit(slurm, run, *ON_ONE_NODE, "--sbatch", "nodelist=node2", "--time", "10", *ENDLESS)
     wait_for_work(slurm, run, 1, "warmup_retriever")
-    slurm.check("scontrol", "update", f"JobId={job}", "TimeLimit=1")  # SLURM looks at limits every half minute
+    slurm.check("scontrol", "update", f"JobId={job}", f"TimeLimit={soon(slurm, job)}")
     slurm.wait_for(lambda: slurm.job(job)["Restarts"] == "1", "the end of its time", PATIENCE_SECONDS)
     slurm.check("scontrol", "update", f"JobId={job}", "TimeLimit=10")
     assert "DUE TO TIME LIMIT" not in log_of(run)
