@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from engine.coordination.coordinator import Coordinator, LocalTransport
+from engine.index.files import TRAINED, parse_index
+from engine.index.plan import IndexPlan
+from engine.index.steps import Steps
+from engine.index.train import train_once
 from shards.embeddings import EmbeddingStore, Stamp, write_part
 from shards.manifest import CorpusManifest, ShardEntry, TokenStream, shard_name
 
@@ -43,3 +49,14 @@ def open_store(folder: Path, sizes: Sequence[int], *, weights: str = "b" * 64) -
     """Open what `make_store` wrote."""
     manifest = corpus_of(sizes)
     return EmbeddingStore.open(folder / "embeddings", manifest, Stamp("3", weights, manifest.sha256))
+
+
+def trained_in(folder: Path, store: EmbeddingStore, plan: IndexPlan, seed: int) -> str:
+    """Train an index with one rank, into a folder; return its hash."""
+    return train_once(Steps(Coordinator(LocalTransport()), "index@3", 60), folder, store, plan, seed).sha256
+
+
+def trained_index(folder: Path, store: EmbeddingStore, plan: IndexPlan, seed: int) -> Any:
+    """Train an index with one rank, into a folder; return it."""
+    trained_in(folder, store, plan, seed)
+    return parse_index(folder / TRAINED)

@@ -163,7 +163,13 @@ class IndexConfig(Section):
     train_documents: int | None = Field(None, ge=1)
     """Embeddings that train the quantizers; left out, chosen from the number of lists."""
     kmeans_iterations: int = Field(10, ge=1)
-    """Iterations of the k-means that trains lists and codebooks."""
+    """Iterations of the k-means that trains lists and codebooks, from nothing."""
+    warm_start: bool = True
+    """Begin an index from the last one of the same retriever: its lists are made anew from the new embeddings of the
+    documents that they held, and up to a third of `kmeans_iterations` follow, none where the lists are as good for the
+    audit queries as they were; codebooks take a third of the iterations, OPQ stays. Where there is no such index, where
+    it does not fit (another factory, dimension or corpus), and where the recall would be below `recall_floor`, all is
+    trained from nothing."""
     audit_queries: int = Field(128, ge=1)
     """Training queries on which the search is tuned and its recall against exact search measured, after each build."""
     recall_k: int = Field(100, ge=1)

@@ -1,7 +1,9 @@
 """Builds an index with all ranks: plan, train once, fill the parts, merge them, tune the search, publish.
 
-The unit of work is the part, a fixed range of documents, handed to whoever is free. A part that is finished is not made
-again after a crash, the trained index neither, and the bytes of the result do not depend on the number of ranks.
+The unit of work of filling is the part, a fixed range of documents, handed to whoever is free. A part that is finished
+is not made again after a crash, the trained index neither, and the bytes of the result do not depend on the number of
+ranks. An index may begin from the last one's lists (`engine.index.warm`); it is measured as any other, and where it
+finds too little it is built again from nothing before that stops the run.
 
 Shapes: Q queries, D embedding dimension.
 """
@@ -9,6 +11,7 @@ Shapes: Q queries, D embedding dimension.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +27,12 @@ from engine.index.exact import Floats, check_queries
 from engine.index.files import TRAINED, IndexFile, part_is_complete, read_index
 from engine.index.merge import check_parts, merge_parts
 from engine.index.plan import IndexPlan, Placement
-from engine.index.train import fill_part, train_once
+from engine.index.sample import evenly
+from engine.index.steps import Steps
+from engine.index.train import TrainedIndex, fill_part, leave_start, train_once, trained_of
 from engine.index.tune import Trial, exact_truth, recall_of, tune
+from engine.index.warm import START, Audit, Start, WarmStart, find_start
 from engine.log import get_logger
-from engine.search import Hits
 from shards.embeddings import EmbeddingStore
 from shards.files import parse_record
 
@@ -36,6 +41,8 @@ __all__ = ["BuiltIndex", "build_index", "require_recall"]
 log = get_logger(__name__)
 _PATIENCE = 4
 """Ranks wait so many times as long for work as it was estimated to take."""
+_AUDITED_DOCUMENTS = 2**14
+"""Documents whose spread over the lists stands for the corpus's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +64,12 @@ class BuiltIndex:
     """Of all files."""
     reused: bool
     """Whether the index was there already."""
+    warm_start: bool = False
+    """Whether its lists began from another index's."""
+    train_iterations: int = 0
+    """Of the k-means of its lists."""
+    centroid_movement: float = 0.0
+    """How far the lists' centroids went from the other index's, or in the last iteration, relative to their length."""
 
 
 def build_index(
@@ -70,8 +83,10 @@ def build_index(
     recall_k: int,
     recall_floor: float,
     device: torch.device | str = "cpu",
+    warm_start: bool = False,
+    last: Sequence[Path] = (),
 ) -> BuiltIndex:
-    """Build an index with all ranks: one trains, all fill, one merges, all search exactly, one tunes and publishes.
+    """Build an index with all ranks: all search exactly, train and fill, one merges, tunes and publishes.
 
     All ranks call it alike. An index that is there already, of the same embeddings, plan and seed, is kept, and so is
     what an interrupted build left behind: the trained index and the finished parts.
@@ -87,6 +102,9 @@ def build_index(
         recall_k: Depth of that recall; cut to the size of the corpus.
         recall_floor: Recall below which the index is not published, 0 to 1.
         device: Where exact search, the yardstick of recall, computes its products.
+        warm_start: Leave the lists to the next index.
+        last: Folders of earlier indexes, the newest first, of which the first that fits is begun from: it was built
+            with `warm_start`, of the same documents and by the same plan. Where none does, the log says why.
 
     Returns:
         What it is and how well it searches.
@@ -103,25 +121,13 @@ def build_index(
         announced = coordinator.only_rank_zero(f"{name}: plan", lambda: asdict(_announce(name, store, plan)))
         estimate = parse_record(announced, IndexEstimate, f"the estimate of {name}")
         queries_QD = np.array(coordinator.broadcast(f"{name}: queries", audit_queries_QD.tolist()), dtype=np.float32)
-        files: list[IndexFile] = []
-        truth = None
-        if not plan.exact:
-            queries_QD = check_queries(queries_QD, store.dimension, k)
-            files = _fill_and_merge(coordinator, name, store, plan, folder, seed, estimate)
-            parts = document_parts(store.manifest)
-            depth = min(2 * k, store.num_documents)  # beyond k, so that documents that tie with the k-th are known
-            truth = exact_truth(
-                *(coordinator, f"{name}: exact search", store, queries_QD, depth, parts), device=str(device)
-            )
-
-        def publish() -> None:
-            draft = IndexManifest(
-                *(plan, seed, store.stamp, store.num_documents, store.dimension, tuple(files)),
-                *(plan.nprobe or 1, plan.refine_factor or 1, 1.0, k, None, 0.0),
-            )
-            _tune_and_save(folder, store, draft, queries_QD, truth, recall_floor)
-
-        coordinator.only_rank_zero(f"{name}: tune", publish, _patience(coordinator, estimate.add_minutes))
+        build = _Build(coordinator, name, store, plan, folder, seed, estimate, queries_QD, k, recall_floor)
+        if plan.exact:
+            coordinator.only_rank_zero(f"{name}: publish", lambda: build.draft([]).save(folder))
+        else:
+            warm = build.start_from(last) if last else None
+            if not build.once(str(device), warm, keep=warm_start):
+                build.once(str(device), None, keep=warm_start)
     described = coordinator.only_rank_zero(
         f"{name}: report", lambda: asdict(_describe(folder, recall_floor, reused=reused))
     )
@@ -165,75 +171,144 @@ def _announce(name: str, store: EmbeddingStore, plan: IndexPlan) -> IndexEstimat
     return estimate
 
 
-def _fill_and_merge(
-    coordinator: Coordinator,
-    name: str,
-    store: EmbeddingStore,
-    plan: IndexPlan,
-    folder: Path,
-    seed: int,
-    estimate: IndexEstimate,
-) -> list[IndexFile]:
-    """Train, fill and merge; return the files that the index is made of."""
-    parts = document_parts(store.manifest)
-    trained: str = coordinator.only_rank_zero(
-        f"{name}: train", lambda: train_once(folder, store, plan, seed), _patience(coordinator, estimate.train_minutes)
-    )
+@dataclass(frozen=True, slots=True)
+class _Build:
+    """What the ranks know alike while they build an index."""
 
-    def missing() -> list[int]:
-        there = [part_is_complete(folder, number, parts[number], trained, store.stamp) for number in range(len(parts))]
-        return [number for number, complete in enumerate(there) if not complete]
+    coordinator: Coordinator
+    name: str
+    store: EmbeddingStore
+    plan: IndexPlan
+    folder: Path
+    seed: int
+    estimate: IndexEstimate
+    queries_QD: Floats
+    k: int
+    recall_floor: float
 
-    numbers: list[int] = coordinator.only_rank_zero(f"{name}: parts", missing)
-    seconds = _patience(coordinator, estimate.add_minutes / len(parts))
-    with coordinator.agreement(f"{name}: fill", seconds):
-        if numbers:
-            read_index(folder / TRAINED, trained)  # every rank looks at the bytes that it fills
-        for number in coordinator.hand_out(f"{name}: fill", numbers, seconds):
-            fill_part(folder, trained, store, number, parts[number])
+    def once(self, device: str, warm: WarmStart | None, *, keep: bool) -> bool:
+        """Build the index; return whether it was published, which one that begins from nothing always is."""
+        parts = document_parts(self.store.manifest)
+        queries_QD = check_queries(self.queries_QD, self.store.dimension, self.k)
+        depth = min(
+            2 * self.k, self.store.num_documents
+        )  # beyond k, so that documents that tie with the k-th are known
+        truth = exact_truth(
+            *(self.coordinator, f"{self.name}: exact search", self.store, queries_QD, depth, parts), device=device
+        )
+        audit = Audit(self.store, queries_QD, truth, self.k, evenly(self.store.num_documents, _AUDITED_DOCUMENTS))
+        steps = Steps(self.coordinator, self.name, _patience(self.coordinator, self.estimate.train_minutes))
+        trained = train_once(steps, self.folder, self.store, self.plan, self.seed, warm, audit)
+        if self.coordinator.rank == 0:
+            _log_training(self.name, trained)
+        files = self._fill_and_merge(parts, trained.sha256)
 
-    def merge() -> list[Any]:
-        if plan.placement == "parts":
-            markers = check_parts(folder, parts, trained, store.stamp)
-            size = (folder / TRAINED).stat().st_size
-            files = [IndexFile(TRAINED, size, trained), *(marker.file for marker in markers)]
-        else:
-            files = [merge_parts(folder, plan.factory, parts, trained, store.stamp)]
-        return [asdict(file) for file in files]
+        def publish() -> bool:
+            return self._tune_and_save(files, audit, trained, may_fail=warm is not None, keep=keep)
 
-    minutes = estimate.merge_minutes
-    merged = coordinator.only_rank_zero(f"{name}: merge", merge, _patience(coordinator, minutes))
-    return parse_record(merged, list[IndexFile], f"the files of {name}")
+        patience = _patience(self.coordinator, self.estimate.add_minutes)
+        published: bool = self.coordinator.only_rank_zero(f"{self.name}: tune", publish, patience)
+        return published
 
+    def start_from(self, last: Sequence[Path]) -> WarmStart | None:
+        """Look for an index to begin from, on rank 0."""
 
-def _tune_and_save(
-    folder: Path,
-    store: EmbeddingStore,
-    draft: IndexManifest,
-    queries_QD: Floats,
-    truth: Hits | None,
-    recall_floor: float,
-) -> None:
-    """Tune the search, measure it, write the manifest and take away what is not searched."""
-    manifest = draft
-    if truth is not None:
+        def look() -> list[Any]:
+            reasons = []
+            for place, folder in enumerate(last):
+                found = find_start(folder, self.store, self.plan)
+                if isinstance(found, WarmStart):
+                    return [place, asdict(found.start)]
+                reasons.append(f"not from {folder}: {found}")
+            log.info("%s: the lists are trained from nothing, %s", self.name, "; ".join(reasons[:1]))
+            return []
+
+        told = self.coordinator.only_rank_zero(f"{self.name}: start", look)
+        if not told:
+            return None
+        return WarmStart(last[told[0]], parse_record(told[1], Start, "what an index leaves to the next"))
+
+    def draft(self, files: list[IndexFile]) -> IndexManifest:
+        """Return the manifest of an index that is not tuned."""
+        return IndexManifest(
+            *(self.plan, self.seed, self.store.stamp, self.store.num_documents, self.store.dimension, tuple(files)),
+            *(self.plan.nprobe or 1, self.plan.refine_factor or 1, 1.0, self.k, None, 0.0),
+        )
+
+    def _fill_and_merge(self, parts: list[range], trained: str) -> list[IndexFile]:
+        """Fill and merge; return the files that the index is made of."""
+        coordinator, name, store, folder = self.coordinator, self.name, self.store, self.folder
+
+        def missing() -> list[int]:
+            numbers = range(len(parts))
+            there = [part_is_complete(folder, number, parts[number], trained, store.stamp) for number in numbers]
+            return [number for number, complete in enumerate(there) if not complete]
+
+        numbers: list[int] = coordinator.only_rank_zero(f"{name}: parts", missing)
+        seconds = _patience(coordinator, self.estimate.add_minutes / len(parts))
+        with coordinator.agreement(f"{name}: fill", seconds):
+            if numbers:
+                read_index(folder / TRAINED, trained)  # every rank looks at the bytes that it fills
+            for number in coordinator.hand_out(f"{name}: fill", numbers, seconds):
+                fill_part(folder, trained, store, number, parts[number])
+
+        def merge() -> list[Any]:
+            if self.plan.placement == "parts":
+                markers = check_parts(folder, parts, trained, store.stamp)
+                size = (folder / TRAINED).stat().st_size
+                files = [IndexFile(TRAINED, size, trained), *(marker.file for marker in markers)]
+            else:
+                files = [merge_parts(folder, self.plan.factory, parts, trained, store.stamp)]
+            return [asdict(file) for file in files]
+
+        minutes = self.estimate.merge_minutes
+        merged = coordinator.only_rank_zero(f"{name}: merge", merge, _patience(coordinator, minutes))
+        return parse_record(merged, list[IndexFile], f"the files of {name}")
+
+    def _tune_and_save(
+        self, files: list[IndexFile], audit: Audit, trained: TrainedIndex, *, may_fail: bool, keep: bool
+    ) -> bool:
+        """Tune the search, measure it, write the manifest and take away what is not searched."""
+        draft, folder, store = self.draft(files), self.folder, self.store
         start = time.perf_counter()
         probed = open_files(folder, draft.files, draft.plan, verify=False)
-        best, trials = tune(probed, store.dimension, draft.plan, queries_QD, truth, draft.recall_k)
+        best, trials = tune(probed, store.dimension, draft.plan, audit.queries_QD, audit.truth, draft.recall_k)
         tuned = time.perf_counter()
         manifest = replace(draft, nprobe=best.nprobe, refine_factor=best.refine_factor, tuning_seconds=tuned - start)
-        hits = DenseIndex(manifest, store, probed).search(queries_QD, draft.recall_k)
-        milliseconds = 1000 * (time.perf_counter() - tuned) / len(queries_QD)
-        recall = recall_of(hits.scores_QK, truth, draft.recall_k)
+        hits = DenseIndex(manifest, store, probed).search(audit.queries_QD, draft.recall_k)
+        milliseconds = 1000 * (time.perf_counter() - tuned) / len(audit.queries_QD)
+        recall = recall_of(hits.scores_QK, audit.truth, draft.recall_k)
+        if may_fail and recall < self.recall_floor:
+            log.warning(
+                "%s: recall %.3f from the last index's lists is below index.recall_floor %g: all is trained from "
+                "nothing",
+                *(self.name, recall, self.recall_floor),
+            )
+            return False
         manifest = replace(manifest, recall=recall, milliseconds_per_query=milliseconds)
-        require_recall(recall, draft.recall_k, recall_floor, _describe_trials(draft.plan, trials))
+        require_recall(recall, draft.recall_k, self.recall_floor, _describe_trials(draft.plan, trials))
         _log_choice(manifest, best)
-    manifest.save(folder)
-    kept = {file.name for file in draft.files}
-    leftovers = [*folder.glob("part-*.lists"), *folder.glob("part-*.json"), *folder.glob("index.*")]
-    for path in [*leftovers, *folder.glob(".*.tmp-*")]:
-        if path.name not in kept and f"{path.stem}.lists" not in kept:
-            path.unlink()
+        if keep:
+            leave_start(folder, audit, trained, best.nprobe, torch.get_num_threads())
+        manifest.save(folder)
+        kept = {file.name for file in draft.files}
+        leftovers = [*folder.glob("part-*.lists"), *folder.glob("part-*.json"), *folder.glob("index.*")]
+        for path in [*leftovers, *folder.glob(".*.tmp-*")]:
+            if path.name not in kept and f"{path.stem}.lists" not in kept:
+                path.unlink()
+        return True
+
+
+def _log_training(name: str, trained: TrainedIndex) -> None:
+    begun, since = "from nothing", "in the last one"
+    if trained.goal.start:
+        begun, since = "from the last index's", "from the last index's"
+    score = f", mean score of a row with its centroid {trained.score:.4g}" if trained.num_iterations else ""
+    log.info(
+        "%s: lists %s, %d iterations of k-means: centroids moved by %.3g of their length %s%s, %d lists were empty and "
+        "split",
+        *(name, begun, trained.num_iterations, trained.movement, since, score, trained.num_split),
+    )
 
 
 def _log_choice(manifest: IndexManifest, best: Trial) -> None:
@@ -258,7 +333,7 @@ def _describe_trials(plan: IndexPlan, trials: list[Trial]) -> str:
 
 
 def _describe(folder: Path, recall_floor: float, *, reused: bool) -> BuiltIndex:
-    built = IndexManifest.load(folder)
+    built, trained = IndexManifest.load(folder), trained_of(folder)
     tried = f"{built.nprobe} of {built.plan.num_lists} lists of {built.plan.factory}, {built.refine_factor} * k scored"
     require_recall(built.recall, built.recall_k, recall_floor, tried)
     return BuiltIndex(
@@ -274,6 +349,9 @@ def _describe(folder: Path, recall_floor: float, *, reused: bool) -> BuiltIndex:
         num_documents=built.num_documents,
         index_bytes=sum(file.num_bytes for file in built.files),
         reused=reused,
+        warm_start=trained is not None and bool(trained.goal.start),
+        train_iterations=trained.num_iterations if trained else 0,
+        centroid_movement=trained.movement if trained else 0.0,
     )
 
 
@@ -285,7 +363,8 @@ def _keep_or_clear(folder: Path, store: EmbeddingStore, plan: IndexPlan, seed: i
             return True
     except ArtifactError:
         pass  # whatever is wrong with what lies there, it is built again
-    (folder / MANIFEST).unlink(missing_ok=True)
+    for name in (MANIFEST, START):
+        (folder / name).unlink(missing_ok=True)
     return False
 
 

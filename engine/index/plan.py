@@ -222,6 +222,8 @@ def empty_index(factory: str, dimension: int) -> Any:
         lists: Any = outer.invlists
         if not isinstance(faiss.downcast_InvertedLists(lists), faiss.ArrayInvertedLists):
             raise RuntimeError("its inverted lists cannot be merged")
+        if isinstance(faiss.downcast_index(outer.quantizer), faiss.IndexIVF):
+            raise RuntimeError("its lists lie in lists themselves, which FAISS cannot train")
         if "IVFPQR" in factory or (FAST_SCAN.search(factory) and not hasattr(outer, "pq")):
             raise RuntimeError("its codes cannot be merged")
     except RuntimeError as error:

@@ -1,111 +1,178 @@
-"""Trains an index once and fills its parts.
+"""Trains an index with all ranks, once, and fills its parts.
 
 The trained, empty index is the contract between the ranks: each reads the same bytes, adds the embeddings of the parts
 that it is handed under their global document indices, and writes each part with the hash of those bytes. A part is a
 function of the corpus and the trained index, whoever makes it. `engine.index.build` calls these in order.
 
-Inner product throughout, the score of AR2 Eq. 4. Shapes: N documents, D embedding dimension.
+Training goes through a folder of its own, `training`, from which one that was killed goes on, and which is gone at its
+end: rank 0 trains OPQ or PCA, all write the sample (`engine.index.sample`), cluster the lists (`engine.index.lists`)
+and the product quantizer's codebooks (`engine.index.codebooks`), and rank 0 puts the index together. The trained index
+is a function of the embeddings, the plan, the seed and the index that it begins from (`engine.index.warm`), for any
+number of ranks.
+
+Inner product throughout, the score of AR2 Eq. 4. Shapes: N documents, D embedding dimension, L lists.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import faiss
 import numpy as np
 import torch
 
 from engine.errors import ArtifactError
+from engine.index.codebooks import CodebookShape, read_codebooks, train_codebooks
 from engine.index.exact import Floats, stream
-from engine.index.files import TRAINED, faiss_threads, on_gpu, parse_index, read_index, write_index, write_part
+from engine.index.files import (
+    TRAINED,
+    IndexFile,
+    faiss_threads,
+    on_gpu,
+    parse_index,
+    read_index,
+    write_index,
+    write_part,
+)
+from engine.index.kmeans import movement_of, normalized
+from engine.index.lists import ListTraining
 from engine.index.plan import IndexPlan, empty_index
-from shards.embeddings import EmbeddingStore, Stamp, read_rows
-from shards.files import read_record, write_json
+from engine.index.sample import Sample, draw, evenly, require_finite
+from engine.index.steps import Steps
+from engine.index.transforms import train_transforms, transform_of
+from engine.index.warm import Audit, ListsAudit, Start, WarmStart, save_labels
+from engine.log import get_logger
+from shards.embeddings import EmbeddingStore, Stamp
+from shards.files import parse_record, read_record, sha256_file, write_json
 
+log = get_logger(__name__)
 _ADD_BYTES = 64 * 2**20
 """Embeddings read at a time when a part is filled."""
-_ROTATIONS_AN_ITERATION = 2
-"""Steps of OPQ for each iteration of k-means; each trains its codebooks anew."""
-_WORK_FOR_ALL_CORES = 10**9
-_RECORD = "trained.json"
+_RECORD, _GOAL, _WORK, _BASE = "trained.json", "goal.json", "training", "base.faiss"
+_TRANSFORM_ROWS = _ENCODER_ROWS = 2**16
+"""Rows that train OPQ or PCA, of which FAISS takes as many itself, and encoders that do not ask for a number."""
+WARM_SHARE = 3
+"""A warm start takes at most one part in so many of the iterations of a training from nothing, at least one."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Trained:
-    """What a trained index was made from, and its hash."""
+class TrainingGoal:
+    """What a trained index is made from."""
 
     factory: str
     train_size: int
     num_iterations: int
     seed: int
     stamp: Stamp
-    sha256: str = ""
+    start: str
+    """Hash of the trained index that it begins from; empty where it begins from nothing."""
 
 
-def train_once(folder: Path, store: EmbeddingStore, plan: IndexPlan, seed: int) -> str:
-    """Train the index, or take the trained one that an interrupted build left behind.
+@dataclass(frozen=True, slots=True)
+class TrainedIndex:
+    """The record of a trained index."""
+
+    goal: TrainingGoal
+    sha256: str
+    sample_seed: int
+    labels: IndexFile
+    """The lists of the sample's rows."""
+    num_iterations: int
+    """Of the k-means of the lists."""
+    movement: float
+    """How far the centroids went from those of the index it begins from, or in the last iteration, by their length."""
+    score: float
+    """Mean inner product of a row of the sample with its centroid before the last iteration's update; 0 without one."""
+    num_split: int
+    """Lists that had lost all their rows, over all iterations."""
+
+
+def train_once(
+    steps: Steps,
+    folder: Path,
+    store: EmbeddingStore,
+    plan: IndexPlan,
+    seed: int,
+    warm: WarmStart | None = None,
+    audit: Audit | None = None,
+) -> TrainedIndex:
+    """Train the index with all ranks, or take the trained one that an interrupted build left behind.
 
     Args:
-        folder: The index's folder.
+        steps: Of the training; all ranks call this alike.
+        folder: The index's folder, the same for all ranks.
         store: The embeddings.
         plan: With an index.
-        seed: As in `train_index`.
+        seed: Draws the sample and the first centroids.
+        warm: What to begin from; from nothing if None.
+        audit: Needed for a warm start; rank 0's is used.
 
     Returns:
-        The hash of the trained index.
+        What was trained; the index is in the folder.
 
     Raises:
-        ArtifactError: An embedding of the sample is not finite.
-        DiskFullError: There is no space for the trained index.
+        ArtifactError: An embedding of the sample is not finite; on the other ranks a `CoordinationError` quotes it.
+        DiskFullError: There is no space for a file of the training.
     """
-    wanted = _Trained(plan.factory, plan.train_size, plan.num_iterations, seed, store.stamp)
-    try:
-        record = read_record(folder / _RECORD, _Trained, "the record of the trained index")
-        if replace(record, sha256="") == wanted:
-            read_index(folder / TRAINED, record.sha256)
-            return record.sha256
-    except ArtifactError:
-        pass  # there is none to go on with
-    (folder / _RECORD).unlink(missing_ok=True)
-    sha256 = write_index(train_index(store, plan, seed), folder / TRAINED).sha256
-    write_json(folder / _RECORD, asdict(replace(wanted, sha256=sha256)))
-    return sha256
+    start = warm.start.trained_sha256 if warm else ""
+    goal = TrainingGoal(plan.factory, plan.train_size, plan.num_iterations, seed, store.stamp, start)
+    found = steps.alone("look for a trained index", lambda: _find(folder, goal))
+    if found is None:
+        found = asdict(train_index(steps, folder, store, plan, goal, warm, audit))
+    return parse_record(found, TrainedIndex, "the record of the trained index")
 
 
-def train_index(store: EmbeddingStore, plan: IndexPlan, seed: int) -> faiss.Index:
-    """Train lists and codebooks on a random sample of the embeddings.
+def train_index(
+    steps: Steps,
+    folder: Path,
+    store: EmbeddingStore,
+    plan: IndexPlan,
+    goal: TrainingGoal,
+    warm: WarmStart | None,
+    audit: Audit | None,
+) -> TrainedIndex:
+    """Train an index; see `train_once`, which calls it where there is none."""
+    steps.alone("begin the training", lambda: _begin(folder, goal))
+    work, sample_seed = folder / _WORK, warm.start.sample_seed if warm else goal.seed
+    sample = Sample(work, draw(store.num_documents, plan.train_size, sample_seed))
+    base = warm.folder / TRAINED if warm else work / _BASE
+    base_sha256 = goal.start or steps.alone("rotation", lambda: _make_base(base, store, plan, sample))
+    transform = transform_of(read_index(base, base_sha256))
+    with steps.shared("sample", steps.alone("sample", sample.missing)) as units:
+        for unit in units:
+            sample.write(unit, store, transform)
 
-    Args:
-        store: The embeddings; only the sample is in memory.
-        plan: With an index.
-        seed: Draws the sample and the first centroids; the same seed and threads' library give the same index.
+    def first() -> Floats:
+        if warm:
+            return centroids_of(read_index(base, base_sha256))
+        return _first_centroids(sample, plan.num_lists, goal.seed)
 
-    Returns:
-        The trained, empty index; of interleaved 4-bit codes, the plain one (see `empty_index`).
+    lists, num_iterations = ListTraining(steps, sample, work, first), plan.num_iterations
+    if warm and audit:
+        num_iterations = max(1, num_iterations // WARM_SHARE)
+        _follow(steps, lists, warm, audit, transform, num_iterations)
+    while not warm and lists.state.num_iterations < num_iterations:
+        lists.iterate()
+    shape = _codebook_shape(plan.factory, store.dimension)
+    if shape is not None:
+        start_MCS = codebooks_of(read_index(base, base_sha256)) if warm else None
+        centroids_LD = lists.centroids()
+        train_codebooks(*(steps, sample, work, shape, centroids_LD, num_iterations, goal.seed, start_MCS))
 
-    Raises:
-        ArtifactError: An embedding of the sample is not finite.
-    """
-    index: faiss.Index = empty_index(plan.factory, store.dimension)
-    ivf: Any = faiss.downcast_index(faiss.extract_index_ivf(index))
-    for parameters in (ivf.cp, ivf.pq.cp) if hasattr(ivf, "pq") else (ivf.cp,):
-        parameters.niter, parameters.seed = plan.num_iterations, seed % 2**31
-        parameters.min_points_per_centroid = 1  # FAISS would write a warning to stderr; the plan has been checked
-    if hasattr(ivf, "do_polysemous_training"):
-        # It reorders codebooks for Hamming filtering, which nothing here does, and takes over nine tenths of the time.
-        ivf.do_polysemous_training = False
-    rotation, codebooks = _prepare_rotation(index, ivf, plan.num_iterations)
-    _cluster_on_gpu(ivf)
-    # The other ranks wait meanwhile, so all cores are free; little work is not worth waking them.
-    work = plan.train_size * plan.num_lists * store.dimension * plan.num_iterations
-    with faiss_threads(len(os.sched_getaffinity(0)) if work > _WORK_FOR_ALL_CORES else torch.get_num_threads()):
-        index.train(_sample(store, plan.train_size, seed))
-    if codebooks is not None:
-        rotation.pq = None  # it does not own them
-    return index
+    def put_together() -> dict[str, object]:
+        index = read_index(base, base_sha256)
+        before_LD = centroids_of(index) if warm else None
+        _assemble(index, sample, lists.centroids(), shape)
+        labels = save_labels(warm.labels() if warm and not lists.state.num_iterations else lists.labels(), folder)
+        return asdict(_publish(folder, index, _describe(goal, sample_seed, labels, lists, before_LD)))
+
+    trained = steps.alone("put it together", put_together)
+    return parse_record(trained, TrainedIndex, "the record of the trained index")
 
 
 def fill_part(folder: Path, trained_sha256: str, store: EmbeddingStore, number: int, documents: range) -> None:
@@ -132,53 +199,169 @@ def fill_part(folder: Path, trained_sha256: str, store: EmbeddingStore, number: 
     filled = on_gpu(index)
     with faiss_threads(torch.get_num_threads()):
         for first, rows_ND in stream(store, documents, max(1, _ADD_BYTES // (4 * store.dimension))):
-            _require_finite(rows_ND, first)
-            filled.add_with_ids(rows_ND, np.arange(first, first + len(rows_ND), dtype=np.int64))
+            here = range(first, first + len(rows_ND))
+            require_finite(rows_ND, here)
+            filled.add_with_ids(rows_ND, np.arange(here.start, here.stop, dtype=np.int64))
     if filled is not index:
         index = getattr(faiss, "index_gpu_to_cpu")(filled)  # noqa: B009 - the CPU build has no such name
     write_part(folder, number, faiss.extract_index_ivf(index).invlists, documents, trained_sha256, store.stamp)
 
 
-def _sample(store: EmbeddingStore, size: int, seed: int) -> Floats:
-    """Read a random sample of the embeddings: float32 [size, D]."""
-    chosen = np.sort(np.random.default_rng(seed).choice(store.num_documents, size=size, replace=False))
-    rows_ND = np.empty((size, store.dimension), dtype=np.float32)
-    done = 0
-    for first, part_ND in store.parts():
-        here = chosen[done : np.searchsorted(chosen, first + len(part_ND))] - first
-        rows_ND[done : done + len(here)] = read_rows(part_ND, here)
-        done += len(here)
-    bad = np.flatnonzero(~np.isfinite(rows_ND).all(axis=1))
-    if bad.size:
-        _require_finite(rows_ND[bad[:1]], int(chosen[bad[0]]))
-    return rows_ND
+def leave_start(folder: Path, audit: Audit, trained: TrainedIndex, nprobe: int, num_threads: int) -> None:
+    """Leave an index's lists to the next one, with what they are measured to be; see `engine.index.warm`.
+
+    Args:
+        folder: Of the index.
+        audit: What they are measured by.
+        trained: Of this folder, by all ranks.
+        nprobe: Lists that a query visits.
+        num_threads: Of the measuring.
+    """
+    index, store = read_index(folder / TRAINED, trained.sha256), audit.store
+    found = audit.measure(centroids_of(index), transform_of(index), nprobe, num_threads)
+    goal = trained.goal
+    Start(
+        *(goal.factory, store.dimension, store.stamp.corpus_sha256, goal.train_size, trained.sample_seed),
+        *(trained.sha256, trained.labels, found),
+    ).save(folder)
 
 
-def _prepare_rotation(index: faiss.Index, ivf: Any, num_iterations: int) -> tuple[Any, Any]:
-    """Let OPQ train with codebooks of the index's own size; return it and them, which must live until it has."""
-    if not (isinstance(index, faiss.IndexPreTransform) and hasattr(ivf, "pq")):
-        return None, None
-    rotation: Any = faiss.downcast_VectorTransform(cast(Any, index).chain.at(0))
-    if not isinstance(rotation, faiss.OPQMatrix):
-        return None, None
-    codebooks = faiss.ProductQuantizer(ivf.d, ivf.pq.M, ivf.pq.nbits)
-    codebooks.cp.min_points_per_centroid = 1
-    rotation.niter, rotation.pq = _ROTATIONS_AN_ITERATION * num_iterations, codebooks
-    return rotation, codebooks
+def trained_of(folder: Path) -> TrainedIndex | None:
+    """Read the record of the trained index in a folder; None where there is none."""
+    try:
+        return read_record(folder / _RECORD, TrainedIndex, "the record of the trained index")
+    except ArtifactError:
+        return None
 
 
-def _require_finite(rows_ND: Floats, first: int) -> None:
-    """Refuse what FAISS would count and then keep in no list."""
-    bad = np.flatnonzero(~np.isfinite(rows_ND).all(axis=1))
-    if bad.size:
-        raise ArtifactError(
-            f"the embedding of document {first + int(bad[0])} is not finite, as are {bad.size - 1} more near it",
-            expected="finite numbers, which a search can compare",
-            remedy="look for a training run that diverged, and encode the corpus again",
-        )
+def centroids_of(index: faiss.Index) -> Floats:
+    """Return the centroids of a trained index's lists: float32 [L, D behind its transforms]."""
+    ivf: Any = faiss.downcast_index(faiss.extract_index_ivf(index))
+    centroids_LD: Floats = faiss.downcast_index(ivf.quantizer).reconstruct_n(0, int(ivf.nlist))
+    return centroids_LD
 
 
-def _cluster_on_gpu(ivf: Any) -> None:
-    """Run the k-means of the lists, nearly all of the training's work, on a GPU where this FAISS has one."""
-    if faiss.get_num_gpus() > 0:
-        ivf.clustering_index = on_gpu(faiss.IndexFlatIP(ivf.d))
+def codebooks_of(index: faiss.Index) -> Floats:
+    """Return the codebooks of a trained index's product quantizer: float32 [M, C, S] (see `engine.index.codebooks`)."""
+    ivf: Any = faiss.downcast_index(faiss.extract_index_ivf(index))
+    books: Floats = faiss.vector_to_array(ivf.pq.centroids).reshape(ivf.pq.M, ivf.pq.ksub, ivf.pq.dsub)
+    return books
+
+
+def _find(folder: Path, goal: TrainingGoal) -> dict[str, object] | None:
+    """Return the record of the trained index that is wanted, where it is there and whole."""
+    try:
+        record = read_record(folder / _RECORD, TrainedIndex, "the record of the trained index")
+        if record.goal == goal:
+            read_index(folder / TRAINED, record.sha256)
+            record.labels.check(folder, fully=True)
+            return asdict(record)
+    except ArtifactError:
+        pass  # there is none to go on with
+    (folder / _RECORD).unlink(missing_ok=True)
+    return None
+
+
+def _begin(folder: Path, goal: TrainingGoal) -> None:
+    """Keep the folder of an interrupted training towards the same goal, and clear that of any other."""
+    path = folder / _WORK / _GOAL
+    try:
+        if read_record(path, TrainingGoal, "the goal of a training") == goal:
+            return
+    except ArtifactError:
+        pass  # there is none to go on with
+    shutil.rmtree(folder / _WORK, ignore_errors=True)
+    write_json(path, asdict(goal))
+
+
+def _make_base(path: Path, store: EmbeddingStore, plan: IndexPlan, sample: Sample) -> str:
+    """Write the index with its transforms trained and nothing else, unless it is there; return its hash."""
+    if not path.exists():
+        index = empty_index(plan.factory, store.dimension)
+        if isinstance(faiss.downcast_index(index), faiss.IndexPreTransform):
+            documents = sample.documents[evenly(len(sample), _TRANSFORM_ROWS)]
+            rows_ND = store.rows(documents)
+            require_finite(rows_ND, documents)
+            train_transforms(index, rows_ND, plan.num_iterations)
+        write_index(index, path)
+    return sha256_file(path)
+
+
+def _first_centroids(sample: Sample, num_lists: int, seed: int) -> Floats:
+    """Draw rows of the sample as the first centroids."""
+    places = draw(len(sample), num_lists, seed)
+    here = [(unit, sample.places_in(unit, places)) for unit in range(len(sample.units))]
+    return np.concatenate([normalized(sample.rows(unit)[own]) for unit, own in here if len(own)])
+
+
+def _follow(
+    steps: Steps,
+    lists: ListTraining,
+    warm: WarmStart,
+    audit: Audit,
+    transform: Callable[[Floats], Floats],
+    most: int,
+) -> None:
+    """Let the lists follow the embeddings from the last index's, by as few iterations as it takes."""
+    lists.recompute(warm.labels)
+    last = warm.start.audit
+
+    def measured() -> dict[str, object]:
+        return asdict(audit.measure(lists.centroids(), transform, last.nprobe, steps.num_threads))
+
+    while (done := lists.state.num_iterations) < most:
+        found = parse_record(steps.alone("audit of the lists", measured), ListsAudit, "the audit of the lists")
+        if steps.coordinator.rank == 0:
+            log.info(
+                "%s: lists made anew from the last index's, after %d iterations: %d of them hold %.3f of the best "
+                "documents (%.3f at the last index) and %.2f %% of the corpus (%.2f %%)",
+                *(steps.name, done, last.nprobe, found.recall, last.recall, 100 * found.visited, 100 * last.visited),
+            )
+        if found.holds(last):
+            break
+        lists.iterate()
+
+
+def _codebook_shape(factory: str, dimension: int) -> CodebookShape | None:
+    index = empty_index(factory, dimension)  # kept alive: what is extracted from it does not own it
+    ivf: Any = faiss.downcast_index(faiss.extract_index_ivf(index))
+    if not isinstance(ivf, faiss.IndexIVFPQ):
+        return None
+    quantizer: Any = ivf.pq
+    return CodebookShape(int(quantizer.M), int(quantizer.ksub), bool(ivf.by_residual))
+
+
+def _assemble(index: faiss.Index, sample: Sample, centroids_LD: Floats, shape: CodebookShape | None) -> None:
+    """Put what was trained into an index that has its transforms."""
+    ivf: Any = faiss.downcast_index(faiss.extract_index_ivf(index))
+    quantizer: Any = faiss.downcast_index(ivf.quantizer)
+    quantizer.reset()
+    with faiss_threads(1):  # a graph over the centroids depends on which thread adds first
+        if not quantizer.is_trained:
+            quantizer.train(centroids_LD)
+        quantizer.add(centroids_LD)
+    if shape is not None:
+        faiss.copy_array_to_vector(read_codebooks(sample.folder, shape).ravel(), ivf.pq.centroids)
+    else:
+        places = evenly(len(sample), int(ivf.train_encoder_num_vectors()) or _ENCODER_ROWS)
+        units = range(len(sample.units))
+        with faiss_threads(len(os.sched_getaffinity(0))):  # the other ranks wait meanwhile
+            ivf.train(np.concatenate([sample.rows(unit)[sample.places_in(unit, places)] for unit in units]))
+    ivf.is_trained = index.is_trained = True
+
+
+def _describe(
+    goal: TrainingGoal, sample_seed: int, labels: IndexFile, lists: ListTraining, before_LD: Floats | None
+) -> TrainedIndex:
+    state = lists.state
+    movement = state.movements[-1] if before_LD is None else movement_of(before_LD, lists.centroids())
+    score = state.scores[-1] if state.scores else 0.0
+    return TrainedIndex(goal, "", sample_seed, labels, state.num_iterations, movement, score, sum(state.num_split))
+
+
+def _publish(folder: Path, index: faiss.Index, record: TrainedIndex) -> TrainedIndex:
+    """Write the trained index and after it its record, and take the folder of the training away."""
+    record = replace(record, sha256=write_index(index, folder / TRAINED).sha256)
+    write_json(folder / _RECORD, asdict(record))
+    shutil.rmtree(folder / _WORK)
+    return record

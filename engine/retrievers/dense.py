@@ -247,12 +247,23 @@ def index_corpus(stage: Stage, data: Data, folder: RunFolder, choice: Choice) ->
         recall_k=settings.recall_k,
         recall_floor=settings.recall_floor,
         device=run.device,
+        warm_start=settings.warm_start,
+        last=_earlier(run, folder, weights) if settings.warm_start else (),
     )
-    measured = {key: getattr(built, key) for key in ("recall", "nprobe", "refine_factor", "milliseconds_per_query")}
+    told = ("recall", "nprobe", "refine_factor", "milliseconds_per_query", "train_iterations", "centroid_movement")
+    measured = {key: getattr(built, key) for key in told}
     run.metrics.write(
         stage.name, weights.iteration or 0, {f"index/{key}": float(value) for key, value in measured.items() if value}
     )
     return built
+
+
+def _earlier(run: Run, folder: RunFolder, weights: WeightsOf) -> list[Path]:
+    """Return where the indexes of a retriever's earlier iterations lie or lay, the newest first."""
+    if folder != run.folder or weights.iteration is None:
+        return []
+    earlier = range(weights.iteration - 1, -1, -1)
+    return [folder.index(run.timetable.artifact(WeightsOf(weights.model, iteration))) for iteration in earlier]
 
 
 def dense_is_built(run: Run, folder: RunFolder, choice: Choice) -> bool:

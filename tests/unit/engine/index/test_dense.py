@@ -24,7 +24,7 @@ from tests.embedding_stores import clustered, make_store
 SIZES = (200, 40, 1, 300, 59, 100, 80, 20, 250)
 N, D, K = sum(SIZES), 16, 10
 EMBEDDINGS_ND, QUERIES_QD = clustered(N, D, 0), clustered(40, D, 1)
-FILES = {"trained.faiss", "trained.json", "index.faiss", "manifest.json"}
+FILES = {"trained.faiss", "trained.json", "labels.npy", "index.faiss", "manifest.json"}
 
 
 def plan_of(factory: str = "IVF20,PQ8x4", **settings: Any) -> IndexPlan:
@@ -154,7 +154,7 @@ def test_a_finished_index_is_kept_and_another_is_not(store: EmbeddingStore, tmp_
     assert not build(store, plan=unmerged).reused
     assert build(store, plan=unmerged).reused
     assert "index.faiss" not in names(tmp_path)
-    assert len(names(tmp_path)) == 3 + 2 * 8
+    assert len(names(tmp_path)) == 4 + 2 * 8
 
 
 @pytest.mark.parametrize("broken", ["fill_part", "merge_parts", "tune"])

@@ -23,15 +23,14 @@ from engine.index.files import (
     part_is_complete,
     part_path,
     read_index,
-    write_index,
     write_part,
 )
 from engine.index.merge import check_parts, merge_parts
 from engine.index.plan import IndexPlan, plan_index
-from engine.index.train import fill_part, train_index, train_once
+from engine.index.train import fill_part
 from shards.embeddings import EmbeddingStore
 from shards.errors import DiskFullError
-from tests.embedding_stores import clustered, make_store
+from tests.embedding_stores import clustered, make_store, trained_in, trained_index
 from tests.small_disk import run_on_small_disk
 
 SIZES = (150, 7, 93, 61, 300, 1, 133, 40, 90)
@@ -51,7 +50,7 @@ def plan_of(factory: str, **settings: Any) -> IndexPlan:
 
 
 def fill(folder: Path, store: EmbeddingStore, plan: IndexPlan, order: Any = None) -> str:
-    trained = train_once(folder, store, plan, 0)
+    trained = trained_in(folder, store, plan, 0)
     parts = document_parts(store.manifest)
     for number in order or range(len(parts)):
         fill_part(folder, trained, store, number, parts[number])
@@ -138,8 +137,7 @@ def test_a_part_of_another_training_is_refused(store: EmbeddingStore, tmp_path: 
     plan = plan_of("IVF5,PQ4x4")
     trained = fill(tmp_path, store, plan)
     other = tmp_path / "other"
-    (other / "x").mkdir(parents=True)
-    sha256 = write_index(train_index(store, plan, 1), other / "trained.faiss").sha256
+    sha256 = trained_in(other, store, plan, 1)
     assert sha256 != trained
     parts = document_parts(store.manifest)
     fill_part(other, sha256, store, 2, parts[2])
@@ -196,7 +194,7 @@ def test_damage_is_found_before_anything_is_merged(
 def test_every_document_must_be_in_its_part_once(
     store: EmbeddingStore, tmp_path: Path, ids: list[int], message: str
 ) -> None:
-    index = train_index(store, plan_of("IVF5,PQ4x4"), 0)
+    index = trained_index(tmp_path, store, plan_of("IVF5,PQ4x4"), 0)
     index.add_with_ids(EMBEDDINGS_ND[: len(ids)], np.array(ids))
     with pytest.raises(ArtifactError, match=message):
         write_part(tmp_path, 0, faiss.extract_index_ivf(index).invlists, range(10, 20), "a" * 64, store.stamp)
@@ -219,7 +217,7 @@ def test_a_disk_without_room_is_seen_before_the_merge(
 FULL_DISK = """
 from engine.index import merge as index_merge
 from shards.errors import DiskFullError
-from tests.embedding_stores import clustered, make_store
+from tests.embedding_stores import clustered, make_store, trained_in, trained_index
 from tests.unit.engine.index.test_merge import D, EMBEDDINGS_ND, N, SIZES, fill, merge, plan_of
 import numpy as np
 sizes = [20 * size for size in SIZES]
@@ -247,26 +245,26 @@ def test_a_disk_that_fills_up_during_the_merge_keeps_the_parts(tmp_path: Path) -
     assert merged == "True"
 
 
-def test_training_depends_on_the_seed_alone(store: EmbeddingStore) -> None:
+def test_training_depends_on_the_seed_alone(store: EmbeddingStore, tmp_path: Path) -> None:
     plan = plan_of("OPQ4,IVF5,PQ4x4")
-    one = train_index(store, plan, 3)
+    one = trained_index(tmp_path / "one", store, plan, 3)
     assert one.ntotal == 0
-    assert fingerprint(one) == fingerprint(train_index(store, plan, 3))
-    assert fingerprint(one) != fingerprint(train_index(store, plan, 4))
+    assert fingerprint(one) == trained_in(tmp_path / "again", store, plan, 3)
+    assert fingerprint(one) != trained_in(tmp_path / "other", store, plan, 4)
 
 
 def test_a_trained_index_is_kept_and_another_is_not(
     store: EmbeddingStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = plan_of("IVF5,PQ4x4")
-    trained = train_once(tmp_path, store, plan, 0)
+    trained = trained_in(tmp_path, store, plan, 0)
     with monkeypatch.context() as patch:
         patch.setattr("engine.index.train.train_index", lambda *_: pytest.fail("nothing was to be trained"))
-        assert train_once(tmp_path, store, plan, 0) == trained
-        assert train_once(tmp_path, store, replace(plan, nprobe=2, recall_target=0.5), 0) == trained
-    assert train_once(tmp_path, store, plan, 1) != trained
+        assert trained_in(tmp_path, store, plan, 0) == trained
+        assert trained_in(tmp_path, store, replace(plan, nprobe=2, recall_target=0.5), 0) == trained
+    assert trained_in(tmp_path, store, plan, 1) != trained
     (tmp_path / "trained.faiss").write_bytes(b"damaged")
-    assert train_once(tmp_path, store, plan, 0) == trained
+    assert trained_in(tmp_path, store, plan, 0) == trained
 
 
 def test_other_dimensions_and_numbers_that_are_not_finite_are_refused(store: EmbeddingStore, tmp_path: Path) -> None:
@@ -283,4 +281,4 @@ def test_other_dimensions_and_numbers_that_are_not_finite_are_refused(store: Emb
     with pytest.raises(ArtifactError, match=f"the embedding of document {first + 13} is not finite"):
         fill(tmp_path, store, plan)
     with pytest.raises(ArtifactError, match=f"the embedding of document {first + 13} is not finite"):
-        train_index(store, replace(plan, train_size=N), 0)
+        trained_in(tmp_path / "other", store, replace(plan, train_size=N), 0)

@@ -16,11 +16,10 @@ from engine.index.dense import document_parts
 from engine.index.exact import exact_search, rescore
 from engine.index.plan import IndexPlan, plan_index
 from engine.index.probe import ProbedIndex
-from engine.index.train import train_index
 from engine.index.tune import exact_truth, recall_of, tune
 from engine.search import Hits
 from shards.embeddings import EmbeddingStore
-from tests.embedding_stores import clustered, make_store
+from tests.embedding_stores import clustered, make_store, trained_index
 
 SIZES = (400, 300, 500, 200, 100, 300, 150, 50, 2)
 N, D, K = sum(SIZES), 16, 10
@@ -38,7 +37,7 @@ def plan_of(factory: str = "IVF40,PQ4x4", **settings: Any) -> IndexPlan:
 
 
 def probed(store: EmbeddingStore, plan: IndexPlan) -> ProbedIndex:
-    index = train_index(store, plan, 0)
+    index = trained_index(store.folder.parent, store, plan, 0)
     index.add_with_ids(EMBEDDINGS_ND, np.arange(N))
     return ProbedIndex(index)
 
@@ -60,7 +59,7 @@ def safely(index: ProbedIndex, store: EmbeddingStore, nprobe: int, refine_factor
 
 @pytest.mark.parametrize("target", [0.5, 0.8, 0.95, 1.0])
 def test_the_cheapest_that_reaches_the_target_is_chosen(store: EmbeddingStore, target: float) -> None:
-    plan = plan_of(recall_target=target)
+    plan = plan_of("IVF40,PQ8x4", recall_target=target)
     index, truth = probed(store, plan), exact_search(store, QUERIES_QD, K)
     best, trials = tune(index, D, plan, QUERIES_QD, truth, K)
     assert best.recall >= target
@@ -137,7 +136,7 @@ def test_documents_that_tie_with_the_last_are_as_good(tmp_path: Path) -> None:
     twice = np.concatenate([EMBEDDINGS_ND, EMBEDDINGS_ND])
     store = make_store(tmp_path, twice, [N, N])
     plan = plan_of("IVF4,Flat", nprobe=4, refine_factor=1)
-    index = train_index(store, plan, 0)
+    index = trained_index(store.folder.parent, store, plan, 0)
     index.add_with_ids(twice, np.arange(2 * N))
     for depth, recall in ((2 * K, 1.0), (5, 1.0)):
         k = min(K, depth)
