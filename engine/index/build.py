@@ -305,8 +305,7 @@ def _log_training(name: str, trained: TrainedIndex) -> None:
         begun, since = "from the last index's", "from the last index's"
     score = f", mean score of a row with its centroid {trained.score:.4g}" if trained.num_iterations else ""
     log.info(
-        "%s: lists %s, %d iterations of k-means: centroids moved by %.3g of their length %s%s, %d lists were empty and "
-        "split",
+        "%s: lists %s, iterations of k-means: %d, centroids moved by %.3g of their length %s%s, empty lists split: %d",
         *(name, begun, trained.num_iterations, trained.movement, since, score, trained.num_split),
     )
 

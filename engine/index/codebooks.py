@@ -2,7 +2,7 @@
 
 Sub-quantizers know nothing of each other, so ranks are handed some of them, and FAISS clusters each in one thread. What
 they learn from, residuals where the index codes these, is written by all ranks before, sub-quantizer by sub-quantizer,
-so that a rank reads what it needs alone.
+so that a rank reads what it needs alone. A training that is killed here begins them anew: they take seconds.
 
 Shapes: N rows of a unit, D dimensions, M sub-quantizers, C entries of a codebook, S = D / M dimensions of an entry.
 """
@@ -19,9 +19,9 @@ import numpy as np
 
 from engine.index.exact import Floats
 from engine.index.kmeans import Assigner
-from engine.index.sample import Documents, Sample, evenly
+from engine.index.sample import Sample, evenly
+from engine.index.scratch import save_scratch
 from engine.index.steps import Steps
-from shards.files import save_array, write_atomically
 
 _POINTS_PER_ENTRY = 256
 """Rows that train an entry of a codebook at most, as in FAISS."""
@@ -65,32 +65,21 @@ def train_codebooks(
     """
     places = evenly(len(sample), _POINTS_PER_ENTRY * shape.num_entries)
 
-    def missing_rows() -> list[int]:
-        here = [unit for unit in range(len(sample.units)) if len(sample.places_in(unit, places))]
-        return [unit for unit in here if not _rows_path(folder, unit).exists()]
-
-    def missing_books() -> list[int]:
-        return [first for first in range(0, shape.num_codes, _AT_A_TIME) if not _book_path(folder, first).exists()]
-
-    with steps.shared("rows of the codebooks", steps.alone("rows of the codebooks", missing_rows)) as units:
+    places_of = {unit: sample.places_in(unit, places) for unit in range(len(sample.units))}
+    held = [unit for unit, own in places_of.items() if len(own)]
+    with steps.shared("rows of the codebooks", held) as units:
         assigner = Assigner(centroids_LD, steps.num_threads) if shape.residual else None
         for unit in units:
-            _write_rows(folder, sample, unit, sample.places_in(unit, places), shape, assigner, centroids_LD)
+            _write_rows(folder, sample.rows(unit)[places_of[unit]], unit, shape, assigner, centroids_LD)
     del assigner
-    with steps.shared("codebooks", steps.alone("codebooks", missing_books)) as firsts:
+    with steps.shared("codebooks", range(0, shape.num_codes, _AT_A_TIME)) as firsts:
         for first in firsts:
             rows_KNS = np.concatenate(
-                [
-                    np.load(path, mmap_mode="r")[first : first + _AT_A_TIME]
-                    for unit in range(len(sample.units))
-                    if (path := _rows_path(folder, unit)).exists()
-                ],
-                axis=1,
+                [np.load(_rows_path(folder, unit), mmap_mode="r")[first : first + _AT_A_TIME] for unit in held], axis=1
             )
             start_KCS = None if start_MCS is None else start_MCS[first : first + _AT_A_TIME]
             books = _cluster(rows_KNS, shape.num_entries, num_iterations, seed, start_KCS, steps.num_threads)
-            with write_atomically(_book_path(folder, first)) as temporary:
-                save_array(temporary, books)
+            save_scratch(_book_path(folder, first), books)
 
 
 def read_codebooks(folder: Path, shape: CodebookShape) -> Floats:
@@ -99,20 +88,12 @@ def read_codebooks(folder: Path, shape: CodebookShape) -> Floats:
 
 
 def _write_rows(
-    folder: Path,
-    sample: Sample,
-    unit: int,
-    places: Documents,
-    shape: CodebookShape,
-    assigner: Assigner | None,
-    centroids_LD: Floats,
+    folder: Path, rows_ND: Floats, unit: int, shape: CodebookShape, assigner: Assigner | None, centroids_LD: Floats
 ) -> None:
-    rows_ND = np.ascontiguousarray(sample.rows(unit)[places])
+    """Write what the sub-quantizers learn from in a unit, float32 [M, N, S]."""
     if assigner is not None:
-        rows_ND -= centroids_LD[assigner.nearest(rows_ND)[0]]
-    rows_MNS = rows_ND.reshape(len(rows_ND), shape.num_codes, -1).transpose(1, 0, 2)
-    with write_atomically(_rows_path(folder, unit)) as temporary:
-        save_array(temporary, np.ascontiguousarray(rows_MNS))
+        rows_ND = rows_ND - centroids_LD[assigner.nearest(rows_ND)[0]]
+    save_scratch(_rows_path(folder, unit), rows_ND.reshape(len(rows_ND), shape.num_codes, -1).transpose(1, 0, 2))
 
 
 def _cluster(

@@ -16,10 +16,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from engine.errors import ArtifactError
 from engine.index.exact import Floats
@@ -34,8 +32,9 @@ from engine.index.kmeans import (
     split_empty,
 )
 from engine.index.sample import Sample
+from engine.index.scratch import described, save_scratch, write_scratch
 from engine.index.steps import Steps
-from shards.files import as_full_disk, parse_record, read_record, save_array, sha256_file, write_atomically, write_json
+from shards.files import parse_record, read_record
 
 _RANGE = 2048
 """Lists whose sums are added up at a time."""
@@ -51,6 +50,8 @@ class ListsState:
 
     file: IndexFile
     """The centroids."""
+    labels: IndexFile | None = None
+    """The list of each row of the sample before the last iteration's update."""
     from_labels: bool = False
     """Whether they have been recomputed from the rows that the last index's lists held."""
     scores: tuple[float, ...] = ()
@@ -106,16 +107,18 @@ class ListTraining:
 
             def find(unit: int, rows_ND: Floats) -> tuple[Labels, Floats]:
                 labels_N, scores_N = assigner.nearest(rows_ND)
-                with write_atomically(self._labels_path(unit)) as temporary:
-                    save_array(temporary, labels_N)
+                save_scratch(self._labels_path(unit), labels_N)
                 return labels_N, scores_N
 
             return find
 
         def noted(score: float, movement: float, num_split: int) -> ListsState:
-            state = self.state
+            state, path = self.state, self._folder / f"labels-of-{self.state.num_iterations + 1:03d}.npy"
+            units = range(len(self._sample.units))
+            save_scratch(path, np.concatenate([np.load(self._labels_path(unit)) for unit in units]))
             return replace(
                 state,
+                labels=described(path),
                 scores=(*state.scores, score),
                 movements=(*state.movements, movement),
                 num_split=(*state.num_split, num_split),
@@ -128,13 +131,17 @@ class ListTraining:
         return _read_centroids(self._folder, self.state)
 
     def labels(self) -> Labels:
-        """Read the list of each row in the last iteration: int32, of the whole sample."""
-        return np.concatenate([np.load(self._labels_path(unit)) for unit in range(len(self._sample.units))])
+        """Read the list of each row in the last iteration, of which there was one: int32, of the whole sample."""
+        assert self.state.labels
+        labels_N: Labels = np.load(self.state.labels.check(self._folder, fully=True), allow_pickle=False)
+        return labels_N
 
     def _read_or_begin(self, first: Callable[[], Floats]) -> ListsState:
         try:
             state = read_record(self._folder / _STATE, ListsState, "the state of the lists")
-            _read_centroids(self._folder, state)
+            for file in (state.file, state.labels):
+                if file:
+                    file.check(self._folder, fully=True)
             return state
         except ArtifactError:
             return self._save(first(), ListsState(IndexFile("", 0, "")))  # there is none to go on with
@@ -161,8 +168,8 @@ class ListTraining:
                 sums.add(rows_ND, *find(unit, rows_ND))
             has_rows = bool(sums.counts_L.any())
             if has_rows:
-                _save_scratch(self._of_rank("sums", self._steps.coordinator.rank), sums.sums_LD)
-                _save_scratch(self._of_rank("counts", self._steps.coordinator.rank), sums.counts_L)
+                save_scratch(self._of_rank("sums", self._steps.coordinator.rank), sums.sums_LD)
+                save_scratch(self._of_rank("counts", self._steps.coordinator.rank), sums.counts_L)
         told = self._steps.every(f"{what}: who", [has_rows, sums.score])
         del find, sums
         ranks = [rank for rank, (has, _) in enumerate(told) if has]
@@ -171,7 +178,7 @@ class ListTraining:
             for first in firsts:
                 every = [np.load(self._of_rank("sums", rank), mmap_mode="r") for rank in ranks]
                 total_SD = np.sum([sums_LD[first : first + _RANGE] for sums_LD in every], axis=0)
-                _save_scratch(self._of_range(first), normalized(total_SD))
+                save_scratch(self._of_range(first), normalized(total_SD))
 
         def finish() -> dict[str, object]:
             after_LD = np.concatenate([np.load(self._of_range(first)) for first in ranges])
@@ -185,13 +192,12 @@ class ListTraining:
     def _save(self, centroids_LD: Floats, state: ListsState) -> ListsState:
         """Write centroids, and after them the state, which alone says that they are there."""
         path = self._folder / f"lists-{state.num_iterations + state.from_labels:03d}.npy"
-        with write_atomically(path, num_bytes=centroids_LD.nbytes) as temporary:
-            save_array(temporary, np.ascontiguousarray(centroids_LD))
-            file = IndexFile(path.name, temporary.stat().st_size, sha256_file(temporary))
-        state = replace(state, file=file)
-        write_json(self._folder / _STATE, asdict(state))
-        for old in self._folder.glob("lists-*.npy"):
-            if old != path:
+        save_scratch(path, centroids_LD)
+        state = replace(state, file=described(path))
+        write_scratch(self._folder / _STATE, asdict(state))
+        kept = {state.file.name, state.labels.name if state.labels else ""}
+        for old in [*self._folder.glob("lists-*.npy"), *self._folder.glob("labels-of-*.npy")]:
+            if old.name not in kept:
                 old.unlink()
         return state
 
@@ -212,11 +218,3 @@ def _read_centroids(folder: Path, state: ListsState) -> Floats:
 
 def _ends(rows: range) -> tuple[int, int]:
     return rows.start, rows.stop
-
-
-def _save_scratch(path: Path, array: npt.NDArray[Any]) -> None:
-    """Write what only this iteration reads, without waiting for the disk: an iteration that breaks is done anew."""
-    try:
-        save_array(path, array)
-    except OSError as error:
-        raise as_full_disk(error) or error from error

@@ -19,8 +19,9 @@ import numpy.typing as npt
 from engine.errors import ArtifactError
 from engine.index.exact import Floats
 from engine.index.files import IndexFile
+from engine.index.scratch import described, save_scratch, write_scratch
 from shards.embeddings import EmbeddingStore
-from shards.files import read_record, save_array, sha256_file, write_atomically, write_json
+from shards.files import read_record
 
 Documents = npt.NDArray[np.int64]
 _UNIT_ROWS, _LEAST_ROWS, _LEAST_UNITS = 8192, 256, 64
@@ -114,10 +115,8 @@ class Sample:
         largest = float(np.sqrt(np.square(rows_ND.astype(np.float64)).sum(axis=1).max()))
         path = self._path(unit)
         path.with_suffix(".json").unlink(missing_ok=True)
-        with write_atomically(path, num_bytes=rows_ND.nbytes) as temporary:
-            save_array(temporary, rows_ND)
-            file = IndexFile(path.name, temporary.stat().st_size, sha256_file(temporary))
-        write_json(path.with_suffix(".json"), asdict(UnitMarker(len(rows_ND), largest, file)))
+        save_scratch(path, rows_ND)
+        write_scratch(path.with_suffix(".json"), asdict(UnitMarker(len(rows_ND), largest, described(path))))
 
     def missing(self) -> list[int]:
         """Return the numbers of the units that are not there, or not whole; reads all that are there."""

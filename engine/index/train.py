@@ -15,7 +15,6 @@ Inner product throughout, the score of AR2 Eq. 4. Shapes: N documents, D embeddi
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -43,8 +42,9 @@ from engine.index.kmeans import movement_of, normalized
 from engine.index.lists import ListTraining
 from engine.index.plan import IndexPlan, empty_index
 from engine.index.sample import Sample, draw, evenly, require_finite
+from engine.index.scratch import write_scratch
 from engine.index.steps import Steps
-from engine.index.transforms import train_transforms, transform_of
+from engine.index.transforms import cores_for, train_transforms, transform_of
 from engine.index.warm import Audit, ListsAudit, Start, WarmStart, save_labels
 from engine.log import get_logger
 from shards.embeddings import EmbeddingStore, Stamp
@@ -271,7 +271,8 @@ def _begin(folder: Path, goal: TrainingGoal) -> None:
     except ArtifactError:
         pass  # there is none to go on with
     shutil.rmtree(folder / _WORK, ignore_errors=True)
-    write_json(path, asdict(goal))
+    path.parent.mkdir(parents=True)
+    write_scratch(path, asdict(goal))
 
 
 def _make_base(path: Path, store: EmbeddingStore, plan: IndexPlan, sample: Sample) -> str:
@@ -313,7 +314,7 @@ def _follow(
         found = parse_record(steps.alone("audit of the lists", measured), ListsAudit, "the audit of the lists")
         if steps.coordinator.rank == 0:
             log.info(
-                "%s: lists made anew from the last index's, after %d iterations: %d of them hold %.3f of the best "
+                "%s: lists made anew from the last index's, iterations: %d; %d of them hold %.3f of the best "
                 "documents (%.3f at the last index) and %.2f %% of the corpus (%.2f %%)",
                 *(steps.name, done, last.nprobe, found.recall, last.recall, 100 * found.visited, 100 * last.visited),
             )
@@ -345,8 +346,9 @@ def _assemble(index: faiss.Index, sample: Sample, centroids_LD: Floats, shape: C
     else:
         places = evenly(len(sample), int(ivf.train_encoder_num_vectors()) or _ENCODER_ROWS)
         units = range(len(sample.units))
-        with faiss_threads(len(os.sched_getaffinity(0))):  # the other ranks wait meanwhile
-            ivf.train(np.concatenate([sample.rows(unit)[sample.places_in(unit, places)] for unit in units]))
+        rows_ND = np.concatenate([sample.rows(unit)[sample.places_in(unit, places)] for unit in units])
+        with faiss_threads(cores_for(rows_ND)):
+            ivf.train(rows_ND)
     ivf.is_trained = index.is_trained = True
 
 

@@ -18,6 +18,8 @@ import numpy as np
 from engine.index.exact import Floats
 from engine.index.files import faiss_threads
 
+_WORK_FOR_ALL_CORES = 10**8
+"""Rows times dimensions squared from which the waiting ranks' cores are worth waking."""
 _ROTATIONS_AN_ITERATION = 2
 """Steps of OPQ for each iteration of k-means; each trains its codebooks anew."""
 
@@ -35,7 +37,7 @@ def train_transforms(index: Any, rows_ND: Floats, num_iterations: int) -> None:
     ivf: Any = faiss.downcast_index(faiss.extract_index_ivf(index))
     rotation, codebooks = _prepare_rotation(index, ivf, num_iterations)
     chain: Any = cast(Any, index).chain
-    with faiss_threads(len(os.sched_getaffinity(0))):  # the other ranks wait meanwhile
+    with faiss_threads(cores_for(rows_ND)):
         for place in range(chain.size()):
             transform: Any = faiss.downcast_VectorTransform(chain.at(place))
             if not transform.is_trained:
@@ -43,6 +45,12 @@ def train_transforms(index: Any, rows_ND: Floats, num_iterations: int) -> None:
             rows_ND = transform.apply(rows_ND)
     if codebooks is not None:
         rotation.pq = None  # it does not own them
+
+
+def cores_for(rows_ND: Floats) -> int:
+    """Return how many threads rank 0 takes for work on rows, float32 [N, D], for which the other ranks wait."""
+    is_much = rows_ND.size * rows_ND.shape[1] > _WORK_FOR_ALL_CORES
+    return len(os.sched_getaffinity(0)) if is_much else 1
 
 
 def transform_of(index: Any) -> Callable[[Floats], Floats]:

@@ -58,7 +58,7 @@ def build_on_every_rank() -> None:
         )
         folder = root / job["folder"]
         if rank == job.get("killed_rank", -1):
-            kill_after(job["parts"])
+            kill_after(job.get("parts"), job.get("units"))
         told: dict[str, Any] = {"job": job["folder"]}
         try:
             built = build_index(
@@ -78,19 +78,21 @@ def build_on_every_rank() -> None:
     coordinator.close()
 
 
-def kill_after(num_parts: int) -> None:
-    """Let this process die in the part after so many."""
+def kill_after(parts: int | None, units: int | None) -> None:
+    """Let this process die in the part, or in the unit of the lists' training, after so many."""
     from engine.index import build as index_build
+    from engine.index import lists as index_lists
 
-    real, done = index_build.fill_part, []
+    place, name = (index_build, "fill_part") if units is None else (index_lists.ListSums, "add")
+    real, done = getattr(place, name), []
 
-    def fill_part(*arguments: Any) -> None:
-        if len(done) == num_parts:
+    def die_at_last(*arguments: Any) -> None:
+        if len(done) == (parts if units is None else units):
             os.kill(os.getpid(), signal.SIGKILL)
         real(*arguments)
-        done.append(arguments)
+        done.append(name)
 
-    index_build.fill_part = fill_part
+    setattr(place, name, die_at_last)
 
 
 # --- the tests -------------------------------------------------------------------------------------------------------
@@ -141,16 +143,25 @@ def test_any_number_of_ranks_builds_the_same_bytes(
         assert hashes(tmp_path / job["folder"]) == hashes(alone[0] / job["folder"])
 
 
-def test_a_killed_rank_costs_its_part_alone(tmp_path: Path, alone: tuple[Path, list[dict[str, Any]]]) -> None:
-    job = JOBS[0] | {"killed_rank": 1, "parts": 2}
-    results = run(tmp_path, 2, [job], TEST_TIMEOUT="3")
+def test_a_killed_rank_costs_its_iteration_or_its_part_alone(
+    tmp_path: Path, alone: tuple[Path, list[dict[str, Any]]]
+) -> None:
+    folder = tmp_path / JOBS[0]["folder"]
+    killed_in_training = JOBS[0] | {"killed_rank": 1, "units": 1}
+    results = run(tmp_path, 2, [killed_in_training], TEST_TIMEOUT="3")
     assert results[1].returncode == -signal.SIGKILL, report(results)
     assert "CoordinationError" in json.loads(results[0].stdout)["error"], report(results)
-    made = {path.name: path.stat().st_mtime_ns for path in (tmp_path / job["folder"]).glob("part-*.lists")}
-    assert len(made) == 7  # all but the one in which the rank died
+    sample = {path.name: path.stat().st_mtime_ns for path in (folder / "training").glob("rows-*.npy")}
+    assert len(sample) == 5
+    assert not (folder / "trained.json").exists()
+    killed_in_part = JOBS[0] | {"killed_rank": 1, "parts": 2}
+    results = run(tmp_path, 2, [killed_in_part], TEST_TIMEOUT="3")
+    assert results[1].returncode == -signal.SIGKILL, report(results)
+    assert "CoordinationError" in json.loads(results[0].stdout)["error"], report(results)
+    assert len(list(folder.glob("part-*.lists"))) == 7  # all but the one in which the rank died
     again = told(run(tmp_path, 1, [JOBS[0]]))[0][0]
     assert again["found"] == alone[1][0]["found"]
-    assert hashes(tmp_path / job["folder"]) == hashes(alone[0] / job["folder"])
+    assert hashes(folder) == hashes(alone[0] / JOBS[0]["folder"])
 
 
 def test_low_recall_stops_every_rank(tmp_path: Path) -> None:
