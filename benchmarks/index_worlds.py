@@ -32,6 +32,8 @@ from shards.embeddings import EmbeddingStore, Stamp, part_is_complete, write_par
 from shards.manifest import CorpusManifest, ShardEntry, TokenStream, shard_name
 
 DIMENSION, CENTERS, PER_SHARD = 384, 5000, 50_000
+SHARED_DRIFT, OWN_DRIFT = 0.3, 0.3
+"""How far vectors move from one refresh to the next, relative to their size: all by one map, and each by itself."""
 GIB = 2**30
 
 
@@ -45,6 +47,8 @@ class Vectors:
         self._rotation_DD = np.linalg.qr(rng.standard_normal((dimension, dimension)))[0].astype(np.float32)
         self._centers_CD = rng.standard_normal((CENTERS, dimension), dtype=np.float32) * self._spectrum_D
         self._dimension = dimension
+        drift_DD = np.random.default_rng(17).standard_normal((dimension, dimension)) / np.sqrt(dimension)
+        self._drift_DD = (np.eye(dimension) + SHARED_DRIFT * drift_DD).astype(np.float32)
 
     def draw(self, count: int, seed: int) -> np.ndarray:
         """Return float32 [count, dimension]."""
@@ -53,6 +57,13 @@ class Vectors:
         rows_ND = self._centers_CD[rng.integers(CENTERS, size=count)] + 0.8 * noise_ND
         norms_N1 = rng.normal(1.0, 0.1, size=(count, 1)).astype(np.float32)
         found: np.ndarray = norms_N1 * (rows_ND @ self._rotation_DD) / np.sqrt(self._dimension)
+        return found
+
+    def moved(self, rows_ND: np.ndarray, seed: int) -> np.ndarray:
+        """Return vectors as the next iteration's retriever might: turned and stretched by one map, each moved a bit."""
+        rng = np.random.default_rng([13, seed])
+        own_ND = rng.standard_normal(rows_ND.shape, dtype=np.float32) * self._spectrum_D @ self._rotation_DD
+        found: np.ndarray = rows_ND @ self._drift_DD + OWN_DRIFT * own_ND / np.sqrt(self._dimension)
         return found
 
 
@@ -67,24 +78,30 @@ def corpus_of(num_documents: int, per_shard: int = PER_SHARD) -> CorpusManifest:
     return CorpusManifest("a" * 64, "{text}", (stream,), entries, num_documents, {"made": len(entries)}, "a" * 64)
 
 
-def stamp_of(manifest: CorpusManifest) -> Stamp:
-    """Return the stamp of the made-up embeddings."""
-    return Stamp("000", "b" * 64, manifest.sha256)
+def stamp_of(manifest: CorpusManifest, *, moved: bool = False) -> Stamp:
+    """Return the stamp of the made-up embeddings, at the first refresh or the second."""
+    return Stamp("001" if moved else "000", ("c" if moved else "b") * 64, manifest.sha256)
 
 
-def make_embeddings(folder: Path, num_documents: int, per_shard: int = PER_SHARD) -> CorpusManifest:
-    """Write float16 embeddings, except where they are there already."""
+def make_embeddings(
+    folder: Path, num_documents: int, per_shard: int = PER_SHARD, *, moved: bool = False
+) -> CorpusManifest:
+    """Write float16 embeddings, at the first refresh or the second, except where they are there already."""
     manifest, vectors = corpus_of(num_documents, per_shard), Vectors()
+    stamp = stamp_of(manifest, moved=moved)
     for entry in manifest.shards:
-        if not part_is_complete(folder, entry, stamp_of(manifest)):
-            rows_ND = vectors.draw(entry.num_documents, entry.number).astype(np.float16)
-            write_part(folder, entry, rows_ND, stamp_of(manifest))
+        if not part_is_complete(folder, entry, stamp):
+            rows_ND = vectors.draw(entry.num_documents, entry.number)
+            rows_ND = vectors.moved(rows_ND, entry.number) if moved else rows_ND
+            write_part(folder, entry, rows_ND.astype(np.float16), stamp)
     return manifest
 
 
-def made_queries(count: int) -> np.ndarray:
+def made_queries(count: int, *, moved: bool = False) -> np.ndarray:
     """Return queries that no document equals: float32 [count, dimension]."""
-    return Vectors().draw(count, 10**6)
+    vectors = Vectors()
+    drawn = vectors.draw(count, 10**6)
+    return vectors.moved(drawn, 10**6) if moved else drawn
 
 
 def run_world(num_ranks: int, threads: int, job: dict[str, Any]) -> list[dict[str, Any]]:
@@ -93,10 +110,13 @@ def run_world(num_ranks: int, threads: int, job: dict[str, Any]) -> list[dict[st
     Args:
         num_ranks: Ranks.
         threads: Of each.
-        job: `embeddings`, `folder`, `num_documents`, `per_shard`, and the settings of an `IndexConfig` under `plan`.
+        job: `embeddings`, `folder`, `num_documents`, `per_shard`, and the settings of an `IndexConfig` under `plan`;
+            also `moved` for embeddings of the second refresh, `last` for the folder of the first one's index, and
+            `pinned` to give each rank a core of its own, and no other.
 
     Returns:
-        What each rank tells: `seconds` by phase, `peak_bytes`, `anonymous_bytes`, `before_bytes`, and `built`.
+        What each rank tells: `seconds` and `user_seconds` by phase, `peak_bytes`, `anonymous_bytes`, `before_bytes`,
+        and `built`.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -118,11 +138,18 @@ def quiet(threads: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
 
 
+def pin(rank: int) -> None:
+    """Give this process one of the machine's cores, by its rank, and no other."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[rank % len(cores)]})
+
+
 class TimedCoordinator(Coordinator):
     """Notes how long each phase takes on this rank."""
 
     def __init__(self, transport: Any, timeout_seconds: float) -> None:
         self.seconds: dict[str, float] = {}
+        self.user_seconds: dict[str, float] = {}
         super().__init__(transport, timeout_seconds)
 
     def only_rank_zero(self, name: str, function: Any, timeout_seconds: float | None = None) -> Any:
@@ -138,9 +165,11 @@ class TimedCoordinator(Coordinator):
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start, user = time.perf_counter(), os.times().user
         yield
-        self.seconds[name.partition(": ")[2]] = time.perf_counter() - start
+        phase = name.partition(": ")[2]
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+        self.user_seconds[phase] = self.user_seconds.get(phase, 0.0) + os.times().user - user
 
 
 def status_bytes(name: str) -> int:
@@ -169,23 +198,32 @@ def folder_bytes(paths: Sequence[Path]) -> int:
 
 def _be_a_rank(job: dict[str, Any]) -> None:
     torch.set_num_threads(int(os.environ["BENCHMARK_THREADS"]))
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    rank, world, moved = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), bool(job.get("moved"))
+    if job.get("pinned"):
+        pin(rank)
     transport: Any = LocalTransport()
     if world > 1:
         transport = StoreTransport(rank, world, os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), 7200)
     coordinator = TimedCoordinator(transport, 7200)
     manifest = corpus_of(job["num_documents"], job["per_shard"])
-    store = EmbeddingStore.open(Path(job["embeddings"]), manifest, stamp_of(manifest))
+    store = EmbeddingStore.open(Path(job["embeddings"]), manifest, stamp_of(manifest, moved=moved))
     plan = plan_index(IndexConfig(**job["plan"]), num_documents=store.num_documents, dimension=store.dimension)
-    queries_QD = made_queries(job.get("num_queries", 128))
+    queries_QD = made_queries(job.get("num_queries", 128), moved=moved)
     before, watched, start = status_bytes("VmRSS"), AnonymousPeak(), time.perf_counter()
     folder = Path(job["folder"])
     built = build_index(
-        *(coordinator, store, plan, folder), seed=0, audit_queries_QD=queries_QD, recall_k=100, recall_floor=0.0
+        *(coordinator, store, plan, folder),
+        seed=0,
+        audit_queries_QD=queries_QD,
+        recall_k=100,
+        recall_floor=0.0,
+        warm_start=True,
+        last=[Path(job["last"])] if job.get("last") else [],
     )
     told = {
         "built": asdict(built),
         "seconds": coordinator.seconds | {"all": time.perf_counter() - start},
+        "user_seconds": coordinator.user_seconds,
         "before_bytes": before,
         "peak_bytes": status_bytes("VmHWM"),
         "anonymous_bytes": watched.peak_bytes,

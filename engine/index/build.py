@@ -197,7 +197,8 @@ class _Build:
             *(self.coordinator, f"{self.name}: exact search", self.store, queries_QD, depth, parts), device=device
         )
         audit = Audit(self.store, queries_QD, truth, self.k, evenly(self.store.num_documents, _AUDITED_DOCUMENTS))
-        steps = Steps(self.coordinator, self.name, _patience(self.coordinator, self.estimate.train_minutes))
+        minutes = self.estimate.train_minutes + self.estimate.rotate_minutes
+        steps = Steps(self.coordinator, self.name, _patience(self.coordinator, minutes))
         trained = train_once(steps, self.folder, self.store, self.plan, self.seed, warm, audit)
         if self.coordinator.rank == 0:
             _log_training(self.name, trained)

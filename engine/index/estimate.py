@@ -20,6 +20,13 @@ _DISK_BYTES_PER_SECOND = 500e6
 _GRAPH_VISITS = 1500
 """Centroids that a document is compared with on its way through a graph over them."""
 _BLOCK_BYTES = 64 * 2**20
+_UNIT_ROWS, _ROTATED_ROWS = 8192, 2**16
+"""Rows of a unit of the sample, and those that OPQ learns from, at most."""
+_CENTROID_BYTES, _ROW_BYTES, _EXCHANGED_BYTES = 20, 24, 20
+"""Of a number of a centroid in a rank's memory (twice float32, a float64 sum, the new one), of a number of a row of a
+unit (float32, sorted, and rounded in float64), and of a number of a centroid in files that a rank writes and reads."""
+WARM_SHARE = 3
+"""A warm start takes at most one part in so many of the iterations of a training from nothing, at least one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +38,7 @@ class IndexEstimate:
     lists_bytes: int
     """Centroids, graph, codebooks: the trained, empty index; and the padding of interleaved codes."""
     training_bytes: int
-    """Of rank 0 while it trains: the sample, and its copy where the vectors are rotated first."""
+    """Of a rank while it trains: centroids, a copy and sums, a unit of the sample; and the rows that OPQ learns from."""
     rank_bytes: int
     """Of a rank while it adds: the trained index, one part, a block of embeddings."""
     embeddings_bytes: int
@@ -40,7 +47,16 @@ class IndexEstimate:
     """On disk, until the merge is done or for good."""
     merged_bytes: int
     """On disk."""
+    sample_bytes: int
+    """On disk, while it trains."""
     train_minutes: float
+    """Of one rank alone, from nothing; ranks share it."""
+    warm_minutes: float
+    """The same from the last index's lists, with as many iterations as are done at most."""
+    rotate_minutes: float
+    """Of OPQ, which is rank 0's work, from nothing."""
+    exchange_bytes: int
+    """Written and read by each rank in an iteration of k-means: sums and centroids."""
     add_minutes: float
     """Of one rank alone; ranks share it."""
     merge_minutes: float
@@ -57,6 +73,7 @@ class IndexEstimate:
         lines = [("plan", f"{plan.factory}, placement {plan.placement}")]
         lines += [("because" if not place else "", reason) for place, reason in enumerate(plan.reasons)]
         disk = f"embeddings {_gib(self.embeddings_bytes)}"
+        rotation = f"rotation {_time(self.rotate_minutes)} on rank 0, " if self.rotate_minutes else ""
         if not plan.exact:
             lines += [
                 (
@@ -64,11 +81,12 @@ class IndexEstimate:
                     f"{_gib(self.index_bytes)}: codes {_gib(self.codes_bytes)}, ids {_gib(self.ids_bytes)}, lists and "
                     f"codebooks {_gib(self.lists_bytes)}",
                 ),
-                ("memory", f"training {_gib(self.training_bytes)} on rank 0, adding {_gib(self.rank_bytes)} on each"),
+                ("memory", f"training {_gib(self.training_bytes)}, adding {_gib(self.rank_bytes)} on each rank"),
                 (
                     "time",
-                    f"train {_time(self.train_minutes)}, add {_time(self.add_minutes)} divided by the ranks, "
-                    f"merge {_time(self.merge_minutes)}, at {self.gigaflops:.0f} GFLOP/s of a matrix product",
+                    f"train {_time(self.train_minutes)} (from the last index {_time(self.warm_minutes)} at most) and "
+                    f"add {_time(self.add_minutes)} divided by the ranks, {rotation}merge {_time(self.merge_minutes)}, "
+                    f"at {self.gigaflops:.0f} GFLOP/s of a matrix product",
                 ),
             ]
             disk += f", parts {_gib(self.parts_bytes)}, merged {_gib(self.merged_bytes)}"
@@ -99,7 +117,7 @@ def estimate_index(
     """
     embeddings = num_documents * dimension * embedding_bytes
     if plan.exact:
-        return IndexEstimate(0, 0, 0, 0, _BLOCK_BYTES, embeddings, 0, 0, 0.0, 0.0, 0.0, gigaflops)
+        return IndexEstimate(0, 0, 0, 0, _BLOCK_BYTES, embeddings, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0.0, 0.0, gigaflops)
     sizes = factory_sizes(plan.factory, dimension)
     rate, slow = gigaflops * 1e9 * _SHARE, gigaflops * 1e9 * _CODEBOOK_SHARE
     width, rotated = sizes.list_dimension, sizes.transform_bytes > 0
@@ -113,6 +131,10 @@ def estimate_index(
             * plan.num_iterations
             * (4 * points * dimension**2 / rate + 2 * points * sizes.num_codes * width * 4 / slow)
         )
+    centroids = plan.num_lists * width
+    training = _CENTROID_BYTES * centroids + _UNIT_ROWS * _ROW_BYTES * width
+    training += 2 * 4 * _ROTATED_ROWS * dimension if rotated else 0
+    train = (clustering / rate + codebooks / slow) / 60
     compared = min(_GRAPH_VISITS, plan.num_lists) if sizes.link_bytes else plan.num_lists
     coding = 2 * sizes.num_codes * width / slow + 2 * compared * width / (slow if sizes.link_bytes else rate)
     part = num_documents // num_parts * (plan.code_bytes + 8)
@@ -122,12 +144,16 @@ def estimate_index(
         num_documents * plan.code_bytes,
         8 * num_documents,
         sizes.trained_bytes + sizes.padding_bytes,
-        4 * plan.train_size * dimension * (2 if rotated else 1) + sizes.trained_bytes,
+        training,
         sizes.trained_bytes + 2 * part + 2 * _BLOCK_BYTES,
         embeddings,
         lists_on_disk,
         merged,
-        (clustering / rate + codebooks / slow + rotation) / 60,
+        4 * plan.train_size * width,
+        train,
+        train * max(1, plan.num_iterations // WARM_SHARE) / plan.num_iterations,
+        rotation / 60,
+        _EXCHANGED_BYTES * centroids,
         num_documents * (coding + 2 * dimension * width / rate * rotated) / 60,
         2 * (lists_on_disk + merged) / _DISK_BYTES_PER_SECOND / 60,
         gigaflops,

@@ -45,7 +45,7 @@ def quantum_of(largest_norm: float, num_rows: int) -> float:
             centroid.
         num_rows: N, as many numbers as are added at most, at least 1.
     """
-    return math.ldexp(1.0, math.frexp(largest_norm)[1] + (num_rows - 1).bit_length() - _EXACT_BITS)
+    return math.ldexp(1.0, math.frexp(largest_norm)[1] + max(1, (num_rows - 1).bit_length()) - _EXACT_BITS)
 
 
 class Assigner:
@@ -125,7 +125,11 @@ class ListSums:
             self.score += float(self._rounded(scores_N).sum())
 
     def _rounded(self, numbers: Floats) -> Sums:
-        rounded: Sums = np.rint(numbers.astype(np.float64) / self._quantum) * self._quantum
+        # Near 1.5 * 2^52 quanta the numbers of float64 lie one quantum apart, so that adding these rounds.
+        shift = 1.5 * 2**_EXACT_BITS * self._quantum
+        rounded: Sums = numbers.astype(np.float64)
+        rounded += shift
+        rounded -= shift
         return rounded
 
 

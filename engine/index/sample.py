@@ -24,7 +24,7 @@ from shards.embeddings import EmbeddingStore
 from shards.files import read_record
 
 Documents = npt.NDArray[np.int64]
-_UNIT_ROWS, _LEAST_ROWS, _LEAST_UNITS = 8192, 256, 64
+_UNIT_ROWS, _LEAST_ROWS, _LEAST_UNITS = 8192, 512, 64
 """Rows of a unit at most, and in a small sample at least; units that there should be."""
 
 

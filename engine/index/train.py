@@ -27,6 +27,7 @@ import torch
 
 from engine.errors import ArtifactError
 from engine.index.codebooks import CodebookShape, read_codebooks, train_codebooks
+from engine.index.estimate import WARM_SHARE
 from engine.index.exact import Floats, stream
 from engine.index.files import (
     TRAINED,
@@ -56,8 +57,6 @@ _ADD_BYTES = 64 * 2**20
 _RECORD, _GOAL, _WORK, _BASE = "trained.json", "goal.json", "training", "base.faiss"
 _TRANSFORM_ROWS = _ENCODER_ROWS = 2**16
 """Rows that train OPQ or PCA, of which FAISS takes as many itself, and encoders that do not ask for a number."""
-WARM_SHARE = 3
-"""A warm start takes at most one part in so many of the iterations of a training from nothing, at least one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +254,7 @@ def _find(folder: Path, goal: TrainingGoal) -> dict[str, object] | None:
         if record.goal == goal:
             read_index(folder / TRAINED, record.sha256)
             record.labels.check(folder, fully=True)
+            shutil.rmtree(folder / _WORK, ignore_errors=True)
             return asdict(record)
     except ArtifactError:
         pass  # there is none to go on with

@@ -253,7 +253,9 @@ def index_corpus(stage: Stage, data: Data, folder: RunFolder, choice: Choice) ->
     told = ("recall", "nprobe", "refine_factor", "milliseconds_per_query", "train_iterations", "centroid_movement")
     measured = {key: getattr(built, key) for key in told}
     run.metrics.write(
-        stage.name, weights.iteration or 0, {f"index/{key}": float(value) for key, value in measured.items() if value}
+        stage.name,
+        weights.iteration or 0,
+        {f"index/{key}": float(value) for key, value in measured.items() if value is not None},
     )
     return built
 

@@ -249,8 +249,14 @@ class _Context:
         if self.plan.exact:
             return []
         filling = max(60 * needs.add_minutes / self.world_size, reading)
+        begun = {mining.model for mining in refreshes(self.config.timetable)}
+        warm = self.config.index.warm_start * max(0, times - len(begun) - self.config.evaluation.zero_shot)
+        exchanging = self.plan.num_iterations * needs.exchange_bytes * self.world_size / rates.disk_bytes
+        anew = 60 * (needs.train_minutes / self.world_size + needs.rotate_minutes) + exchanging
+        followed = 60 * needs.warm_minutes / self.world_size + exchanging * needs.warm_minutes / needs.train_minutes
+        how = f"all ranks; {warm} begin from the last index" if warm else "all ranks, from nothing"
         return [
-            PhaseHours("index: train", times, times * 60 * needs.train_minutes, 0.0, "rank 0, the others wait"),
+            PhaseHours("index: train", times, (times - warm) * anew + warm * followed, 0.0, how),
             PhaseHours("index: fill, merge", times, times * (filling + 60 * needs.merge_minutes), 0.0, "all ranks"),
             PhaseHours("index: tune", times, times * max(exact, reading), 0.0, "exact search of the audit queries"),
         ]

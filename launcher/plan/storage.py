@@ -52,7 +52,7 @@ class DiskUse:
     index: int
     """Of one iteration, finished."""
     index_building: int
-    """Of one iteration while it is built: parts and the merged file."""
+    """Of one iteration while it is built: parts and the merged file, or the sample that trains it before."""
     indexes_kept: int
     """Iterations whose embeddings and index lie there at the fullest moment, the new one not counted."""
     candidates: int
@@ -200,7 +200,7 @@ def disk_use(
         bm25=bm25_use(config, corpus, shard_sizes(config, documents)).disk_bytes,
         embeddings=needs.embeddings_bytes + num_shards * (_MARKER_BYTES + _HEADER_BYTES) if needs else 0,
         index=needs.merged_bytes or needs.parts_bytes if needs else 0,
-        index_building=needs.merged_bytes + needs.parts_bytes if needs else 0,
+        index_building=max(needs.merged_bytes + needs.parts_bytes, needs.sample_bytes) if needs else 0,
         indexes_kept=newest + best + config.evaluation.zero_shot + (later > 0) if needs else 0,
         candidates=candidates,
         weights=_WEIGHT_BYTES * (published + zero_shot),
@@ -258,7 +258,7 @@ def host_memory(
         "docids": (corpus.documents * _DOCID_BYTES, "mapped, shared by the ranks"),
         "offloaded engines": (ranks_per_host * offloaded, at_rest),
         "index": (ranks_per_host * searched, "loaded by each rank" if searched else "searched from disk"),
-        "index training": (needs.training_bytes, "rank 0, at each refresh"),
+        "index training": (ranks_per_host * needs.training_bytes, "each rank, at each refresh"),
         "index filling": (ranks_per_host * needs.rank_bytes, "each rank, at each refresh"),
         "postings": (ranks_per_host * postings, "each rank, while a lexical retriever encodes or searches"),
         "BM25 building": (ranks_per_host * bm25, "each rank, once, of a part of the corpus at a time"),

@@ -147,12 +147,11 @@ def test_a_killed_rank_costs_its_iteration_or_its_part_alone(
     tmp_path: Path, alone: tuple[Path, list[dict[str, Any]]]
 ) -> None:
     folder = tmp_path / JOBS[0]["folder"]
-    killed_in_training = JOBS[0] | {"killed_rank": 1, "units": 1}
+    killed_in_training = JOBS[0] | {"killed_rank": 1, "units": 0}
     results = run(tmp_path, 2, [killed_in_training], TEST_TIMEOUT="3")
     assert results[1].returncode == -signal.SIGKILL, report(results)
     assert "CoordinationError" in json.loads(results[0].stdout)["error"], report(results)
-    sample = {path.name: path.stat().st_mtime_ns for path in (folder / "training").glob("rows-*.npy")}
-    assert len(sample) == 5
+    assert len(list((folder / "training").glob("rows-*.npy"))) == 3
     assert not (folder / "trained.json").exists()
     killed_in_part = JOBS[0] | {"killed_rank": 1, "parts": 2}
     results = run(tmp_path, 2, [killed_in_part], TEST_TIMEOUT="3")

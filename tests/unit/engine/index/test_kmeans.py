@@ -44,6 +44,7 @@ def test_sums_are_those_of_float64_in_any_order_and_any_parts() -> None:
     assert np.abs(one.sums_LD - brute_LD).max() < 1e-9 * largest
     assert one.counts_L.tolist() == np.bincount(labels_N, minlength=L).tolist()
     assert one.score == pytest.approx(ROWS_ND[:, 0].astype(np.float64).sum(), rel=1e-9)
+    assert np.array_equal(one.sums_LD, np.rint(one.sums_LD / quantum_of(largest, N)) * quantum_of(largest, N))
     unrounded = [ROWS_ND[rows, 0].astype(np.float64).sum() for rows in np.array_split(rng.permutation(N), 37)]
     assert sum(unrounded) != ROWS_ND[:, 0].astype(np.float64).sum(), "without rounding, order would not matter here"
 

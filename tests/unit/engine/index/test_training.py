@@ -39,6 +39,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> EmbeddingStore:
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lists, "_RANGE", 16)
+    monkeypatch.setattr(sample, "_LEAST_ROWS", 256)
 
 
 def plan_of(factory: str = ALL_IN_ONE, **settings: Any) -> IndexPlan:
