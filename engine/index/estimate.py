@@ -38,7 +38,9 @@ class IndexEstimate:
     lists_bytes: int
     """Centroids, graph, codebooks: the trained, empty index; and the padding of interleaved codes."""
     training_bytes: int
-    """Of a rank while it trains: centroids, a copy and sums, a unit of the sample; and the rows that OPQ learns from."""
+    """Of a rank while it trains: centroids, a copy and sums, a unit of the sample."""
+    rotation_bytes: int
+    """Of rank 0 more than that, at its start: the rows that OPQ or PCA learns from."""
     rank_bytes: int
     """Of a rank while it adds: the trained index, one part, a block of embeddings."""
     embeddings_bytes: int
@@ -117,7 +119,7 @@ def estimate_index(
     """
     embeddings = num_documents * dimension * embedding_bytes
     if plan.exact:
-        return IndexEstimate(0, 0, 0, 0, _BLOCK_BYTES, embeddings, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0.0, 0.0, gigaflops)
+        return IndexEstimate(0, 0, 0, 0, 0, _BLOCK_BYTES, embeddings, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0.0, 0.0, gigaflops)
     sizes = factory_sizes(plan.factory, dimension)
     rate, slow = gigaflops * 1e9 * _SHARE, gigaflops * 1e9 * _CODEBOOK_SHARE
     width, rotated = sizes.list_dimension, sizes.transform_bytes > 0
@@ -132,8 +134,7 @@ def estimate_index(
             * (4 * points * dimension**2 / rate + 2 * points * sizes.num_codes * width * 4 / slow)
         )
     centroids = plan.num_lists * width
-    training = _CENTROID_BYTES * centroids + _UNIT_ROWS * _ROW_BYTES * width
-    training += 2 * 4 * _ROTATED_ROWS * dimension if rotated else 0
+    rows = min(plan.train_size, _ROTATED_ROWS)
     train = (clustering / rate + codebooks / slow) / 60
     compared = min(_GRAPH_VISITS, plan.num_lists) if sizes.link_bytes else plan.num_lists
     coding = 2 * sizes.num_codes * width / slow + 2 * compared * width / (slow if sizes.link_bytes else rate)
@@ -144,7 +145,8 @@ def estimate_index(
         num_documents * plan.code_bytes,
         8 * num_documents,
         sizes.trained_bytes + sizes.padding_bytes,
-        training,
+        _CENTROID_BYTES * centroids + min(plan.train_size, _UNIT_ROWS) * _ROW_BYTES * width,
+        2 * 4 * rows * dimension * rotated,
         sizes.trained_bytes + 2 * part + 2 * _BLOCK_BYTES,
         embeddings,
         lists_on_disk,

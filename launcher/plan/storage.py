@@ -246,6 +246,7 @@ def host_memory(
         for model, section in config.models.items():
             shape = shapes[model]
             offloaded += offloaded_bytes(shape, section.precision, section.zero_stage, world_size)
+    learning = ranks_per_host * needs.training_bytes + needs.rotation_bytes
     bm25 = bm25_use(config, corpus, shard_sizes(config, corpus.documents)).rank_bytes
     gathered = 2 * _WEIGHT_BYTES * max(shape.parameters for shape in shapes.values())
     at_rest = f"{all_of(len(shapes))} at rest, while the corpus is encoded and searched"
@@ -258,7 +259,7 @@ def host_memory(
         "docids": (corpus.documents * _DOCID_BYTES, "mapped, shared by the ranks"),
         "offloaded engines": (ranks_per_host * offloaded, at_rest),
         "index": (ranks_per_host * searched, "loaded by each rank" if searched else "searched from disk"),
-        "index training": (ranks_per_host * needs.training_bytes, "each rank, at each refresh"),
+        "index training": (learning, "each rank, at each refresh"),
         "index filling": (ranks_per_host * needs.rank_bytes, "each rank, at each refresh"),
         "postings": (ranks_per_host * postings, "each rank, while a lexical retriever encodes or searches"),
         "BM25 building": (ranks_per_host * bm25, "each rank, once, of a part of the corpus at a time"),
