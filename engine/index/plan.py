@@ -272,8 +272,9 @@ def _choose_factory(
 ) -> tuple[str, list[str]]:
     """Return the FAISS factory string for N documents of D dimensions, and why.
 
-    Lists are 4 * sqrt(N) at any size. FAISS's guideline has more of them from ten million documents, for many searches
-    of one index; here an index is trained anew at each refresh, and k-means costs as the square of their number.
+    Lists are 4 * sqrt(N) at any size, by what training, filling and searching them cost together (docs/scale.md).
+    FAISS's guideline has more of them from ten million documents, for many searches of one index; here an index is
+    trained at each refresh, and k-means costs as the square of their number.
 
     Below ten million documents codes have 4 bits, one for two dimensions: they train in seconds on one core (8-bit ones
     take ten times as long), take D/4 bytes a document and are scanned by vector instructions.
