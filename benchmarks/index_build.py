@@ -67,7 +67,7 @@ def ours(folder: Path, job: dict[str, Any], num_ranks: int) -> dict[str, Any]:
     """Build after the training with so many ranks of one thread; return what rank 0 told, with the largest peak."""
     index = folder / f"ours-{num_ranks}"
     index.mkdir()
-    for name in ("trained.faiss", "trained.json"):
+    for name in ("trained.faiss", "trained.json", "labels.npy"):
         shutil.copy(folder / "trained" / name, index)
     ranks = run_world(num_ranks, 1, job | {"folder": str(index)})
     return ranks[0] | {"peak_bytes": max(rank["peak_bytes"] for rank in ranks), "folder": index}

@@ -1,9 +1,9 @@
 """Time and memory of an index build while the corpus doubles and doubles again.
 
 The embeddings are made in parts (float16, 384 numbers, clustered, of varied norms) and lie on disk; a build may hold a
-sample, one index part, and in the end the index, never the embeddings. The table has the seconds of each phase, the
-largest resident set (VmHWM, with mapped pages of files) and the largest anonymous one (RssAnon) of the rank that needs
-most, and below it how each grows: the exponent e in size**e between the smallest and the largest corpus.
+unit of the sample, one index part, and in the end the index, never the embeddings. The table has the seconds of each
+phase, the largest resident set (VmHWM, with mapped pages of files) and the largest anonymous one (RssAnon) of the rank
+that needs most, and below it how each grows: the exponent e in size**e between the smallest and the largest corpus.
 
     python benchmarks/index_memory.py [--quick] [--ranks 1] [--threads 2] [--placement auto] [--folder DIR]
 """

@@ -42,9 +42,6 @@ from engine.index.plan import empty_index, plan_index
 from engine.index.sample import draw
 from shards.embeddings import EmbeddingStore
 
-_OTHER_PHASES = ("plan", "queries", "exact search", "start", "look for it", "parts", "fill", "merge", "tune", "report")
-"""Of a build, that are no training."""
-
 
 def faiss_alone(job: dict[str, Any]) -> None:
     """Train in this process, of one core; print what it took."""
@@ -69,11 +66,10 @@ def refreshed(folder: Path, job: dict[str, Any], num_ranks: int, name: str) -> t
     index = folder / f"{name.replace(' ', '-')}-{num_ranks}"
     ranks = run_world(num_ranks, 1, job | {"folder": str(index), "pinned": True})
     seconds, built = ranks[0]["seconds"], ranks[0]["built"]
-    training = [phase for phase in seconds if phase not in (*_OTHER_PHASES, "all")]
     row = {
         "who": f"{num_ranks} rank(s), {name}",
-        "train s": sum(seconds[phase] for phase in training),
-        "user s of it": sum(rank["user_seconds"].get(phase, 0.0) for rank in ranks for phase in training),
+        "train s": seconds["train"],
+        "user s of it": sum(rank["user_seconds"]["train"] for rank in ranks),
         "iterations": built["train_iterations"],
         "moved": built["centroid_movement"],
         "fill s": seconds["fill"],

@@ -34,6 +34,8 @@ from shards.manifest import CorpusManifest, ShardEntry, TokenStream, shard_name
 DIMENSION, CENTERS, PER_SHARD = 384, 5000, 50_000
 SHARED_DRIFT, OWN_DRIFT = 0.3, 0.3
 """How far vectors move from one refresh to the next, relative to their size: all by one map, and each by itself."""
+_NO_TRAINING = ("plan", "queries", "exact search", "start", "look for it", "parts", "fill", "merge", "tune", "report")
+"""Phases of a build that are no training."""
 GIB = 2**30
 
 
@@ -196,6 +198,11 @@ def folder_bytes(paths: Sequence[Path]) -> int:
     return sum(path.stat().st_size for folder in paths for path in folder.rglob("*") if path.is_file())
 
 
+def _with_training(seconds: dict[str, float]) -> dict[str, float]:
+    """Add what the steps of the training took together, as the phase `train`."""
+    return seconds | {"train": sum(taken for phase, taken in seconds.items() if phase not in _NO_TRAINING)}
+
+
 def _be_a_rank(job: dict[str, Any]) -> None:
     torch.set_num_threads(int(os.environ["BENCHMARK_THREADS"]))
     rank, world, moved = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), bool(job.get("moved"))
@@ -222,8 +229,8 @@ def _be_a_rank(job: dict[str, Any]) -> None:
     )
     told = {
         "built": asdict(built),
-        "seconds": coordinator.seconds | {"all": time.perf_counter() - start},
-        "user_seconds": coordinator.user_seconds,
+        "seconds": _with_training(coordinator.seconds) | {"all": time.perf_counter() - start},
+        "user_seconds": _with_training(coordinator.user_seconds),
         "before_bytes": before,
         "peak_bytes": status_bytes("VmHWM"),
         "anonymous_bytes": watched.peak_bytes,

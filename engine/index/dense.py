@@ -1,7 +1,8 @@
 """The index over a corpus's document embeddings: built by all ranks together, searched, tuned by measured recall.
 
-An index's folder is `embeddings/` (a store of `shards.embeddings`, made before), `trained.faiss` and `trained.json`
-(the contract between the ranks), `part-NNN.lists` with a JSON marker each (gone after the merge, unless they are what
+An index's folder is `embeddings/` (a store of `shards.embeddings`, made before), `training/` (while it is trained),
+`trained.faiss` and `trained.json` (the contract between the ranks), `labels.npy` and `start.json` (what the next index
+begins from), `part-NNN.lists` with a JSON marker each (gone after the merge, unless they are what
 is searched), `index.faiss`, and `manifest.json`, written last: without it there is no index. The folder lies where all
 ranks see it, and may be moved. `engine.index.build` makes it: `plan` decides, `train` trains and fills,
 `merge` merges, `tune` measures. Product quantization alone ranks badly, so what FAISS finds is scored again

@@ -104,6 +104,12 @@ def test_refreshes_are_measured(tiny: Finished, name: str) -> None:
     assert all(0.3 <= value <= 1 for value in values) if kind == "index" else sum(values) > 0
 
 
+def test_indexes_after_the_first_begin_from_the_last(tiny: Finished) -> None:
+    begun = {name: stage["result"]["warm_start"] for name, stage in ledger_of(tiny.folder).items() if "index/" in name}
+    assert begun == {"index/zero-shot": False, "index/000": False, "index/001": True, "index/002": True}
+    assert all(line["index/train_iterations"] <= 5 for line in metrics_of(tiny.folder) if "index/recall" in line)
+
+
 def test_times_of_all_phases_are_measured(tiny: Finished) -> None:
     timed = {name for line in metrics_of(tiny.folder) for name in line if name.startswith("seconds/")}
     phases = {stage.split("/")[0] for stage in ledger_of(tiny.folder)}
