@@ -127,6 +127,8 @@ def play(
         return
     finally:
         run.metrics.close()
+    if (before := config.run.stop_before) is not None and not run.is_finished(before):
+        log.warning("run.stop_before is %s, a stage that this run does not have: it has run to its end", before)
     if run.is_main:
         tell_end(run, dataset)
 
