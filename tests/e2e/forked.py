@@ -2,7 +2,8 @@
 
 A companion of the real kind is a new process that imports torch. What is forked is the same from its first line on: it
 reads its order, its pipe and its files, and has nothing of its rank's but the modules. Where the run folder has a file
-named `fails` or `waits`, companions fail when they are to search, or wait there for their end.
+named `fails` or `waits`, companions fail when they are to search, or wait there for their end; a rank takes no further
+step before it has heard of the failure. With one named `slow`, a rank's steps take long enough to be met in between.
 """
 
 from __future__ import annotations
@@ -19,9 +20,12 @@ from typing import IO, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from engine.refresh import companion, refresh
+from engine.reliability.preemption import PREEMPTION
 from launcher import run
 from launcher.commands import companion as program
 from launcher.terminal.streams import run_at_terminal
+
+AGREED = PREEMPTION.agreed
 
 
 class Forked:
@@ -34,9 +38,8 @@ class Forked:
         if self.pid == 0:
             os.close(writing)
             os.dup2(reading, 0)
-            folders = [Path(word.removeprefix("run.path=")) for word in sys.argv if word.startswith("run.path=")]
             for name, function in (("fails", fail), ("waits", wait)):
-                if (folders[0] / name).exists():
+                if has_file(name):
                     refresh.mine = function
             os._exit(program.main(words))
         os.close(reading)
@@ -61,15 +64,36 @@ class Forked:
             os.kill(self.pid, signal.SIGKILL)
 
 
+def has_file(name: str) -> bool:
+    """Whether the run folder has a file of this name."""
+    return any(
+        (Path(word.removeprefix("run.path=")) / name).exists() for word in sys.argv if word.startswith("run.path=")
+    )
+
+
+def agreed(device: Any) -> bool:
+    """What a rank asks after each step, at the time that the test needs."""
+    deadline = time.monotonic() + 120
+    while has_file("fails") and not PREEMPTION.requested and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if has_file("slow"):
+        time.sleep(0.3)
+    return AGREED(device)
+
+
 def fail(*_: Any, **__: Any) -> Any:
     raise ZeroDivisionError("made to fail")
 
 
 def wait(*_: Any, **__: Any) -> Any:
-    time.sleep(600)
+    deadline = time.monotonic() + 600
+    while not PREEMPTION.requested and time.monotonic() < deadline:
+        time.sleep(0.01)
+    raise PREEMPTION.stop_here("a search that waits for its end")
 
 
 if __name__ == "__main__":
+    PREEMPTION.agreed = agreed  # type: ignore[method-assign]
     names = ("PIPE", "DEVNULL", "TimeoutExpired")
     companion.subprocess = SimpleNamespace(  # type: ignore[assignment]
         Popen=Forked, **{name: getattr(subprocess, name) for name in names}

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.config.remaining import left_of
 from engine.coordination.coordinator import Coordinator, LocalTransport
 from engine.reliability.exit_codes import EXIT_CRASH, EXIT_PREEMPTED
 from engine.reliability.processes import process_is_alive
 from engine.reliability.run_lock import read_holder
 from engine.run import Run
-from launcher.commands.status import seconds_left_in_run
 from tests.distributed.processes import ROOT
 from tests.e2e.made import ledger_of, measured, metrics_of, weights_of
 from tests.e2e.starts import Started, Zygote, wait_until
@@ -110,6 +110,8 @@ def test_stopped_and_killed_on_both_sides_it_ends_bit_equal(
     zygote: Zygote, prepared: Path, small_data: Path, undisturbed: Path
 ) -> None:
     folder = copied(prepared, "killed")
+    (folder / "slow").touch()
+    (folder / "waits").touch()  # so that neither the stop nor a kill comes too late
     started = go_on(zygote, folder, small_data)
     wait_until(checkpointed(folder, "ranker", "ranker/1", 1), started)
     (folder / "stop").touch()
@@ -117,7 +119,6 @@ def test_stopped_and_killed_on_both_sides_it_ends_bit_equal(
     assert ended.code == EXIT_PREEMPTED, ended.err[-3000:]
     assert "ranker/1" not in ledger_of(folder)
 
-    (folder / "waits").touch()  # so that no kill comes too late
     moments = [
         checkpointed(folder, "ranker", "ranker/1", 4),
         lambda: "index/001" in finished_beside(folder) and "ranker/1" in ledger_of(folder),
@@ -135,6 +136,7 @@ def test_stopped_and_killed_on_both_sides_it_ends_bit_equal(
             time.sleep(0.02)
         assert not {"candidates/001", "overlap/1"} & {*ledger_of(folder), *finished_beside(folder)}
     (folder / "waits").unlink()
+    (folder / "slow").unlink()
     ended = go_on(zygote, folder, small_data).wait()
     assert ended.code == 0, ended.err[-3000:]
     assert artifacts_of(folder) == artifacts_of(undisturbed)
@@ -182,5 +184,4 @@ def test_refreshes_end_where_one_has_kept_enough_also_in_a_later_start(
     assert (stale["before"], stale["lag_steps"]) == (1, 4), "two iterations of two steps"
     run = Run.reopen(folder, Coordinator(LocalTransport()), torch.device("cpu"))
     assert run.timetable.phase("ranker").candidates == ("000", "001", "001")
-    seconds, complete = seconds_left_in_run(run.config, ledger_of(folder), None)
-    assert (seconds, complete) == (0.0, True)
+    assert left_of(run.config, ledger_of(folder), None) is None, "nothing that was measured is to come"

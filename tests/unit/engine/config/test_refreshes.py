@@ -10,10 +10,11 @@ import pytest
 
 from engine.config.ar2 import Ar2Config, Ar2Recipe, WarmupRankerConfig, WarmupRetrieverConfig, ar2_timetable
 from engine.config.file import load_config
+from engine.config.remaining import left_of
 from engine.config.timetable import Timetable, iteration_name
 from engine.data.batches import rows_drawn
 from engine.errors import ConfigError
-from launcher.commands.status import seconds_left_in_run
+from engine.results import kept_shares
 from tests.distributed.processes import ROOT
 
 TINY = ROOT / "configs" / "tiny.yaml"
@@ -128,17 +129,20 @@ def test_status_counts_the_refreshes_that_are_left_and_what_runs_beside_once() -
     """Symptom: a run of ten iterations with two refreshes would be said to have the hours of ten left."""
 
     def left(*words: str, share: float = 0.1) -> float:
-        config = load_config(TINY, ["ar2.iterations=7", *words])
-        done = {f"{kind}/001": {"seconds": 100.0} for kind in ("encode", "index", "candidates")}
-        done |= {f"{kind}/1": {"seconds": 10.0} for kind in ("retriever", "ranker", "evaluate")}
+        config = load_config(TINY, ["ar2.iterations=7", "evaluation.test_at_end=false", *words])
+        names = ("zero-shot", "000", "001")
+        done = {f"{kind}/{name}": {"seconds": 100.0} for kind in ("encode", "index", "candidates") for name in names}
+        once = ("retriever/1", "ranker/1", "evaluate/0", "evaluate/1", "warmup_retriever", "warmup_ranker")
+        done |= {name: {"seconds": 10.0} for name in once}
         kept = {"before": 0, "lag_steps": 6, "weights_changed": 0.1, "kept": share, "queries": 4}
         done["staleness/1"] = {"seconds": 0.0, "result": kept}
-        seconds, complete = seconds_left_in_run(config, done | {"evaluate/0": {"seconds": 10.0}}, None)
-        assert complete
-        return seconds
+        found = left_of(config.with_measured(kept_shares(done)), done, None)
+        assert found is not None
+        assert found.is_all
+        return found.seconds
 
     assert left() == 6 * 330.0
-    assert left("ar2.refresh_every=3") == 6 * 20 + 2 * 310.0, "iterations 3, 6 and 7, one of which is done"
+    assert left("ar2.refresh_every=3") == 6 * 20 + 3 * 310.0, "iterations 3, 6 and 7"
     assert left("ar2.refresh_until=0.5") == 6 * 330.0
     assert left("ar2.refresh_until=0.5", share=0.6) == 6 * 20 + 310.0, "the last one alone"
     assert left("ar2.overlap=ranker") == 6 * (10 + 100 + 10 + 200.0), "the ranker's phase is the shorter one"
