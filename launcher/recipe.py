@@ -49,7 +49,6 @@ from engine.refresh.fallback import require_fallback, trained_questions, with_fa
 from engine.run import SIZES, Run, Stage, StopReached
 from engine.training.backend import deepspeed_config, require_precision
 from engine.training.models import Models
-from launcher.__main__ import COMMANDS
 from launcher.plan.models import shapes_of
 from launcher.plan.recomputation import decide_recomputation, device_here
 from launcher.terminal.aside import lead_into
@@ -136,11 +135,11 @@ def play(
 def tell_end(run: Run, dataset: Dataset) -> None:
     """Log the table of results, and commands to go on with."""
     if not run.config.learns_from_queries:
-        log.info("to go on with:\n%s", next_steps(run.folder.path, None, COMMANDS))
+        log.info("to go on with:\n%s", next_steps(run.folder.path, None))
         return
     asked = (qid for split in ("dev", "test", "train") for qid in dataset.qrels.get(split, {}))
     question = next((dataset.queries[qid].text for qid in asked if qid in dataset.queries), "")
-    steps = next_steps(run.folder.path, question, COMMANDS)
+    steps = next_steps(run.folder.path, question)
     table = summary_table(run.folder, bold=is_bold())
     log.info("results (%s)\n\n%s\n\nto go on with:\n%s", run.folder.summary, table, steps)
 

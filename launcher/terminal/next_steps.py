@@ -5,32 +5,22 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-from collections.abc import Collection
 from pathlib import Path
 
-_AFTER_A_RUN = (
-    ("search", "search {run} {question}"),
-    ("report", "report {run}"),
-    ("serve", "serve {run}"),
-    ("export", "export {run} --out {run}-export"),
-)
-"""Command -> its words; what this version does not have is left out."""
+_AFTER_A_RUN = ("search {run} {question}", "report {run}", "serve {run}", "export {run} --out {run}-export")
 _LONGEST_QUESTION = 60
 
 
-def next_steps(run: Path, question: str | None, known: Collection[str]) -> str:
+def next_steps(run: Path, question: str | None) -> str:
     """List commands to go on with, a line each.
 
     Args:
         run: The run folder.
         question: One of the data's; None for a run without questions, which is searched by nobody.
-        known: All commands that there are.
     """
     program = "sparring" if shutil.which("sparring") else "python -m launcher"
     given = {"run": shlex.quote(_as_short(run)), "question": shlex.quote(_shortened(question))}
-    lines = [
-        f"{program} {words.format(**given)}" for name, words in _AFTER_A_RUN if name in known and question is not None
-    ]
+    lines = [f"{program} {words.format(**given)}" for words in _AFTER_A_RUN if question is not None]
     lines += [f"tensorboard --logdir {shlex.quote(_as_short(run / 'tensorboard'))}"]
     return "\n".join(f"  {line}" for line in lines)
 

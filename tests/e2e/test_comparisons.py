@@ -186,7 +186,7 @@ def test_candidates_in_a_file_are_re_ranked(zygote: Zygote, run: Path) -> None:
     for system in ("D0", "D"):
         assert found[system, "top5.tsv"]["metrics"]["R@5"] == found["top5.tsv", None]["metrics"]["R@5"]
         assert found[system, "top5.tsv"]["rerank_depth"] == 5
-    assert "top5.tsv top 5" in ended.err
+    assert "D0 over top5.tsv, top 5" in ended.err
 
     ended = zygote.launcher(*words, "bm25", "--depth", "12")
     assert ended.code == 0, ended.err

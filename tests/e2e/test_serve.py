@@ -55,7 +55,7 @@ class Server:
     def stop(self, number: int = signal.SIGTERM) -> int | None:
         os.kill(self.rank.pid, number)
         assert self.rank.ended.wait(60)
-        return self.rank.code
+        return self.rank.returncode
 
 
 def listening(rank: Rank) -> Server:
@@ -342,7 +342,7 @@ def test_a_stop_answers_what_is_in_flight(zygote: Zygote, run: Path) -> None:
         assert answer.status == 200
         assert len(json.loads(answer.read())["responses"]) == 8
     assert served.rank.ended.wait(60)
-    assert served.rank.code == 0
+    assert served.rank.returncode == 0
     assert "SIGTERM: answering what is in flight" in served.told
 
 

@@ -286,7 +286,8 @@ def test_data_without_dev_and_test_trains_all_the_same(runs: Runs, small_data: P
 
 def test_irgan_on_one_rank_and_on_two(runs: Runs, plain: Path) -> None:
     """The game of Table 5 begins from AR2's G0, has its own D0, and leaves what AR2 leaves."""
-    words = ("ar2.objective=irgan", "ar2.ranker_restarts=pretrained")
+    # In float16, two models that differ by rounding may find other negatives.
+    words = ("ar2.objective=irgan", "ar2.ranker_restarts=pretrained", "index.embedding_dtype=float32")
     folder, shared = runs.make("irgan", *words), runs.make("irgan2", *words, num_ranks=2)
     assert_same_losses(shared, folder)
     ours, theirs = losses_of(folder), losses_of(plain)
