@@ -238,7 +238,7 @@ def job_lines(folder: Path, asked: Asked | None) -> list[tuple[str, str]]:
     if asked is None:
         return []
     submitted = asked.submitted
-    text = f"{submitted.name}: " + ("; ".join(map(in_words, asked.found or ())) or _not_known(asked))
+    text = f"{submitted.name}: " + ("; ".join(map(in_words, asked.found or ())) or _not_known(asked, folder))
     return [("job", text), ("job's log", str(submitted.log(folder)))]
 
 
@@ -247,12 +247,11 @@ def sweep_rows(asked: Asked) -> list[dict[str, str]]:
     known = asked.found or []
     waiting = next((entry for entry in known if entry.task is None), None)
     by_task = {entry.task: entry for entry in known}
-    nothing = why_not_known() if asked.found is None else "SLURM does not know it"
     rows = []
     for number, run in (asked.submitted.tasks or {}).items():
         entry = by_task.get(int(number), waiting)
         stages = finished_stages(Path(run))
-        state = "finished" if is_finished(Path(run)) else in_words(entry) if entry else nothing
+        state = "finished" if is_finished(Path(run)) else in_words(entry) if entry else _forgotten(asked, Path(run))
         last = f"{len(stages)} stages, the last {stages[-1]}" if stages else ""
         rows.append({"task": number, "run": Path(run).name, "job": state, "finished": last})
     return rows
@@ -272,11 +271,19 @@ def in_words(known: TaskState) -> str:
     return words + (f", {known.elapsed}{limited}" if known.state != PENDING else "")
 
 
-def _not_known(asked: Asked) -> str:
+def _not_known(asked: Asked, folder: Path) -> str:
     when = f"submitted at {asked.submitted.time}"
     if asked.found is None:
         return f"{when}; what became of it is not known here: {why_not_known()}"
-    return f"{when}; SLURM does not know it any more"
+    return f"{when}; {_forgotten(asked, folder)} any more"
+
+
+def _forgotten(asked: Asked, run: Path) -> str:
+    """Say what is known of a run's job without SLURM: that it was cancelled, if it was."""
+    if asked.found is None:
+        return why_not_known()
+    was_cancelled = (slurm_folder(run) / "cancelled").exists()
+    return "cancelled; SLURM does not know it" if was_cancelled else "SLURM does not know it"
 
 
 def _of_scontrol(line: str) -> TaskState:

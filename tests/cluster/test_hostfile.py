@@ -89,6 +89,9 @@ def test_files_are_named_once_a_run_and_by_both_hosts(launched: dict[str, Launch
     """Symptom: the index was merged, and the candidates were written, once on each node."""
     hosts = launched[name].recorder.names(launched[name].folder)
     assert hosts.keys() == {"node1", "node2"}
+    for names in hosts.values():  # what ranks exchange while they train the lists is written anew by each iteration
+        for file in [file for file in names if "/training/" in file]:
+            del names[file]
     for part in ("shards/", "index/", "candidates/", "weights/", "export/"):
         named = {host: {file for file in names if file.startswith(part)} for host, names in hosts.items()}
         assert any(named.values()), f"nothing below {part} is recorded"

@@ -88,6 +88,8 @@ def test_a_job_that_only_the_accounts_know(made: StandIns, run: Path) -> None:
 def test_a_job_that_nobody_knows_any_more(made: StandIns, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made.make("scontrol", FORGOTTEN)
     assert text_of(run) == f"41: submitted at {TIME}; SLURM does not know it any more"
+    (run / "slurm" / "cancelled").touch()
+    assert text_of(run) == f"41: submitted at {TIME}; cancelled; SLURM does not know it any more"
     monkeypatch.setenv("PATH", "/nonexistent")
     assert "this host has no scontrol" in text_of(run)
 
