@@ -190,7 +190,7 @@ def test_candidates_in_a_file_are_re_ranked(zygote: Zygote, run: Path) -> None:
 
     ended = zygote.launcher(*words, "bm25", "--depth", "12")
     assert ended.code == 0, ended.err
-    assert "BM25 top 12" in ended.err
+    assert "over BM25, top 12" in ended.err
     refused(zygote.launcher(*words, str(run / "top5.tsv"), "--depth", "3"), "--depth says nothing", "all of which")
     refused(zygote.launcher(*words, "bm25", "--retriever", "0"), "--retriever says nothing")
     refused(zygote.launcher(*words, str(run / "none.tsv")), "there is no file")
