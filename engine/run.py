@@ -35,7 +35,7 @@ from shards.files import parse_record, read_json, write_json
 if TYPE_CHECKING:  # not needed by who only looks at a run's folder
     import torch
 
-__all__ = ["SIZES", "Run", "RunFolder", "Stage", "StopReached", "format_seconds"]
+__all__ = ["SIZES", "Run", "RunFolder", "Stage", "StopReached"]
 
 log = get_logger(__name__)
 P = ParamSpec("P")

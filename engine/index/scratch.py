@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,8 @@ def save_scratch(path: Path, array: npt.NDArray[Any]) -> None:
     Raises:
         DiskFullError: There was no space for it.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with _replacing(path) as temporary:
         save_array(temporary, np.ascontiguousarray(array))
-        os.replace(temporary, path)
-    except OSError as error:
-        raise as_full_disk(error) or error from error
 
 
 def write_scratch(path: Path, obj: object) -> None:
@@ -39,9 +37,16 @@ def write_scratch(path: Path, obj: object) -> None:
     Raises:
         DiskFullError: There was no space for it.
     """
+    with _replacing(path) as temporary:
+        temporary.write_text(json.dumps(obj, allow_nan=False), encoding="utf-8")
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Yield where to write; what is written there takes the file's place when the body ends."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(json.dumps(obj, allow_nan=False), encoding="utf-8")
+        yield temporary
         os.replace(temporary, path)
     except OSError as error:
         raise as_full_disk(error) or error from error

@@ -67,13 +67,14 @@ def choose_layers(model: Any, kept: Sequence[int], name: str) -> Any:
     keep_layers(config, kept, name)
     with torch.random.fork_rng(devices=[]):
         smaller = type(model)._from_config(config, attn_implementation=config._attn_implementation, dtype=torch.float32)
-    renamed = {f"{prefix}.{layer}.": f"{prefix}.{place}." for place, layer in enumerate(kept)}
+    places, inside = {str(layer): place for place, layer in enumerate(kept)}, f"{prefix}."
     weights = {}
     for key, tensor in model.state_dict().items():
-        layer = key.removeprefix(f"{prefix}.").split(".")[0] if key.startswith(f"{prefix}.") else None
-        if layer is None:
+        if not key.startswith(inside):
             weights[key] = tensor
-        elif (old := f"{prefix}.{layer}.") in renamed:
-            weights[renamed[old] + key.removeprefix(old)] = tensor
+            continue
+        layer, rest = key.removeprefix(inside).split(".", 1)
+        if layer in places:
+            weights[f"{inside}{places[layer]}.{rest}"] = tensor
     smaller.load_state_dict(weights)
     return smaller.train(model.training)
