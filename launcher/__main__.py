@@ -82,13 +82,18 @@ def command_line(words: Sequence[str] | None = None, program: str | None = None)
         description="Distributed training of dense retrievers against rankers.",
         epilog=_listed(program),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action=_Version, help="print the versions of this program and its libraries")
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="COMMAND", help=argparse.SUPPRESS, prog=program
     )
     for name, (_, purpose) in COMMANDS.items():
-        command = commands.add_parser(name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.")
+        # A part of an option's name is none: `--ranker` would be `--ranker-shape` until there is a `--ranker`.
+        command = commands.add_parser(
+            name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.", allow_abbrev=False
+        )
+        command.set_defaults(parser=command)
         if words is None or list(words[:1]) == [name]:
             _describe(command, name, f"{program} {name}")
     return parser
@@ -105,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     from launcher.terminal.arguments import complete
     from launcher.world.imports import end_imports
 
-    complete(parser, arguments, left)
+    complete(arguments.__dict__.pop("parser"), arguments, left)
 
     set_up_logging(rank=0, world_size=1)
     run_command = importlib.import_module(COMMANDS[arguments.command][0]).run_command

@@ -70,7 +70,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def command_line() -> argparse.ArgumentParser:
     """Return the parser of the words behind `launcher/run.py`."""
-    parser = argparse.ArgumentParser(prog="launcher/run.py", description="Run a whole recipe on all ranks.")
+    parser = argparse.ArgumentParser(
+        prog="launcher/run.py", description="Run a whole recipe on all ranks.", allow_abbrev=False
+    )
     parser.add_argument(
         "--config", type=recipe_file, required=True, metavar="FILE", help="the recipe, such as configs/tiny.yaml"
     )

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def parse_words(words: Sequence[str]) -> argparse.Namespace:
     """Parse the words behind `train`; end with exit code 2 where they are wrong."""
-    parser = argparse.ArgumentParser(prog="sparring train")
+    parser = argparse.ArgumentParser(prog="sparring train", allow_abbrev=False)
     add_arguments(parser)
     return complete(parser, *parser.parse_known_args(words))
 

@@ -180,7 +180,7 @@ def _counter(start: Start) -> tuple[Callable[[str], int], str]:
     if start.name != RANDOM and start.at_hand:
         with contextlib.suppress(ModelError):
             tokenizer: Any = load_tokenizer(start.source)
-            return (lambda text: len(tokenizer(text)["input_ids"])), f"tokenised by {start.name}"
+            return (lambda text: len(tokenizer(text, verbose=False)["input_ids"])), f"tokenised by {start.name}"
     told = f"estimated: {_TOKENS_PER_WORD} tokens a word, as no tokenizer is at hand"
     return (lambda text: _SPECIAL + round(_TOKENS_PER_WORD * len(_WORD.findall(text)))), told
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from engine.config.shipped import shipped_recipe
@@ -96,7 +97,7 @@ def complete(parser: ArgumentParser, arguments: Namespace, left: Sequence[str]) 
         left: What it could not place.
     """
     if left and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in left)):
-        parser.error(f"unrecognized arguments: {' '.join(left)}")
+        parser.error(f"unrecognized arguments: {' '.join(left)}{_nearest(parser, left)}")
     if left:
         arguments.overrides = [*arguments.overrides, *left]
     for name, value in vars(arguments).items():
@@ -107,6 +108,14 @@ def complete(parser: ArgumentParser, arguments: Namespace, left: Sequence[str]) 
             parser.error(f"argument {name.replace('_', '-')}: {broken!r} is no UTF-8, expected a text in it")
         setattr(arguments, name, texts[0] if isinstance(value, str) else texts)
     return arguments
+
+
+def _nearest(parser: ArgumentParser, words: Sequence[str]) -> str:
+    """Return a question for the options that were meant, " " before it; "" where none is like them."""
+    known = [option for option in parser._option_string_actions if option.startswith("--")]
+    meant = [get_close_matches(word.split("=")[0], known, n=1) for word in words if word.startswith("--")]
+    names = list(dict.fromkeys(name for found in meant for name in found))
+    return f" (is {' or '.join(names)} meant?)" if names else ""
 
 
 def _whole(text: str, least: int) -> int:

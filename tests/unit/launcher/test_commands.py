@@ -129,3 +129,13 @@ def test_the_script_is_the_program(tmp_path: Path) -> None:
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "holds no run" in refused.stderr
     assert run("status", "--help").stdout.startswith("usage: sparring status")
+
+
+def test_a_part_of_an_options_name_is_none_and_the_nearest_one_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """`init --retriever NAME` was taken for `--retriever-shape NAME`, and what was wrong was told of `sparring` alone."""
+    with pytest.raises(SystemExit) as end:
+        main(["init", "data", "--retriever", "bert-base-uncased", "--hour", "1"])
+    assert end.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith("usage: python -m launcher init [-h]")
+    assert "--retriever bert-base-uncased --hour 1 (is --retriever-shape or --hours meant?)" in told
