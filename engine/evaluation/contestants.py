@@ -121,11 +121,18 @@ class Entrant:
         name: What its systems' labels begin with; empty where it is alone.
         run: The run.
         data: Its data.
+        setting: What begins the labels of what several runs, which differ in their seed alone, come to together.
     """
 
     name: str
     run: Run
     data: Data
+    setting: str = ""
+
+    def of_setting(self, label: str) -> str:
+        """Return the label of one of its systems without its seed."""
+        system = label.removeprefix(self.named(""))
+        return f"{self.setting}:{system}" if self.setting else system
 
     def named(self, system: str) -> str:
         """Return the label of one of its systems."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,36 +126,3 @@ def compare(values: Mapping[str, Mapping[str, float]], compared: str | None, *, 
         name: Measured(float(one.mean()), standard_error(one), len(qids), p_values.get(name))
         for name, one in by_system.items()
     }
-
-
-def matrix_tables(
-    title: str, cells: Mapping[str, Mapping[str, Measured]], columns: Sequence[str], metric: str, compared: str | None
-) -> tuple[Table, Table]:
-    """Return a matrix as people read it, and the same with a line for each cell.
-
-    Args:
-        title: Of both.
-        cells: Row -> column -> what was measured.
-        columns: In their order.
-        metric: Its name, for the header.
-        compared: The row that all are compared with; None for the best of each column.
-
-    Returns:
-        The printed table, and the one for CSV.
-
-    Source: R2ANKER Table 4.
-    """
-    star = f"*: differs from {compared or 'the best of its column'} (p < {LEVEL:g}, paired randomisation test, Holm)"
-    printed = Table(
-        title,
-        ("re-ranker", *columns),
-        tuple((row, *(cells[row][column].shown for column in columns)) for row in cells),
-        (f"± standard error over queries; {star}",),
-    )
-    lines = tuple(
-        (row, column, one.mean, one.standard_error, one.num_queries, one.p)
-        for row, own in cells.items()
-        for column, one in own.items()
-    )
-    headers = ("re_ranker", "retriever", metric, "standard_error", "num_queries", "p_corrected")
-    return printed, Table(title, headers, lines)

@@ -51,7 +51,7 @@ def _divergence(comparison: Comparison, arguments: argparse.Namespace) -> None:
         title, rankers, comparison.metric, form, compared=arguments.against, seed=comparison.seed
     )
     draw = partial(analyses.shown_by, table, "KL", comparison.metric, "KL of the negatives to BM25 (nats)")
-    comparison.publish(_file_name(comparison, arguments), table, table, draw)
+    comparison.publish(_file_name(comparison, arguments), [table], table, draw)
 
 
 def _shift(comparison: Comparison, arguments: argparse.Namespace) -> None:
@@ -61,7 +61,7 @@ def _shift(comparison: Comparison, arguments: argparse.Namespace) -> None:
         title, rankers, comparison.metric, form, compared=arguments.against, seed=comparison.seed
     )
     draw = partial(analyses.shown_by, table, "Delta", comparison.metric, "Delta of the KL to BM25 (nats)")
-    comparison.publish(_file_name(comparison, arguments), table, table, draw)
+    comparison.publish(_file_name(comparison, arguments), [table], table, draw)
 
 
 def _negatives(comparison: Comparison, arguments: argparse.Namespace) -> None:
@@ -76,7 +76,7 @@ def _negatives(comparison: Comparison, arguments: argparse.Namespace) -> None:
         title, train, dev, found_by, comparison.metric, arguments.against, seed=comparison.seed
     )
     draw = partial(analyses.negatives_figure, table, comparison.metric)
-    comparison.publish(_file_name(comparison, arguments), table, table, draw)
+    comparison.publish(_file_name(comparison, arguments), [table], table, draw)
 
 
 def _progress(comparison: Comparison, arguments: argparse.Namespace) -> None:
@@ -95,7 +95,7 @@ def _progress(comparison: Comparison, arguments: argparse.Namespace) -> None:
     title = f"Rankers by iteration: {_terms(comparison, arguments)}, and {_train_queries(comparison)}"
     table = analyses.progress_table(title, train, dev, comparison.metric, seed=comparison.seed)
     draw = partial(analyses.progress_figure, table, comparison.metric)
-    comparison.publish(_file_name(comparison, arguments), table, table, draw)
+    comparison.publish(_file_name(comparison, arguments), [table], table, draw)
 
 
 @dataclass(frozen=True)

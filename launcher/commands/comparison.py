@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,6 +39,7 @@ from launcher.commands.finished import (
     require_search,
 )
 from launcher.commands.iterations import states_in
+from launcher.commands.run_groups import runs_in_groups
 from launcher.commands.words.comparison import FOLDER
 from launcher.world.opening import open_world
 from shards.formats import open_dataset
@@ -103,8 +104,16 @@ class Comparison:
         """
         return [entrant.state(one) for one in states_in(entrant.run, self.rankers, rankers=True, option="--ranker")]
 
-    def publish(self, name: str, printed: Table, written: Table, draw: Callable[[], Any]) -> None:
-        """Print a table, write it as CSV, and draw it as a PNG and for TensorBoard; rank 0 does.
+    def settings_of(self, labels: Iterable[str]) -> dict[str, str]:
+        """Return the label of a system's setting for that of each system of one seed, `joint:R` for `joint@43:R`."""
+        found = {}
+        for label in labels:
+            own = [one for one in self.entrants if one.name and label.startswith(one.named(""))]
+            found[label] = own[0].of_setting(label) if own else label
+        return found
+
+    def publish(self, name: str, printed: Sequence[Table], written: Table, draw: Callable[[], Any]) -> None:
+        """Print tables, write one as CSV, and draw it as a PNG and for TensorBoard; rank 0 does.
 
         Args:
             name: Of the comparison, a word.
@@ -112,8 +121,8 @@ class Comparison:
             written: For the CSV.
             draw: Makes the figure.
         """
-        shown, figure = [printed], draw if self._draws else None
-        publish = partial(publish_table, self._out, self._board, name, shown, written, figure)
+        figure = draw if self._draws else None
+        publish = partial(publish_table, self._out, self._board, name, printed, written, figure)
         self.coordinator.only_rank_zero(f"publish {name}", publish)
 
 
@@ -160,8 +169,14 @@ def open_comparison(
     if not arguments.no_figure:
         require_matplotlib()
     world = open_world()
-    named = named_paths(arguments.runs, "RUN")
-    runs = {name: open_run(path, world.coordinator, world.device) for name, path in named.items()}
+    opened = partial(open_run, coordinator=world.coordinator, device=world.device)
+    groups = runs_in_groups(arguments.runs, opened=opened)
+    seeds = {
+        f"{name}@{run.config.run.seed}" if len(own) > 1 else name: (name, run)
+        for name, own in groups.items()
+        for run in own
+    }
+    runs = {name: run for name, (_, run) in seeds.items()}
     for run in runs.values():
         require_search(run)
     lasts = {name: last_iteration(run) for name, run in runs.items()}
@@ -179,8 +194,13 @@ def open_comparison(
         for name, run in runs.items():
             run.coordinator.only_rank_zero(f"lock {name}", partial(keep_others_out, stack, run.folder, run))
         entrants = tuple(
-            Entrant(name if len(runs) > 1 else "", run, data_of(run, lasts[name], dataset))
-            for name, run in runs.items()
+            Entrant(
+                name if len(runs) > 1 else "",
+                run,
+                data_of(run, lasts[name], dataset),
+                setting=setting if len(groups) > 1 else "",
+            )
+            for name, (setting, run) in seeds.items()
         )
         yield Comparison(
             entrants,

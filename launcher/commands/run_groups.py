@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from engine.config.file import differences, flatten
@@ -25,12 +25,19 @@ _SEED = re.compile(r"^\d+(_|$)|[_-]?seed-?\d+")
 """What folders of one setting differ in: a task's number before the rest, and the seed."""
 
 
-def runs_in_groups(words: Sequence[str], *, option: str = "RUN") -> dict[str, list[Run]]:
+def _open_alone(path: Path) -> Run:
+    return open_run(path, Coordinator(LocalTransport()))
+
+
+def runs_in_groups(
+    words: Sequence[str], *, option: str = "RUN", opened: Callable[[Path], Run] = _open_alone
+) -> dict[str, list[Run]]:
     """Open the runs that words name.
 
     Args:
         words: `NAME=PATH[,PATH...]` or `PATH[,PATH...]`; a path may be a pattern of the shell, or a folder of runs.
         option: Where they come from, for the error.
+        opened: Opens a folder; by default as one process does that loads no model.
 
     Returns:
         Name -> its runs, by seed ascending.
@@ -40,10 +47,9 @@ def runs_in_groups(words: Sequence[str], *, option: str = "RUN") -> dict[str, li
             more than the seed, or two have the same.
     """
     groups: dict[str, list[Run]] = {}
-    coordinator = Coordinator(LocalTransport())
     for word in words:
         name, paths = _paths_of(word, option)
-        runs = [open_run(path, coordinator) for path in paths]
+        runs = [opened(path) for path in paths]
         found = {name: runs} if name else _by_setting(runs, word)
         for key, own in found.items():
             if key in groups:

@@ -12,7 +12,9 @@ FOLDER = "comparisons"
 
 def add_comparison_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the words that all comparisons have."""
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or NAME=FOLDER to name it in the table")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="run folder, NAME=RUN to name it, NAME=RUN,RUN for seeds"
+    )
     parser.add_argument("--data", type=typed_path, metavar="DIR", help="where the runs' data folder lies now")
     parser.add_argument("--split", default="dev", metavar="SPLIT", help="split to measure (dev)")
     parser.add_argument(

@@ -8,7 +8,7 @@ from launcher.commands.words.comparison import add_comparison_arguments
 
 EXAMPLES = (
     "runs/ar2 runs/r2anker",
-    "bm25=runs/a joint=runs/b --depth 100 --metric nDCG@10 --against joint",
+    "bm25=runs/a,runs/a43 joint=runs/b,runs/b43 --depth 100 --metric nDCG@10 --against joint:R",
 )
 
 

@@ -132,7 +132,7 @@ def test_the_script_is_the_program(tmp_path: Path) -> None:
 
 
 def test_a_part_of_an_options_name_is_none_and_the_nearest_one_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    """`init --retriever NAME` was taken for `--retriever-shape NAME`, and what was wrong was told of `sparring` alone."""
+    """`init --retriever NAME` was taken for `--retriever-shape NAME`, and errors had the usage of `sparring` alone."""
     with pytest.raises(SystemExit) as end:
         main(["init", "data", "--retriever", "bert-base-uncased", "--hour", "1"])
     assert end.value.code == 2

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from engine.evaluation.significance import holm, randomisation_test, standard_error
-from engine.evaluation.tables import Measured, Table, compare, matrix_tables
+from engine.evaluation.tables import Table, compare
 
 
 def values(seed: int, shift: float = 0.0, num_queries: int = 60) -> dict[str, float]:
@@ -42,28 +41,6 @@ def test_systems_are_compared_with_whom_one_names_and_by_the_queries_ids() -> No
 def test_systems_on_other_queries_are_not_compared() -> None:
     with pytest.raises(ValueError, match="different queries"):
         compare({"a": {"q1": 1.0}, "b": {"q2": 1.0}}, None, seed=0)
-
-
-def test_a_matrix_for_people_and_one_with_a_line_for_each_cell(tmp_path: Path) -> None:
-    cells = {
-        "BM25": {"BM25": Measured(0.2123, 0.0041, 50, 0.001), "D1": Measured(0.225, 0.004, 50, 0.2)},
-        "R": {"BM25": Measured(0.4112, 0.0046, 50), "D1": Measured(0.4324, float("nan"), 1)},
-    }
-    printed, written = matrix_tables("MRR@10 on dev", cells, ["BM25", "D1"], "MRR@10", None)
-    lines = printed.text().splitlines()
-    assert lines[0] == "MRR@10 on dev"
-    assert lines[4].split() == ["BM25", "0.2123", "±0.0041*", "0.2250", "±0.0040"]
-    assert lines[5].split() == ["R", "0.4112", "±0.0046", "0.4324"]
-    assert "the best of its column (p < 0.05" in lines[-1]
-    written.write_csv(tmp_path / "matrix.csv")
-    with (tmp_path / "matrix.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [(row["re_ranker"], row["retriever"]) for row in rows] == [
-        *[("BM25", "BM25"), ("BM25", "D1"), ("R", "BM25"), ("R", "D1")]
-    ]
-    assert [float(row["MRR@10"]) for row in rows] == [0.2123, 0.225, 0.4112, 0.4324]
-    assert [row["p_corrected"] for row in rows] == ["0.001", "0.2", "", ""]
-    assert rows[3]["standard_error"] == "", "not known of one query"
 
 
 def test_numbers_in_a_csv_keep_their_digits(tmp_path: Path) -> None:
