@@ -2,6 +2,7 @@
 # make test         set up, check style and types, run the tests
 # make test-cluster the tests on two hosts with sshd and SLURM, made of namespaces on this machine (root; Debian, Ubuntu)
 # make test-gpu     the tests of what only a GPU has (skipped where there is none)
+# make docs         set up, build the site of docs/ into build/site; a link that leads nowhere is an error
 # make lint         style and types only          make format   apply the style
 # make clean        remove the environment and caches; runs/ stays
 #
@@ -28,7 +29,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-cluster test-gpu lint format clean
+.PHONY: help quickstart test test-cluster test-gpu docs lint format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -70,6 +71,11 @@ test-cluster: .venv/.test
 # The paths that only a GPU has: NCCL with one rank, half precision, attention over packed inputs, copies beside the steps.
 test-gpu: .venv/.test
 	$(BIN)/python -m pytest -q -rs tests/gpu
+
+# The theme tells at each build what its authors make next.
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "build/site/index.html, or with its search at http://localhost:8000: $(BIN)/mkdocs serve"
 
 lint: .venv/.test
 	$(BIN)/ruff check

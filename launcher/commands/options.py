@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -19,11 +20,13 @@ from shards.files import write_atomically
 EXAMPLES = ("learning rate --recipe ar2", "ar2.top_k")
 _MOST_COLUMNS, _PAGE_COLUMNS = 100, 116
 
+_PAGE_NAMED = re.compile(r"`?\bdocs/(\w+\.md)`?")
+
 _PAGE_HEAD = """\
 # Options
 
-Every key of a recipe, and of the `key=value` words behind a command (`docs/configuration.md` says how they are read).
-This page is made of the docstrings in `engine/config/` by `sparring options --markdown docs/options.md`;
+Every key of a recipe, and of the `key=value` words behind a command (docs/configuration.md says how they are read).
+This page is made of the docstrings in `engine/config/` by `sparring options --markdown FILE`;
 `sparring options WORD ...` searches it.
 
 Names that begin with two dots are the end of several keys, which stand below them. Where a section is one of several
@@ -77,7 +80,7 @@ def page(options: Sequence[Option], recipes: Sequence[str]) -> str:
     for name, members in sorted(sections.items(), key=lambda section: section[0].startswith("In ")):
         lines.append(f"## {name}\n")
         lines += [_paragraph(one, recipes) for one in members]
-    return "\n".join(lines)
+    return _PAGE_NAMED.sub(r"[\1](\1)", "\n".join(lines))
 
 
 def _of_the_file(option: Option) -> str:
