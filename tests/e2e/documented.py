@@ -1,18 +1,23 @@
-"""Whether a command that the documentation shows would be taken: its words by the real parsers, its recipe by the real loader."""
+"""Whether what the documentation shows would be taken: words by the real parsers, recipes by the real loader."""
 
 from __future__ import annotations
 
 import argparse
+import ast
 import configparser
+import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
+import yaml
 from deepspeed.launcher.runner import parse_args as parse_deepspeed
 
 from engine.config.file import load_config
+from engine.config.recipes import RECIPES
+from engine.config.reference import options_of
 from launcher.__main__ import command_line
 from launcher.commands.sweep_file import read_sweep
 from launcher.run import parse_words
@@ -22,16 +27,10 @@ from launcher.terminal.arguments import complete
 from tests.distributed.processes import ROOT
 
 NOT_OURS = {
-    "cd": "the shell's",
     "curl": "needs a server; the paths are tested in test_serve.py",
-    "export": "the shell's",
-    "mkdir": "the system's",
     "pip": "installs; the extras that it names are looked for",
-    "sbatch": "needs a SLURM; the scripts are tested in tests/cluster",
     "scp": "needs another host",
     "source": "the shell's",
-    "ssh": "needs another host",
-    "tensorboard": "starts a server of another project",
     "xdg-open": "needs a desktop",
     "pre-commit": "fetches its hooks",
 }
@@ -137,6 +136,46 @@ def extras() -> set[str]:
     return set(read["options.extras_require"])
 
 
+@cache
+def known_keys() -> frozenset[str]:
+    """All keys of all recipes, and their sections."""
+    keys = {re.sub(r"\[[^]]*\]", "", use.key) for option in options_of(RECIPES) for use in option.uses}
+    parts = [key.split(".") for key in keys]
+    return frozenset(".".join(one[:length]) for one in parts for length in range(1, len(one) + 1))
+
+
+def keys_named(text: str) -> set[str]:
+    """Return what looks like keys of a recipe in the sentences of a page: `ar2.top_k`, `run.seed=7`."""
+    sections = "|".join(sorted(key for key in known_keys() if "." not in key))
+    return set(re.findall(rf"`((?:{sections})(?:\.[a-z_0-9]+)+)(?:=[^`]*)?`", text))
+
+
+def check_yaml(text: str, folder: Path) -> None:
+    """Read a piece of a recipe over the smallest recipe that has its sections, or a whole sweep.
+
+    Args:
+        text: YAML.
+        folder: Takes a file.
+    """
+    tree = yaml.safe_load(text)
+    if "base" in tree:
+        (folder / "sweep.yaml").write_text(text)
+        assert read_sweep(folder / "sweep.yaml").runs
+        return
+    words = {section: list(_words_of(values, section)) for section, values in tree.items()}
+    if of_r2anker := words.pop("r2anker", []):
+        load_config(ROOT / "configs" / "r2anker_tiny.yaml", of_r2anker)
+    load_config(ROOT / "configs" / "tiny.yaml", [word for some in words.values() for word in some])
+
+
+def _words_of(values: object, key: str) -> Iterator[str]:
+    if isinstance(values, dict):
+        for name, value in values.items():
+            yield from _words_of(value, f"{key}.{name}")
+    else:
+        yield f"{key}={values if isinstance(values, str) else json.dumps(values)}"
+
+
 def compiles(code: str, name: str) -> None:
     """Compile Python and find what it imports.
 
@@ -144,13 +183,11 @@ def compiles(code: str, name: str) -> None:
         SyntaxError: It is no Python.
         ImportError: A module or a name in it does not exist.
     """
-    import ast
-
     tree = ast.parse(code, name)
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             compiled = compile(ast.Module([node], []), name, "exec")
-            exec(compiled, {})  # noqa: S102
+            exec(compiled, {})
 
 
 def placed(commands: Sequence[Sequence[str]], place: Path, run: Path, data: Path, recipe: Path) -> None:

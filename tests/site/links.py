@@ -50,7 +50,7 @@ class _Reader(HTMLParser):
 
 
 def pages_in(folder: Path) -> dict[Path, Page]:
-    """Read all pages of a built site, but for the one of addresses that do not exist, which knows no place of its own."""
+    """Read all pages of a built site, but for that of addresses that do not exist, which has no place of its own."""
     found = {}
     for path in sorted(folder.rglob("*.html")):
         if path.name == "404.html":

@@ -87,3 +87,8 @@ def test_dead_links_are_seen(tmp_path: Path) -> None:
     assert pages[tmp_path / "a.html"].unnamed == ["no.svg"]
     (tmp_path / "a.md").write_text("[a](b.md#c)\n```\n[no](link.md)\n```\n`x[0](y)` and [d](e.md).\n")
     assert list(markdown_links(tmp_path / "a.md")) == ["b.md#c", "e.md"]
+
+
+def test_each_recipe_is_explained() -> None:
+    told = (DOCS / "recipes.md").read_text(encoding="utf-8")
+    assert [path.stem for path in sorted((ROOT / "configs").glob("*.yaml")) if f"`{path.stem}`" not in told] == []

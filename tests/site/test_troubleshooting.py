@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 
 from tests.architecture.modules import ROOT, Module, docstrings_of, modules_of_the_project
@@ -16,7 +17,7 @@ _QUOTE = re.compile(r"`(?!`)([^`]+)`")
 def quotes(text: str) -> list[str]:
     """Return the messages of a page: the code in the terms of its definition lists."""
     lines = text.splitlines()
-    terms = [line for line, after in zip(lines, lines[1:], strict=False) if after.startswith(":   ")]
+    terms = [line for line, after in itertools.pairwise(lines) if after.startswith(":   ")]
     return [quote for term in terms for quote in _QUOTE.findall(term)]
 
 
@@ -43,7 +44,7 @@ def test_quoted_messages_are_in_the_source() -> None:
     quoted = quotes(PAGE.read_text(encoding="utf-8"))
     assert len(quoted) > 30
     assert len(set(quoted)) == len(quoted)
-    assert OF_LIBRARIES <= set(quoted)
+    assert set(quoted) >= OF_LIBRARIES
     lost = [one for one in quoted if one not in OF_LIBRARIES and not any(pattern(one).search(text) for text in texts)]
     assert not lost, f"no message of the source is like {lost}: correct {PAGE.name}"
 
