@@ -98,7 +98,7 @@ def _paragraph(option: Option, recipes: Sequence[str]) -> str:
         for (default, of), keys in _places(option, recipes).items()
     )
     lines = [_wrapped(f"- **`{option.name}`**: {option.takes}. {option.text}", "  ", _PAGE_COLUMNS)]
-    return "\n".join([*lines, _wrapped(f"  - {places}.", "    ", _PAGE_COLUMNS)]) + "\n"
+    return "\n".join([*lines, _wrapped(f"    - {places}.", "      ", _PAGE_COLUMNS)]) + "\n"
 
 
 def _lines(option: Option, recipes: Sequence[str], columns: int, *, bold: bool) -> Iterator[str]:

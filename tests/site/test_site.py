@@ -10,6 +10,7 @@ import pytest
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
+import sparring
 from tests.distributed.processes import ROOT
 from tests.site.links import Page, dead_links, markdown_links, pages_in
 
@@ -87,6 +88,12 @@ def test_dead_links_are_seen(tmp_path: Path) -> None:
     assert pages[tmp_path / "a.html"].unnamed == ["no.svg"]
     (tmp_path / "a.md").write_text("[a](b.md#c)\n```\n[no](link.md)\n```\n`x[0](y)` and [d](e.md).\n")
     assert list(markdown_links(tmp_path / "a.md")) == ["b.md#c", "e.md"]
+
+
+def test_the_page_of_the_api_has_all_that_is_public(site: dict[Path, Page]) -> None:
+    (ids,) = (page.ids for path, page in site.items() if path.name == "api.html")
+    shown = {name.rsplit(".", 1)[-1] for name in ids}
+    assert set(sparring.__all__) - {"__version__"} - shown == set()
 
 
 def test_each_recipe_is_explained() -> None:
