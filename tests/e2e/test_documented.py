@@ -31,8 +31,6 @@ NO_KEYS = {
     ("python.md", "recipe.run.seed"),  # an attribute
 }
 """What looks like keys and is none."""
-NOT_INSTALLED = "run.trackers=[tensorboard,wandb]"
-"""A word whose package the tests do without."""
 _SPAN = re.compile(r"`((?:sparring|python -m launcher) [^`\n]+)`")
 
 
@@ -81,7 +79,7 @@ def test_there_are_commands_and_no_idle_exceptions() -> None:
 
 def extra_words(command: Command) -> list[str] | None:
     """Return what makes a command cheap and harmless, and still does its work; None for one that is not run here."""
-    if NOT_INSTALLED in command.words:
+    if any("wandb" in word for word in command.words):  # see NOT_INSTALLED
         return None
     name = command.words[1] if command.words[0] == "sparring" else command.words[3]
     always = {"options": [], "status": [], "train": ["--print"], "submit": ["--dry-run"], "search": ["--top-k", "1"]}
@@ -108,7 +106,6 @@ def test_cheap_commands_do_what_they_are_shown_for(
     monkeypatch.chdir(place)
     assert {words[0] for words in CHEAP} == {"options", "status", "train", "submit", "search", "plan", "sweep"}
     searched: set[str] = set()
-    assert any(NOT_INSTALLED in command.words for command in COMMANDS_SHOWN)
     for words, where in CHEAP.items():
         if words[0] == "search":
             if searched:
