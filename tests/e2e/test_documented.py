@@ -95,7 +95,7 @@ CHEAP = {
     for command in COMMANDS_SHOWN
     if command.words[0] == "sparring" or command.words[:3] == ("python", "-m", "launcher")
     if (more := extra_words(command)) is not None
-    for words in [[*command.words[(command.words[0] != "sparring" and 3) or 1 :], *more]]
+    for words in [[*command.words[3 if command.words[0] == "python" else 1 :], *more]]
 }
 """Words of commands that are really run -> where they stand."""
 
