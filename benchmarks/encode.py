@@ -33,7 +33,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.report import machine_line, table
 from benchmarks.work import flop, matrix_peak
-from engine.models.encode import Encoder, batches_by_length, encode_queries
+from engine.models.encode import Encoder, encode_queries
+from engine.models.inference import batches_by_length
 from engine.models.loading import load_tokenizer
 from engine.models.retriever import Retriever
 from engine.models.source import resolve_model

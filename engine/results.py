@@ -141,6 +141,9 @@ class Staleness:
         kept: Mean share of a query's new candidates that were among its old ones, 0 to 1; None where no query was
             searched both times.
         queries: Over which that is the mean.
+        kept_best: The same share of a query's best tenth: of its new best among its old best.
+        kept_best_rescored: The same, where the old candidates stand by scores of the new weights; None where they were
+            not scored by these.
     """
 
     before: int
@@ -148,6 +151,8 @@ class Staleness:
     weights_changed: float
     kept: float | None
     queries: int
+    kept_best: float | None = None
+    kept_best_rescored: float | None = None
 
 
 def kept_shares(stages: Mapping[str, Any]) -> dict[int, float | None]:

@@ -5,7 +5,7 @@ Source: Zhang et al. 2022, "Adversarial Retriever-Ranker for Dense Text Retrieva
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, Self
 
 from pydantic import PrivateAttr, model_validator
@@ -169,6 +169,7 @@ def _phases_of_retriever(
             opponent="ranker" if game.has_ranker else None,
             pool=game.in_batch_negatives,
             objective=game.minimised,
+            rescored_by=_rescored(game, names[:-1], range(game.iterations)),
         ),
     )
 
@@ -176,6 +177,7 @@ def _phases_of_retriever(
 def _phases_of_ranker(game: Ar2Config, warmup: WarmupRankerConfig, names: list[str]) -> tuple[Phase, Phase]:
     """Make the rows of D0 and D."""
     fresh = names[1:] if game.order == "paper" and game.overlap == "none" else names[:-1]
+    first = 1 if game.order == "paper" else 0  # which retriever is the newest when its first phase begins
     restarts = {"never": None, "warmup": names[0], "pretrained": ZERO_SHOT}[game.ranker_restarts]
     return (
         _phase(
@@ -196,6 +198,7 @@ def _phases_of_ranker(game: Ar2Config, warmup: WarmupRankerConfig, names: list[s
             first_iteration=1,
             restarts=restarts,
             objective=game.minimised,
+            rescored_by=_rescored(game, fresh, range(first, first + game.iterations)),
         ),
     )
 
@@ -214,6 +217,22 @@ def _pools(game: Ar2Config, warm: Mining | None, names: list[str]) -> Pools:
     return pools
 
 
+def _rescored(game: Ar2Config, names: Sequence[str], newest: Sequence[int]) -> tuple[WeightsOf | None, ...]:
+    """Name the weights that score each visit's candidates anew: the newest, where older ones have found them.
+
+    Args:
+        game: Whether that is done.
+        names: Of each visit's candidates.
+        newest: Iteration of the retriever that is there when each visit begins.
+    """
+    if not game.rescores:
+        return ()
+    return tuple(
+        WeightsOf("retriever", iteration) if name != iteration_name(iteration) else None
+        for name, iteration in zip(names, newest, strict=True)
+    )
+
+
 def _phase(
     name: str,
     model: str,
@@ -227,6 +246,7 @@ def _phase(
     pool: Pool = "none",
     restarts: str | None = None,
     objective: Literal["", "irgan"] = "",
+    rescored_by: tuple[WeightsOf | None, ...] = (),
 ) -> Phase:
     """Make a row of a section's numbers."""
     return Phase(
@@ -245,4 +265,5 @@ def _phase(
         pool=pool,
         restarts=restarts,
         objective=objective,
+        rescored_by=rescored_by,
     )

@@ -46,6 +46,11 @@ class Ar2Config(Section):
     refresh_until: float | None = Field(None, gt=0, le=1)
     """Share of a query's `top_k` that stood in the candidates before, on average, from which on the index is left as
     it is until the last iteration, whose models are measured. Left out, it is always made anew."""
+    rescore: Literal["asked", "always", "never"] = "asked"
+    """When candidates that an older state of the retriever found (`overlap`, `refresh_every`, `refresh_until`) get the
+    scores of its newest state, and their order by these, before a phase draws from them. `asked`: where `negatives` ask
+    for the retriever's scores or ranks. `always`: also where they do not, which changes which are drawn, but not how
+    likely each is. `never`: they keep the scores that they were found with (docs/ar2.md)."""
     mine: Literal["all", "sampled"] = "all"
     """Training queries searched at a refresh: all, or those that the next phases draw (trains the same)."""
     further_retrievers: tuple[str, ...] = ()
@@ -91,6 +96,12 @@ class Ar2Config(Section):
     def has_ranker(self) -> bool:
         """Whether a ranker is trained and plays."""
         return self.objective != "ance"
+
+    @property
+    def rescores(self) -> bool:
+        """Whether candidates of an older state of the retriever are scored anew before they are drawn from."""
+        asks = self.rescore == "always" or (self.rescore == "asked" and self.negatives.asks_retriever)
+        return asks and self.retriever.steps > 0
 
     @property
     def minimised(self) -> Literal["", "irgan"]:

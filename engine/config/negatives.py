@@ -6,6 +6,7 @@ filtered. `docs/negatives.md` tells what is drawn from what.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -204,6 +205,12 @@ class NegativesConfig(Section):
         return not self.filters and self.sampler == UniformConfig()
 
     @property
+    def asks_retriever(self) -> bool:
+        """Whether a sampler or a filter goes by a retriever's scores, or by the ranks that they make."""
+        by_margin = any(isinstance(one, MarginFilterConfig) and one.scores == "retriever" for one in self.filters)
+        return by_margin or self.sampler != UniformConfig()
+
+    @property
     def needs_teacher(self) -> bool:
         """Whether a filter asks for a ranker's scores."""
         return any(
@@ -211,3 +218,28 @@ class NegativesConfig(Section):
             or (isinstance(one, MarginFilterConfig) and one.scores == "teacher")
             for one in self.filters
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Joint:
+    """What is drawn from otherwise than as it was mined: from several candidates, or not to their depth, or filtered.
+
+    Attributes:
+        members: Names of the candidates.
+        top_k: Best candidates of each that are drawn from; None for all.
+        negatives: Filters and sampler.
+    """
+
+    members: tuple[str, ...]
+    top_k: int | None = None
+    negatives: NegativesConfig = field(default_factory=NegativesConfig)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether it is nothing but the best of one retriever's candidates."""
+        return len(self.members) == 1 and self.negatives.is_plain
+
+    @property
+    def within(self) -> tuple[str, ...]:
+        """Names of candidates that a filter keeps to; nothing is drawn from these."""
+        return tuple(dict.fromkeys(one.within for one in self.negatives.filters if one.name == "constrained"))

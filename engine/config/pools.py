@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from urllib.parse import quote
 
-from engine.config.negatives import ConstrainedFilterConfig, NegativesConfig
-from engine.config.timetable import Joint, Mining
+from engine.config.negatives import ConstrainedFilterConfig, Joint, NegativesConfig
+from engine.config.timetable import Mining
 
 BM25, RUN_FILE, GIVEN = "bm25", "run_file", "given"
 """Kinds of retriever: words alone, a ranking in a file, and the negatives that the data give."""

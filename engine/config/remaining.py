@@ -156,3 +156,8 @@ def _of_minings(config: Config, table: Timetable) -> Iterator[_Piece]:
     for name, joint in table.joint.items():
         if not joint.is_cut:
             yield _Piece(f"negatives/{name}", "negatives")
+    for name, visits in table.rescored.items():
+        yield _Piece(f"rescore/{name}", "rescore")
+        drawn_from = table.joint.get(visits[0].candidates)
+        if drawn_from is not None and not drawn_from.is_cut:
+            yield _Piece(f"negatives/{name}", "negatives")

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from engine.config.negatives import NegativesConfig
+from engine.config.negatives import Joint
 from engine.config.refreshes import OF_REFRESH, Refreshes
 from engine.config.schedule import Schedule
 from engine.config.training import OptimConfig
@@ -87,6 +87,8 @@ class Phase:
         opponent: Model whose frozen weights score the same documents; None without one.
         pool: Whose documents are negatives of a query besides its own n: nobody's, those of the rank, of all ranks.
         objective: Whose objective its model has, where that is not the one of its kind.
+        rescored_by: Of each visit, the weights that score its candidates anew before it draws; None where they found
+            them. Left out, none are scored anew.
     """
 
     name: str
@@ -105,6 +107,7 @@ class Phase:
     single: bool = False
     restarts: str | None = None
     objective: Literal["", "irgan"] = ""
+    rescored_by: tuple[WeightsOf | None, ...] = ()
 
     @property
     def is_warmup(self) -> bool:
@@ -167,6 +170,16 @@ class Visit:
         return self.phase.candidates[self.number]
 
     @property
+    def rescored_by(self) -> WeightsOf | None:
+        """The weights that score its candidates anew before it draws; None where that is not done."""
+        return self.phase.rescored_by[self.number] if self.phase.rescored_by else None
+
+    @property
+    def rescored(self) -> str:
+        """Name of its candidates with their new scores, such as `000@001`; empty where they have none."""
+        return f"{self.candidates}@{self.rescored_by.state}" if self.rescored_by is not None else ""
+
+    @property
     def first_step(self) -> int:
         """Steps that earlier visits took."""
         return self.number * self.phase.steps
@@ -209,31 +222,6 @@ class Mining:
     def model(self) -> str | None:
         """Name of the model that searches; None where it needs none."""
         return self.weights.model if self.weights else None
-
-
-@dataclass(frozen=True, slots=True)
-class Joint:
-    """What is drawn from otherwise than as it was mined: from several candidates, or not to their depth, or filtered.
-
-    Attributes:
-        members: Names of the candidates.
-        top_k: Best candidates of each that are drawn from; None for all.
-        negatives: Filters and sampler.
-    """
-
-    members: tuple[str, ...]
-    top_k: int | None = None
-    negatives: NegativesConfig = field(default_factory=NegativesConfig)
-
-    @property
-    def is_cut(self) -> bool:
-        """Whether it is nothing but the best of one retriever's candidates."""
-        return len(self.members) == 1 and self.negatives.is_plain
-
-    @property
-    def within(self) -> tuple[str, ...]:
-        """Names of candidates that a filter keeps to; nothing is drawn from these."""
-        return tuple(dict.fromkeys(one.within for one in self.negatives.filters if one.name == "constrained"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,6 +344,15 @@ class Timetable:
             for visit in self.visits
             if any(candidates in self._members(name) for name in self._may_draw_from(visit))
         ]
+
+    @property
+    def rescored(self) -> dict[str, list[Visit]]:
+        """Candidates that are scored anew, by the name that they have then, and the visits that draw from these."""
+        found: dict[str, list[Visit]] = {}
+        for visit in self.visits:
+            if visit.rescored:
+                found.setdefault(visit.rescored, []).append(visit)
+        return found
 
     def _may_draw_from(self, visit: Visit) -> tuple[str, ...]:
         name = visit.candidates

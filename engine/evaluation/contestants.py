@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from engine.config.negatives import ConstrainedFilterConfig
+from engine.config.negatives import ConstrainedFilterConfig, Joint
 from engine.config.pools import GIVEN
-from engine.config.timetable import Joint, Timetable, WeightsOf
+from engine.config.timetable import Timetable, WeightsOf
 from engine.data.corpus import Data
 from engine.errors import ConfigError
 from engine.evaluation.evaluate import retriever_of

@@ -31,6 +31,7 @@ _KINDS = {
     "index": INDEX,
     "candidates": MINING,
     "negatives": MINING,
+    "rescore": MINING,
     "scores": TEACHING,
     "evaluate": EVALUATION,
     "fusion": EVALUATION,

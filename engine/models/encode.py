@@ -7,11 +7,9 @@ hold whole weights (a ZeRO-3 engine's forward is a collective, and uneven shards
 evaluation mode, since dropout would show in no error. A shard whose part is finished is skipped, which is all that
 resuming an encoding takes.
 
-Inputs are sorted by length before they are batched; results go back into the given order. A `PackedEncoder` computes
-no padding at all, another encoder little of it. On CPUs every thread encodes batches of its own: operations so small
-lose more time where threads meet than they win, and activations of few tokens stay in the core's cache. Batches are
-formed within a shard, by lengths alone, and each is computed by one thread: an embedding's bytes do not depend on who
-encodes the shard, nor on the number of threads.
+Inputs are sorted by length before they are batched (`engine.models.inference`); results go back into the given order.
+A `PackedEncoder` computes no padding at all, another encoder little of it. Batches are formed within a shard, by
+lengths alone: an embedding's bytes do not depend on who encodes the shard, nor on the number of threads.
 
 Shapes: N documents, Q queries, L tokens, D embedding dimension.
 """
@@ -20,7 +18,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -33,6 +30,7 @@ from torch import Tensor
 
 from engine.errors import TrainingError
 from engine.models.dual import PaddedEncoder
+from engine.models.inference import PAD_TO_MULTIPLE_OF, compute_by_length
 from engine.models.packed import PackedEncoder
 from engine.models.template import InputTemplate
 from shards.embeddings import Stamp, part_is_complete, write_part
@@ -47,9 +45,6 @@ TokenIds = npt.NDArray[np.uint32]
 """Of one input, [L]."""
 
 V = TypeVar("V")
-_PAD_TO_MULTIPLE_OF = 8
-_CPU_TOKENS_PER_BATCH = 1024
-"""A thread's activations of more tokens leave its cache: slower, measured by benchmarks/encode.py."""
 
 
 def encode_documents(
@@ -93,7 +88,7 @@ def encode_documents(
         stream,
         shard_numbers,
         is_complete=lambda entry: part_is_complete(folder, entry, stamp, dtype),
-        encode=lambda ids, tell: _encode(
+        encode=lambda ids, tell: embeddings_of(
             encoder, template, ids, max_length, tokens_per_batch, dtype, device, progress=tell
         ),
         write=lambda entry, embeddings_ND: write_part(folder, entry, embeddings_ND, stamp),
@@ -130,7 +125,7 @@ def encode_queries(
     """
     if not query_ids:
         raise ValueError("there is no query to encode")
-    queries_QD = _encode(
+    queries_QD = embeddings_of(
         encoder,
         template,
         [np.asarray(ids, dtype=np.uint32) for ids in query_ids],
@@ -257,7 +252,7 @@ def encode_batches(
         batch = [template.single(ids[place], max_length) for place in places]
         if isinstance(encoder, PackedEncoder):
             return convert(encoder(batch))
-        padded = template.pad(batch, pad_to_multiple_of=_PAD_TO_MULTIPLE_OF)
+        padded = template.pad(batch, pad_to_multiple_of=PAD_TO_MULTIPLE_OF)
         return convert(encoder({name: tensor.to(device) for name, tensor in padded.items()}))
 
     def keep_and_tell(places: list[int], rows: Tensor) -> None:
@@ -268,61 +263,7 @@ def encode_batches(
     compute_by_length(forward, lengths, keep_and_tell, tokens_per_batch=tokens_per_batch, padded=padded, device=device)
 
 
-def batches_by_length(lengths: Sequence[int], tokens_per_batch: int, *, padded: bool = True) -> Iterator[list[int]]:
-    """Group inputs of similar length under a budget of tokens.
-
-    Args:
-        lengths: Tokens of each input, special tokens included.
-        tokens_per_batch: Tokens of a batch at most; an input that exceeds it alone is a batch of its own.
-        padded: Count every input as long as the longest of its batch, rounded up.
-
-    Yields:
-        Places in `lengths`, longest first, so that a batch that does not fit into memory fails at the start. Every
-        place is in one batch; the grouping depends on the lengths alone.
-    """
-    batch: list[int] = []
-    tokens = padded_length = 0
-    for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
-        counted = padded_length if padded else lengths[place]
-        if batch and tokens + counted > tokens_per_batch:
-            yield batch
-            batch, tokens = [], 0
-        if not batch:
-            padded_length = -(-lengths[place] // _PAD_TO_MULTIPLE_OF) * _PAD_TO_MULTIPLE_OF
-            counted = padded_length if padded else lengths[place]
-        batch.append(place)
-        tokens += counted
-    if batch:
-        yield batch
-
-
-def compute_by_length(
-    forward: Callable[[list[int]], Tensor],
-    lengths: Sequence[int],
-    keep: Callable[[list[int], Tensor], None],
-    *,
-    tokens_per_batch: int,
-    padded: bool,
-    device: torch.device,
-) -> None:
-    """Compute inputs in batches of similar length, as fast as the device allows.
-
-    Args:
-        forward: Takes places in `lengths` and gives one row an input, on the device; called by threads on a CPU, so
-            it switches inference mode on itself.
-        lengths: Tokens of each input, special tokens included.
-        keep: Takes the places and the rows, on the CPU, in any order of the batches; called by one thread.
-        tokens_per_batch: As in `encode_documents`.
-        padded: Whether the batches are padded.
-        device: Where `forward` computes.
-    """
-    on_cpu = device.type == "cpu"
-    budget = min(tokens_per_batch, _CPU_TOKENS_PER_BATCH) if on_cpu else tokens_per_batch
-    batches = batches_by_length(lengths, budget, padded=padded)
-    (_compute_by_threads if on_cpu else _compute_queued)(forward, batches, keep)
-
-
-def _encode(
+def embeddings_of(
     encoder: Encoder,
     template: InputTemplate,
     ids: Sequence[TokenIds],
@@ -332,7 +273,21 @@ def _encode(
     device: torch.device,
     progress: Callable[[int, int], None],
 ) -> npt.NDArray[Any]:
-    """Return embeddings [N, D] of `dtype`, in the order of the inputs."""
+    """Encode inputs into one array.
+
+    Args:
+        encoder: A tower, in evaluation mode, on `device`.
+        template: Adds the special tokens and pads.
+        ids: Token ids of each input, without special tokens; at least one input.
+        max_length: Tokens of an input, special tokens included.
+        tokens_per_batch: As in `encode_documents`.
+        dtype: Type of the embeddings; what it cannot hold is infinite.
+        device: Where the encoder is.
+        progress: Called with (inputs, tokens without padding) after each batch.
+
+    Returns:
+        [N, D] of `dtype`, in the order of the inputs.
+    """
     found: list[npt.NDArray[Any]] = []
 
     def keep(places: list[int], rows_ND: Tensor) -> None:
@@ -353,41 +308,3 @@ def _encode(
         progress=progress,
     )
     return found[0]  # callers give at least one input: a shard holds one document or more
-
-
-def _compute_by_threads(
-    forward: Callable[[list[int]], Tensor],
-    batches: Iterable[list[int]],
-    keep: Callable[[list[int], Tensor], None],
-) -> None:
-    """Compute batches on the CPU, each by one thread, and keep each as it is finished."""
-    num_threads = torch.get_num_threads()
-    # The setting is each thread's own, but also what threads to come begin with.
-    executor = ThreadPoolExecutor(num_threads, "encode", initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        running = {executor.submit(forward, places): places for places in batches}
-        for future in as_completed(running):
-            keep(running.pop(future), future.result())
-    finally:
-        executor.shutdown(cancel_futures=True)
-        torch.set_num_threads(num_threads)
-
-
-def _compute_queued(
-    forward: Callable[[list[int]], Tensor],
-    batches: Iterable[list[int]],
-    keep: Callable[[list[int], Tensor], None],
-) -> None:
-    """Compute batches on a GPU, and prepare each while the one before it is computed."""
-    waiting: tuple[list[int], Tensor, torch.cuda.Event] | None = None
-    for places in batches:
-        rows_ND = forward(places).to("cpu", non_blocking=True)
-        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        copied.record()
-        if waiting:
-            waiting[2].synchronize()
-            keep(*waiting[:2])
-        waiting = places, rows_ND, copied
-    if waiting:
-        waiting[2].synchronize()
-        keep(*waiting[:2])

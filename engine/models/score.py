@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from engine.models.batch import PackedBatch
-from engine.models.encode import compute_by_length
+from engine.models.inference import compute_by_length
 from engine.models.packed import Scorer
 from engine.models.template import Collator, Input
 

@@ -174,7 +174,8 @@ def filter_candidates(stage: Stage, data: Data, pooling: Pooling, asked: str) ->
         return Filtered.load(folder, asked).counts
 
     result = work.result(Counter(coordinator.only_rank_zero(f"{stage.name}: publish", join)))
-    iteration = int(pooling.name) if pooling.name.isdigit() else 0
+    state = pooling.name.rpartition("@")[2]  # of candidates that were scored anew, whose scores they have
+    iteration = int(state) if state.isdigit() else 0
     stage.run.metrics.write(stage.name, iteration, _as_metrics(result))
     if 2 * result.queries_filled > result.queries:
         log.warning(

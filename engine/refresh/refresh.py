@@ -8,10 +8,12 @@ hash of the weights that made them.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
-from engine.config.negatives import NegativesConfig
+from engine.config.negatives import Joint, NegativesConfig
 from engine.config.timetable import ZERO_SHOT, Timetable, WeightsOf, iteration_name
 from engine.data.batches import rows_drawn
 from engine.data.candidates import Candidates, is_of
@@ -128,18 +130,47 @@ def pool_of(run: Run, data: Data, name: str, teacher: Teacher | None = None) -> 
     if joint is None or not visits:
         return candidates_of(run, data, name)
     found = {member: candidates_of(run, data, member) for member in (*joint.members, *joint.within)}
-    if joint.is_cut:
-        return found[joint.members[0]].top(joint.top_k)
     rows = np.arange(len(data.train)) if table.mine_all else rows_drawn(visits, run.config.run.seed, len(data.train))
+    sources = {member: found[member] for member in joint.members}
+    return pooled(run, data, joint, name, sources, found, rows=rows, needed=table.drawn(name), teacher=teacher)
+
+
+def pooled(
+    run: Run,
+    data: Data,
+    joint: Joint,
+    name: str,
+    sources: Mapping[str, Candidates],
+    within: Mapping[str, Candidates],
+    *,
+    rows: NDArray[np.int64],
+    needed: int,
+    teacher: Teacher | None = None,
+) -> NegativeSource:
+    """Lay candidates together as a pool of the timetable says, and filter them.
+
+    Args:
+        run: Whose folder has the candidates.
+        data: Corpus and training queries.
+        joint: What the timetable has of the pool.
+        name: Of the pool in the ledger.
+        sources: Candidates of its members, by their names in the run folder, in the order of the members.
+        within: Candidates that filters keep to, by name; others may be among them.
+        rows: Training rows, int64 [Q].
+        needed: Negatives that a step draws, n.
+        teacher: As for `pool_of`.
+    """
+    if joint.is_cut:
+        return next(iter(sources.values())).top(joint.top_k)
     pooling = Pooling(
         name=name,
-        sources={member: found[member] for member in joint.members},
+        sources=sources,
         top_k=joint.top_k,
         settings=joint.negatives,
         rows=rows,
-        needed=table.drawn(name),
+        needed=needed,
         teacher=_teacher(joint.negatives) if teacher is None else teacher,
-        within={member: found[member] for member in joint.within},
+        within={member: within[member] for member in joint.within},
     )
     return joint_negatives(run, data, pooling)
 

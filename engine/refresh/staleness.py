@@ -45,16 +45,20 @@ def measure_staleness(stage: Stage, *, before: int, iteration: int) -> Staleness
     model = table.encoder
 
     def measure() -> list[float | int | None]:
-        old, new = (
-            Candidates.load(run.folder.candidates(table.artifact(WeightsOf(model, one)))) for one in (before, iteration)
-        )
+        names = [table.artifact(WeightsOf(model, one)) for one in (before, iteration)]
+        old, new = (Candidates.load(run.folder.candidates(name)) for name in names)
         folders = [run.folder.weights(model, iteration_name(one)) for one in (before, iteration)]
-        return [change_of_weights(*folders), *kept_of(old, new, run.timetable.mining(iteration_name(iteration)).top_k)]
+        top_k = table.mining(names[1]).top_k
+        best, rescored = -(-top_k // 10), "@".join(names)
+        shares = [kept_of(old, new, best)[0]]
+        if run.is_finished(f"rescore/{rescored}"):
+            shares.append(kept_of(Candidates.load(run.folder.candidates(rescored)), new, best)[0])
+        return [change_of_weights(*folders), *kept_of(old, new, top_k), *shares]
 
-    changed, kept, queries = run.coordinator.only_rank_zero(f"{stage.name}: compare", measure)
-    found = Staleness(before, table.steps_between(model, before, iteration), changed, kept, queries)
-    values = {"lag_steps": float(found.lag_steps), "weights_changed": found.weights_changed}
-    values |= {} if found.kept is None else {"kept": found.kept}
+    changed, kept, queries, *best = run.coordinator.only_rank_zero(f"{stage.name}: compare", measure)
+    found = Staleness(before, table.steps_between(model, before, iteration), changed, kept, queries, *best)
+    told = ("lag_steps", "weights_changed", "kept", "kept_best", "kept_best_rescored")
+    values = {key: float(value) for key in told if (value := getattr(found, key)) is not None}
     run.metrics.write(stage.name, iteration, {f"{stage.name.split('/')[0]}/{key}": values[key] for key in values})
     return found
 

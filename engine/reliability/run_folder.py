@@ -103,8 +103,11 @@ class RunFolder:
         return self.path / "index" / iteration
 
     def candidates(self, name: str) -> Path:
-        """Negatives to sample from, by the iteration whose retriever found them, or `bm25`."""
-        return self.path / "candidates" / name
+        """Negatives to sample from, by the iteration whose retriever found them, or `bm25`.
+
+        Those that were scored anew, such as `000@001`, lie apart: they are not what their weights have found.
+        """
+        return self.path / ("rescored" if "@" in name else "candidates") / name
 
     def teacher_scores(self, name: str) -> Path:
         """What a ranker says of the training queries' documents."""

@@ -35,7 +35,7 @@ RECORD = "branch.json"
 _WHOLE = ("data", "shards", "bm25", "positives")
 """Folders that all stages share; what in them does not fit is found by its manifest and made again."""
 _OF_KIND = {"index": "index", "encode": "index", "candidates": "candidates", "negatives": "negatives"}
-_OF_KIND |= {"scores": "teacher_scores"}
+_OF_KIND |= {"scores": "teacher_scores", "rescore": "rescored"}
 """Kind of a stage -> folder of what it left, by the stage's second name."""
 _MEASURES = ("evaluate", "fusion", "take")
 _GROWING = ("metrics.jsonl", "tensorboard")
@@ -228,9 +228,16 @@ class _Plan:
         if kind == STALENESS:  # of the candidates of two refreshes
             refreshes = int(name), int(self.ledger[stage]["result"]["before"])
             return any(self._draws_others(iteration_name(iteration)) for iteration in refreshes)
+        mined = name.partition("@")[0]  # where they were scored anew
+        if kind == "rescore" or (kind == "negatives" and mined != name):
+            drawn = [[one.stage for one in each.timetable.rescored.get(name, [])] for each in (self.old, self.new)]
+            if drawn[0] != drawn[1] or self._changed_seed:
+                return True
+        if kind == "rescore":
+            return self._draws_others(mined)
         if kind == "negatives":
-            joint = (self.old.timetable.joint.get(name), self.new.timetable.joint.get(name))
-            return joint[0] != joint[1] or self._draws_others(name)
+            joint = (self.old.timetable.joint.get(mined), self.new.timetable.joint.get(mined))
+            return joint[0] != joint[1] or self._draws_others(mined)
         return False
 
     def _draws_others(self, name: str) -> bool:

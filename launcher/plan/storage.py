@@ -189,6 +189,11 @@ def disk_use(
         mined_queries(table, corpus, mining) * (mining.top_k * _CANDIDATE_BYTES + _QID_BYTES)
         for mining in table.minings
     )
+    candidates += sum(  # those that a newer retriever scores anew, beside what they were
+        min(corpus.train, sum(len(visit.places) for visit in visits))
+        * (table.mining(visits[0].candidates).top_k * _CANDIDATE_BYTES + _QID_BYTES)
+        for visits in table.rescored.values()
+    )
     published = sum(shape.parameters * _published(table, model) for model, shape in shapes.items())
     if needs is None:
         zero_shot = sum(shape.parameters for shape in shapes.values())

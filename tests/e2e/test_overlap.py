@@ -28,6 +28,7 @@ WORDS = (
     *("warmup_retriever.steps=2", "warmup_ranker.steps=2", "ar2.retriever.steps=2", "run.checkpoint_every_steps=1"),
     *("evaluation.zero_shot=false", "evaluation.test_at_end=false", "evaluation.fuse=false"),
     *("run.heartbeat_seconds=0.2", "ar2.refresh_until=0.01", "ar2.ranker.micro_batch_size=1"),
+    "ar2.rescore=always",
 )
 FORKED = ROOT / "tests" / "e2e" / "forked.py"
 
@@ -38,7 +39,7 @@ def prepared(zygote: Zygote, small_data: Path, tmp_path_factory: pytest.TempPath
     folder = tmp_path_factory.mktemp("overlap") / "prepared"
     ended = go_on(zygote, folder, small_data, before="ranker/1").wait()
     assert ended.code == 0, ended.err[-3000:]
-    assert list(ledger_of(folder))[-1] == "encode/001"
+    assert list(ledger_of(folder))[-2:] == ["encode/001", "rescore/000@001"]
     return folder
 
 
@@ -66,7 +67,8 @@ def go_on(zygote: Zygote, folder: Path, data: Path, num_ranks: int = 1, before: 
 def artifacts_of(folder: Path) -> dict[str, bytes]:
     """The bytes of all that the refresh has left, but for what a clock has measured."""
     found = {}
-    for path in sorted([*(folder / "candidates" / "001").iterdir(), *(folder / "index" / "001").iterdir()]):
+    made = [folder / name for name in ("candidates/001", "index/001", "rescored/000@001")]
+    for path in sorted(path for one in made for path in one.iterdir()):
         if path.is_file() and path.name != "manifest.json":
             found[f"{path.parent.parent.name}/{path.name}"] = path.read_bytes()
     assert any(name.endswith("documents.npy") for name in found)
@@ -81,7 +83,9 @@ def companions_of(folder: Path) -> list[int]:
 
 def test_the_ranker_draws_from_the_refresh_before_and_both_are_timed(undisturbed: Path) -> None:
     ledger = ledger_of(undisturbed)
-    assert list(ledger)[-6:] == ["ranker/1", "index/001", "candidates/001", "overlap/1", "staleness/1", "evaluate/1"]
+    assert list(ledger)[-7:] == [
+        *("rescore/000@001", "ranker/1", "index/001", "candidates/001", "overlap/1", "staleness/1", "evaluate/1"),
+    ]
     took, stale = ledger["overlap/1"]["result"], ledger["staleness/1"]["result"]
     assert took["training_seconds"] == ledger["ranker/1"]["seconds"]
     assert took["refresh_seconds"] == pytest.approx(
@@ -90,6 +94,9 @@ def test_the_ranker_draws_from_the_refresh_before_and_both_are_timed(undisturbed
     assert took["wall_seconds"] >= max(took["companion_seconds"], took["training_seconds"]) > 0
     assert (stale["before"], stale["lag_steps"]) == (0, 2)
     assert 0 < stale["weights_changed"] < 1
+    assert ledger["rescore/000@001"]["result"]["documents_encoded"] == 0, "the corpus has just been encoded"
+    assert 0 < stale["kept_best"] <= 1
+    assert 0 < stale["kept_best_rescored"] <= 1
     tags = {tag for line in metrics_of(undisturbed) for tag in line}
     assert {"staleness/lag_steps", "staleness/weights_changed", "overlap/wall_seconds", "index/recall"} <= tags
     assert {"candidates/queries", "seconds/index"} <= tags, "what companions measure is the run's"
@@ -177,8 +184,8 @@ def test_refreshes_end_where_one_has_kept_enough_also_in_a_later_start(
     assert ended.code == 0, ended.err[-3000:]
     stages = list(ledger_of(folder))
     assert stages[stages.index("evaluate/1") + 1 :] == [
-        *("retriever/2", "ranker/2", "retriever/3", "encode/003", "ranker/3", "index/003", "candidates/003"),
-        *("overlap/3", "staleness/3", "evaluate/3"),
+        *("retriever/2", "rescore/001@002", "ranker/2", "retriever/3", "encode/003", "rescore/001@003", "ranker/3"),
+        *("index/003", "candidates/003", "overlap/3", "staleness/3", "evaluate/3"),
     ]
     stale = ledger_of(folder)["staleness/3"]["result"]
     assert (stale["before"], stale["lag_steps"]) == (1, 4), "two iterations of two steps"

@@ -9,9 +9,9 @@ import pytest
 
 from engine.config.ar2 import Ar2Config, WarmupRankerConfig, WarmupRetrieverConfig, ar2_timetable
 from engine.config.file import dump_config, load_config
-from engine.config.negatives import NegativesConfig, RankWindowConfig, SimAnsConfig, UniformConfig
+from engine.config.negatives import Joint, NegativesConfig, RankWindowConfig, SimAnsConfig, UniformConfig
 from engine.config.r2anker import R2ankerConfig, r2anker_timetable
-from engine.config.timetable import Joint, Timetable
+from engine.config.timetable import Timetable
 from engine.errors import ConfigError
 
 CONFIGS = Path(__file__).resolve().parents[4] / "configs"

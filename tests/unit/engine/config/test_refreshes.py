@@ -11,12 +11,13 @@ import pytest
 from engine.config.ar2 import Ar2Config, Ar2Recipe, WarmupRankerConfig, WarmupRetrieverConfig, ar2_timetable
 from engine.config.file import load_config
 from engine.config.remaining import left_of
-from engine.config.timetable import Timetable, iteration_name
+from engine.config.timetable import Timetable, WeightsOf, iteration_name
 from engine.data.batches import rows_drawn
 from engine.errors import ConfigError
 from engine.results import kept_shares
 from tests.distributed.processes import ROOT
 
+SIMANS: dict[str, Any] = {"sampler": {"name": "simans", "a": 0.5}}
 TINY = ROOT / "configs" / "tiny.yaml"
 GAMES: list[dict[str, Any]] = [
     {"order": order, "overlap": overlap, "iterations": iterations, "refresh_every": every, "refresh_until": until}
@@ -49,6 +50,45 @@ def test_every_visit_draws_from_the_newest_refresh_that_its_order_allows() -> No
                 until = visit.iteration - (0 if waits and visit.phase.name == "ranker" else 1)
                 newest = max(one for one in refreshed(found) if one <= until)
                 assert visit.candidates == iteration_name(newest), (game, visit.stage)
+
+
+def test_a_visit_is_rescored_by_the_newest_retriever_where_an_older_one_found_its_candidates() -> None:
+    """Symptom: a sampler would go by scores of a retriever that is iterations old."""
+    num_rescored = 0
+    for game in GAMES:
+        found = table(**game, rescore="always")
+        for visit in found.visits:
+            if visit.phase.is_warmup:
+                assert visit.rescored_by is None
+                continue
+            trains_after = game["order"] == "paper" and visit.phase.name == "ranker"
+            newest = visit.iteration if trains_after else visit.iteration - 1
+            is_stale = int(visit.candidates) != newest
+            assert visit.rescored_by == (WeightsOf("retriever", newest) if is_stale else None), (game, visit.stage)
+            assert visit.rescored == (f"{visit.candidates}@{newest:03d}" if is_stale else "")
+            num_rescored += is_stale
+        names = {visit.rescored for visit in found.visits if visit.rescored}
+        assert set(found.rescored) == names
+        assert sum(map(len, found.rescored.values())) == sum(bool(visit.rescored) for visit in found.visits)
+        assert not table(**game).rescored, "nobody asks for scores"
+        assert not table(**game, rescore="never", negatives=SIMANS).rescored
+        assert set(table(**game, negatives=SIMANS).rescored) == names
+    assert num_rescored > 100
+
+
+def test_who_asks_for_scores_or_ranks() -> None:
+    game = {"iterations": 2, "refresh_every": 2}
+    for asks, negatives in (
+        (True, SIMANS),
+        (True, {"sampler": {"top_k": 20}}),
+        (True, {"sampler": {"name": "rank_window", "first_rank": 2, "last_rank": 9}}),
+        (True, {"filters": [{"name": "margin"}]}),
+        (False, {"filters": [{"name": "margin", "scores": "teacher"}], "teacher_scores": "/scores"}),
+        (False, {"filters": [{"name": "answers"}]}),
+    ):
+        assert bool(table(**game, negatives=negatives).rescored) is asks, negatives
+    untrained = Ar2Config(**game, negatives=SIMANS, retriever={"steps": 0})
+    assert not untrained.rescores, "its scores would be the same"
 
 
 def test_an_end_changes_nothing_that_was_mined_before_it() -> None:

@@ -17,8 +17,9 @@ from torch import Tensor
 from transformers import BertTokenizer
 
 from engine.errors import ArtifactError, TrainingError
-from engine.models.encode import _compute_queued, batches_by_length, encode_documents, encode_queries
+from engine.models.encode import encode_documents, encode_queries
 from engine.models.encode_sparse import encode_documents_sparsely, encode_queries_sparsely
+from engine.models.inference import _compute_queued, batches_by_length
 from engine.models.template import InputTemplate
 from shards.embeddings import EmbeddingStore, Stamp, part_is_complete, write_part
 from shards.errors import DiskFullError

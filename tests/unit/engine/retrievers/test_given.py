@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from engine.config.ar2 import Ar2Config, WarmupRankerConfig, WarmupRetrieverConfig, ar2_timetable
-from engine.config.timetable import Joint, Timetable
+from engine.config.negatives import Joint
+from engine.config.timetable import Timetable
 from engine.data.candidates import Candidates
 from engine.data.corpus import Data, TrainingQueries
 from engine.data.given import require_given, require_given_documents

@@ -67,3 +67,11 @@ def test_what_runs_beside_the_ranker_takes_its_memory_and_hides_its_hours(plain:
     assert own["ranker"] > CONTEXT_BYTES
     assert sum(own.values()) == own["ranker"], "nobody else has it beside"
     assert beside.host["processes"][0] == 2 * plain.host["processes"][0] == 4 * PROCESS_BYTES
+
+
+def test_candidates_that_are_scored_anew_take_disk_beside_what_they_were() -> None:
+    words = ("ar2.refresh_every=2", "ar2.iterations=2", "ar2.top_k=100")
+    plain, scored = planned(*words).disk.candidates, planned(*words, "ar2.rescore=always").disk.candidates
+    # The first ranker's phase and the second retriever's draw the warm-up's candidates at the scores of G_1.
+    queries = 4000 * 8 + 6 * 8
+    assert scored - plain == min(CORPUS.train, queries) * (12 * 100 + 16)
