@@ -38,6 +38,7 @@ from engine.evaluation.fusion import evaluate_fused, export_fusion, fit_on_dev, 
 from engine.evaluation.summary import summary_table
 from engine.evaluation.systems import end_states, every_system, fused_system
 from engine.evaluation.verdict import take_iteration
+from engine.index.gpu import require_gpu_index
 from engine.index.plan import plan_index
 from engine.log import get_logger, is_bold
 from engine.models.agreement import require_agreement
@@ -46,6 +47,7 @@ from engine.models.kinds import Model, load_untrained
 from engine.models.retriever import Retriever
 from engine.models.trial import Proof, require_forward
 from engine.refresh.fallback import require_fallback, trained_questions, with_fallback_positives
+from engine.retrievers.dense import require_int8
 from engine.run import SIZES, Run, Stage, StopReached
 from engine.training.backend import deepspeed_config, require_precision
 from engine.training.models import Models
@@ -109,7 +111,7 @@ def play(
         check_starts(run, names)
         texts = model_texts(config, names)
         modules = load_models(_decided(run), names)
-        check_sizes(config, dataset, modules)
+        check_sizes(config, dataset, modules, run.device)
         try_models(config, modules, texts, run.device)
     data = _data(run, dataset, texts)
     models = Models.open(run, modules)
@@ -242,17 +244,21 @@ def check_starts(run: Run, sources: Mapping[str, str]) -> None:
             log.log(logging.WARNING if note.warns else logging.INFO, "%s", note.text)
 
 
-def check_sizes(config: Config, dataset: Dataset, modules: Mapping[str, Model]) -> None:
-    """Refuse a corpus that is too small, before any work is done.
+def check_sizes(config: Config, dataset: Dataset, modules: Mapping[str, Model], device: torch.device) -> None:
+    """Refuse a corpus that is too small, and an index that cannot be where it must, before any work is done.
 
     Raises:
-        ConfigError: The corpus is too small for the index.
+        ConfigError: The corpus is too small for the index, FAISS does not take the index on the rank's GPU, or the
+            corpus cannot be encoded in int8 here.
         DataError: The corpus is too small for the negatives.
     """
     require_enough_documents(config, dataset)
-    for module in modules.values():
+    for name, module in modules.items():
         if isinstance(module, Retriever):
-            plan_index(config.index, num_documents=dataset.num_documents, dimension=module.dimension)
+            require_int8(config, name, module, device)
+            plan = plan_index(config.index, num_documents=dataset.num_documents, dimension=module.dimension)
+            if told := require_gpu_index(config.index, plan, module.dimension, device):
+                log.info("%s", told)
 
 
 def try_models(

@@ -101,7 +101,8 @@ def build_index(
             rank 0's are used.
         recall_k: Depth of that recall; cut to the size of the corpus.
         recall_floor: Recall below which the index is not published, 0 to 1.
-        device: Where exact search, the yardstick of recall, computes its products.
+        device: This rank's: where exact search, the yardstick of recall, computes its products, and where FAISS works
+            if it can.
         warm_start: Leave the lists to the next index.
         last: Folders of earlier indexes, the newest first, of which the first that fits is begun from: it was built
             with `warm_start`, of the same documents and by the same plan. Where none does, the log says why.
@@ -196,13 +197,14 @@ class _Build:
         truth = exact_truth(
             *(self.coordinator, f"{self.name}: exact search", self.store, queries_QD, depth, parts), device=device
         )
-        audit = Audit(self.store, queries_QD, truth, self.k, evenly(self.store.num_documents, _AUDITED_DOCUMENTS))
+        spread = evenly(self.store.num_documents, _AUDITED_DOCUMENTS)
+        audit = Audit(self.store, queries_QD, truth, self.k, spread, device)
         minutes = self.estimate.train_minutes + self.estimate.rotate_minutes
-        steps = Steps(self.coordinator, self.name, _patience(self.coordinator, minutes))
+        steps = Steps(self.coordinator, self.name, _patience(self.coordinator, minutes), device)
         trained = train_once(steps, self.folder, self.store, self.plan, self.seed, warm, audit)
         if self.coordinator.rank == 0:
             _log_training(self.name, trained)
-        files = self._fill_and_merge(parts, trained.sha256)
+        files = self._fill_and_merge(parts, trained.sha256, device)
 
         def publish() -> bool:
             return self._tune_and_save(files, audit, trained, may_fail=warm is not None, keep=keep)
@@ -236,7 +238,7 @@ class _Build:
             *(self.plan.nprobe or 1, self.plan.refine_factor or 1, 1.0, self.k, None, 0.0),
         )
 
-    def _fill_and_merge(self, parts: list[range], trained: str) -> list[IndexFile]:
+    def _fill_and_merge(self, parts: list[range], trained: str, device: str) -> list[IndexFile]:
         """Fill and merge; return the files that the index is made of."""
         coordinator, name, store, folder = self.coordinator, self.name, self.store, self.folder
 
@@ -251,7 +253,7 @@ class _Build:
             if numbers:
                 read_index(folder / TRAINED, trained)  # every rank looks at the bytes that it fills
             for number in coordinator.hand_out(f"{name}: fill", numbers, seconds):
-                fill_part(folder, trained, store, number, parts[number])
+                fill_part(folder, trained, store, number, parts[number], device)
 
         def merge() -> list[Any]:
             if self.plan.placement == "parts":
@@ -272,7 +274,7 @@ class _Build:
         """Tune the search, measure it, write the manifest and take away what is not searched."""
         draft, folder, store = self.draft(files), self.folder, self.store
         start = time.perf_counter()
-        probed = open_files(folder, draft.files, draft.plan, verify=False)
+        probed = open_files(folder, draft.files, draft.plan, verify=False, device=audit.device)
         best, trials = tune(probed, store.dimension, draft.plan, audit.queries_QD, audit.truth, draft.recall_k)
         tuned = time.perf_counter()
         manifest = replace(draft, nprobe=best.nprobe, refine_factor=best.refine_factor, tuning_seconds=tuned - start)

@@ -68,7 +68,7 @@ def train_codebooks(
     places_of = {unit: sample.places_in(unit, places) for unit in range(len(sample.units))}
     held = [unit for unit, own in places_of.items() if len(own)]
     with steps.shared("rows of the codebooks", held) as units:
-        assigner = Assigner(centroids_LD, steps.num_threads) if shape.residual else None
+        assigner = Assigner(centroids_LD, steps.num_threads, steps.device) if shape.residual else None
         for unit in units:
             _write_rows(folder, sample.rows(unit)[places_of[unit]], unit, shape, assigner, centroids_LD)
     del assigner

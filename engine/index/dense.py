@@ -114,7 +114,7 @@ class DenseIndex:
         Args:
             folder: The index's folder.
             store: The embeddings it must have been made from.
-            device: Where exact search computes its products.
+            device: Where exact search computes its products, and where FAISS searches if it can.
             verify: Hash also the files that are mapped from disk; without it, these are checked by size.
 
         Raises:
@@ -129,7 +129,11 @@ class DenseIndex:
                 expected=f"embeddings {ours}",
                 remedy=f"delete {folder / MANIFEST} and build the index again",
             )
-        probed = None if manifest.plan.exact else open_files(folder, manifest.files, manifest.plan, verify=verify)
+        probed = (
+            None
+            if manifest.plan.exact
+            else open_files(folder, manifest.files, manifest.plan, verify=verify, device=device)
+        )
         return cls(manifest, store, probed, device=device)
 
     @property
@@ -209,7 +213,9 @@ def document_parts(manifest: CorpusManifest) -> list[range]:
     ]
 
 
-def open_files(folder: Path, files: Sequence[IndexFile], plan: IndexPlan, *, verify: bool) -> ProbedIndex:
+def open_files(
+    folder: Path, files: Sequence[IndexFile], plan: IndexPlan, *, verify: bool, device: torch.device | str = "cpu"
+) -> ProbedIndex:
     """Open the files of an index where its plan wants them.
 
     Args:
@@ -217,6 +223,7 @@ def open_files(folder: Path, files: Sequence[IndexFile], plan: IndexPlan, *, ver
         files: As in `IndexManifest.files`.
         plan: With an index.
         verify: Hash the mapped files too.
+        device: The rank's, on which FAISS searches an index in memory where it can.
 
     Raises:
         ArtifactError: A file is missing or damaged.
@@ -230,7 +237,7 @@ def open_files(folder: Path, files: Sequence[IndexFile], plan: IndexPlan, *, ver
         )
     loaded = plan.placement == "memory"
     path = files[0].check(folder, fully=verify or loaded)
-    return ProbedIndex(parse_index(path, 0 if loaded else MAPPED), in_memory=loaded)
+    return ProbedIndex(parse_index(path, 0 if loaded else MAPPED), in_memory=loaded, device=device)
 
 
 def _stacked(pieces: Sequence[Hits], top_k: int) -> Hits:

@@ -297,23 +297,6 @@ def faiss_threads(num_threads: int) -> Iterator[None]:
         faiss.omp_set_num_threads(before)
 
 
-def on_gpu(index: faiss.Index) -> Any:
-    """Return an index's copy on a GPU where this FAISS has one and can hold the kind, else the index itself.
-
-    No test runs this on a GPU.
-    """
-    if faiss.get_num_gpus() == 0:
-        return index
-    resources = getattr(faiss, "StandardGpuResources")()  # noqa: B009 - the CPU build has no such name
-    try:
-        copy = getattr(faiss, "index_cpu_to_gpu")(resources, 0, index)  # noqa: B009
-    except RuntimeError as error:
-        log.warning("FAISS cannot hold this index on the GPU, it stays on the CPU: %s", str(error).splitlines()[-1])
-        return index
-    copy.referenced_resources = resources  # as long as the copy
-    return copy
-
-
 def _check_ids(lists: Any, documents: range, path: Path) -> None:
     """Check that inverted lists hold each document once; an index's own count also has what got lost."""
     seen_N = np.zeros(len(documents), dtype=np.uint8)

@@ -21,9 +21,10 @@ from typing import Any
 import faiss
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from engine.index.exact import Floats, blocks
-from engine.index.files import on_gpu
+from engine.index.gpu import on_gpu
 
 Labels = npt.NDArray[np.int32]
 Counts = npt.NDArray[np.int64]
@@ -54,12 +55,13 @@ class Assigner:
     Args:
         centroids_LD: float32 [L, D].
         num_threads: Threads that share the rows, at least 1.
+        device: The rank's; FAISS searches on it where it can.
     """
 
-    def __init__(self, centroids_LD: Floats, num_threads: int) -> None:
+    def __init__(self, centroids_LD: Floats, num_threads: int, device: torch.device | str = "cpu") -> None:
         index = faiss.IndexFlatIP(centroids_LD.shape[1])
         index.add(np.ascontiguousarray(centroids_LD))
-        self._index, self._num_threads = on_gpu(index), num_threads
+        self._index, self._num_threads = on_gpu(index, device), num_threads
         self._on_cpu = self._index is index
 
     def nearest(self, rows_ND: Floats) -> tuple[Labels, Floats]:

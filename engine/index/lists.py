@@ -103,7 +103,7 @@ class ListTraining:
         """Do an iteration of k-means; it leaves the list of each row in the folder."""
 
         def searched(centroids_LD: Floats) -> _Finder:
-            assigner = Assigner(centroids_LD, self._steps.num_threads)
+            assigner = Assigner(centroids_LD, self._steps.num_threads, self._steps.device)
 
             def find(unit: int, rows_ND: Floats) -> tuple[Labels, Floats]:
                 labels_N, scores_N = assigner.nearest(rows_ND)

@@ -19,7 +19,8 @@ import numpy.typing as npt
 import torch
 
 from engine.index.exact import Floats, blocks, merge_hits
-from engine.index.files import MappedLists, faiss_threads, list_sizes, on_gpu
+from engine.index.files import MappedLists, faiss_threads, list_sizes
+from engine.index.gpu import MOST_SELECTED, on_gpu
 from engine.search import Hits
 
 _QUERIES_AT_A_TIME = 1024
@@ -32,13 +33,21 @@ class ProbedIndex:
         index: With its lists; or the trained, empty one where `parts` has them.
         parts: The lists of parts that were not merged.
         in_memory: Whether the lists are loaded, so that a GPU may take them.
+        device: The rank's, on which FAISS then searches where it can.
     """
 
-    def __init__(self, index: faiss.Index, parts: Sequence[MappedLists] = (), *, in_memory: bool = False) -> None:
+    def __init__(
+        self,
+        index: faiss.Index,
+        parts: Sequence[MappedLists] = (),
+        *,
+        in_memory: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
         ivf: Any = faiss.downcast_index(faiss.extract_index_ivf(index))
         self._ivf, self._parts = ivf, list(parts)
         self._index, self._outer = index, cast(Any, faiss.downcast_index(index))  # the first owns the others
-        copy = on_gpu(index) if in_memory else index
+        copy = on_gpu(index, device) if in_memory else index
         self._gpu = None if copy is index else copy
         self.num_lists = int(ivf.nlist)
         every = [part.lists for part in self._parts] or [ivf.invlists]
@@ -132,12 +141,13 @@ class ProbedIndex:
         lists_QV: npt.NDArray[np.int64],
         scores_QV: Floats,
     ) -> Hits:
-        """Scan a part's visited lists; on a GPU, FAISS finds the lists anew."""
-        if self._gpu is not None:
+        """Scan a part's visited lists; on a GPU, FAISS finds the lists anew. Beyond its limits, the CPU scans."""
+        if self._gpu is not None and max(depth, lists_QV.shape[1]) <= MOST_SELECTED:
             getattr(faiss, "GpuParameterSpace")().set_index_parameter(  # noqa: B009 - the CPU build has no such name
                 self._gpu, "nprobe", lists_QV.shape[1]
             )
             scores_QC, documents_QC = self._gpu.search(queries_QD, depth)
+            scores_QC[documents_QC < 0] = -np.inf
             return Hits(documents_QC, scores_QC)
         if self._parts:
             self._ivf.replace_invlists(self._parts[number].lists, False)

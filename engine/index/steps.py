@@ -23,6 +23,8 @@ class Steps:
     """Of the index, such as `index@3`."""
     seconds: float
     """How long ranks wait for each other at a step."""
+    device: torch.device | str = "cpu"
+    """This rank's, on which FAISS searches lists where it can."""
 
     @property
     def num_threads(self) -> int:

@@ -33,12 +33,12 @@ from engine.index.files import (
     TRAINED,
     IndexFile,
     faiss_threads,
-    on_gpu,
     parse_index,
     read_index,
     write_index,
     write_part,
 )
+from engine.index.gpu import from_gpu, on_gpu
 from engine.index.kmeans import movement_of, normalized
 from engine.index.lists import ListTraining
 from engine.index.plan import IndexPlan, empty_index
@@ -174,7 +174,14 @@ def train_index(
     return parse_record(trained, TrainedIndex, "the record of the trained index")
 
 
-def fill_part(folder: Path, trained_sha256: str, store: EmbeddingStore, number: int, documents: range) -> None:
+def fill_part(
+    folder: Path,
+    trained_sha256: str,
+    store: EmbeddingStore,
+    number: int,
+    documents: range,
+    device: torch.device | str = "cpu",
+) -> None:
     """Add documents to the trained index and write them as a part.
 
     Args:
@@ -183,6 +190,7 @@ def fill_part(folder: Path, trained_sha256: str, store: EmbeddingStore, number: 
         store: The embeddings.
         number: The part's number.
         documents: Its documents.
+        device: The rank's, on which FAISS fills where it can.
 
     Raises:
         ArtifactError: An embedding is not finite, or has another dimension than the trained index.
@@ -195,14 +203,14 @@ def fill_part(folder: Path, trained_sha256: str, store: EmbeddingStore, number: 
             f"{store.dimension}",
             remedy=f"delete {folder / TRAINED} and build the index again",
         )
-    filled = on_gpu(index)
+    filled = on_gpu(index, device)
     with faiss_threads(torch.get_num_threads()):
         for first, rows_ND in stream(store, documents, max(1, _ADD_BYTES // (4 * store.dimension))):
             here = range(first, first + len(rows_ND))
             require_finite(rows_ND, here)
             filled.add_with_ids(rows_ND, np.arange(here.start, here.stop, dtype=np.int64))
     if filled is not index:
-        index = getattr(faiss, "index_gpu_to_cpu")(filled)  # noqa: B009 - the CPU build has no such name
+        index = from_gpu(filled)
     write_part(folder, number, faiss.extract_index_ivf(index).invlists, documents, trained_sha256, store.stamp)
 
 

@@ -126,6 +126,8 @@ class Audit:
     k: int
     documents: Documents
     """Whose spread over the lists stands for the corpus's, ascending."""
+    device: str = "cpu"
+    """This rank's, on which FAISS searches lists where it can."""
 
     def measure(
         self, centroids_LD: Floats, transform: Callable[[Floats], Floats], nprobe: int, num_threads: int
@@ -141,7 +143,7 @@ class Audit:
         Returns:
             The same for any number of threads.
         """
-        assigner, num_lists = Assigner(centroids_LD, num_threads), len(centroids_LD)
+        assigner, num_lists = Assigner(centroids_LD, num_threads, self.device), len(centroids_LD)
         best_QK = self.truth.documents_QK[:, : self.k]
         wanted = np.unique(best_QK)
         with faiss_threads(1):

@@ -246,6 +246,26 @@ def encode_batches(
         progress: Called with (inputs, tokens without padding) after each batch.
     """
     lengths = [min(len(ids_L) + template.num_special_single, max_length) for ids_L in ids]
+    forward = forward_of(encoder, template, ids, convert, max_length=max_length, device=device)
+
+    def keep_and_tell(places: list[int], rows: Tensor) -> None:
+        keep(places, rows)
+        progress(len(places), sum(lengths[place] for place in places))
+
+    padded = not isinstance(encoder, PackedEncoder)
+    compute_by_length(forward, lengths, keep_and_tell, tokens_per_batch=tokens_per_batch, padded=padded, device=device)
+
+
+def forward_of(
+    encoder: Encoder,
+    template: InputTemplate,
+    ids: Sequence[Sequence[int] | TokenIds],
+    convert: Callable[[Tensor], Tensor],
+    *,
+    max_length: int,
+    device: torch.device,
+) -> Callable[[list[int]], Tensor]:
+    """Return a function from places in `ids` to their rows on the device, as one batch; as `encode_batches`."""
 
     @torch.inference_mode()  # here, because the mode is a thread's own
     def forward(places: list[int]) -> Tensor:
@@ -255,12 +275,7 @@ def encode_batches(
         padded = template.pad(batch, pad_to_multiple_of=PAD_TO_MULTIPLE_OF)
         return convert(encoder({name: tensor.to(device) for name, tensor in padded.items()}))
 
-    def keep_and_tell(places: list[int], rows: Tensor) -> None:
-        keep(places, rows)
-        progress(len(places), sum(lengths[place] for place in places))
-
-    padded = not isinstance(encoder, PackedEncoder)
-    compute_by_length(forward, lengths, keep_and_tell, tokens_per_batch=tokens_per_batch, padded=padded, device=device)
+    return forward
 
 
 def embeddings_of(

@@ -38,6 +38,8 @@ class FusedLinear(nn.Module):
         self.weight, self.bias = linear.weight, linear.bias
         self._weight_OI = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _TOKENS_EXPECTED)
         self._activation = ("gelu", "none") if gelu else ("none", "none")
+        self.gelu = gelu
+        """Whether GELU is applied."""
 
     def forward(self, inputs_TI: Tensor) -> Tensor:
         """Map float32 [..., I] to [..., O]."""

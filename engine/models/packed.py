@@ -29,6 +29,7 @@ from engine.models.batch import PackedBatch, pack
 from engine.models.compiled import compile_layers
 from engine.models.failures import FORWARD_ERRORS, quiet_transformers
 from engine.models.fused import fuse_linear_layers
+from engine.models.quantized import quantize_linear_layers
 from engine.models.template import Batch, Input
 
 logger = get_logger(__name__)
@@ -138,6 +139,14 @@ class PackedEncoder:
         parts = [inputs] if self._tokens_at_once is None else _cut(inputs, self._tokens_at_once)
         rows = [self._embed(part) for part in parts]
         return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+    def quantize(self) -> None:
+        """Compute linear layers in int8 from now on, those above the pooling excepted; see `engine.models.quantized`.
+
+        Raises:
+            ModelError: The backbone is not in float32 on a CPU, or has no linear layer.
+        """
+        quantize_linear_layers(self._backbone)
 
     def _embed(self, inputs: Sequence[Input]) -> Tensor:
         types = [one.type_ids for one in inputs] if self._form.takes_types else None

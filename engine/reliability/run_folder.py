@@ -75,6 +75,11 @@ class RunFolder:
         return self.path / "micro_batches.json"
 
     @property
+    def encode_batches(self) -> Path:
+        """The tokens that devices encode at once, by model, where trials found them."""
+        return self.path / "encode_batches.json"
+
+    @property
     def results(self) -> Path:
         """TREC runs and the summary."""
         return self.path / "results"

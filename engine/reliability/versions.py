@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Sequence
 
-_DISTRIBUTIONS = {"faiss": ("faiss-cpu", "faiss-gpu")}
+_DISTRIBUTIONS = {"faiss": ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs")}
 """Packages that come under several names."""
 
 

@@ -8,23 +8,28 @@ weights that made them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from engine.config.models import RetrieverConfig
+from engine.config.recipe import Config
 from engine.config.timetable import WeightsOf
 from engine.data.corpus import Data, ModelText
-from engine.errors import ArtifactError
+from engine.errors import ArtifactError, ConfigError
 from engine.index.build import BuiltIndex, build_index
 from engine.index.dense import DenseIndex, IndexManifest
 from engine.index.exact import Floats
 from engine.index.plan import FLAT, IndexPlan, for_other_corpus, plan_index
 from engine.log import get_logger
-from engine.models.encode import encode_documents, encode_queries
+from engine.models.encode import Encoder, encode_documents, encode_queries
+from engine.models.packed import PackedEncoder
+from engine.models.quantized import has_int8_products
 from engine.models.retriever import Retriever
 from engine.models.weights import frozen_retriever
+from engine.retrievers.batch_size import tokens_per_batch
 from engine.retrievers.choice import Choice
 from engine.retrievers.encoding import EncodedCorpus, encode_over_ranks, stamp_of_weights
 from engine.run import Run, RunFolder, Stage
@@ -198,9 +203,17 @@ def encode_corpus(stage: Stage, data: Data, folder: RunFolder, choice: Choice) -
     text, stamp = data.texts[weights.model], stamp_of_weights(run, data, choice)
     index = folder.index(run.timetable.artifact(weights))
 
+    @cache
+    def encoder() -> Encoder:
+        found = frozen_encoder(run, weights).document_encoder()
+        if config.index.encode_int8:
+            assert isinstance(found, PackedEncoder), "refused before the run"
+            found.quantize()
+        return found
+
     def encode(shard_numbers: Iterator[int], progress: Callable[[int, int], None]) -> None:
         encode_documents(
-            frozen_encoder(run, weights).document_encoder(),
+            encoder(),
             text.template.for_documents(),
             data.shards,
             text.stream,
@@ -208,12 +221,13 @@ def encode_corpus(stage: Stage, data: Data, folder: RunFolder, choice: Choice) -
             index / "embeddings",
             stamp,
             max_length=config.models[weights.model].max_length,
-            tokens_per_batch=config.evaluation.tokens_per_batch,
+            tokens_per_batch=tokens,
             dtype=config.index.embedding_dtype,
             device=run.device,
             progress=progress,
         )
 
+    tokens = tokens_per_batch(stage, data, weights, encoder, lambda rows_ND: rows_ND)
     return encode_over_ranks(
         stage,
         data,
@@ -223,6 +237,34 @@ def encode_corpus(stage: Stage, data: Data, folder: RunFolder, choice: Choice) -
         is_complete=lambda entry: part_is_complete(index / "embeddings", entry, stamp, config.index.embedding_dtype),
         encode=encode,
     )
+
+
+def require_int8(config: Config, name: str, model: Retriever, device: torch.device) -> None:
+    """Refuse to encode in int8 what cannot be, before any work is done.
+
+    Args:
+        config: The recipe.
+        name: Of a retriever in it.
+        model: That retriever.
+        device: This rank's.
+
+    Raises:
+        ConfigError: `index.encode_int8` is set, and the rank is on no CPU with int8 dot products, or the model is not
+            in float32 or needs padding.
+    """
+    precision = config.models[name].precision
+    reasons = {
+        f"this rank computes on {device}": device.type != "cpu",
+        "this processor has no int8 dot products (VNNI)": not has_int8_products(),
+        f"{name}.precision is {precision}": precision != "fp32",
+        f"the inputs of {name} are padded, as its trial at load said": not model.packs,
+    }
+    if config.index.encode_int8 and (found := [reason for reason, holds in reasons.items() if holds]):
+        raise ConfigError(
+            f"index.encode_int8 is true, but {'; '.join(found)}",
+            expected="a CPU with int8 dot products, and a model in fp32 whose inputs need no padding",
+            remedy="set index.encode_int8=false",
+        )
 
 
 def index_corpus(stage: Stage, data: Data, folder: RunFolder, choice: Choice) -> BuiltIndex:

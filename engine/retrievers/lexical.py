@@ -10,6 +10,7 @@ Shapes: Q queries, V words of the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 
 import scipy.sparse as sparse  # type: ignore[import-untyped]
 import torch
@@ -18,9 +19,11 @@ from engine.config.models import LexicalConfig
 from engine.config.timetable import WeightsOf
 from engine.data.corpus import Data, ModelText
 from engine.index.postings import PostingsIndex
+from engine.models.encode import Encoder
 from engine.models.encode_sparse import encode_documents_sparsely, encode_queries_sparsely
 from engine.models.lexical import Lexical
 from engine.models.weights import frozen_lexical
+from engine.retrievers.batch_size import tokens_per_batch
 from engine.retrievers.choice import Choice
 from engine.retrievers.encoding import EncodedCorpus, encode_over_ranks, stamp_of_weights
 from engine.run import Run, RunFolder, Stage
@@ -134,9 +137,13 @@ def encode_postings(stage: Stage, data: Data, folder: RunFolder, choice: Choice)
     text, stamp = data.texts[weights.model], stamp_of_weights(run, data, choice)
     index = folder.index(run.timetable.artifact(weights))
 
+    @cache
+    def encoder() -> Encoder:
+        return _frozen(run, weights).document_encoder()
+
     def encode(shard_numbers: Iterator[int], progress: Callable[[int, int], None]) -> None:
         encode_documents_sparsely(
-            _frozen(run, weights).document_encoder(),
+            encoder(),
             text.template.for_documents(),
             data.shards,
             text.stream,
@@ -144,12 +151,13 @@ def encode_postings(stage: Stage, data: Data, folder: RunFolder, choice: Choice)
             index / _POSTINGS,
             stamp,
             max_length=config.models[weights.model].max_length,
-            tokens_per_batch=config.evaluation.tokens_per_batch,
+            tokens_per_batch=tokens,
             dtype=config.index.embedding_dtype,
             device=run.device,
             progress=progress,
         )
 
+    tokens = tokens_per_batch(stage, data, weights, encoder, lambda rows_NV: rows_NV.to_sparse())
     return encode_over_ranks(
         stage,
         data,

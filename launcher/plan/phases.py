@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from engine.config.models import BottleneckConfig, CondenserConfig, LexicalConfig, RankerConfig
+from engine.config.models import BottleneckConfig, CondenserConfig, LexicalConfig, RankerConfig, RetrieverConfig
 from engine.config.recipe import Config
 from engine.config.timetable import AUTO, Phase
 from engine.errors import ConfigError
@@ -261,7 +261,10 @@ def _inference(config: Config, shapes: Mapping[str, ModelShape], model: str, gpu
     """Return the parts of a pass without gradients: packed rows, of one query's pairs where a ranker scores."""
     numerics, section = numerics_of(config, model, gpu.is_cpu), config.models[model]
     settings = config.evaluation
-    tokens = min(settings.tokens_per_batch, 1024) if gpu.is_cpu else settings.tokens_per_batch
+    named = config.index.tokens_per_batch if isinstance(section, RetrieverConfig | LexicalConfig) else None
+    # What trials find fits by itself: planned is what they begin with.
+    tokens = max(settings.tokens_per_batch, named if isinstance(named, int) else 0)
+    tokens = min(tokens, 1024) if gpu.is_cpu else tokens
     rows = max(1, tokens // section.max_length)
     if isinstance(section, RankerConfig):
         rows = min(rows, settings.rerank_depth)

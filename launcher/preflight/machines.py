@@ -15,7 +15,7 @@ _ALIKE = 0.05
 """Share by which memories of like hosts may differ."""
 _USED = 0.1
 """Share of a GPU's memory above which somebody else is on it."""
-_SHOWN = ("sparring", "torch", "deepspeed", "faiss-cpu", "faiss-gpu", "MPI", "NCCL")
+_SHOWN = ("sparring", "torch", "deepspeed", "faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "MPI", "NCCL")
 
 
 def check_reach(hosts: Sequence[Facts]) -> Outcome:

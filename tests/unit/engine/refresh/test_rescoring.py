@@ -26,7 +26,7 @@ from engine.models.weights import frozen_retriever
 from engine.refresh import rescoring
 from engine.refresh.refresh import refresh_index
 from engine.refresh.rescoring import Rescored, rescore_candidates, rescored_when_stale
-from engine.retrievers.dense import encode_dense
+from engine.retrievers.dense import encode_corpus, encode_dense
 from engine.retrievers.kinds import dense
 from engine.run import Run, Stage
 from engine.training.publishing import publish_weights
@@ -289,3 +289,20 @@ def test_phases_between_refreshes_draw_by_the_scores_of_the_newest_retriever(fol
     np.testing.assert_allclose(stored.scores_QK, scored.scores_QK, rtol=1e-5, atol=1e-5)
     run.once("ranker/1", lambda stage: None)
     assert rescored_when_stale(run, data, found, phase="ranker", iteration=1) is found, "the phase is over"
+
+
+def test_a_corpus_in_int8_is_near_that_in_float32(folder: Path) -> None:
+    """Symptom guarded against: the option is read, and the corpus is in float32 all the same."""
+    found = []
+    for words in ((), ("index.encode_int8=true",)):
+        run, data = opened(folder, None, *words)
+        shutil.rmtree(run.folder.path / "index", ignore_errors=True)
+        run.once(f"encode {words}", encode_corpus, data, run.folder, dense(WeightsOf("retriever", 1)))
+        parts = (run.folder.index("001") / "embeddings").glob("*.npy")
+        found.append(np.concatenate([np.load(path) for path in sorted(parts)]))
+        assert run.lock is not None
+        run.lock.release()
+    exact_ND, rounded_ND = found
+    assert not np.array_equal(exact_ND, rounded_ND)
+    cosines_N = (exact_ND * rounded_ND).sum(1) / np.linalg.norm(exact_ND, axis=1) / np.linalg.norm(rounded_ND, axis=1)
+    assert cosines_N.min() > 0.98
