@@ -121,7 +121,7 @@ def agreed_tokens(stage: Stage, model: str, device: str, trial: Callable[[], lis
         return known
     with coordinator.agreement(name):
         trials = trial()
-    found = min(coordinator.gather(f"{name}, found", fastest_of(trials)))
+    found: int = min(coordinator.gather(f"{name}, found", fastest_of(trials)))
     coordinator.only_rank_zero(f"{name}, kept", lambda: _write(path, model, FoundBatch(found, device)))
     if stage.run.is_main:
         told = ", ".join(

@@ -278,6 +278,11 @@ UNFIT = {
     "model that is no folder": (["retriever.name=/nonexistent/model"], ["/nonexistent/model"]),
     "package without weights": (["ranker.name=package:pyyaml"], ["pyyaml"]),
     "input longer than the model": (["retriever.max_length=600", "random_model.vocab_size=500"], ["600", "512"]),
+    "index on GPUs that are not there": (["index.gpu=always"], ["index.gpu is always", "set index.gpu=auto"]),
+    "int8 of half precision": (
+        ["index.encode_int8=true", "retriever.precision=bf16"],
+        ["index.encode_int8 is true", "retriever.precision is bf16"],
+    ),
     "DeepSpeed file that is not there": (["ranker.deepspeed=/nonexistent.json"], ["/nonexistent.json"]),
 }
 
