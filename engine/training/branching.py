@@ -230,7 +230,8 @@ class _Plan:
             return any(self._draws_others(iteration_name(iteration)) for iteration in refreshes)
         mined = name.partition("@")[0]  # where they were scored anew
         if kind == "rescore" or (kind == "negatives" and mined != name):
-            drawn = [[one.stage for one in each.timetable.rescored.get(name, [])] for each in (self.old, self.new)]
+            scored = [each.timetable.rescored.get(name, []) for each in (self.old, self.new)]
+            drawn = [[(one.stage, one.places) for one in visits] for visits in scored]
             if drawn[0] != drawn[1] or self._changed_seed:
                 return True
         if kind == "rescore":

@@ -29,6 +29,7 @@ from engine.refresh.rescoring import Rescored, rescore_candidates, rescored_when
 from engine.retrievers.dense import encode_corpus, encode_dense
 from engine.retrievers.kinds import dense
 from engine.run import Run, Stage
+from engine.training.branching import branch_run
 from engine.training.publishing import publish_weights
 from shards.embeddings import Stamp
 from shards.formats import open_dataset
@@ -287,6 +288,13 @@ def test_phases_between_refreshes_draw_by_the_scores_of_the_newest_retriever(fol
     assert (result["documents_encoded"], result["documents"]) == (0, stages["rescore/000@001"]["result"]["documents"])
     stored = Candidates.load(run.folder.candidates("000@001"))
     np.testing.assert_allclose(stored.scores_QK, scored.scores_QK, rtol=1e-5, atol=1e-5)
+
+    # A branch takes the scores over, unless it draws other queries.
+    both = {"rescore/000@001", "negatives/000@001"}
+    assert both <= set(branch_run(run.folder.path, folder / "same", [], "ranker/1").kept)
+    assert (folder / "same" / "rescored" / "000@001" / "candidates.json").exists()
+    assert both <= set(branch_run(run.folder.path, folder / "other", ["ar2.ranker.steps=4"], "ranker/1").again)
+
     run.once("ranker/1", lambda stage: None)
     assert rescored_when_stale(run, data, found, phase="ranker", iteration=1) is found, "the phase is over"
 
