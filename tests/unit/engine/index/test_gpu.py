@@ -211,7 +211,7 @@ def test_each_rank_trains_fills_and_searches_on_its_own_gpu(
 
 def test_what_a_gpu_cannot_select_is_scanned_by_the_cpu(gpus: GpuFaiss) -> None:
     """Symptom: a search of more than 2,048 candidates a query ended a run after the index was made."""
-    index: Any = faiss.index_factory(D, "IVF3,PQ8", faiss.METRIC_INNER_PRODUCT)
+    index: Any = faiss.index_factory(D, "IVF3,Flat", faiss.METRIC_INNER_PRODUCT)
     index.train(ROWS_ND)
     index.add(ROWS_ND)
     plain, ours = ProbedIndex(index, in_memory=True), ProbedIndex(index, in_memory=True, device="cuda:2")
