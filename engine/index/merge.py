@@ -103,8 +103,8 @@ def merge_parts(folder: Path, factory: str, parts: Sequence[range], trained_sha2
     num_documents = sum(len(documents) for documents in parts)
     path = folder / (_PLAIN if interleaved else INDEX)
     with writing(path, num_bytes=num_bytes) as file:
-        file.write(_header(trained, num_documents))
-        _write_lists(file, [part_path(folder, number) for number in range(len(parts))])
+        file.write(header_of(trained, num_documents))
+        write_lists(file, [part_path(folder, number) for number in range(len(parts))])
     assert file.described
     merged = file.described
     _check_total(path, num_documents)
@@ -114,8 +114,16 @@ def merge_parts(folder: Path, factory: str, parts: Sequence[range], trained_sha2
     return merged
 
 
-def _header(trained: faiss.Index, num_documents: int) -> bytes:
-    """Return the bytes of a FAISS index up to its lists, which stand at the end."""
+def header_of(trained: faiss.Index, num_documents: int) -> bytes:
+    """Return the bytes of a FAISS index up to its lists, which stand at the end.
+
+    Args:
+        trained: With empty lists; is told of the documents.
+        num_documents: That the lists behind the header hold.
+
+    Raises:
+        ArtifactError: This FAISS writes such an index otherwise.
+    """
     ivf = faiss.extract_index_ivf(trained)
     trained.ntotal = ivf.ntotal = num_documents
     data: bytes = faiss.serialize_index(trained).tobytes()
@@ -128,8 +136,13 @@ def _header(trained: faiss.Index, num_documents: int) -> bytes:
     return data[: -len(empty)]
 
 
-def _write_lists(file: WrittenFile, paths: Sequence[Path]) -> None:
-    """Write the lists of all parts as FAISS would write those of one index, reading a window of lists at a time."""
+def write_lists(file: WrittenFile, paths: Sequence[Path]) -> None:
+    """Write the lists of all parts as FAISS would write those of one index, reading a window of lists at a time.
+
+    Args:
+        file: Where to.
+        paths: The parts, in the order of their documents.
+    """
     held = [MappedLists(path) for path in paths]  # opened for their sizes alone
     code_bytes = held[0].code_size
     sizes_PL = np.stack([list_sizes(one.lists) for one in held])

@@ -22,6 +22,7 @@ from engine.errors import ArtifactError, ConfigError
 from engine.index.build import BuiltIndex, build_index
 from engine.index.dense import DenseIndex, IndexManifest
 from engine.index.exact import Floats
+from engine.index.plain import PlainIndex, export_index
 from engine.index.plan import FLAT, IndexPlan, for_other_corpus, plan_index
 from engine.log import get_logger
 from engine.models.encode import Encoder, encode_documents, encode_queries
@@ -34,6 +35,7 @@ from engine.retrievers.choice import Choice
 from engine.retrievers.encoding import EncodedCorpus, encode_over_ranks, stamp_of_weights
 from engine.run import Run, RunFolder, Stage
 from engine.search import Hits
+from shards.docids import DOCIDS_NAME
 from shards.embeddings import EmbeddingStore, part_is_complete
 from shards.records import Query
 
@@ -181,6 +183,24 @@ def open_dense_scorer(run: Run, data: Data, folder: RunFolder, choice: Choice) -
         tokens_per_batch=run.config.evaluation.tokens_per_batch,
         device=run.device,
     )
+
+
+def export_dense(run: Run, data: Data, folder: RunFolder, choice: Choice, target: Path) -> PlainIndex:
+    """Write the index in `folder` as a file that FAISS opens by itself, with the ids of its rows.
+
+    Args:
+        run: For its weights.
+        data: The corpus.
+        folder: As for `build_dense`.
+        choice: With the weights that the index was made with.
+        target: Folder that gets the files.
+
+    Raises:
+        ArtifactError: Index or embeddings are missing, damaged, or of other weights.
+        DiskFullError: There was no space for it.
+    """
+    index, store = _stored(run, data, folder, choice)
+    return export_index(index, store, data.shards.folder / DOCIDS_NAME, target)
 
 
 def _stored(run: Run, data: Data, folder: RunFolder, choice: Choice) -> tuple[Path, EmbeddingStore]:
