@@ -21,7 +21,7 @@ class ConfigError(SparringError):
 
 
 class ModelError(SparringError):
-    """A model or tokenizer cannot be found, loaded or exported."""
+    """A model or tokenizer cannot be found, loaded, exported or published."""
 
 
 class TrainingError(SparringError):

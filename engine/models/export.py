@@ -5,7 +5,8 @@ scores on raw text, and only then renamed: what is there has been tried. The lib
 that exporting does not need sentence-transformers; without it, the comparison is made with transformers alone.
 
 What an export cannot carry: the recipe's score scale (it changes no order), and the template that joins a document's
-title and text (the README of the export tells it).
+title and text. `engine.models.export_usage` says in the README how it is used; `engine.evaluation.exported` completes a
+run's exports by what the run knows of them.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ from engine.models.export_parts import (
     write_settings,
 )
 from engine.models.export_pretrained import compare_masked_lm, describe_masked_lm
-from engine.models.export_ranker import describe_pooled_ranker, pooled_logits, prior_told
+from engine.models.export_ranker import describe_pooled_ranker, pooled_logits
+from engine.models.export_usage import readme
 from engine.models.failures import quiet_transformers
 from engine.models.loading import load_tokenizer
 from engine.models.projection import load_projection
@@ -52,6 +54,8 @@ from shards.files import fsync, read_json, write_json
 MAX_DIFFERENCE = 1e-4
 """Largest difference between our numbers and a library's; relative to the largest number where that is above 1."""
 
+Completion = Callable[[Path], None]
+"""Is given the folder of an export under its temporary name, tried and without a README."""
 _LEFT_BEHIND = ("weights.json", "decoder")
 """What is of no use to others: the record of the weights, and the decoder that served pre-training alone."""
 _QUERIES = ("what is this?", "Who wrote the second letter, and when?", "tables", "naïve café 東京 42%")
@@ -63,7 +67,7 @@ _DOCUMENTS = (
 )
 
 
-def export_retriever(weights_folder: Path, target: Path) -> float:
+def export_retriever(weights_folder: Path, target: Path, complete: Completion | None = None) -> float:
     """Export a retriever for transformers (AutoModel) and sentence-transformers (SentenceTransformer).
 
     A tied retriever is one Hugging Face folder. One with two towers has a plain Hugging Face folder for each, `query`
@@ -73,6 +77,8 @@ def export_retriever(weights_folder: Path, target: Path) -> float:
     Args:
         weights_folder: A folder that `Retriever.save` wrote, with `max_length` and `query_max_length` in its metadata.
         target: Folder to make; an earlier export there is replaced.
+        complete: Adds to it before it is there: its README, and more of its forms. None for a README of no more than
+            what lies in it.
 
     Returns:
         The largest difference found by `verify_export`.
@@ -83,10 +89,10 @@ def export_retriever(weights_folder: Path, target: Path) -> float:
     """
     metadata = read_metadata(weights_folder, "retriever")
     _require_lengths(metadata, weights_folder, "max_length", "query_max_length")
-    return _publish(weights_folder, target, lambda folder: _describe_retriever(folder, metadata))
+    return _publish(weights_folder, target, lambda folder: _describe_retriever(folder, metadata), complete)
 
 
-def export_ranker(weights_folder: Path, target: Path) -> float:
+def export_ranker(weights_folder: Path, target: Path, complete: Completion | None = None) -> float:
     """Export a ranker for transformers and sentence-transformers' CrossEncoder, which then gives raw logits.
 
     CrossEncoder cuts the longer of two texts, we cut the document: scores differ for queries longer than half of the
@@ -95,6 +101,8 @@ def export_ranker(weights_folder: Path, target: Path) -> float:
     Args:
         weights_folder: A folder that `Ranker.save` wrote, with `max_length` in its metadata.
         target: Folder to make; an earlier export there is replaced.
+        complete: Adds to it before it is there: its README, and more of its forms. None for a README of no more than
+            what lies in it.
 
     Returns:
         The largest difference found by `verify_export`.
@@ -104,10 +112,10 @@ def export_ranker(weights_folder: Path, target: Path) -> float:
     """
     metadata = read_metadata(weights_folder, "ranker")
     _require_lengths(metadata, weights_folder, "max_length")
-    return _publish(weights_folder, target, lambda folder: _describe_ranker(folder, metadata))
+    return _publish(weights_folder, target, lambda folder: _describe_ranker(folder, metadata), complete)
 
 
-def export_lexical(weights_folder: Path, target: Path) -> float:
+def export_lexical(weights_folder: Path, target: Path, complete: Completion | None = None) -> float:
     """Export a lexical retriever for transformers (AutoModelForMaskedLM) and sentence-transformers (SparseEncoder).
 
     Towers are laid out as in `export_retriever`.
@@ -115,6 +123,8 @@ def export_lexical(weights_folder: Path, target: Path) -> float:
     Args:
         weights_folder: A folder that `Lexical.save` wrote, with `max_length` and `query_max_length` in its metadata.
         target: Folder to make; an earlier export there is replaced.
+        complete: Adds to it before it is there: its README, and more of its forms. None for a README of no more than
+            what lies in it.
 
     Returns:
         The largest difference found by `verify_export`.
@@ -124,10 +134,10 @@ def export_lexical(weights_folder: Path, target: Path) -> float:
     """
     metadata = read_metadata(weights_folder, "lexical")
     _require_lengths(metadata, weights_folder, "max_length", "query_max_length")
-    return _publish(weights_folder, target, lambda folder: describe_lexical(folder, metadata))
+    return _publish(weights_folder, target, lambda folder: describe_lexical(folder, metadata), complete)
 
 
-def export_masked_lm(weights_folder: Path, target: Path) -> float:
+def export_masked_lm(weights_folder: Path, target: Path, complete: Completion | None = None) -> float:
     """Export a pre-trained encoder with its masked-language-model head for transformers, without its decoder.
 
     AutoModel and AutoModelForMaskedLM load it, and so do recipes that name it as the start of a model.
@@ -135,6 +145,8 @@ def export_masked_lm(weights_folder: Path, target: Path) -> float:
     Args:
         weights_folder: A folder that `BottleneckLM.save` wrote, with `max_length` in its metadata.
         target: Folder to make; an earlier export there is replaced.
+        complete: Adds to it before it is there: its README, and more of its forms. None for a README of no more than
+            what lies in it.
 
     Returns:
         The largest difference found by `verify_export`.
@@ -144,14 +156,14 @@ def export_masked_lm(weights_folder: Path, target: Path) -> float:
     """
     metadata = saved_metadata(weights_folder)
     _require_lengths(metadata, weights_folder, "max_length")
-    return _publish(weights_folder, target, lambda folder: describe_masked_lm(folder, metadata))
+    return _publish(weights_folder, target, lambda folder: describe_masked_lm(folder, metadata), complete)
 
 
-def export_model(weights_folder: Path, target: Path) -> float:
+def export_model(weights_folder: Path, target: Path, complete: Completion | None = None) -> float:
     """Write a model of whatever kind, by the function for it."""
     exports = {"ranker": export_ranker, "lexical": export_lexical, BOTTLENECK: export_masked_lm}
     export = exports.get(saved_metadata(weights_folder).get("model", ""), export_retriever)
-    return export(weights_folder, target)
+    return export(weights_folder, target, complete)
 
 
 def verify_export(
@@ -193,7 +205,9 @@ def verify_export(
     return difference
 
 
-def _publish(weights_folder: Path, target: Path, describe: Callable[[Path], None]) -> float:
+def _publish(
+    weights_folder: Path, target: Path, describe: Callable[[Path], None], complete: Completion | None
+) -> float:
     if target.exists() and not (target / METADATA_FILE).exists():
         raise ArtifactError(
             f"{target} exists and is no export",
@@ -207,6 +221,7 @@ def _publish(weights_folder: Path, target: Path, describe: Callable[[Path], None
         shutil.copytree(weights_folder, temporary, ignore=shutil.ignore_patterns(*_LEFT_BEHIND))
         describe(temporary)
         difference = verify_export(weights_folder, temporary)
+        (complete or _write_readme)(temporary)
         for path in temporary.rglob("*"):
             fsync(path)
         fsync(temporary)
@@ -218,6 +233,10 @@ def _publish(weights_folder: Path, target: Path, describe: Callable[[Path], None
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
     return difference
+
+
+def _write_readme(folder: Path) -> None:
+    (folder / "README.md").write_text(readme(folder, saved_metadata(folder)), encoding="utf-8")
 
 
 def _describe_retriever(folder: Path, metadata: dict[str, Any]) -> None:
@@ -245,7 +264,6 @@ def _describe_retriever(folder: Path, metadata: dict[str, Any]) -> None:
     write_modules(folder, [(path, MODULES + kind) for path, kind in modules])
     library, prompts = "3.0.0" if metadata["tied"] else "5.0.0", metadata.get("prompts", {})
     write_settings(folder, library=library, prompts=prompts, similarity=metadata["similarity"])
-    (folder / "README.md").write_text(_retriever_readme(metadata), encoding="utf-8")
 
 
 def _describe_ranker(folder: Path, metadata: dict[str, Any]) -> None:
@@ -257,41 +275,6 @@ def _describe_ranker(folder: Path, metadata: dict[str, Any]) -> None:
     config["sentence_transformers"] = {"version": "4.0.0", "activation_fn": "torch.nn.modules.linear.Identity"}
     write_json(folder / "config.json", config)
     limit_tokenizer(folder, metadata["max_length"])
-    (folder / "README.md").write_text(_ranker_readme(metadata), encoding="utf-8")
-
-
-def _retriever_readme(metadata: dict[str, Any]) -> str:
-    towers = "one encoder for both sides" if metadata["tied"] else "one encoder in `query/`, one in `document/`"
-    template = metadata.get("template", "{text}")
-    above = "".join(f" Dense layers above it: {', '.join(names)}." for names in metadata.get("dense", {}).values())
-    prompts = "".join(f" A {side} begins with `{text}`." for side, text in metadata.get("prompts", {}).items())
-    return f"""# A dense retriever: {towers}
-
-Pooling: {metadata["pooling"]}.{above} Similarity: {metadata["similarity"]}.
-A document is given as `{template}`.{prompts}
-Trained on queries of {metadata["query_max_length"]} and documents of {metadata["max_length"]} tokens at most.
-
-```python
-from sentence_transformers import SentenceTransformer
-
-model = SentenceTransformer("this/folder")
-scores = model.similarity(model.encode_query(queries), model.encode_document(documents))
-```
-"""
-
-
-def _ranker_readme(metadata: dict[str, Any]) -> str:
-    return f"""# A cross-encoder ranker
-
-Scores are raw logits, without a sigmoid. A document is given as `{metadata.get("template", "{text}")}`.
-Query and document together: {metadata["max_length"]} tokens at most.
-
-```python
-from sentence_transformers import CrossEncoder
-
-scores = CrossEncoder("this/folder").predict([(query, document) for document in documents])
-```
-{prior_told(metadata)}"""
 
 
 def _require_lengths(metadata: dict[str, Any], folder: Path, *names: str) -> None:

@@ -49,7 +49,6 @@ def describe_lexical(folder: Path, metadata: dict[str, Any]) -> None:
         write_modules(folder, [("", f"{MODULES}Router")])
     prompts = metadata.get("prompts", {})
     write_settings(folder, library="5.0.0", prompts=prompts, similarity="dot", model_type="SparseEncoder")
-    (folder / "README.md").write_text(_readme(metadata), encoding="utf-8")
 
 
 def compare_lexical(weights_folder: Path, target: Path, queries: list[str], documents: list[str]) -> dict[str, float]:
@@ -101,21 +100,3 @@ def _described_pooling(folder: Path, path: str, tower: str) -> tuple[str, str]:
     }
     write_json(folder / path / "config.json", settings)
     return path, f"{_SPARSE_MODULES}SpladePooling"
-
-
-def _readme(metadata: dict[str, Any]) -> str:
-    towers = "one model for both sides" if metadata["tied"] else "one model in `query/`, one in `document/`"
-    prompts = "".join(f" A {side} begins with `{text}`." for side, text in metadata.get("prompts", {}).items())
-    return f"""# A lexical retriever (SPLADE-max): {towers}
-
-A word's weight is the maximum over a text's tokens of log(1 + relu(logit)); the score is the inner product.
-A document is given as `{metadata.get("template", "{text}")}`.{prompts}
-Trained on queries of {metadata["query_max_length"]} and documents of {metadata["max_length"]} tokens at most.
-
-```python
-from sentence_transformers import SparseEncoder
-
-model = SparseEncoder("this/folder")
-scores = model.similarity(model.encode_query(queries), model.encode_document(documents))
-```
-"""

@@ -27,23 +27,6 @@ def describe_masked_lm(folder: Path, metadata: dict[str, Any]) -> None:
     kept = {key: value for key, value in metadata.items() if key not in ("decoder_layers", SKIP_FROM)}
     write_json(folder / METADATA_FILE, {**kept, "model": MASKED_LM})
     limit_tokenizer(folder, metadata["max_length"])
-    (folder / "README.md").write_text(_masked_lm_readme(metadata), encoding="utf-8")
-
-
-def _masked_lm_readme(metadata: dict[str, Any]) -> str:
-    return f"""# An encoder, pre-trained with a bottleneck
-
-Pre-trained from {metadata.get("base", "another model")} on texts of {metadata["max_length"]} tokens
-at most; a document is given as `{metadata.get("template", "{text}")}`. Its first state holds the text; it is meant to
-be fine-tuned as a retriever or a ranker. The layers above it that it was trained with are left out.
-
-```python
-from transformers import AutoModel, AutoModelForMaskedLM
-
-encoder = AutoModel.from_pretrained("this/folder")
-masked_lm = AutoModelForMaskedLM.from_pretrained("this/folder")
-```
-"""
 
 
 def compare_masked_lm(weights_folder: Path, target: Path, queries: list[str], documents: list[str]) -> dict[str, float]:

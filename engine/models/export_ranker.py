@@ -41,7 +41,6 @@ def describe_pooled_ranker(folder: Path, metadata: Mapping[str, Any]) -> None:
     write_modules(folder, [(path, MODULES + kind) for path, kind in chain])
     settings = {"__version__": {"sentence_transformers": "6.0.0"}, "model_type": "CrossEncoder"}
     write_json(folder / SETTINGS_FILE, {**settings, "activation_fn": IDENTITY, "prompts": {}})
-    (folder / "README.md").write_text(_readme(metadata), encoding="utf-8")
 
 
 def pooled_logits(folder: Path, start: RankerStart, batch: Mapping[str, Tensor]) -> Tensor:
@@ -59,44 +58,6 @@ def pooled_logits(folder: Path, start: RankerStart, batch: Mapping[str, Tensor])
     pooled_NH = pool(backbone(**batch).last_hidden_state, batch["attention_mask"], start.form)  # type: ignore[arg-type]
     logits_N1: Tensor = load_projection(folder, [start.layer], pooled_NH.shape[-1])(pooled_NH)  # type: ignore[list-item]
     return logits_N1
-
-
-def _readme(metadata: Mapping[str, Any]) -> str:
-    state = "the first token's state" if metadata["head"] == "cls" else "the mean of the token states"
-    pooled = (
-        "states[:, 0]"
-        if metadata["head"] == "cls"
-        else '(states * batch["attention_mask"][..., None]).sum(1) / batch["attention_mask"].sum(1, keepdim=True)'
-    )
-    return f"""# A cross-encoder ranker: a linear layer on {state} of the last layer
-
-Scores are raw logits, without a sigmoid. A document is given as `{metadata.get("template", "{text}")}`.
-Query and document together: {metadata["max_length"]} tokens at most.
-
-This is not what transformers calls a model for sequence classification (there is no pooler): do not load it as one.
-With sentence-transformers 6 or newer:
-
-```python
-from sentence_transformers import CrossEncoder
-
-scores = CrossEncoder("this/folder").predict([(query, document) for document in documents])
-```
-
-With transformers alone:
-
-```python
-from safetensors.torch import load_file
-from transformers import AutoModel, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("this/folder/{TRANSFORMER}")
-model = AutoModel.from_pretrained("this/folder/{TRANSFORMER}").eval()
-head = load_file("this/folder/{HEAD}/model.safetensors")
-batch = tokenizer([query] * len(documents), documents, padding=True, truncation=True, return_tensors="pt")
-states = model(**batch).last_hidden_state
-pooled = {pooled}
-scores = pooled @ head["linear.weight"][0] + head["linear.bias"]
-```
-{prior_told(metadata)}"""
 
 
 def prior_told(metadata: Mapping[str, Any]) -> str:

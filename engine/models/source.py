@@ -33,7 +33,7 @@ POOLER: Literal["pooler"] = "pooler"
 TRANSFORMER, HEAD = "transformer", "head"
 """Where a saved ranker has its backbone and its head, if the head is of another form."""
 
-_PACKAGE = "package:"
+PACKAGE = "package:"
 _WEIGHTS = ("*.safetensors", "*.bin")
 _INDEXES = ("*.safetensors.index.json", "*.bin.index.json")
 _VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.vocab", "*.tiktoken", "tekken.json", "bpe.codes")
@@ -60,8 +60,8 @@ def resolve_model(name: str) -> str | Path:
         ModelError: The package is not installed or carries no weights; the folder is missing, or lacks config.json or
             weights.
     """
-    if name.startswith(_PACKAGE):
-        return _package_folder(name.removeprefix(_PACKAGE))
+    if name.startswith(PACKAGE):
+        return _package_folder(name.removeprefix(PACKAGE))
     folder = Path(name).expanduser()
     if folder.is_dir():
         _require_model_files(folder)
