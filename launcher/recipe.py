@@ -34,15 +34,15 @@ from engine.data.label_files import require_label_files, require_same_labels, wi
 from engine.data.tokenization import WrittenCorpus
 from engine.evaluation.chosen import plays_iterations
 from engine.evaluation.evaluate import evaluate_systems, require_measurable_splits
-from engine.evaluation.fusion import evaluate_fused, export_fusion, fit_on_dev, require_fusable
+from engine.evaluation.exported import export_iteration
+from engine.evaluation.fusion import evaluate_fused, fit_on_dev, require_fusable
 from engine.evaluation.summary import summary_table
-from engine.evaluation.systems import end_states, every_system, fused_system
+from engine.evaluation.systems import every_system, fused_system
 from engine.evaluation.verdict import take_iteration
 from engine.index.gpu import require_gpu_index
 from engine.index.plan import plan_index
 from engine.log import get_logger, is_bold
 from engine.models.agreement import require_agreement
-from engine.models.export import export_model
 from engine.models.kinds import Model, load_untrained
 from engine.models.retriever import Retriever
 from engine.models.trial import Proof, require_forward
@@ -279,16 +279,12 @@ def try_models(
 def export_models(stage: Stage, *, iteration: int) -> Exported:
     """Write all models of an iteration as other libraries load them, and by which weights their scores are mixed."""
     run = stage.run
-    states = end_states(run.timetable, list(run.config.models), iteration)
 
-    def export() -> None:
-        for model, weights in states.items():
-            export_model(run.folder.weights(model, weights.state), run.folder.export(model))
-        if run.config.learns_from_queries:
-            export_fusion(run, fused_system(run.config, taken=iteration), run.folder.export("fusion"))
+    def export() -> dict[str, str]:
+        folders = export_iteration(run, iteration, run.folder.path / "export")
+        return {model: str(folder) for model, folder in folders.items()}
 
-    run.coordinator.only_rank_zero(f"{stage.name}: write", export)
-    return Exported({model: str(run.folder.export(model)) for model in states})
+    return Exported(run.coordinator.only_rank_zero(f"{stage.name}: write", export))
 
 
 def _count(stage: Stage, dataset: Dataset) -> Sizes:

@@ -21,6 +21,12 @@ from engine.run import RunFolder
 from shards.files import read_record, write_json
 
 _DIGITS = 3
+_BOLD, _STAR, _MARKDOWN = ("\x1b[1m", "\x1b[0m"), ("*", ""), ("**", "**")
+"""What stands around the best of a column."""
+_WHAT_THEY_ARE = (
+    "±: standard error over queries. Differences are paired, query by query; p: randomisation test, corrected by\n"
+    "Holm over the rows of a split."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,14 +145,11 @@ def summary_table(folder: RunFolder, *, bold: bool = False) -> str:
         Splits as they are sorted, the largest sample first. What was not trained stands above the line, then rows by
         iteration and kind, then as they were added. The last table has the rows with their standard errors.
     """
-    rows = sorted(read_rows(folder.summary), key=_place)
-    groups: dict[tuple[str, int | None, int], list[Row]] = {}
-    for row in rows:
-        groups.setdefault(_group(row), []).append(row)
-    tables = [_group_table(own, bold=bold) for own in groups.values()]
-    text = "\n\n".join(tables)
+    groups = rows_by_queries(folder)
+    text = "\n\n".join(_group_table(own, _BOLD if bold else _STAR) for own in groups)
     text += "\n*: the best of what was trained, and above the line what is better still" * ("*" in text)
-    text += _differences_table(rows)
+    if differences := _differences_table([row for own in groups for row in own]):
+        text += f"\n\n{differences}\n{_WHAT_THEY_ARE}"
     if folder.fusion.exists():
         text += f"\n\n{read_record(folder.fusion, Fusion, 'the weights of the mixture').told}"
     if folder.duel.exists():
@@ -154,8 +157,30 @@ def summary_table(folder: RunFolder, *, bold: bool = False) -> str:
     return text
 
 
-def _group_table(rows: Sequence[Row], *, bold: bool) -> str:
-    """Format rows that were measured on the same queries."""
+def rows_by_queries(folder: RunFolder) -> list[list[Row]]:
+    """Return the recorded rows in the order of the table, those together that were measured on the same queries.
+
+    Args:
+        folder: With a summary; without one there are none.
+    """
+    groups: dict[tuple[str, int | None, int], list[Row]] = {}
+    for row in sorted(read_rows(folder.summary), key=_place):
+        groups.setdefault(_group(row), []).append(row)
+    return list(groups.values())
+
+
+def markdown_tables(rows: Sequence[Row]) -> str:
+    """Format rows of the same queries as the table has them, the best in bold, and below it their standard errors.
+
+    Args:
+        rows: One of what `rows_by_queries` returns.
+    """
+    tables = [_group_table(rows, _MARKDOWN, form="github"), _differences_table(rows, form="github")]
+    return "\n\n".join([*filter(None, tables), *([_WHAT_THEY_ARE.replace("\n", " ")] if tables[1] else [])])
+
+
+def _group_table(rows: Sequence[Row], mark: tuple[str, str], form: str = "simple") -> str:
+    """Format rows that were measured on the same queries, what stands around the best of a column given."""
     first = rows[0]
     title = f"{first.split}, {_queries(first)} queries" if first.num_queries is not None else first.split
     title += f", relevant from grade {first.relevance_threshold}" * (first.relevance_threshold != 1)
@@ -164,13 +189,14 @@ def _group_table(rows: Sequence[Row], *, bold: bool) -> str:
     best = {name: _best_of(trained, rows, name) for name in metrics}
     table: list[list[str] | str] = []
     for above, row in zip([None, *rows], rows, strict=False):
-        if above is not None and above.iteration is None and row.iteration is not None:
+        if form == "simple" and above is not None and above.iteration is None and row.iteration is not None:
             table.append(SEPARATING_LINE)
         iteration = "" if row.iteration is None else f"{row.iteration}"
-        cells = [_cell(row.metrics.get(name), best[name], bold=bold) for name in metrics]
+        cells = [_cell(row.metrics.get(name), best[name], mark) for name in metrics]
         table.append([_name_of(row), iteration, *cells])
     aligned = ["left", "right", *["right"] * len(metrics)]
-    text: str = tabulate(table, headers=[title, "iteration", *metrics], disable_numparse=True, colalign=aligned)
+    headers = [title, "iteration", *metrics]
+    text: str = tabulate(table, headers=headers, tablefmt=form, disable_numparse=True, colalign=aligned)
     return text
 
 
@@ -184,13 +210,11 @@ def _best_of(trained: Sequence[Row], rows: Sequence[Row], metric: str) -> set[fl
     return set() if alike else {value for value in (best, best_trained) if value is not None}
 
 
-def _cell(value: float | None, best: set[float], *, bold: bool) -> str:
+def _cell(value: float | None, best: set[float], mark: tuple[str, str]) -> str:
     if value is None:
         return ""
-    is_best, text = round(value, _DIGITS) in best, f"{value:.{_DIGITS}f}"
-    if bold:
-        return f"\x1b[1m{text}\x1b[0m" if is_best else text
-    return f"*{text}" if is_best else text
+    text = f"{value:.{_DIGITS}f}"
+    return text.join(mark) if round(value, _DIGITS) in best else text
 
 
 def _name_of(row: Row) -> str:
@@ -201,7 +225,7 @@ def _name_of(row: Row) -> str:
     return f"{row.system} over {row.over}{of}" + (f", top {row.rerank_depth}" if row.rerank_depth else "")
 
 
-def _differences_table(rows: Sequence[Row]) -> str:
+def _differences_table(rows: Sequence[Row], form: str = "simple") -> str:
     """Format how far rows lie from those that they build on, within 120 columns; empty where nothing is known."""
     known = [(row, row.headline) for row in rows if row.headline is not None]
     if not known:
@@ -225,11 +249,8 @@ def _differences_table(rows: Sequence[Row]) -> str:
     if len(metrics := {one.metric for _, one in known}) == 1:
         headers[4:6] = metrics
         table = [[*line[:4], *line[5:]] for line in table]
-    body: str = tabulate(table, headers=headers, missingval="")
-    return (
-        f"\n\n{body}\n±: standard error over queries. Differences are paired, query by query; p: randomisation test, "
-        "corrected by\nHolm over the rows of a split."
-    )
+    text: str = tabulate(table, headers=headers, tablefmt=form, missingval="")
+    return text
 
 
 def _error(value: float | None) -> str:

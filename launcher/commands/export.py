@@ -1,48 +1,73 @@
-"""`python -m launcher export RUN [--iteration T]`: write an iteration's models for other libraries."""
+"""`python -m launcher export RUN`: write an iteration's models for other libraries, and publish them."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+from collections.abc import Sequence
 
 from engine.errors import ConfigError
-from engine.evaluation.fusion import export_fusion
-from engine.evaluation.systems import fused_system
+from engine.evaluation.exported import export_indexes, export_iteration, require_indexes
 from engine.log import get_logger
-from engine.models.export import export_model
-from launcher.commands.finished import last_iteration, open_run, states_of, taken_of
+from engine.models.export_hub import push, repositories, require_hub
+from engine.models.export_onnx import require_onnx
+from engine.run import Run
+from launcher.commands.finished import corpus_of, last_iteration, open_run, states_of, taken_of
 
 log = get_logger(__name__)
 
 
 def run_command(arguments: argparse.Namespace) -> None:
-    """Write the models."""
-    export_run(arguments.run, iteration=arguments.iteration, out=arguments.out)
+    """Write the models, and what else is asked for."""
+    if arguments.public and arguments.push is None:
+        raise ConfigError(
+            "--public says who sees what is published, and nothing is",
+            expected="--push OWNER/NAME beside it",
+            remedy="name where to, or leave --public out",
+        )
+    run = open_run(arguments.run)
+    iteration = _finished(run, arguments.iteration)
+    models = _chosen(run, arguments.models)
+    places = {} if arguments.push is None else repositories(arguments.push, models)
+    if arguments.onnx:
+        require_onnx({model: run.config.models[model].kind for model in models})
+    if arguments.index:
+        require_indexes(run, iteration)
+        data = corpus_of(run, iteration, arguments.shards)
+    if places:
+        require_hub(list(places.values()), private=not arguments.public)
+    target = arguments.out or run.folder.path / "export"
+    folders = export_iteration(run, iteration, target, models=models, onnx=arguments.onnx, places=places)
+    log.info("iteration %d exported to %s", iteration, target)
+    if arguments.index:
+        export_indexes(run, data, iteration, target)
+    for model, place in places.items():
+        print(push(folders[model], place, private=not arguments.public))
 
 
-def export_run(path: Path, *, iteration: int | None, out: Path | None) -> None:
-    """Write retriever and ranker of a finished iteration.
-
-    Args:
-        path: The run folder.
-        iteration: 0 is the warm-up; None takes that of `evaluation.iteration`.
-        out: Folder that gets `retriever` and `ranker`; None for the run's own `export`.
+def _finished(run: Run, iteration: int | None) -> int:
+    """Return the iteration whose weights are all there.
 
     Raises:
-        ConfigError: The folder holds no run, or the iteration is not finished.
+        ConfigError: The iteration is not finished.
     """
-    run = open_run(path)
     newest = last_iteration(run)
     iteration = taken_of(run) if iteration is None else iteration
     states = states_of(run, iteration)
-    sources = {model: run.folder.weights(model, one.state) for model, one in states.items()}
-    if not all(source.exists() for source in sources.values()):
+    if not all(run.folder.weights(model, one.state).exists() for model, one in states.items()):
         raise ConfigError(
-            f"iteration {iteration} of {path} is not finished", expected=f"an iteration from 0 to {newest}"
+            f"iteration {iteration} of {run.folder.path} is not finished",
+            expected=f"an iteration from 0 to {newest}",
         )
-    target = out or run.folder.path / "export"
-    for model, source in sources.items():
-        export_model(source, target / model)
-    if run.config.learns_from_queries:
-        export_fusion(run, fused_system(run.config, taken=iteration), target / "fusion")
-    log.info("iteration %d exported to %s", iteration, target)
+    return iteration
+
+
+def _chosen(run: Run, names: Sequence[str] | None) -> list[str]:
+    """Return the models to write.
+
+    Raises:
+        ConfigError: One of the names is no model of the run.
+    """
+    models = list(run.config.models)
+    if unknown := [name for name in names or () if name not in models]:
+        raise ConfigError(f"the run has no model {unknown[0]!r}", expected=f"one of {', '.join(models)}")
+    return [model for model in models if not names or model in names]
