@@ -195,9 +195,8 @@ def _metrics(carded: Carded, groups: Sequence[Sequence[Row]]) -> str:
 def _data(carded: Carded) -> str:
     run, rows = carded.run, []
     if (written := run.result_of("shards", WrittenCorpus)) is not None:
-        tokens = ", ".join(f"{number:,} ({stream})" for stream, number in written.tokens.items())
         rows = [("fingerprint (SHA-256)", f"`{written.dataset_sha256}`"), ("documents", f"{written.documents:,}")]
-        rows.append(("tokens of documents", tokens))
+        rows += [(f"tokens of documents ({stream})", f"{number:,}") for stream, number in written.tokens.items()]
     if (sizes := run.result_of(SIZES, Sizes)) is not None:
         rows.append(("training queries", f"{sizes.queries:,}"))
     for group in rows_by_queries(run.folder):

@@ -75,11 +75,9 @@ def dense(**options: Any) -> Callable[[Any, Any], Path]:
 
 
 MODELS: dict[str, Callable[[Any, Any], Path]] = {
-    "tied": dense(pooling="cls", similarity="dot", tied=True),
     "towers": dense(pooling="mean", similarity="cosine", tied=False),
     "lexical": lambda base, folder: dual_of(Lexical.load(str(base)), base, folder),
     "lexical-towers": lambda base, folder: dual_of(Lexical.load(str(base), tied=False), base, folder),
-    "ranker": lambda base, folder: ranker_of(base, folder, "pooler"),
     "ranker-mean": lambda base, folder: ranker_of(base, folder, "mean"),
 }
 
