@@ -68,7 +68,9 @@ def export_iteration(
     return folders
 
 
-def export_indexes(run: Run, data: Data, iteration: int, target: Path) -> dict[str, Path]:
+def export_indexes(
+    run: Run, data: Data, iteration: int, target: Path, models: Sequence[str] | None = None
+) -> dict[str, Path]:
     """Write the indexes of an iteration's dense retrievers as files that FAISS opens by itself.
 
     Args:
@@ -76,6 +78,7 @@ def export_indexes(run: Run, data: Data, iteration: int, target: Path) -> dict[s
         data: Its corpus.
         iteration: 0 is the warm-up.
         target: Folder that gets `index/MODEL`.
+        models: Of which of them; None for all.
 
     Returns:
         Folder of each model that has an index.
@@ -85,31 +88,38 @@ def export_indexes(run: Run, data: Data, iteration: int, target: Path) -> dict[s
         ArtifactError: As of `engine.index.plain.export_index`.
     """
     folders = {}
-    for weights in require_indexes(run, iteration):
+    for weights in require_indexes(run, iteration, models):
         folders[weights.model] = target / "index" / weights.model
         choice = retriever_of(system_of(run.config, weights))
         export_dense(run, data, run.folder, choice, folders[weights.model])
     return folders
 
 
-def require_indexes(run: Run, iteration: int) -> list[WeightsOf]:
+def require_indexes(run: Run, iteration: int, models: Sequence[str] | None = None) -> list[WeightsOf]:
     """Return the states of an iteration's dense retrievers whose indexes are there.
 
     Args:
         run: The run.
         iteration: 0 is the warm-up.
+        models: Which of them count; None for all.
 
     Raises:
-        ConfigError: No model is a dense retriever, or the index of none is there any more.
+        ConfigError: None is a dense retriever, or the index of none is there any more.
     """
     states = end_states(run.timetable, list(run.config.models), iteration)
-    dense = [one for model, one in states.items() if isinstance(run.config.models[model], RetrieverConfig)]
+    asked = [one for model, one in states.items() if models is None or model in models]
+    dense = [one for one in asked if isinstance(run.config.models[one.model], RetrieverConfig)]
     indexes = {one: run.folder.index(run.timetable.artifact(one)) for one in dense}
     found = [one for one, index in indexes.items() if (index / MANIFEST).exists()]
-    if not found:
-        missing = f"{next(iter(indexes.values()))} has none" if indexes else "no model of the run is a dense retriever"
+    if not dense:
         raise ConfigError(
-            f"there is no index to write for iteration {iteration}: {missing}",
+            "there is no index to write: none of the models is a dense retriever",
+            expected="one among them",
+            remedy="leave --index out, or name such a model by --models, too, where the run has one",
+        )
+    if not found:
+        raise ConfigError(
+            f"there is no index to write for iteration {iteration}: {indexes[dense[0]]} has none",
             expected="an iteration whose index the run has kept: the newest ones, and the one that it takes",
             remedy="name another --iteration, or leave --index out",
         )

@@ -31,7 +31,7 @@ def run_command(arguments: argparse.Namespace) -> None:
     if arguments.onnx:
         require_onnx({model: run.config.models[model].kind for model in models})
     if arguments.index:
-        require_indexes(run, iteration)
+        require_indexes(run, iteration, models)
         data = corpus_of(run, iteration, arguments.shards)
     if places:
         require_hub(list(places.values()), private=not arguments.public)
@@ -39,7 +39,7 @@ def run_command(arguments: argparse.Namespace) -> None:
     folders = export_iteration(run, iteration, target, models=models, onnx=arguments.onnx, places=places)
     log.info("iteration %d exported to %s", iteration, target)
     if arguments.index:
-        export_indexes(run, data, iteration, target)
+        export_indexes(run, data, iteration, target, models)
     for model, place in places.items():
         print(push(folders[model], place, private=not arguments.public))
 
