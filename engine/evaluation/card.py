@@ -197,13 +197,13 @@ def _data(carded: Carded) -> str:
     if (written := run.result_of("shards", WrittenCorpus)) is not None:
         rows = [("fingerprint (SHA-256)", f"`{written.dataset_sha256}`"), ("documents", f"{written.documents:,}")]
         rows += [(f"tokens of documents ({stream})", f"{number:,}") for stream, number in written.tokens.items()]
-    if (sizes := run.result_of(SIZES, Sizes)) is not None:
+    if run.config.learns_from_queries and (sizes := run.result_of(SIZES, Sizes)) is not None:
         rows.append(("training queries", f"{sizes.queries:,}"))
     for group in rows_by_queries(run.folder):
         if (queries := group[0].split_queries) is not None:
             rows.append((f"queries of {group[0].split}", f"{queries:,}, {group[0].num_queries:,} of them measured"))
     path = run.config.data.path
-    name = f"The data folder `{path.name}`" if path else "Documents and queries that a generator made up"
+    name = f"The data folder `{path.name}`" if path else "Made-up data, by a generator"
     table = tabulate(list(dict(rows).items()), headers=["", ""], tablefmt="github", disable_numparse=True)
     template = (
         f"A document became one string by the template `{run.config.data.template}`; where it has no title, or no"

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -51,6 +52,7 @@ _LARGEST_FILE_BYTES = 1_500_000_000
 """Of a graph with its weights; a protobuf ends at 2 GiB, so larger weights go into a file of their own beside it."""
 _EXAMPLE = (3, 9)
 """Inputs and tokens of the batch by which a graph is followed; neither is kept as a constant."""
+_COLOURS = re.compile(r"\x1b\[[\d;]*m")
 _QUERY = "Who wrote the second letter, and when?"
 _TEXTS = ("tables", "Lists, tuples and dictionaries are containers. " * 40, "naïve café 東京 42%", "word " * 600)
 
@@ -132,7 +134,8 @@ def export_onnx(weights_folder: Path, target: Path) -> None:
         difference = _compare(part, inputs, folder / ONNX_FILES[kind], tokenizer, is_pair=kind == "ranker")
         record = OnnxRecord(inputs, _OUTPUTS[kind], part.max_length, difference)
         write_json(folder / ONNX_RECORD, asdict(record))
-        log.info("%s: onnxruntime differs by %.2g at most", folder / ONNX_FILES[kind], difference)
+        name = f"{part.folder}/{ONNX_FILES[kind]}".lstrip("/")
+        log.info("%s %s: onnxruntime gives our numbers but for %.2g", kind_in_words(kind), name, difference)
 
 
 class _Called(nn.Module):
@@ -212,7 +215,7 @@ def _write_graph(part: _Part, inputs: Sequence[str], path: Path, output: str, ca
             assert program is not None, "torch.onnx.export returns a program by dynamo"
             program.save(path, external_data=num_bytes > _LARGEST_FILE_BYTES)
     except torch.onnx.OnnxExporterError as error:
-        told = str(error).strip().splitlines() or [type(error).__name__]
+        told = _COLOURS.sub("", str(error.__cause__ or error)).strip().splitlines() or [type(error).__name__]
         raise ModelError(
             f"torch {torch.__version__} cannot follow this {called} into an ONNX graph: {told[0]}",
             expected="an architecture whose forward has no step that depends on the numbers",

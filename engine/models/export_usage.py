@@ -232,7 +232,9 @@ def _masked_lm(metadata: Mapping[str, Any], place: str) -> str:
         f'encoder = AutoModel.from_pretrained("{place}")',
         f'masked_lm = AutoModelForMaskedLM.from_pretrained("{place}")',
     ]
-    return f"""Pre-trained from {metadata.get("base", "another model")} on texts of {metadata["max_length"]} tokens
+    base = str(metadata.get("base", "another model"))
+    base = {"random": "random weights"}.get(base, Path(base).name if Path(base).is_absolute() else base)
+    return f"""Pre-trained from {base} on texts of {metadata["max_length"]} tokens
 at most; a document is given as `{metadata.get("template", "{text}")}`. Its first state holds the text; it is meant to
 be fine-tuned as a retriever or a ranker. The layers above it that it was trained with are left out.
 

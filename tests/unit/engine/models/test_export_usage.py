@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.errors import ArtifactError, ConfigError
+from engine.errors import ArtifactError, ConfigError, ModelError
 from engine.models import export_onnx as onnx
 from engine.models.export import export_model
 from engine.models.export_parts import padded_inputs, token_ids
@@ -193,6 +193,23 @@ def test_an_onnx_file_that_gives_other_numbers_is_no_export(
     with pytest.raises(ArtifactError, match="differ from ours by"):
         export_model(weights, tmp_path / "e", lambda folder: onnx.export_onnx(weights, folder))
     assert not (tmp_path / "e").exists()
+
+
+def test_a_model_that_cannot_be_followed_is_told(tmp_path: Path, random_model: Path) -> None:
+    """torch's own message is pages long, and says nothing of what to do."""
+    pytest.importorskip("onnxscript")
+
+    class Choosing(torch.nn.Module):
+        def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            ids_NL = batch["input_ids"]
+            return ids_NL.float() if ids_NL.sum() > 3 else -ids_NL.float()
+
+    form = Retriever.load(str(random_model), pooling="cls", similarity="dot", tied=True).form
+    part = onnx._Part("", Choosing(), form, 8, InputTemplate.from_tokenizer(load_tokenizer(str(random_model))))
+    with pytest.raises(
+        ModelError, match=r"torch .* cannot follow this retriever into an ONNX graph: Could not guard.*leave --onnx"
+    ):
+        onnx._write_graph(part, ["input_ids", "attention_mask"], tmp_path / "x.onnx", "out", "retriever")
 
 
 def test_what_onnx_needs_is_told_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
