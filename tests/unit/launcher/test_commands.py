@@ -32,7 +32,7 @@ def test_each_command_tells_its_words(name: str, capsys: pytest.CaptureFixture[s
     told = capsys.readouterr().out
     assert told.startswith(f"usage: python -m launcher {name}")
     assert "[-h]\n\noptions" not in told, f"{name} has no words of its own"
-    assert told.count(f"\n  python -m launcher {name} ") == 2, "two examples"
+    assert told.count(f"\n  python -m launcher {name} ") >= 2, "two examples"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
