@@ -252,9 +252,10 @@ def _chosen(carded: Carded) -> str:
     if not plays_iterations(run.config):
         return "No split chose among states of this model: it is the one that the recipe leaves behind."
     taken = run.result_of("take", Taken)
-    if taken is None or taken.iteration != iteration:
-        other = "" if taken is None else f" The run itself takes iteration {taken.iteration}: {taken.why}."
-        return f"Iteration {iteration} was asked for by hand.{other}"
+    if taken is None:
+        return f"Iteration {iteration} is what was exported; the run has recorded no choice among its iterations."
+    if taken.iteration != iteration:
+        return f"Iteration {iteration} was asked for by hand. The run itself takes {taken.iteration}: {taken.why}."
     if not taken.why.startswith("best on dev"):
         return f"No split chose it: iteration {iteration} is {taken.why}."
     last = run.timetable.iterations

@@ -135,7 +135,7 @@ def test_an_export_is_published_with_a_card_that_loads_from_there(
             card = repository.files["README.md"].decode()
             assert f'("acme/tiny-{model}")' in card
             assert FOLDER not in card
-            assert "Iteration 0 was asked for by hand. The run itself takes iteration 2" in card
+            assert "Iteration 0 was asked for by hand. The run itself takes 2" in card
 
 
 @pytest.mark.parametrize(

@@ -70,9 +70,11 @@ def test_a_choice_by_dev_is_told_and_test_is_kept_apart(made: MadeRun, tmp_path:
 
 def test_an_iteration_that_was_not_measured_on_test_says_so(made: MadeRun, tmp_path: Path) -> None:
     card = card_after(made, tmp_path / "e", 1, Taken(2, "best on dev by MRR@10"))
-    assert "Iteration 1 was asked for by hand. The run itself takes iteration 2: best on dev by MRR@10." in card.text
+    assert "Iteration 1 was asked for by hand. The run itself takes 2: best on dev by MRR@10." in card.text
     assert "### test (this model was not measured there)" in card.text
     assert {one.dataset_split for one in card.data.eval_results} == {"dev"}
+    before = card_after(made, tmp_path / "before", 1, None)
+    assert "the run has recorded no choice among its iterations" in before.text
 
 
 def test_a_start_models_terms_are_taken_along_and_no_folder_is_told(made: MadeRun, tmp_path: Path) -> None:
