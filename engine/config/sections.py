@@ -179,9 +179,9 @@ class IndexConfig(Section):
     recall_floor: float = Field(0.9, ge=0.0, le=1.0)
     """The run stops with the reason where the measured recall is below this."""
     encode_int8: bool = False
-    """Encode the corpus in int8 on CPUs with int8 dot products (VNNI): 1.6 to 1.8 times as fast, with 0.96 of the
-    ten best documents that float32 finds (docs/scale.md). Queries, training and candidates that are scored anew stay in float32.
-    For models in `precision: fp32` whose inputs need no padding; refused elsewhere, before any work."""
+    """Encode the corpus in int8 on CPUs with int8 dot products (VNNI): 1.6 to 1.8 times as fast, with 0.96 of the ten
+    best documents that float32 finds (docs/scale.md). Queries, training and candidates that are scored anew stay in
+    float32. For models in `precision: fp32` whose inputs need no padding; refused elsewhere, before any work."""
     tokens_per_batch: Annotated[int, Field(ge=128)] | Literal["auto"] | None = None
     """Tokens in one forward that encodes the corpus; left out, `evaluation.tokens_per_batch`. `auto`: on GPUs as many
     as all of them take, doubled from there by trial until one has no memory or is no faster, logged and kept in the
