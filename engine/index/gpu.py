@@ -152,6 +152,16 @@ def _obstacle(plan: IndexPlan, dimension: int, device: torch.device) -> tuple[st
     if num_gpus() <= (device.index or 0):
         packages = "install faiss-gpu or faiss-gpu-cuvs in place of faiss-cpu (the extras gpu and gpu-cuvs)"
         return f"FAISS {faiss.__version__} sees {num_gpus()} GPUs", f"{packages}, or set index.gpu=auto"
+    return index_obstacle(plan, dimension)
+
+
+def index_obstacle(plan: IndexPlan, dimension: int) -> tuple[str, str]:
+    """Return what of an index keeps it from any GPU, and what to do; empty where nothing does.
+
+    Args:
+        plan: The index.
+        dimension: D.
+    """
     if plan.exact:
         return "", ""  # searched by torch, on the rank's device
     if plan.placement != "memory":

@@ -21,6 +21,7 @@ from launcher.preflight.machines import (
     check_cores_and_memory,
     check_devices,
     check_environment,
+    check_index,
     check_reach,
     check_software,
     check_user,
@@ -46,6 +47,7 @@ def examine(hosts: Sequence[Facts], space: Space | None) -> list[Outcome]:
     known = [facts for facts in hosts if facts.unreachable is None]
     outcomes = [check_reach(hosts), *(check(known) for check in _CHECKS)]
     outcomes.insert(_SPACE_AT, check_space(known, space))
+    outcomes.insert(_INDEX_AT, check_index(known, space))
     return [_joined(outcome) for outcome in outcomes if outcome.examined]
 
 
@@ -122,4 +124,5 @@ _CHECKS: tuple[Callable[[Sequence[Facts]], Outcome], ...] = (
     _judged("barrier", lambda facts: facts.barrier),
     _judged("world", lambda facts: facts.world),
 )
+_INDEX_AT = _CHECKS.index(check_devices) + 2  # below the devices; put in when space is there already, further down
 _SPACE_AT = _CHECKS.index(check_run_folder) + 2  # below the run folder, `reach` being the first

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from launcher.preflight.outcome import Groups, Outcome, Problem, having
 from launcher.preflight.records import Facts, Gpu
-from launcher.preflight.space import gib
+from launcher.preflight.space import Space, gib
 from shards.errors import counted
 
 CLOCK_WARNING_SECONDS, CLOCK_ERROR_SECONDS = 5.0, 60.0
@@ -130,6 +130,35 @@ def _memory_in_use(host: str, gpus: Sequence[Gpu]) -> list[Problem]:
         return []
     remedy = "see with nvidia-smi whose process it is; end it, or choose other GPUs with CUDA_VISIBLE_DEVICES"
     return [Problem("devices", (host,), "; ".join(used), remedy, "warning")]
+
+
+def check_index(hosts: Sequence[Facts], space: Space | None) -> Outcome:
+    """Find hosts whose FAISS has no GPUs for an index that must be there, and tell where it will be.
+
+    Args:
+        hosts: Facts of each host.
+        space: Has the index; None where it was not estimated.
+    """
+    index = None if space is None else space.index
+    known, examined = having(hosts, _faiss_with_gpus)
+    if index is None or not (index.required or any(able for _, able in known)):
+        return Outcome("index", "")
+    problems = []
+    if index.required and index.obstacle:
+        problems.append(Problem("index", examined, f"index.gpu is always, but {index.obstacle}", index.remedy))
+    if index.required and (without := tuple(facts.host for facts, able in known if not able)):
+        fact = "index.gpu is always, but there is no GPU, or no FAISS that works on it"
+        remedy = "install faiss-gpu or faiss-gpu-cuvs in place of faiss-cpu where a GPU is, or set index.gpu=auto"
+        problems.append(Problem("index", without, fact, remedy))
+    place = f"on CPUs: {index.obstacle}" if index.obstacle else "by FAISS on each rank's GPU"
+    return Outcome("index", "cannot be on GPUs" if problems else f"{index.factory} {place}", problems, examined)
+
+
+def _faiss_with_gpus(facts: Facts) -> bool | None:
+    """Tell whether a host has GPUs and a FAISS for them; None where that is not known."""
+    if facts.software is None or facts.gpus is None:
+        return None
+    return bool(facts.gpus) and any(facts.software.get(name) for name in ("faiss-gpu", "faiss-gpu-cuvs"))
 
 
 def check_cores_and_memory(hosts: Sequence[Facts]) -> Outcome:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engine.config.recipe import Config
 from engine.errors import ConfigError, SparringError
+from engine.index.gpu import index_obstacle
 from engine.index.plan import plan_index
 from launcher.plan.corpus import Corpus, corpus_of
 from launcher.plan.models import ModelShape, encoder_of, shape_of
@@ -26,6 +27,18 @@ _TOLD_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedIndex:
+    """The index that a recipe makes, for a FAISS with GPUs."""
+
+    factory: str
+    obstacle: str
+    """Why FAISS keeps it on CPUs, in words; empty where it does not."""
+    remedy: str
+    required: bool
+    """Whether it must be on GPUs."""
+
+
+@dataclass(frozen=True, slots=True)
 class Space:
     """What a recipe writes."""
 
@@ -35,6 +48,8 @@ class Space:
     """Why something is not counted."""
     present_bytes: int = 0
     """What lies in the run folder already and counts as written."""
+    index: PlannedIndex | None = None
+    """What will be searched; None where nothing is, or where it is not known."""
 
     @property
     def needed_bytes(self) -> int:
@@ -78,7 +93,9 @@ def estimate_space(config: Config) -> Space:
         return Space({}, ("the index",))
     needs = index_needs(config, corpus, plan, dimension, _GIGAFLOPS)
     postings = postings_use(config, corpus, shapes)
-    return _space(config, disk_use(config, corpus, shapes, needs, postings=postings.disk_bytes if postings else 0))
+    space = _space(config, disk_use(config, corpus, shapes, needs, postings=postings.disk_bytes if postings else 0))
+    obstacle, remedy = index_obstacle(plan, dimension)
+    return replace(space, index=PlannedIndex(plan.factory, obstacle, remedy, config.index.gpu == "always"))
 
 
 def _space(config: Config, use: DiskUse) -> Space:

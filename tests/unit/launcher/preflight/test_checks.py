@@ -12,7 +12,7 @@ from launcher.preflight.connections import judge_network, judge_programs
 from launcher.preflight.outcome import Outcome
 from launcher.preflight.records import Facts, Interfaces, Judgement, Listening, NoAnswer
 from launcher.preflight.report import listing, problems, table, verdict
-from launcher.preflight.space import Space
+from launcher.preflight.space import PlannedIndex, Space
 from shards.files import parse_record
 
 GIB = 2**30
@@ -222,6 +222,31 @@ def test_space_is_compared_with_what_the_recipe_writes() -> None:
     assert "100 GiB free; what is needed is unknown, as the corpus cannot" in " ".join(
         table(unknown, ["a", "b"]).split()
     )
+
+
+def test_an_index_is_told_where_it_will_be_and_refused_where_it_must_and_cannot() -> None:
+    """Symptom: hours into a run, an index is made on CPUs that was meant for GPUs."""
+    with_gpus, without = put("software.faiss-gpu", "1.15.1"), put("software.faiss-gpu", None)
+    able, unable = host("a", with_gpus), host("b", without)
+
+    def told(*hosts: Facts, obstacle: str = "", required: bool = False) -> tuple[list[str], str]:
+        index = PlannedIndex("IVF4,PQ8x4fs", obstacle, "name another", required)
+        outcomes = examine(hosts, Space({"shards": GIB}, index=index))
+        names = [facts.host for facts in hosts]
+        return [text for check, _, text, _ in found_in(outcomes) if check == "index"], " ".join(
+            table(outcomes, names).split()
+        )
+
+    for hosts in ((unable,), (able, unable)):
+        assert told(*hosts)[0] == []
+    assert "index" not in told(unable)[1], "nobody asks for GPUs"
+    assert "IVF4,PQ8x4fs by FAISS on each rank's GPU" in told(able)[1]
+    assert "IVF4,PQ8x4fs on CPUs: codes of 4 bits" in told(able, obstacle="codes of 4 bits")[1]
+    assert told(able, required=True)[0] == []
+    (text,) = told(able, unable, required=True)[0]
+    assert text.startswith("b: index: index.gpu is always, but there is no GPU, or no FAISS that works on it")
+    assert len(told(unable, obstacle="codes of 4 bits", required=True)[0]) == 2
+    assert told(host("c", with_gpus, put("gpus", [])), required=True)[0], "FAISS for GPUs, and no GPU"
 
 
 def test_a_full_disk_in_place_of_the_shared_folder_is_told_of_that_host_alone() -> None:
