@@ -23,7 +23,8 @@ from engine.data.negatives import NegativeSource
 from engine.data.teacher_scores import TeacherScores
 from engine.evaluation.chosen import ranker_has_led, trust_on_dev
 from engine.log import get_logger
-from engine.models.kinds import load_untrained
+from engine.models.adapters import read_adapters
+from engine.models.kinds import load_untrained, parts_of
 from engine.models.weights import frozen_ranker, verify_weights
 from engine.objectives import AdversarialGame, InBatchContrast, ListwiseRanking, PriorOfGroups
 from engine.objectives.distillation import Distillation, DistillationInBatch, require_scores
@@ -175,7 +176,11 @@ def published_state(run: Run, name: str, state: str) -> Mapping[str, Tensor]:
     """
     folder, config = run.folder.weights(name, state), run.config
     verify_weights(folder)
-    return load_untrained(config.models[name], str(folder), seed=config.run.seed, name=name).state_dict()
+    model = load_untrained(config.models[name], str(folder), seed=config.run.seed, name=name)
+    section = config.models[name]
+    if getattr(section, "lora", None) is None:
+        return model.state_dict()
+    return {**model.state_dict(), **read_adapters(parts_of(model), folder)}
 
 
 def builder_of(stage: Stage, data: Data, models: Models, name: str) -> InputBuilder:

@@ -13,8 +13,31 @@ from pydantic import Field, model_validator
 
 from engine.config.sections import Section, StoredPath
 
-Head = Literal["pooler", "cls", "mean"]
+Head = Literal["pooler", "cls", "mean", "last", "yes_no"]
 """Forms of a ranker's head."""
+QUESTION = (
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+    'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n'
+    "<|im_start|>user\n<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}<|im_end|>\n"
+    "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+)
+"""The words of a pair to which a language model answers yes or no, as Qwen3-Reranker was trained with them."""
+
+
+class LoraConfig(Section):
+    """Adapters of low rank beside linear layers; all else of a backbone is frozen (docs/models.md).
+
+    Source: Hu et al. 2021 (arXiv 2106.09685).
+    """
+
+    r: int = Field(16, ge=1)
+    """Rank of an adapter (LoRA's experiments: 1 to 64)."""
+    alpha: float = Field(32.0, gt=0)
+    """Scale: what an adapter gives is multiplied by alpha / r."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Of what an adapter reads; the backbone's own is the section's `dropout`."""
+    target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    """Which linear layers get one, by the last parts of their names, such as [q_proj, v_proj]; or all of them."""
 
 
 class ModelConfig(Section):
@@ -69,6 +92,17 @@ class ModelConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _adapts(self) -> ModelConfig:
+        if getattr(self, "lora", None) is None:
+            return self
+        if self.layers is not None:
+            raise ValueError(
+                f"lora goes with layers {[*self.layers]}: adapters would be numbered as no other has these layers; "
+                "export a model of these layers without lora first and name that, or keep the first ones by num_layers"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _compiles(self) -> ModelConfig:
         if self.compile_layers and self.zero_stage == 3:
             raise ValueError("compile_layers works under ZeRO stages 0 to 2: lower zero_stage, or leave it out")
@@ -82,6 +116,17 @@ class EncoderConfig(ModelConfig):
     """Tokens of a query, special tokens included (AR2: 32)."""
     tied: bool = True
     """One tower for queries and documents; AR2's released code uses two, SPLADE's one."""
+    query_prompt: str | None = None
+    """What a query alone begins with, such as E5's "query: " or a decoder's "Instruct: ...\\nQuery:"; it counts in
+    query_max_length. Left out, what the model's folder says; an empty text for none."""
+    document_prompt: str | None = None
+    """What a document alone begins with, such as E5's "passage: "; it counts in max_length. Left out, what the model's
+    folder says; an empty text for none."""
+
+    @property
+    def prompts(self) -> dict[str, str | None]:
+        """What texts begin with, by side; None where the recipe leaves it to the model's folder."""
+        return {"query": self.query_prompt, "document": self.document_prompt}
 
 
 class RetrieverConfig(EncoderConfig):
@@ -89,8 +134,12 @@ class RetrieverConfig(EncoderConfig):
 
     kind: ClassVar[str] = "retriever"
 
-    pooling: Literal["cls", "mean"] = "cls"
-    """What of the last layer is the embedding. AR2: CLS. A sentence-transformers folder must say the same."""
+    pooling: Literal["cls", "mean", "last"] = "cls"
+    """What of the last layer is the embedding: the first token's state (AR2: CLS), the mean of all, or the last
+    token's, which is the only one of a decoder that has seen the whole text; texts then end with the tokenizer's
+    end-of-text token. A sentence-transformers folder must say the same (`lasttoken`)."""
+    lora: LoraConfig | None = None
+    """Train adapters of low rank in place of all weights; left out, all weights."""
     similarity: Literal["dot", "cosine"] = "dot"
     """Inner product of the embeddings as they are (AR2), or of their unit vectors, as a Normalize wants."""
 
@@ -118,13 +167,57 @@ class RankerConfig(ModelConfig):
     head: Head = "pooler"
     """What gives the score: the standard head of the backbone's classifier in transformers (BERT: a pooler of a dense
     layer and a tanh, and a linear layer), or one linear layer on the raw state of the first token (`cls`: AR2 Eq. 4 and
-    its released code) or on the mean of the token states (`mean`). A trained head is taken in its own form alone."""
+    its released code), on the mean of the token states (`mean`) or on the last token's (`last`: for a decoder, which is
+    given the end-of-text token there). A trained head is taken in its own form alone. `yes_no`: no layer at all, but
+    what a language model answers behind `pair_template`: its logit of yes_word less that of no_word."""
+    pair_template: str | None = None
+    """The words of a pair for the head `yes_no`, with {query} and {document} once each, in this order, {instruction} or
+    not, and all special tokens; left out, those of Qwen3-Reranker."""
+    instruction: str = "Given a web search query, retrieve relevant passages that answer the query"
+    """What stands for {instruction} in `pair_template` (Qwen3-Reranker's default)."""
+    lora: LoraConfig | None = None
+    """Train adapters of low rank, and the head above the backbone, in place of all weights; left out, all weights."""
+    yes_word: str = "yes"
+    """Says that a document is relevant; one token (Qwen3-Reranker)."""
+    no_word: str = "no"
+    """Says that it is not; one token (Qwen3-Reranker)."""
     max_length: int = Field(160, ge=8)
     """Tokens of query and document together, special tokens included."""
     prior: float = Field(0.0, ge=0)
     """What G0's score counts inside the ranker's (beta): logit + beta * tau * inner product of G0's vectors, tau being
     `retriever.score_scale`. So the ranker begins at G0's level and learns what is left to say. AR2 alone; 0 for none,
     as in the paper. Exports of the ranker are without it."""
+
+    @property
+    def answers(self) -> tuple[str, str]:
+        """The words for yes and for no."""
+        return self.yes_word, self.no_word
+
+    @property
+    def pair_words(self) -> str | None:
+        """The words of a pair, the instruction among them; None where the tokenizer itself puts pairs together."""
+        if self.head != "yes_no":
+            return None
+        return (self.pair_template or QUESTION).replace("{instruction}", self.instruction)
+
+    @model_validator(mode="after")
+    def _puts_pairs_into_words(self) -> RankerConfig:
+        words = self.pair_words
+        if words is None:
+            own = ("instruction", "no_word", "pair_template", "yes_word")
+            asked = [name for name in own if getattr(self, name) != type(self).model_fields[name].default]
+            if asked:
+                raise ValueError(f"{', '.join(asked)} go with head yes_no, but head is {self.head}")
+            return self
+        places = [words.count(place) for place in ("{query}", "{document}")]
+        if places != [1, 1] or words.index("{query}") > words.index("{document}"):
+            raise ValueError(
+                f"pair_template has {{query}} {places[0]} times and {{document}} {places[1]} times, expected each "
+                "once, the query first"
+            )
+        if self.yes_word == self.no_word:
+            raise ValueError(f"yes_word and no_word are both {self.yes_word!r}")
+        return self
 
 
 class BottleneckConfig(ModelConfig):

@@ -184,6 +184,12 @@ class Config(Section):
                     f"{phase.section}.optim.head_lr_scale is {phase.optim.head_lr_scale:g}, but {phase.name} trains "
                     f"the {phase.model}, which is no ranker and has no head of its own: leave it out"
                 )
+            model = self.models.get(phase.model)
+            if phase.optim.head_lr_scale != 1 and isinstance(model, RankerConfig) and model.head == "yes_no":
+                raise ValueError(
+                    f"{phase.section}.optim.head_lr_scale is {phase.optim.head_lr_scale:g}, but the "
+                    f"{phase.model}'s head is yes_no, which has no layer of its own: leave it out"
+                )
             for mining in table.minings:
                 if mining.name in phase.candidates and phase.num_negatives > mining.top_k:
                     raise ValueError(

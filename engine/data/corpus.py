@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+from engine.config.models import RankerConfig
 from engine.config.recipe import Config
 from engine.data.identical import find_own_documents
 from engine.data.negatives import FALSE_NEGATIVES, IDENTICAL_IDS, POSITIVES
@@ -22,9 +23,10 @@ from engine.data.tokenization import ModelText, WrittenCorpus, find_corpus, plan
 from engine.errors import ArtifactError, DataError
 from engine.log import get_logger
 from engine.models.loading import load_tokenizer, tokenizer_fingerprint
+from engine.models.prompts import ends_texts, prompts_of
 from engine.models.random import make_random_model
-from engine.models.start import prompts_of
 from engine.models.template import InputTemplate
+from engine.models.wording import Wording
 from engine.reliability.preemption import PREEMPTION
 from engine.reliability.progress import progress_bar
 from engine.run import Run, RunFolder, Stage
@@ -167,27 +169,31 @@ def sample_queries(dataset: Dataset, split: str, limit: int | None, seed: int) -
 
 
 def model_texts(config: Config, sources: Mapping[str, str | Path]) -> dict[str, ModelText]:
-    """Load the tokenizers of models; those with equal tokenizers share one token stream, named after the first.
+    """Load the tokenizers of models; those that read texts alike share one token stream, named after the first.
 
     Args:
-        config: For the length of a query.
+        config: For the length of a query, prompts and the words of pairs.
         sources: Model's name to where its tokenizer is: a hub id, a folder, or `package:NAME`.
 
     Raises:
-        ModelError: A tokenizer cannot be loaded.
+        ModelError: A tokenizer cannot be loaded, or does not suit the prompts or the words of a pair.
     """
-    streams: dict[str, str] = {}
+    streams: dict[tuple[str, Wording, Wording], str] = {}
     texts: dict[str, ModelText] = {}
     known: dict[str, dict[str, list[int]]] = {}
     longest: int | None = None
     for name, source in sources.items():
-        tokenizer = load_tokenizer(str(source), section=name)
-        # A ranker reads query and document together, and so has no prompts.
-        template = InputTemplate.from_tokenizer(tokenizer, prompts_of(config.models[name], source))
+        section = config.models[name]
+        tokenizer = load_tokenizer(str(source), section=name, ends_texts=ends_texts(section, source))
+        # A ranker reads query and document together, and so has no prompts, but may have words for a pair.
+        words = section.pair_words if isinstance(section, RankerConfig) else None
+        prompts = prompts_of(section, source)
+        template = InputTemplate.from_tokenizer(tokenizer, prompts, words)
         if longest is None:  # one length for all, so that models with one tokenizer read the same queries
             longest = config.query_max_length - len(template.single([], config.query_max_length)[0])
-        stream = streams.setdefault(tokenizer_fingerprint(tokenizer), name)
-        texts[name] = ModelText(tokenizer, template, stream, longest, known.setdefault(stream, {}))
+        read_alike = tokenizer_fingerprint(tokenizer), template.queries, template.documents
+        stream = streams.setdefault(read_alike, name)
+        texts[name] = ModelText(tokenizer, template, stream, longest, prompts, known.setdefault(stream, {}))
     return texts
 
 
@@ -257,7 +263,7 @@ def open_corpus(shards_folder: Path, texts: Mapping[str, ModelText]) -> Data:
 
 
 def _open_shards(folder: Path, texts: Mapping[str, ModelText]) -> CorpusShards:
-    expect = {stream: tokenizer_fingerprint(text.tokenizer) for stream, text in _by_stream(texts).items()}
+    expect = {stream: text.fingerprint for stream, text in _by_stream(texts).items()}
     return CorpusShards.open(folder, expect=expect)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from engine.models.loading import tokenizer_fingerprint
 from engine.models.template import InputTemplate
 from engine.reliability.progress import progress_bar
 from engine.results import NOT_SHOWN
-from shards.files import parse_record
+from shards.files import canonical_json, parse_record
 from shards.files.overlap import WriteBehind, read_ahead
 from shards.manifest import MAX_SHARDS, CorpusManifest, TokenStream
 from shards.records import Dataset, Document, Query
@@ -47,6 +48,7 @@ class ModelText:
         template: Where its special tokens go.
         stream: Name of the token stream in the shards.
         max_query_tokens: Tokens of a query, special tokens not counted.
+        prompts: What texts begin with, by side.
         known: Text of a query -> its token ids, of those that `remember_queries` was given; models with one stream
             share it.
     """
@@ -55,12 +57,20 @@ class ModelText:
     template: InputTemplate
     stream: str
     max_query_tokens: int
+    prompts: Mapping[str, str] = field(default_factory=dict)
     known: dict[str, list[int]] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def fingerprint(self) -> str:
+        """The hash of all that decides which ids a document has in the shards: the tokenizer, and its wording."""
+        own, wording = tokenizer_fingerprint(self.tokenizer), self.template.documents
+        return sha256(canonical_json([own, wording.lead, wording.trail]).encode()).hexdigest() if wording else own
 
     def tokenize_queries(self, queries: Sequence[Query]) -> list[list[int]]:
         """Tokenise queries without special tokens, truncated; those that are remembered are not again."""
         new = [text for text in dict.fromkeys(query.text for query in queries) if text not in self.known]
-        found = dict(zip(new, _token_ids(self.tokenizer, new, self.max_query_tokens), strict=True))
+        read = self.template.queries.token_ids(self.tokenizer, new, self.max_query_tokens)
+        found = dict(zip(new, read, strict=True))
         return [found[text] if text in found else self.known[text] for text in (query.text for query in queries)]
 
     def remember_queries(self, queries: Sequence[Query]) -> list[list[int]]:
@@ -150,8 +160,8 @@ def plan_corpus(config: Config, dataset: Dataset, texts: Mapping[str, ModelText]
         )
     tokenizations = tuple(
         Tokenization(
-            TokenStream(stream, tokenizer_fingerprint(text.tokenizer), lengths[stream]),
-            partial(_token_ids, text.tokenizer, limit=lengths[stream]),
+            TokenStream(stream, text.fingerprint, lengths[stream]),
+            partial(text.template.documents.token_ids, text.tokenizer, limit=lengths[stream]),
         )
         for stream, text in sorted(by_stream.items())
     )
@@ -284,16 +294,6 @@ def _reading(dataset: Dataset, size: int, starts: Sequence[int] | None) -> Itera
         return
     with read_ahead(enumerate(_blocks(dataset.documents(), size))) as blocks:
         yield lambda number: next((block for found, block in blocks if found == number), [])
-
-
-def _token_ids(tokenizer: Any, strings: list[str], limit: int) -> list[list[int]]:
-    if not strings:
-        return []
-    encoded = tokenizer(
-        strings, add_special_tokens=False, truncation=True, max_length=limit, return_attention_mask=False
-    )
-    ids: list[list[int]] = encoded["input_ids"]
-    return ids
 
 
 def _blocks(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:

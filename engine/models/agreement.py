@@ -20,6 +20,7 @@ from engine.models.packed import Pooling
 from engine.models.sentence_transformers import ALONE, MODULES_FILE, Tower, is_sentence_transformers, read_chains
 from engine.models.source import local_source, saved_metadata
 from engine.models.start import (
+    RankerStart,
     RetrieverStart,
     is_cross_encoder,
     read_classifier,
@@ -98,7 +99,7 @@ def _compare_retriever(start: RetrieverStart, section: RetrieverConfig, name: st
         return [Note(f"{name} starts from the transformer of {section.name}, without {start.head}", warns=True)]
     for side, tower in (("query", start.query), ("document", start.document)):
         _require_pooling(tower, section, name)
-        if not tower.include_prompt and side in (start.prompts or {}):
+        if not tower.include_prompt and (start.prompts or {}).get(side) and section.prompts[side] != "":
             raise ModelError(
                 f"the Pooling of {section.name} leaves out the {side}'s prompt (include_prompt is false)",
                 expected="a Pooling of all tokens",
@@ -145,10 +146,18 @@ def _told_of_texts(start: RetrieverStart, section: EncoderConfig, name: str) -> 
         *_compare_length(start.document.max_length, section.max_length, f"{name}.max_length", section.name),
         *_compare_length(start.query.max_length, section.query_max_length, f"{name}.query_max_length", section.name),
         *(
-            Note(f"{name}: {side} texts get the prompt {prompt!r} of {section.name}", warns=False)
-            for side, prompt in (start.prompts or {}).items()
+            _compare_prompt(side, (start.prompts or {}).get(side, ""), asked, f"{name}.{side}_prompt", section.name)
+            for side, asked in section.prompts.items()
+            if (start.prompts or {}).get(side) or asked
         ),
     ]
+
+
+def _compare_prompt(side: str, stated: str, asked: str | None, field: str, source: str) -> Note:
+    if asked in (None, stated):
+        return Note(f"{side} texts get the prompt {stated!r} of {source}", warns=False)
+    before = f"the prompt {stated!r}" if stated else "no prompt"
+    return Note(f"{source} gives {side} texts {before}, {field} is {asked!r}: embeddings begin as others", warns=True)
 
 
 def _require_pooling(tower: Tower, section: RetrieverConfig, name: str) -> None:
@@ -248,8 +257,9 @@ def _compare_ranker(source: Path, section: RankerConfig, name: str) -> list[Note
         )
     start = read_ranker(source)
     require_head_form(start, section.head, section.name, name)
+    told = _compare_words(start, section, name)
     if saved.get("model") == "ranker":
-        return _compare_length(start.max_length, section.max_length, f"{name}.max_length", section.name)
+        return [*told, *_compare_length(start.max_length, section.max_length, f"{name}.max_length", section.name)]
     chains = read_chains(source) if not saved and is_sentence_transformers(source) else None
     if saved or (chains is not None and not is_cross_encoder(chains)):
         text = f"{name} starts from the transformer of {section.name}, under a head of its own"
@@ -264,15 +274,40 @@ def _compare_ranker(source: Path, section: RankerConfig, name: str) -> list[Note
                 remedy=f"name such a model by {name}.name",
             )
         default = (chains.settings.get("prompts") or {}).get(chains.settings.get("default_prompt_name"))
-        if default:
+        if default and start.pair_words is None:
             raise ModelError(
                 f"the CrossEncoder {section.name} puts {default!r} before its texts (default_prompt_name)",
                 expected="query and document as they are",
                 remedy=f"name another model by {name}.name; or take the prompt out of a copy of the folder",
             )
         length = _compare_length(start.max_length, section.max_length, f"{name}.max_length", section.name)
-        return [*length, *_compare_activation(chains.settings.get("activation_fn"), section, name)]
+        return [*told, *length, *_compare_activation(chains.settings.get("activation_fn"), section, name)]
     return _compare_activation(_stated_activation(source / "config.json"), section, name)
+
+
+def _compare_words(start: RankerStart, section: RankerConfig, name: str) -> list[Note]:
+    """Compare what a language model was asked with what the recipe asks it."""
+    if start.form != "yes_no":
+        return []
+    if start.answers != section.answers:
+        raise ModelError(
+            f"{section.name} answers {start.answers}, {name} expects {section.answers}",
+            expected=f"the answers that it has learnt: yes_word {start.answers and start.answers[0]!r}, no_word "
+            f"{start.answers and start.answers[1]!r}",
+            remedy=f"set {name}.yes_word and {name}.no_word to them",
+        )
+    if start.pair_words is None:
+        text = f"{section.name} does not say how it puts a pair into words: {name}.pair_template does"
+        return [Note(text, warns=True)]
+    if start.pair_words != section.pair_words:
+        raise ModelError(
+            f"{section.name} puts a pair into the words {start.pair_words!r}, {name} into {section.pair_words!r}: its "
+            "scores would be others",
+            expected="the words that it was trained with",
+            remedy=f"set {name}.pair_template (and {name}.instruction) to them; or, to train it on others, name a copy "
+            "of the language model alone (config.json, weights, tokenizer)",
+        )
+    return []
 
 
 def _stated_activation(file: Path) -> str | None:

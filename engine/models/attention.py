@@ -6,6 +6,9 @@ and attention stays within its inputs; without one the function that was there b
 travels as an argument of the forward, not as a state around it: layers that are computed again in the backward pass
 find it too, and threads do not mix theirs.
 
+Decoders attend causally: a token sees itself and what lies before it in its own input. transformers would make a mask
+of T x T numbers for that, so `causal_mask` gives it one of a single number, which it hands on as it is.
+
 Shapes: N inputs, T tokens of all of them, G inputs of one length L, A heads, E size of a head.
 """
 
@@ -13,8 +16,9 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +37,7 @@ KEYWORD = "packed_layout"
 """The argument of a backbone's forward that carries the layout to its attention."""
 PACKED_ATTENTIONS = ("sdpa", "flash_attention_2")
 """Attention kernels beside which packed batches can be computed; eager attention is never looked up by name."""
+_MASK_SHAPE = (1, 1, 1, 1)
 _NOT_KNOWN_HERE = ("sliding_window", "softcap", "s_aux", "position_bias", "cache")
 
 
@@ -47,6 +52,16 @@ class Layout:
 
     batch: PackedBatch
     calls: int = 0
+
+
+def is_causal(model: nn.Module) -> bool:
+    """Tell whether a model's tokens see what lies before them alone, as its attention modules say of themselves."""
+    return any(getattr(module, "is_causal", False) for module in model.modules())
+
+
+def causal_mask(device: torch.device) -> Tensor:
+    """Make what stands for the causal mask of a packed batch; the attention here needs none."""
+    return torch.ones(_MASK_SHAPE, dtype=torch.bool, device=device)
 
 
 @functools.cache
@@ -82,24 +97,29 @@ def _packed(
 ) -> tuple[Tensor, None]:
     """Attend within each input of a row: what transformers calls in every layer."""
     unknown = [name for name in _NOT_KNOWN_HERE if settings.get(name) is not None]
-    if attention_mask is not None:
+    causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
+    if attention_mask is not None and not (causal and tuple(attention_mask.shape) == _MASK_SHAPE):
         unknown.append("attention_mask")
-    if is_causal or getattr(module, "is_causal", False):
-        unknown.append("is_causal")
     if unknown:
         raise ModelError(
             f"{type(module).__name__} attends with {', '.join(unknown)}",
-            expected="full attention within each input, as an encoder has",
+            expected="full or causal attention within each input",
         )
     layout.calls += 1
     # Squeezed, not indexed: the gradient of an index is copied into a tensor of zeros.
     query_TAE, key_TAE, value_TAE = (one.squeeze(0).transpose(0, 1) for one in (query_1ATE, key_1ATE, value_1ATE))
     kernel = _kernel(query_TAE.device.type, query_TAE.dtype, query_TAE.shape[-1])
-    return kernel(query_TAE, key_TAE, value_TAE, layout.batch, scaling, dropout).unsqueeze(0), None
+    return kernel(query_TAE, key_TAE, value_TAE, layout.batch, scaling, dropout, causal).unsqueeze(0), None
 
 
 def _attend_by_runs(
-    query_TAE: Tensor, key_TAE: Tensor, value_TAE: Tensor, batch: PackedBatch, scaling: float | None, dropout: float
+    query_TAE: Tensor,
+    key_TAE: Tensor,
+    value_TAE: Tensor,
+    batch: PackedBatch,
+    scaling: float | None,
+    dropout: float,
+    causal: bool,
 ) -> Tensor:
     """Attend on any device: inputs of equal length in one call.
 
@@ -114,14 +134,20 @@ def _attend_by_runs(
     for (count, length), *states in zip(batch.runs, *parts, strict=True):
         query_GALE, key_GALE, value_GALE = (one.unflatten(0, (count, length)).transpose(1, 2) for one in states)
         attended_GALE = nn.functional.scaled_dot_product_attention(
-            query_GALE, key_GALE, value_GALE, dropout_p=dropout, scale=scaling, enable_gqa=grouped
+            query_GALE, key_GALE, value_GALE, dropout_p=dropout, is_causal=causal, scale=scaling, enable_gqa=grouped
         )
         attended.append(attended_GALE.transpose(1, 2).flatten(0, 1))
     return torch.cat(attended)
 
 
 def _attend_by_varlen(
-    query_TAE: Tensor, key_TAE: Tensor, value_TAE: Tensor, batch: PackedBatch, scaling: float | None, dropout: float
+    query_TAE: Tensor,
+    key_TAE: Tensor,
+    value_TAE: Tensor,
+    batch: PackedBatch,
+    scaling: float | None,
+    dropout: float,
+    causal: bool,
 ) -> Tensor:
     """Attend on a GPU in half precision: one call of FlashAttention's kernel for sequences of different lengths."""
     from torch.nn.attention.varlen import varlen_attn
@@ -140,18 +166,25 @@ def _attend_by_varlen(
     lengths = batch.longest, batch.longest
     if dropout:
         # The function above has no dropout, the operator below it has; torch's nested tensors call it in this way.
-        attended_TAE, *_ = torch.ops.aten._flash_attention_forward(*states, *bounds, *lengths, dropout, False, False)
+        attended_TAE, *_ = torch.ops.aten._flash_attention_forward(*states, *bounds, *lengths, dropout, causal, False)
     else:
-        attended_TAE = varlen_attn(*states, *bounds, *lengths)
+        attended_TAE = varlen_attn(*states, *bounds, *lengths, **(_causal_setting(varlen_attn) if causal else {}))
     assert isinstance(attended_TAE, Tensor)  # a pair only where more is asked for
     return attended_TAE
+
+
+@functools.cache
+def _causal_setting(varlen_attn: Callable[..., Any]) -> Mapping[str, object]:
+    """Return how the function is told to attend causally: by a window in newer versions of torch."""
+    by_window = "window_size" in inspect.signature(varlen_attn).parameters
+    return {"window_size": (-1, 0)} if by_window else {"is_causal": True}
 
 
 def _with_whole_heads(states_TAE: Tensor) -> Tensor:
     return states_TAE if states_TAE.stride(-1) == 1 else states_TAE.contiguous()
 
 
-_Kernel = Callable[[Tensor, Tensor, Tensor, PackedBatch, float | None, float], Tensor]
+_Kernel = Callable[[Tensor, Tensor, Tensor, PackedBatch, float | None, float, bool], Tensor]
 
 
 @functools.cache

@@ -61,6 +61,11 @@ class PackedBatch:
         """Where the first token of each given input lies in the row, int32 [N]."""
         return self.bounds_N.index_select(0, self.places_N)
 
+    @property
+    def last_N(self) -> Tensor:
+        """Where the last token of each given input lies in the row, int32 [N]."""
+        return self.bounds_N.index_select(0, self.places_N + 1) - 1
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
         """Copy the tensors to a device.
 

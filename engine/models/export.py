@@ -31,8 +31,8 @@ from engine.models.export_parts import (
     describe_tower,
     largest_difference,
     limit_tokenizer,
-    padded_inputs,
-    token_ids,
+    padded_documents,
+    padded_queries,
     write_modules,
     write_pooling,
     write_router,
@@ -41,6 +41,7 @@ from engine.models.export_parts import (
 from engine.models.export_pretrained import compare_masked_lm, describe_masked_lm
 from engine.models.export_ranker import describe_pooled_ranker, pooled_logits
 from engine.models.export_usage import readme
+from engine.models.export_yes_no import describe_yes_no, yes_no_scores
 from engine.models.failures import quiet_transformers
 from engine.models.loading import load_tokenizer
 from engine.models.projection import load_projection
@@ -49,6 +50,7 @@ from engine.models.retriever import Retriever, pool
 from engine.models.source import BOTTLENECK, METADATA_FILE, POOLER, kind_in_words, read_metadata, saved_metadata
 from engine.models.start import read_ranker, read_retriever
 from engine.models.template import InputTemplate
+from engine.models.yes_no import YES_NO
 from shards.files import fsync, read_json, write_json
 
 MAX_DIFFERENCE = 1e-4
@@ -96,7 +98,8 @@ def export_ranker(weights_folder: Path, target: Path, complete: Completion | Non
     """Export a ranker for transformers and sentence-transformers' CrossEncoder, which then gives raw logits.
 
     CrossEncoder cuts the longer of two texts, we cut the document: scores differ for queries longer than half of the
-    input. A head that is no transformers classifier's is described in `engine.models.export_ranker`.
+    input. Heads that are no transformers classifier's are described in `engine.models.export_ranker` and
+    `engine.models.export_yes_no`.
 
     Args:
         weights_folder: A folder that `Ranker.save` wrote, with `max_length` in its metadata.
@@ -268,7 +271,7 @@ def _describe_retriever(folder: Path, metadata: dict[str, Any]) -> None:
 
 def _describe_ranker(folder: Path, metadata: dict[str, Any]) -> None:
     if metadata.get("head", POOLER) != POOLER:
-        describe_pooled_ranker(folder, metadata)
+        (describe_yes_no if metadata["head"] == YES_NO else describe_pooled_ranker)(folder, metadata)
         return
     config = read_json(folder / "config.json", "the ranker's configuration")
     # Without an activation named here, CrossEncoder applies a sigmoid to a single logit.
@@ -294,10 +297,8 @@ def _compare_retriever(
     prompts = metadata.get("prompts", {})
     template = InputTemplate.from_tokenizer(tokenizer, prompts)
     query_length = metadata["max_length"] if metadata["tied"] else metadata["query_max_length"]
-    queries_BD = ours.encode_queries(padded_inputs(template.for_queries(), tokenizer, queries, query_length))
-    documents_ND = ours.encode_documents(
-        padded_inputs(template.for_documents(), tokenizer, documents, metadata["max_length"])
-    )
+    queries_BD = ours.encode_queries(padded_queries(template, tokenizer, queries, query_length))
+    documents_ND = ours.encode_documents(padded_documents(template, tokenizer, documents, metadata["max_length"]))
 
     def by_transformers(tower: str, texts: list[str]) -> Tensor:
         folder = target if metadata["tied"] else target / tower
@@ -325,25 +326,18 @@ def _compare_retriever(
 def _compare_ranker(weights_folder: Path, target: Path, queries: list[str], documents: list[str]) -> dict[str, float]:
     metadata = read_metadata(weights_folder, "ranker")
     tokenizer = load_tokenizer(str(weights_folder))
-    template = InputTemplate.from_tokenizer(tokenizer)
+    template = InputTemplate.from_tokenizer(tokenizer, pair_words=metadata.get("pair_template"))
     longest = (metadata["max_length"] - template.num_special_pair) // 2
     queries = [*queries, "?"]  # one that is short enough in any vocabulary
-    tokenized = zip(queries, token_ids(tokenizer, queries), strict=True)
+    tokenized = zip(queries, template.queries.token_ids(tokenizer, queries), strict=True)
     asked = [(query, ids) for query, ids in tokenized if len(ids) <= longest]
     pairs = [(query, document) for query, _ in asked for document in documents]
-    document_ids = token_ids(tokenizer, documents)
-    ours_N = Ranker.open(weights_folder)(
-        template.pad([template.pair(ids, other, metadata["max_length"]) for _, ids in asked for other in document_ids])
+    document_ids = template.documents.token_ids(tokenizer, documents)
+    own = template.pad(
+        [template.pair(ids, other, metadata["max_length"]) for _, ids in asked for other in document_ids]
     )
-    start = read_ranker(target)
-    reader = transformers.AutoTokenizer.from_pretrained(target / start.transformer, trust_remote_code=False)
-    batch = reader(*map(list, zip(*pairs, strict=True)), padding=True, truncation=True, return_tensors="pt")
-    if start.layer is None:
-        auto_class = transformers.AutoModelForSequenceClassification
-        logits_N1 = auto_class.from_pretrained(target, trust_remote_code=False).eval()(**batch).logits
-    else:
-        logits_N1 = pooled_logits(target, start, batch)
-    differences = {"transformers": largest_difference(ours_N, logits_N1.squeeze(-1))}
+    ours_N = Ranker.open(weights_folder)(own)
+    differences = {"transformers": largest_difference(ours_N, _scores_by_transformers(target, pairs, own))}
     if importlib.util.find_spec("sentence_transformers") is not None:
         from sentence_transformers import CrossEncoder
 
@@ -352,3 +346,17 @@ def _compare_ranker(weights_folder: Path, target: Path, queries: list[str], docu
         )
         differences["sentence-transformers"] = largest_difference(ours_N, scores)
     return differences
+
+
+def _scores_by_transformers(target: Path, pairs: list[tuple[str, str]], own: dict[str, Tensor]) -> Tensor:
+    """Score pairs with transformers alone; a language model is given our own inputs of them, which it cannot cut."""
+    start = read_ranker(target)
+    if start.form == YES_NO:
+        return yes_no_scores(target, own, list(saved_metadata(target)["answers"]))
+    reader = transformers.AutoTokenizer.from_pretrained(target / start.transformer, trust_remote_code=False)
+    batch = reader(*map(list, zip(*pairs, strict=True)), padding=True, truncation=True, return_tensors="pt")
+    if start.layer is not None:
+        return pooled_logits(target, start, batch).squeeze(-1)
+    auto_class = transformers.AutoModelForSequenceClassification
+    logits_N1: Tensor = auto_class.from_pretrained(target, trust_remote_code=False).eval()(**batch).logits
+    return logits_N1.squeeze(-1)

@@ -13,7 +13,8 @@ from engine.models.export_parts import (
     MODULES,
     compare_sides,
     describe_tower,
-    padded_inputs,
+    padded_documents,
+    padded_queries,
     write_modules,
     write_router,
     write_settings,
@@ -68,10 +69,8 @@ def compare_lexical(weights_folder: Path, target: Path, queries: list[str], docu
     prompts = metadata.get("prompts", {})
     template = InputTemplate.from_tokenizer(tokenizer, prompts)
     query_length = metadata["max_length"] if metadata["tied"] else metadata["query_max_length"]
-    queries_BV = ours.encode_queries(padded_inputs(template.for_queries(), tokenizer, queries, query_length))
-    documents_NV = ours.encode_documents(
-        padded_inputs(template.for_documents(), tokenizer, documents, metadata["max_length"])
-    )
+    queries_BV = ours.encode_queries(padded_queries(template, tokenizer, queries, query_length))
+    documents_NV = ours.encode_documents(padded_documents(template, tokenizer, documents, metadata["max_length"]))
 
     def by_transformers(tower: str, texts: list[str]) -> Tensor:
         folder = target if metadata["tied"] else target / tower

@@ -40,7 +40,7 @@ def write_pooling(folder: Path, model_folder: Path, pooling: Pooling) -> None:
     Args:
         folder: To make for it.
         model_folder: The transformer's.
-        pooling: First token, or mean over the tokens.
+        pooling: First token, last token, or mean over the tokens.
     """
     config = transformers.AutoConfig.from_pretrained(model_folder, trust_remote_code=False)
     folder.mkdir()
@@ -52,6 +52,7 @@ def write_pooling(folder: Path, model_folder: Path, pooling: Pooling) -> None:
             "pooling_mode_mean_tokens": pooling == "mean",
             "pooling_mode_max_tokens": False,
             "pooling_mode_mean_sqrt_len_tokens": False,
+            **({"pooling_mode_lasttoken": True} if pooling == "last" else {}),
         },
     )
 
@@ -140,15 +141,16 @@ def compare_sides(
     return differences
 
 
-def padded_inputs(template: InputTemplate, tokenizer: Any, texts: list[str], max_length: int) -> dict[str, Tensor]:
-    """Make our own inputs of texts, as one padded batch."""
-    return template.pad([template.single(ids, max_length) for ids in token_ids(tokenizer, texts)])
+def padded_queries(template: InputTemplate, tokenizer: Any, texts: list[str], max_length: int) -> dict[str, Tensor]:
+    """Make our own inputs of queries, as one padded batch."""
+    single = template.for_queries().single
+    return template.pad([single(ids, max_length) for ids in template.queries.token_ids(tokenizer, texts)])
 
 
-def token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """Tokenise texts, without special tokens and uncut."""
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-    return ids
+def padded_documents(template: InputTemplate, tokenizer: Any, texts: list[str], max_length: int) -> dict[str, Tensor]:
+    """Make our own inputs of documents, as one padded batch."""
+    single = template.for_documents().single
+    return template.pad([single(ids, max_length) for ids in template.documents.token_ids(tokenizer, texts)])
 
 
 def largest_difference(ours: Tensor, theirs: Tensor) -> float:

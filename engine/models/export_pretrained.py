@@ -10,7 +10,7 @@ from torch import Tensor
 
 from engine.models.bottleneck import SKIP_FROM, BottleneckLM
 from engine.models.condenser import CondenserLM
-from engine.models.export_parts import largest_difference, limit_tokenizer, padded_inputs
+from engine.models.export_parts import largest_difference, limit_tokenizer, padded_documents
 from engine.models.loading import load_tokenizer
 from engine.models.source import MASKED_LM, METADATA_FILE, saved_metadata
 from engine.models.template import InputTemplate
@@ -43,7 +43,7 @@ def compare_masked_lm(weights_folder: Path, target: Path, queries: list[str], do
     """
     metadata, texts = saved_metadata(weights_folder), [*queries, *documents]
     ours, tokenizer = CondenserLM.open(weights_folder), load_tokenizer(str(weights_folder))
-    own = padded_inputs(InputTemplate.from_tokenizer(tokenizer), tokenizer, texts, metadata["max_length"])
+    own = padded_documents(InputTemplate.from_tokenizer(tokenizer), tokenizer, texts, metadata["max_length"])
     reader = transformers.AutoTokenizer.from_pretrained(target, trust_remote_code=False)
     batch = reader(texts, padding=True, truncation=True, return_tensors="pt")
     encoder = transformers.AutoModel.from_pretrained(target, trust_remote_code=False).eval()

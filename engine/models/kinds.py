@@ -14,13 +14,17 @@ from engine.config.models import (
     RetrieverConfig,
 )
 from engine.errors import ConfigError
+from engine.models.adapters import Adapted, add_adapters
 from engine.models.bottleneck import BottleneckLM
 from engine.models.compiled import compile_layers
 from engine.models.condenser import CondenserLM
-from engine.models.dual import DualEncoder
+from engine.models.dual import SHARED, DualEncoder
 from engine.models.lexical import Lexical
+from engine.models.prompts import prompts_of
 from engine.models.ranker import Ranker
 from engine.models.retriever import Retriever
+from engine.models.source import TRANSFORMER
+from engine.models.yes_no import YES_NO
 
 Model = DualEncoder | Ranker | BottleneckLM
 """A model of any kind."""
@@ -40,9 +44,24 @@ def load_untrained(section: ModelConfig, source: str, *, seed: int, name: str = 
         ConfigError: There is no such kind.
     """
     model = _load(section, source, seed, name or section.kind)
+    if isinstance(section, RetrieverConfig | RankerConfig) and section.lora is not None:
+        add_adapters(parts_of(model), section.lora, name=section.name, seed=seed, section=name or section.kind)
     if section.compile_layers:
         compile_layers(model)
     return model
+
+
+def parts_of(model: Model) -> list[Adapted]:
+    """Return the models of transformers inside a retriever or a ranker, which may have adapters."""
+    if isinstance(model, DualEncoder):
+        return [
+            Adapted(f"towers.{name}.", tower, "" if name == SHARED else name) for name, tower in model.towers.items()
+        ]
+    if not isinstance(model, Ranker):
+        return []
+    own = model.classifier is not model.backbone
+    folder = TRANSFORMER if own and model.head != YES_NO else ""
+    return [Adapted("classifier.backbone." if own else "classifier.", model.backbone, folder, has_own_head=not own)]
 
 
 def _load(section: ModelConfig, source: str, seed: int, name: str) -> Model:
@@ -52,6 +71,7 @@ def _load(section: ModelConfig, source: str, seed: int, name: str) -> Model:
             pooling=section.pooling,
             similarity=section.similarity,
             tied=section.tied,
+            prompts=prompts_of(section, source),
             num_layers=section.kept_layers,
             dropout=section.dropout,
             attention=section.attention,
@@ -62,6 +82,7 @@ def _load(section: ModelConfig, source: str, seed: int, name: str) -> Model:
         return Ranker.load(
             source,
             head=section.head,
+            answers=section.answers,
             num_layers=section.kept_layers,
             dropout=section.dropout,
             attention=section.attention,
@@ -73,6 +94,7 @@ def _load(section: ModelConfig, source: str, seed: int, name: str) -> Model:
         return Lexical.load(
             source,
             tied=section.tied,
+            prompts=prompts_of(section, source),
             num_layers=section.kept_layers,
             dropout=section.dropout,
             attention=section.attention,

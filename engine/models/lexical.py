@@ -61,6 +61,7 @@ class Lexical(DualEncoder):
         name: str,
         *,
         tied: bool = True,
+        prompts: Mapping[str, str] | None = None,
         num_layers: int | Sequence[int] | None = None,
         dropout: float | None = None,
         attention: Attention | None = "sdpa",
@@ -72,6 +73,7 @@ class Lexical(DualEncoder):
         Args:
             name: Hub id, local folder or `package:NAME`.
             tied: One tower for both sides; False copies a single one into two.
+            prompts: What texts begin with, by side; None for what the start says.
             num_layers: How many of the first layers to keep, or which, counted from 0; None keeps all.
             dropout: Every dropout, in [0, 1); None keeps the model's own.
             attention: Attention kernel; None for the model's own choice.
@@ -111,7 +113,7 @@ class Lexical(DualEncoder):
             towers = {SHARED: own} if tied else {QUERY: own, DOCUMENT: copy.deepcopy(own)}
         else:
             towers = {QUERY: tower(start.query.transformer), DOCUMENT: tower(start.document.transformer)}
-        return cls(towers, prompts=start.prompts).eval()
+        return cls(towers, prompts=start.prompts if prompts is None else prompts).eval()
 
     @classmethod
     def open(cls, folder: Path) -> Lexical:

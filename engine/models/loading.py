@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from engine.errors import ModelError
+from engine.models.adapters import merged_weights, plain_names, save_adapters
 from engine.models.architecture import (
     Attention,
+    forward_parameters,
     input_form,
     read_checkpoint,
     require_class,
@@ -30,6 +32,8 @@ from engine.models.architecture import (
     set_dropout,
     set_module_dropout,
 )
+from engine.models.attention import is_causal
+from engine.models.ending import with_end
 from engine.models.failures import loading
 from engine.models.head import head_parameters
 from engine.models.layers import choose_layers, keep_layers
@@ -42,15 +46,16 @@ _LISTED = 3
 _CAPITALS = "AÉЖ"
 
 
-def load_tokenizer(name: str, *, section: str = "retriever") -> Any:
+def load_tokenizer(name: str, *, section: str = "retriever", ends_texts: bool = False) -> Any:
     """Load a model's tokenizer.
 
     Args:
         name: As in `resolve_model`; a retriever with two towers has the same tokenizer in both.
         section: The recipe's section, for remedies.
+        ends_texts: Let it end every text with a special token (`engine.models.ending`).
 
     Raises:
-        ModelError: It cannot be found or loaded, or knows no word.
+        ModelError: It cannot be found or loaded, knows no word, or has no token to end a text with.
     """
     source = local_source(name)
     first, *others = (
@@ -63,7 +68,7 @@ def load_tokenizer(name: str, *, section: str = "retriever") -> Any:
             expected="one for both, since documents and queries are tokenised alike",
             remedy=f"name another model by {section}.name",
         )
-    return first
+    return with_end(first, name, section) if ends_texts else first
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -114,7 +119,7 @@ def load_backbone(
         settings: Other values to set on the model's configuration.
         may_be_fresh: Names of the model's parameters that a checkpoint may lack, all of a module's or none.
         judge_unused: Is given the model and the names of the checkpoint's weights that it has no place for; may raise.
-        needs_head: Say by its name if a checkpoint lacks the head for masked language modelling.
+        needs_head: Say by its name if a checkpoint lacks the head for language modelling.
         section: The recipe's section, for remedies.
 
     Raises:
@@ -152,6 +157,7 @@ def load_backbone(
     if num_layers is not None and not isinstance(num_layers, int):
         model = choose_layers(model, num_layers, name)
     set_module_dropout(model, dropout)
+    _leave_out_cache(model)
     if gradient_checkpointing:
         _checkpoint_activations(model, name, section)
     return model
@@ -162,7 +168,8 @@ def save_backbone(model: Any, folder: Path, tokenizer: Any, weights: Mapping[str
 
     The weights come from outside because the model's own may be partitioned (ZeRO-3) or cast; transformers loads a
     checkpoint in the type it was written in, so that anything but float32 would score differently there. The tokenizer
-    is written so that it gives the model no segment ids where the model has one segment.
+    is written so that it gives the model no segment ids where the model has one segment. Adapters are merged, and
+    written beside it, too.
 
     Args:
         model: Gives the configuration and the names of the weights.
@@ -174,8 +181,8 @@ def save_backbone(model: Any, folder: Path, tokenizer: Any, weights: Mapping[str
         ModelError: A weight is missing, or one has another shape than its configuration implies.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    names = list(model.state_dict().keys())
-    whole = {**_shared_weights(model, weights), **weights}
+    names = plain_names(model)
+    whole = merged_weights(model, {**_shared_weights(model, weights), **weights})
     missing = [name for name in names if name not in whole]
     if missing:
         raise ModelError(
@@ -188,6 +195,7 @@ def save_backbone(model: Any, folder: Path, tokenizer: Any, weights: Mapping[str
     config.architectures, config.dtype = [type(model).__name__], "float32"
     config.save_pretrained(folder)
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    save_adapters(model, folder, weights)
     _fitting(tokenizer, model).save_pretrained(folder)
 
 
@@ -279,15 +287,16 @@ def _require_sizes(
 
 
 def _require_head(missing: Collection[str], model: Any, name: str, section: str) -> None:
-    """Refuse a checkpoint without a trained head for masked language modelling."""
+    """Refuse a checkpoint without a trained head for language modelling."""
     lacking = sorted(_lacking(missing, model) & head_parameters(model))
     if lacking:
+        kind, others = ("LM", "") if is_causal(model) else ("masked-LM", ", or a SPLADE")
         raise ModelError(
-            f"{name} has no masked-LM head: its weights lack {listed(lacking, _LISTED)}",
+            f"{name} has no {kind} head: its weights lack {listed(lacking, _LISTED)}",
             expected=f"a whole {type(model).__name__}, whose trained head weighs the words of the vocabulary: a new "
             "one would weigh them at random",
-            remedy=f"name a checkpoint of a masked language model by {section}.name, such as the one that {name} was "
-            "made from, or a SPLADE",
+            remedy=f"name a checkpoint of a {kind.replace('-LM', '').replace('LM', '')} language model by "
+            f"{section}.name, such as the one that {name} was made from{others}",
         )
 
 
@@ -319,6 +328,17 @@ def _tied_names(model: nn.Module) -> Collection[list[str]]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     return names.values()
+
+
+def _leave_out_cache(model: Any) -> None:
+    """Keep a decoder from holding keys and values for tokens that never come; its configuration stays as it is."""
+    backbone = model.base_model
+    if is_causal(backbone) and "use_cache" in forward_parameters(backbone):
+        backbone.register_forward_pre_hook(_without_cache, with_kwargs=True)
+
+
+def _without_cache(_module: nn.Module, words: Any, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    return words, {**settings, "use_cache": False}
 
 
 def _checkpoint_activations(model: Any, name: str, section: str) -> None:

@@ -24,7 +24,14 @@ from transformers import PreTrainedModel
 from engine.errors import ModelError
 from engine.log import get_logger
 from engine.models.architecture import forward_parameters, input_form
-from engine.models.attention import KEYWORD, PACKED_ATTENTIONS, Layout, register_packed_attention
+from engine.models.attention import (
+    KEYWORD,
+    PACKED_ATTENTIONS,
+    Layout,
+    causal_mask,
+    is_causal,
+    register_packed_attention,
+)
 from engine.models.batch import PackedBatch, pack
 from engine.models.compiled import compile_layers
 from engine.models.failures import FORWARD_ERRORS, quiet_transformers
@@ -34,7 +41,7 @@ from engine.models.template import Batch, Input
 
 logger = get_logger(__name__)
 
-Pooling = Literal["cls", "mean"]
+Pooling = Literal["cls", "mean", "last"]
 PackedPooling = Callable[[Tensor, PackedBatch], Tensor]
 """Maps what a backbone gives for a row [T, ...] to one vector of each input [N, D], in the order they were given in."""
 _PROBE_LENGTHS = (1, 2, 5, 5, 7)
@@ -59,6 +66,8 @@ def packed_forward(model: Any, batch: PackedBatch) -> Any:
     row = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, KEYWORD: layout}
     if batch.token_type_ids is not None:
         row["token_type_ids"] = batch.token_type_ids
+    if is_causal(model):
+        row["attention_mask"] = causal_mask(batch.input_ids.device)
     output = model(**row)
     if not layout.calls:
         raise _no_interface(model)
@@ -71,14 +80,15 @@ def pool_packed(states_TH: Tensor, batch: PackedBatch, pooling: Pooling) -> Tens
     Args:
         states_TH: Last layer of the row [T, H], in any floating type.
         batch: Where the inputs lie in it.
-        pooling: First token, or mean over the tokens.
+        pooling: First token, last token, or mean over the tokens.
 
     Returns:
         Embeddings [N, H], in the order in which the inputs were given.
     """
     dtype = torch.promote_types(torch.float32, states_TH.dtype)
-    if pooling == "cls":
-        return states_TH.index_select(0, batch.first_N).to(dtype)
+    if pooling != "mean":
+        places_N = batch.first_N if pooling == "cls" else batch.last_N
+        return states_TH.index_select(0, places_N).to(dtype)
     # `unsafe` leaves out a check that the lengths add up to T, for which the host would wait for the device.
     means_NH = torch.segment_reduce(
         states_TH.to(dtype), "mean", lengths=batch.bounds_N.diff().long(), axis=0, unsafe=True
@@ -93,8 +103,8 @@ class PackedEncoder:
 
     Args:
         backbone: Frozen and in evaluation mode; it is not changed.
-        pooling: What of the last layer is the embedding: the first token, the mean over the tokens, or what a function
-            makes of the backbone's first output.
+        pooling: What of the last layer is the embedding: the first or the last token, the mean over the tokens, or what
+            a function makes of the backbone's first output.
         normalize: Make embeddings unit vectors.
         projection: Layers above the pooling; None for none.
         compiles: Compile the layers.

@@ -37,7 +37,7 @@ class PooledScore(nn.Module):
 
     Args:
         backbone: A transformers model without a pooler that is trained.
-        pooling: Which state: the first token's, or the mean over the tokens.
+        pooling: Which state: the first or the last token's, or the mean over the tokens.
         head: The layer, as `load_projection` or `new_projection` gives it; it computes in float32.
     """
 
@@ -46,6 +46,11 @@ class PooledScore(nn.Module):
         self.backbone = backbone
         self.head = head
         self.pooling = pooling
+
+    @property
+    def form(self) -> Pooling:
+        """The head's, as `ranker.head` calls it."""
+        return self.pooling
 
     @property
     def base_model(self) -> Any:

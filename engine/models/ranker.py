@@ -22,12 +22,16 @@ from engine.models.head import (
     show_first_tokens,
     without_pooler,
 )
-from engine.models.loading import load_backbone, own_weights, save_backbone
+from engine.models.loading import load_backbone, own_weights, save_backbone, under_prefix
 from engine.models.packed import Pooling, Scorer, classifier_can_be_packed, score_batch
 from engine.models.pooled_score import PooledScore, fresh_head, save_pooled, trained_head
 from engine.models.source import local_source, read_metadata, saved_metadata, write_metadata
 from engine.models.start import RankerStart, read_ranker, require_head_form, transformers_of
 from engine.models.template import Batch, Collator, InputTemplate
+from engine.models.yes_no import YesNoScore, load_yes_no
+
+_OWN_FORMS = (PooledScore, YesNoScore)
+"""Heads that transformers' own classifiers do not have."""
 
 
 class Ranker(nn.Module):
@@ -39,13 +43,14 @@ class Ranker(nn.Module):
     other. Heads compute in float32 also where the weights are bfloat16.
 
     Args:
-        classifier: A Hugging Face model for sequence classification with `num_labels` 1, or a `PooledScore`.
+        classifier: A Hugging Face model for sequence classification with `num_labels` 1, a `PooledScore`, or a
+            `YesNoScore`.
     """
 
     def __init__(self, classifier: Any) -> None:
         super().__init__()
         self.classifier = classifier
-        if not isinstance(classifier, PooledScore):
+        if not isinstance(classifier, _OWN_FORMS):
             compute_head_in_float32(classifier)
             show_first_tokens(classifier)
         self.form = input_form(classifier)
@@ -58,16 +63,21 @@ class Ranker(nn.Module):
     @property
     def head(self) -> Head:
         """The form of its head."""
-        return self.classifier.pooling if isinstance(self.classifier, PooledScore) else "pooler"
+        return self.classifier.form if isinstance(self.classifier, _OWN_FORMS) else "pooler"
 
     @property
     def backbone(self) -> Any:
         """The model of transformers: with its head where that is transformers' own."""
-        return self.classifier.backbone if isinstance(self.classifier, PooledScore) else self.classifier
+        return self.classifier.backbone if isinstance(self.classifier, _OWN_FORMS) else self.classifier
 
     @property
     def head_names(self) -> set[str]:
-        """Names of the parameters above the layers: the head's, and those of a pooler that belongs to it."""
+        """Names of the parameters above the layers: the head's, and those of a pooler that belongs to it.
+
+        None where a language model answers, whose last layer is no head of its own.
+        """
+        if isinstance(self.classifier, YesNoScore):
+            return set()
         return {f"classifier.{name}" for name in head_parameters(self.classifier)}
 
     @classmethod
@@ -76,6 +86,7 @@ class Ranker(nn.Module):
         name: str,
         *,
         head: Head | None = None,
+        answers: tuple[str, str] | None = None,
         num_layers: int | Sequence[int] | None = None,
         dropout: float | None = None,
         attention: Attention | None = "sdpa",
@@ -88,6 +99,7 @@ class Ranker(nn.Module):
         Args:
             name: Hub id, local folder or `package:NAME`.
             head: Form of its head; None for that of the trained head there is, or else transformers' own.
+            answers: The words of the head `yes_no`; None for those of the start, or yes and no.
             num_layers: How many of the first layers to keep, or which, counted from 0; None keeps all.
             dropout: Every dropout, in [0, 1); None keeps the model's own.
             attention: Attention kernel; None for the model's own choice.
@@ -117,6 +129,9 @@ class Ranker(nn.Module):
         }
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
+            if form == "yes_no":
+                words = answers or start.answers or ("yes", "no")
+                return cls(load_yes_no(name, words, section, common)).eval()
             if form != "pooler":
                 return cls(_load_pooled(name, form, start, seed, common)).eval()
             has_head = saved_metadata(source).get("model") == "ranker"
@@ -199,9 +214,12 @@ class Ranker(nn.Module):
         own = {name.removeprefix("classifier."): weight for name, weight in weights.items()}
         if isinstance(self.classifier, PooledScore):
             save_pooled(self.classifier, folder, tokenizer, own)
+        elif isinstance(self.classifier, YesNoScore):
+            save_backbone(self.classifier.backbone, folder, tokenizer, under_prefix(own, "backbone."))
         else:
             save_backbone(self.classifier, folder, tokenizer, own)
-        write_metadata(folder, {**(metadata or {}), "model": "ranker", "head": self.head})
+        told = {"answers": [*self.classifier.answers.words]} if isinstance(self.classifier, YesNoScore) else {}
+        write_metadata(folder, {**(metadata or {}), "model": "ranker", "head": self.head, **told})
 
 
 def _load_pooled(name: str, form: Pooling, start: RankerStart, seed: int, common: Mapping[str, Any]) -> PooledScore:

@@ -44,7 +44,7 @@ class Retriever(DualEncoder):
 
     Args:
         towers: Backbones by tower name: `shared`, or `query` and `document`.
-        pooling: What of the last layer is the embedding: the first token, or the mean over the tokens.
+        pooling: What of the last layer is the embedding: the first or the last token, or the mean over the tokens.
         similarity: `cosine` makes embeddings unit vectors, so that their inner product is the cosine.
         projections: Layers above the pooling, by tower name; towers without any are left out.
         prompts: What its texts begin with, by side; kept for whoever builds its inputs, and saved with it.
@@ -72,6 +72,7 @@ class Retriever(DualEncoder):
         pooling: Pooling,
         similarity: Similarity,
         tied: bool,
+        prompts: Mapping[str, str] | None = None,
         num_layers: int | Sequence[int] | None = None,
         dropout: float | None = None,
         attention: Attention | None = "sdpa",
@@ -80,13 +81,14 @@ class Retriever(DualEncoder):
     ) -> Retriever:
         """Load a retriever from pre-trained weights, a sentence-transformers folder, or one that `save` wrote.
 
-        Towers, the layers above their pooling and prompts are the start's; `engine.models.start` compares the rest.
+        Towers and the layers above their pooling are the start's; `engine.models.start` compares the rest.
 
         Args:
             name: Hub id, local folder or `package:NAME`.
-            pooling: `cls` (AR2) or `mean`.
+            pooling: `cls` (AR2), `mean`, or `last`, which is a decoder's.
             similarity: `dot` (AR2) or `cosine`.
             tied: One tower for both sides; False copies a single backbone into two.
+            prompts: What texts begin with, by side; None for what the start says.
             num_layers: How many of the first layers to keep, or which, counted from 0; None keeps all.
             dropout: Every dropout, in [0, 1); None keeps the model's own.
             attention: Attention kernel; None for the model's own choice.
@@ -130,7 +132,8 @@ class Retriever(DualEncoder):
             for tower in towers
             if (dense := (start.query if tower == QUERY else start.document).dense)
         }
-        model = cls(towers, pooling=pooling, similarity=similarity, projections=projections, prompts=start.prompts)
+        told = start.prompts if prompts is None else prompts
+        model = cls(towers, pooling=pooling, similarity=similarity, projections=projections, prompts=told)
         return model.eval()
 
     @classmethod
@@ -218,8 +221,8 @@ def pool(hidden_NLH: Tensor, mask_NL: Tensor, pooling: Pooling) -> Tensor:
 
     Args:
         hidden_NLH: Last layer [N, L, H] in any floating type; padded positions may hold anything, NaN included.
-        mask_NL: 1 at tokens, 0 at padding.
-        pooling: First token, or mean over the tokens.
+        mask_NL: 1 at tokens, 0 at padding, which lies behind an input's tokens; for `last` and `mean` also before them.
+        pooling: First token, last token, or mean over the tokens.
 
     Returns:
         Embeddings [N, H].
@@ -227,6 +230,10 @@ def pool(hidden_NLH: Tensor, mask_NL: Tensor, pooling: Pooling) -> Tensor:
     dtype = torch.promote_types(torch.float32, hidden_NLH.dtype)
     if pooling == "cls":
         return hidden_NLH[:, 0].to(dtype)
+    if pooling == "last":
+        places_L = torch.arange(mask_NL.shape[1], device=mask_NL.device)
+        places_N = torch.where(mask_NL.bool(), places_L, 0).amax(1)
+        return hidden_NLH[torch.arange(len(hidden_NLH), device=hidden_NLH.device), places_N].to(dtype)
     tokens_NL1 = mask_NL.bool().unsqueeze(-1)
     sums_NH = torch.where(tokens_NL1, hidden_NLH.to(dtype), 0.0).sum(1)
     return sums_NH / tokens_NL1.sum(1).clamp(min=1)

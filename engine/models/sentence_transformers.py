@@ -42,6 +42,8 @@ _OLD_POOLINGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+POOLINGS = {"lasttoken": "last"}
+"""The library's names of poolings for which a recipe has others."""
 _LOADING = {
     "model_kwargs": {"add_pooling_layer", "attn_implementation", "device_map", "dtype", "low_cpu_mem_usage"}
     | {"torch_dtype", "trust_remote_code", "use_safetensors"},
@@ -357,7 +359,8 @@ def _read_pooling(folder: Path, path: str) -> tuple[tuple[str, ...], bool]:
     if modes is None:
         modes = [mode for key, mode in _OLD_POOLINGS.items() if found.get(key)] or ["mean"]
     modes = [modes] if isinstance(modes, str) else list(modes)
-    return tuple(map(str, modes)), bool(found.get("include_prompt", True))
+    # What is called lasttoken there is one of our poolings, by the name that a recipe has for it.
+    return tuple(POOLINGS.get(str(mode), str(mode)) for mode in modes), bool(found.get("include_prompt", True))
 
 
 def _tokenizer_length(place: Path) -> int | None:

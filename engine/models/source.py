@@ -30,6 +30,8 @@ BOTTLENECK, MASKED_LM = "bottleneck", "masked_lm"
 masked language model does, of which nothing is said."""
 POOLER: Literal["pooler"] = "pooler"
 """The form of a ranker's head that transformers' own classifiers have; a description without a form means it."""
+WHOLE_MODELS = (POOLER, "yes_no")
+"""Forms of which a saved ranker is a model of transformers with its head."""
 TRANSFORMER, HEAD = "transformer", "head"
 """Where a saved ranker has its backbone and its head, if the head is of another form."""
 
@@ -195,7 +197,7 @@ def transformer_paths(folder: Path) -> tuple[str, ...]:
         ModelError: A list of modules is damaged, or in no known form.
     """
     saved = saved_metadata(folder)
-    if saved.get("model") == "ranker" and saved.get("head", POOLER) != POOLER:
+    if saved.get("model") == "ranker" and saved.get("head", POOLER) not in WHOLE_MODELS:
         return (TRANSFORMER,)
     if saved:
         return ("query", "document") if saved.get("tied") is False else ("",)

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from engine.config.models import Head, LexicalConfig, ModelConfig, RetrieverConfig
+from engine.config.models import Head
 from engine.errors import ModelError
+from engine.models.logit_score import read_logit_score
 from engine.models.projection import IDENTITY, SCORES, DenseLayer
 from engine.models.sentence_transformers import (
     ALONE,
@@ -34,8 +35,8 @@ from engine.models.source import (
     MASKED_LM,
     METADATA_FILE,
     POOLER,
+    WHOLE_MODELS,
     kind_in_words,
-    local_source,
     saved_metadata,
     transformer_paths,
 )
@@ -44,8 +45,8 @@ _SPARSE = frozenset({"MLMTransformer", "SpladePooling", "SparseAutoEncoder", "CS
     "SparseStaticEmbedding"
 }
 _PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
-_CLASSIFIER = "sequence-classification"
-_POOLINGS: Mapping[tuple[str, ...], Head] = {("cls",): "cls", ("mean",): "mean"}
+_CLASSIFIER, _GENERATION = "sequence-classification", "text-generation"
+_POOLINGS: Mapping[tuple[str, ...], Head] = {("cls",): "cls", ("mean",): "mean", ("last",): "last"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,19 +164,20 @@ def _refuse_headless(source: Path, what: str) -> NoReturn:
 
 @dataclass(frozen=True, slots=True)
 class RankerStart:
-    """What a folder says of the ranker in it.
-
-    Attributes:
-        form: Of its trained head, as `ranker.head` calls it; None where nothing is said of a head.
-        layer: The head, where it is a linear layer on pooled token states.
-        max_length: Tokens of a pair; None where nothing says so.
-        transformer: The transformer's folder, below the model's; empty for the model's own.
-    """
+    """What a folder says of the ranker in it; None and empty where it says nothing."""
 
     form: Head | None = None
+    """Of its trained head, as `ranker.head` calls it."""
     layer: DenseLayer | None = None
+    """The head, where it is a linear layer on pooled token states."""
     max_length: int | None = None
+    """Tokens of a pair."""
     transformer: str = ""
+    """The transformer's folder, below the model's; empty for the model's own."""
+    answers: tuple[str, str] | None = None
+    """The words of the form `yes_no`."""
+    pair_words: str | None = None
+    """What it puts pairs into."""
 
 
 def read_ranker(source: str | Path) -> RankerStart:
@@ -193,8 +195,10 @@ def read_ranker(source: str | Path) -> RankerStart:
     saved = saved_metadata(source)
     if saved.get("model") == "ranker":
         form: Head = saved.get("head", POOLER)
-        layer = None if form == POOLER else read_dense(source, HEAD, SCORES)
-        return RankerStart(form, layer, saved.get("max_length"), transformer_paths(source)[0])
+        layer = None if form in WHOLE_MODELS else read_dense(source, HEAD, SCORES)
+        answers = tuple(saved["answers"]) if "answers" in saved else None
+        path = transformer_paths(source)[0]
+        return RankerStart(form, layer, saved.get("max_length"), path, answers, saved.get("pair_template"))
     if saved or not is_sentence_transformers(source):
         return RankerStart()
     chains = read_chains(source)
@@ -204,9 +208,17 @@ def read_ranker(source: str | Path) -> RankerStart:
     if not more:
         return RankerStart(POOLER, None, tower.max_length, tower.transformer)
     chain = chains.sides["document"]
+    if [one.kind for one in chain] == ["Transformer", "LogitScore"] and tower.task == _GENERATION:
+        return _of_language_model(source, chain, tower)
     if [one.kind for one in chain] != ["Transformer", "Pooling", "Dense"]:
         return RankerStart()
     return _of_pooled_cross_encoder(source, chain)
+
+
+def _of_language_model(source: Path, chain: Sequence[Module], tower: Tower) -> RankerStart:
+    """Read a CrossEncoder that asks a language model; its answers are the vocabulary's words of two ids."""
+    answers, words = read_logit_score(source, chain[0].path, chain[1].path)
+    return RankerStart("yes_no", None, tower.max_length, tower.transformer, answers, words)
 
 
 def _of_pooled_cross_encoder(source: Path, chain: Sequence[Module]) -> RankerStart:
@@ -273,22 +285,6 @@ def transformers_of(source: str | Path) -> tuple[Tower, ...]:
     if saved_metadata(source) or not is_sentence_transformers(source):
         return tuple(Tower(transformer=path) for path in paths)
     return tuple(_transformer(source, path) for path in paths)
-
-
-def prompts_of(section: ModelConfig, source: str | Path) -> Mapping[str, str]:
-    """Return what a retriever's texts begin with, by side, as its start says; a ranker's have nothing.
-
-    Args:
-        section: Of the model.
-        source: Where its weights are: a hub id, a folder, or `package:NAME`.
-
-    Raises:
-        ModelError: As in `read_retriever`.
-    """
-    if isinstance(section, RetrieverConfig | LexicalConfig):
-        read = read_lexical if isinstance(section, LexicalConfig) else read_retriever
-        return read(local_source(str(source))).prompts or {}
-    return {}
 
 
 def _of_ours(source: Path, saved: Mapping[str, Any]) -> RetrieverStart:

@@ -8,6 +8,7 @@ Shapes: N inputs, L tokens of the longest of them, padding included.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -20,13 +21,17 @@ from torch import Tensor
 
 from engine.errors import ModelError
 from engine.models.batch import PackedBatch, TokenIds, pack
+from engine.models.wording import PLAIN, Wording, take_apart
 
 Batch = PackedBatch | dict[str, Tensor]
 """What a model's forward takes: inputs end to end, or padded to one length (`input_ids` [N, L] and so on)."""
 
 _SENTINEL = "a b"
 _IGNORED_TYPE = 0
-_AFTER_PROMPT = ("what", "Who wrote it?", "42 %", "(a)", "'s", "naïve", "東京", "x")
+QUERY_PLACE, DOCUMENT_PLACE = "{query}", "{document}"
+"""Where the texts go in the words of a pair."""
+_MARKER = re.compile(r"<\|[^|<>\s]+\|>")
+_PROBED_PAIRS = (("what is it?", "It (a) is 42."), ("x", "naïve"), ("a list", "'s \n end"))
 
 
 class Input(NamedTuple):
@@ -62,15 +67,19 @@ class InputTemplate:
     Attributes:
         pad_id: Token id that fills short inputs.
         has_type_ids: Whether the model takes `token_type_ids`.
+        queries: What queries have to be tokenised together with.
+        documents: Likewise for documents.
     """
 
     pad_id: int
     has_type_ids: bool
     _single: tuple[_Special, _Special]
-    _pair: tuple[_Special, _Special, _Special]
+    _pair: tuple[_Special, _Special, _Special] | None
     _single_type: int
     _pair_types: tuple[int, int]
     _prompts: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    queries: Wording = PLAIN
+    documents: Wording = PLAIN
     _is_one_segment: bool = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -79,39 +88,51 @@ class InputTemplate:
         object.__setattr__(self, "_is_one_segment", alike)
 
     @classmethod
-    def from_tokenizer(cls, tokenizer: Any, prompts: Mapping[str, str] | None = None) -> InputTemplate:
+    def from_tokenizer(
+        cls, tokenizer: Any, prompts: Mapping[str, str] | None = None, pair_words: str | None = None
+    ) -> InputTemplate:
         """Learn the form from what a tokenizer adds to a text and to a pair of texts.
 
         Args:
             tokenizer: A Hugging Face tokenizer.
             prompts: What a query alone (`query`) and a document alone (`document`) begin with; None for nothing. A pair
                 has none.
+            pair_words: The words of a pair, with `{query}` and `{document}` where the texts go, and all special tokens
+                that there are to be; None for what the tokenizer itself makes of a pair.
 
         Raises:
-            ModelError: It has no padding token, or places its special tokens in another way than described above; or it
-                makes other tokens of a text behind a prompt than of the text alone.
+            ModelError: It has no padding token, or places its special tokens in another way than described above; or
+                the words of a pair have markers that are no tokens, or cannot be cut into fixed ids and texts.
         """
         name = type(tokenizer).__name__
         if tokenizer.pad_token_id is None:
-            raise ModelError(f"the tokenizer {name} has no padding token", remedy="name a model of an encoder")
-        single = _segments(tokenizer, _SENTINEL)
-        pair = _segments(tokenizer, _SENTINEL, _SENTINEL)
-        if len(single) != 3 or len(pair) != 5:
             raise ModelError(
-                f"the tokenizer {name} places special tokens in an unknown way: {len(single)} runs of tokens for a "
-                f"text and {len(pair)} for a pair",
-                expected="[prefix] A [suffix], and [prefix] A [middle] B [suffix] with a token in the middle",
+                f"the tokenizer {name} has no padding token",
+                expected="one, which fills short inputs and is never read",
+                remedy="give a copy of the model's folder one: tokenizer.pad_token = tokenizer.eos_token; "
+                "tokenizer.save_pretrained(FOLDER), pad_token_id set to its id in FOLDER/config.json; and name that",
+            )
+        single = _segments(tokenizer, _SENTINEL)
+        if len(single) != 3:
+            raise ModelError(
+                f"the tokenizer {name} places special tokens in an unknown way: in a text {len(single)} runs of tokens",
+                expected="[prefix] A [suffix]",
                 remedy="name a model whose tokenizer does so, such as a BERT, RoBERTa or ELECTRA",
             )
-        return cls(
+        pair = _segments(tokenizer, _SENTINEL, _SENTINEL)
+        # Where no token stands in the middle, as in a decoder, a pair has no form but by words.
+        found = ((pair[0], pair[2], pair[4]), (pair[1].type_ids[0], pair[3].type_ids[0])) if len(pair) == 5 else None
+        plain = cls(
             pad_id=int(tokenizer.pad_token_id),
             has_type_ids="token_type_ids" in tokenizer.model_input_names,
             _single=(single[0], single[2]),
-            _pair=(pair[0], pair[2], pair[4]),
+            _pair=found[0] if found else None,
             _single_type=single[1].type_ids[0],
-            _pair_types=(pair[1].type_ids[0], pair[3].type_ids[0]),
-            _prompts=tuple((side, _prompt_ids(tokenizer, prompt)) for side, prompt in (prompts or {}).items()),
+            _pair_types=found[1] if found else (0, 0),
         )
+        if pair_words is not None:
+            return plain._with_pair(tokenizer, pair_words)
+        return plain._with_prompts(tokenizer, prompts or {})
 
     def for_queries(self) -> InputTemplate:
         """Return the form of a query alone, which begins with its prompt where there is one."""
@@ -121,6 +142,59 @@ class InputTemplate:
         """Return the form of a document alone, as `for_queries` does."""
         return self._with_prompt("document")
 
+    def _with_prompts(self, tokenizer: Any, prompts: Mapping[str, str]) -> InputTemplate:
+        around = {
+            side: take_apart(tokenizer, prompt, what=f"the prompt {prompt!r}", remedy="change the prompt")
+            for side, prompt in prompts.items()
+        }
+        wordings = {side: one.wording for side, one in around.items()}
+        return replace(
+            self,
+            _prompts=tuple((side, one.before) for side, one in around.items()),
+            queries=wordings.get("query", PLAIN),
+            documents=wordings.get("document", PLAIN),
+        )
+
+    def _with_pair(self, tokenizer: Any, words: str) -> InputTemplate:
+        """Return the form whose pairs have these words, which is proved on some pairs."""
+        known, markers = tokenizer.get_vocab(), dict.fromkeys(_MARKER.findall(words))
+        strange = [marker for marker in markers if marker not in known]
+        if strange:
+            raise ModelError(
+                f"pair_template has {', '.join(strange)}, which the tokenizer {type(tokenizer).__name__} has no token "
+                "for",
+                expected="special tokens of this tokenizer",
+                remedy="write the template with them, as the model was trained; or name the model that it is for",
+            )
+        first, rest = words.split(QUERY_PLACE)
+        between, last = rest.split(DOCUMENT_PLACE)
+        what, remedy = f"pair_template {words!r}", "put a line break or a special token around the texts in it"
+        document = take_apart(tokenizer, between, last, what=what, remedy=remedy, trails=False)
+        query = take_apart(tokenizer, first, document.fixed, what=what, remedy=remedy)
+        runs = (query.before, query.behind, document.behind)
+        found = replace(
+            self,
+            _pair=tuple(_Special(ids, (0,) * len(ids)) for ids in runs),  # type: ignore[arg-type]
+            _pair_types=(0, 0),
+            queries=query.wording,
+            documents=document.wording,
+        )
+        for texts in _PROBED_PAIRS:
+            whole = tokenizer(
+                first + texts[0] + between + texts[1] + last, add_special_tokens=False, truncation=False, verbose=False
+            )["input_ids"]
+            (ours,), (theirs,) = (
+                wording.token_ids(tokenizer, [text])
+                for wording, text in zip((query.wording, document.wording), texts, strict=True)
+            )
+            if list(found.pair(ours, theirs, len(whole) + len(ours)).ids) != list(whole):
+                raise ModelError(
+                    f"the tokenizer {type(tokenizer).__name__} makes other tokens of {what} than of its parts",
+                    expected="a line break or a special token around the texts in it",
+                    remedy=remedy,
+                )
+        return found
+
     @property
     def num_special_single(self) -> int:
         """Special tokens around one text, those of a prompt included."""
@@ -128,8 +202,12 @@ class InputTemplate:
 
     @property
     def num_special_pair(self) -> int:
-        """Special tokens around and between two texts."""
-        return sum(map(len, self._pair))
+        """Special tokens around and between two texts, or words that stand there.
+
+        Raises:
+            ModelError: The tokenizer has no form of a pair.
+        """
+        return sum(map(len, self._of_pair))
 
     def single(self, ids: TokenIds, max_length: int) -> Input:
         """Build the input of one text.
@@ -163,14 +241,14 @@ class InputTemplate:
             max_length: Tokens of the input at most, special tokens included.
 
         Raises:
-            ModelError: `max_length` leaves no room for a token of each.
+            ModelError: `max_length` leaves no room for a token of each, or the tokenizer has no form of a pair.
         """
         self._require_room(max_length, self.num_special_pair, texts=2)
         room = max_length - self.num_special_pair
         kept_a = ids_a[: room - min(1, len(ids_b))]
         kept_b = ids_b[: room - len(kept_a)]
         type_a, type_b = self._pair_types
-        return _joined(self._pair, ((kept_a, type_a), (kept_b, type_b)))
+        return _joined(self._of_pair, ((kept_a, type_a), (kept_b, type_b)))
 
     def pad(self, inputs: Sequence[Input], pad_to_multiple_of: int = 8) -> dict[str, Tensor]:
         """Fill inputs on the right to one length and stack them.
@@ -203,6 +281,17 @@ class InputTemplate:
         return pack(
             [one.ids for one in inputs], [one.type_ids for one in inputs] if self.has_type_ids else None, first_position
         )
+
+    @property
+    def _of_pair(self) -> tuple[_Special, _Special, _Special]:
+        if self._pair is None:
+            raise ModelError(
+                "the tokenizer puts no token between the two texts of a pair",
+                expected="[prefix] A [middle] B [suffix] with a token in the middle",
+                remedy="say by the ranker's pair_template how a pair is put into words, or take the head last; or name "
+                "a model whose tokenizer does so, such as a BERT, RoBERTa or ELECTRA",
+            )
+        return self._pair
 
     def _with_prompt(self, side: str) -> InputTemplate:
         ids = dict(self._prompts).get(side, ())
@@ -277,24 +366,12 @@ def _filled(real_NL: npt.NDArray[np.bool_], rows: Sequence[TokenIds], filling: i
     return torch.from_numpy(values_NL)
 
 
-def _prompt_ids(tokenizer: Any, prompt: str) -> tuple[int, ...]:
-    """Tokenise a prompt so that a text's own tokens can follow, and prove that they then are those of both together."""
+def special_runs(tokenizer: Any, num_texts: int) -> list[list[int]]:
+    """Return what a tokenizer adds before, between and behind so many texts, each run maybe empty.
 
-    def ids(text: str) -> list[int]:
-        found: list[int] = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-        return found
-
-    # Some tokenizers make the space between the two a token of its own, or the beginning of the text's first one.
-    for one in (ids(prompt), ids(prompt.rstrip())):
-        if all(ids(prompt + text) == one + ids(text) for text in _AFTER_PROMPT):
-            return tuple(one)
-    raise ModelError(
-        f"the tokenizer {type(tokenizer).__name__} makes other tokens of a text behind the prompt {prompt!r} than of "
-        "the text alone",
-        expected="a tokenizer that begins anew behind a prompt, since texts are tokenised once, without it",
-        remedy="take the prompt out of config_sentence_transformers.json in a copy of the model's folder, or name "
-        "another model",
-    )
+    Texts that nothing stands between count as one.
+    """
+    return [list(run.ids) for run in _segments(tokenizer, *[_SENTINEL] * num_texts)[::2]]
 
 
 def _segments(tokenizer: Any, *texts: str) -> list[_Special]:

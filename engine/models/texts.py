@@ -27,6 +27,7 @@ from engine.models.retriever import Retriever
 from engine.models.score import score_inputs
 from engine.models.source import read_metadata
 from engine.models.template import Collator, InputTemplate
+from engine.models.wording import Wording
 from shards.records import Document
 from shards.writer import render
 
@@ -41,6 +42,7 @@ class _Side:
 
     encoder: Encoder
     template: InputTemplate
+    wording: Wording
     max_length: int
 
 
@@ -66,9 +68,10 @@ class TextEncoder:
     ) -> None:
         template = InputTemplate.from_tokenizer(tokenizer, retriever.prompts)
         self._tokenizer, self._device, self._tokens_per_batch = tokenizer, device, tokens_per_batch
+        query, document = template.for_queries(), template.for_documents()
         self._sides = {
-            QUERY: _Side(retriever.query_encoder(), template.for_queries(), lengths[QUERY]),
-            DOCUMENT: _Side(retriever.document_encoder(), template.for_documents(), lengths[DOCUMENT]),
+            QUERY: _Side(retriever.query_encoder(), query, template.queries, lengths[QUERY]),
+            DOCUMENT: _Side(retriever.document_encoder(), document, template.documents, lengths[DOCUMENT]),
         }
         self.dimension = retriever.dimension
         """D, the length of a vector."""
@@ -118,7 +121,7 @@ class TextEncoder:
         return encode_queries(
             one.encoder,
             one.template,
-            _ids(self._tokenizer, texts),
+            one.wording.token_ids(self._tokenizer, texts),
             max_length=one.max_length,
             tokens_per_batch=self._tokens_per_batch,
             device=self._device,
@@ -127,7 +130,8 @@ class TextEncoder:
     def too_long(self, texts: Sequence[str], side: str = QUERY) -> str | None:
         """Say which text is longer than the model reads; None where none is."""
         one = self._sides[side]
-        return _too_long(_ids(self._tokenizer, texts), one.max_length - one.template.num_special_single)
+        ids = one.wording.token_ids(self._tokenizer, texts)
+        return _too_long(ids, one.max_length - one.template.num_special_single)
 
 
 class TextRanker:
@@ -207,7 +211,7 @@ class TextRanker:
             ArtifactError: The folder has no description, or a damaged one.
         """
         metadata, tokenizer = read_metadata(folder, "ranker"), load_tokenizer(str(folder))
-        template = InputTemplate.from_tokenizer(tokenizer)
+        template = InputTemplate.from_tokenizer(tokenizer, pair_words=metadata.get("pair_template"))
         return cls(
             ranker.scorer(),
             ranker.collator(template),
@@ -235,12 +239,11 @@ class TextRanker:
 
         Source: AR2 Eq. 4.
         """
-        inputs = []
+        inputs, template = [], self._collator.template
         for query, own in zip(queries, documents, strict=True):
-            (query_ids,) = _ids(self._tokenizer, [query])
-            texts = [self.rendered(document) for document in own]
-            pair, kept = self._collator.template.pair, query_ids[: self._max_query_tokens]
-            inputs += [pair(kept, ids, self._max_length) for ids in _ids(self._tokenizer, texts)]
+            (kept,) = template.queries.token_ids(self._tokenizer, [query], self._max_query_tokens)
+            read = template.documents.token_ids(self._tokenizer, [self.rendered(document) for document in own])
+            inputs += [template.pair(kept, ids, self._max_length) for ids in read]
         if not inputs:
             return [[] for _ in documents]
         scores = iter(
@@ -252,21 +255,13 @@ class TextRanker:
 
     def too_long(self, query: str, documents: Sequence[Document]) -> str | None:
         """Say which text is longer than the model reads; None where none is."""
-        (query_ids,) = _ids(self._tokenizer, [query])
+        template = self._collator.template
+        (query_ids,) = template.queries.token_ids(self._tokenizer, [query])
         if len(query_ids) > self._max_query_tokens:
             return f"the query has {len(query_ids)} tokens, of which {self._max_query_tokens} are read"
-        room = self._max_length - self._collator.template.num_special_pair - len(query_ids)
-        return _too_long(_ids(self._tokenizer, [self.rendered(document) for document in documents]), room)
-
-
-def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Tokenise texts whole, without special tokens."""
-    if not texts:
-        return []
-    ids: list[list[int]] = tokenizer(
-        list(texts), add_special_tokens=False, truncation=False, return_attention_mask=False, verbose=False
-    )["input_ids"]
-    return ids
+        room = self._max_length - template.num_special_pair - len(query_ids)
+        read = template.documents.token_ids(self._tokenizer, [self.rendered(document) for document in documents])
+        return _too_long(read, room)
 
 
 def _too_long(ids: Sequence[Sequence[int]], room: int) -> str | None:

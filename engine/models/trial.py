@@ -34,6 +34,7 @@ from shards.errors import listed
 
 _OTHER_PRECISIONS = {"fp32": (), "bf16": ("fp32",), "fp16": ("bf16", "fp32")}
 _OTHER_ATTENTIONS = {"sdpa": ("eager",), "eager": ("sdpa",), "flash_attention_2": ("sdpa", "eager")}
+_HEADS = ("SequenceClassification", "MaskedLM", "CausalLM")
 _LISTED = 4
 _SHORT = 2
 """Tokens of the short input beside the longest: a batch has inputs of several lengths."""
@@ -78,12 +79,13 @@ def require_forward(model: Model, proof: Proof) -> None:
         proof: Its settings and its tokenizer.
 
     Raises:
-        ConfigError: An input is longer than the model's positions.
+        ConfigError: An input is longer than the model's positions, or a prompt leaves no room for a text.
         ModelError: The tokenizer is larger than the model's embeddings, a table has too few rows for what is looked up
             in it, the forward fails in the recipe's settings, its result is not finite or has another form than the
             engine reads, or a document's embedding does not depend on the document.
     """
     _require_length(model, proof)
+    _require_room_for_prompts(model, proof)
     tokens = _require_vocabulary(model, proof)
     try:
         _compute(model, proof, tokens, proof.section.precision)
@@ -102,6 +104,27 @@ def require_forward(model: Model, proof: Proof) -> None:
     finally:
         if proof.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _require_room_for_prompts(model: Model, proof: Proof) -> None:
+    """Refuse a prompt that leaves no room for a text behind it."""
+    if not isinstance(model, DualEncoder):
+        return
+    lengths = {QUERY: (proof.query_max_length, "query_max_length"), DOCUMENT: (proof.section.max_length, "max_length")}
+    forms = {
+        QUERY: (proof.template.for_queries(), proof.template.queries),
+        DOCUMENT: (proof.template.for_documents(), proof.template.documents),
+    }
+    for side, (template, wording) in forms.items():
+        length, field = lengths[side]
+        taken = template.num_special_single + len(wording.token_ids(proof.tokenizer, [""])[0])
+        if model.prompts.get(side) and taken >= length:
+            raise ConfigError(
+                f"the prompt of {proof.name} for a {side}, {model.prompts[side]!r}, and special tokens take {taken} "
+                f"tokens, {proof.name}.{field} is {length}",
+                expected="room for the text behind it",
+                remedy=f"raise {proof.name}.{field}, or shorten {proof.name}.{side}_prompt",
+            )
 
 
 def _require_length(model: Model, proof: Proof) -> None:
@@ -142,7 +165,7 @@ def _require_vocabulary(model: Model, proof: Proof) -> _Tokens:
     """Refuse a tokenizer that gives ids without an embedding; return its highest and its lowest ordinary id."""
     for backbone in _backbones(model):
         classes = type(backbone).__name__, *(backbone.config.architectures or ())
-        head = next((one for one in ("SequenceClassification", "MaskedLM") if any(one in each for each in classes)), "")
+        head = next((one for one in _HEADS if any(one in each for each in classes)), "")
         require_embeddings(
             proof.tokenizer,
             len(backbone.get_input_embeddings().weight),
@@ -230,12 +253,12 @@ def _compute_embeddings(model: DualEncoder, proof: Proof, tokens: _Tokens, forwa
                 expected=f"{model.dimension}, as its configuration says",
                 remedy=f"name another model by {proof.name}.name",
             )
+    other = "" if isinstance(proof.section, LexicalConfig) else f"set {proof.name}.pooling to last or mean, or "
     if tokens.highest != tokens.other and torch.equal(embeddings[DOCUMENT][0], embeddings[DOCUMENT][2]):
         raise ModelError(
             f"{_class_of(model)} of {proof.section.name} gives two documents without a word in common one embedding",
             expected="a first state that has seen the text: a decoder's sees the first token alone",
-            remedy=("" if isinstance(proof.section, LexicalConfig) else f"set {proof.name}.pooling=mean, or ")
-            + f"name {ENCODERS} by {proof.name}.name",
+            remedy=f"{other}name {ENCODERS} by {proof.name}.name",
         )
 
 

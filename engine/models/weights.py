@@ -8,9 +8,10 @@ every ZeRO stage and tied to weights that can be named.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -28,9 +29,12 @@ from engine.models.condenser import CondenserLM
 from engine.models.lexical import Lexical
 from engine.models.ranker import Ranker
 from engine.models.retriever import Retriever
-from shards.files import read_record, sha256_file
+from engine.models.source import saved_metadata
+from shards.files import canonical_json, read_record, sha256_file
 
 M = TypeVar("M", Retriever, Lexical, Ranker, BottleneckLM, CondenserLM)
+WORDS = ("prompts", "pair_template", "answers")
+"""What a description says of the words around texts."""
 MARKER = "weights.json"
 """Beside published weights, written last."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -99,7 +103,8 @@ def frozen_ranker(section: RankerConfig, folder: Path, device: torch.device) -> 
         ArtifactError: The weights are missing or damaged.
     """
     verify_weights(folder)
-    return _frozen(Ranker.load(str(folder), head=section.head, attention=section.attention), section, device)
+    model = Ranker.load(str(folder), head=section.head, answers=section.answers, attention=section.attention)
+    return _frozen(model, section, device)
 
 
 def frozen_bottleneck(section: BottleneckConfig, folder: Path, device: torch.device) -> BottleneckLM:
@@ -143,9 +148,27 @@ def weight_files(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): sha256_file(path) for path in sorted(folder.rglob("*.safetensors"))}
 
 
-def digest_of(files: dict[str, str]) -> str:
-    """Return the one hash that stands for a folder's weights."""
-    return hashlib.sha256("".join(f"{name}:{digest}\n" for name, digest in files.items()).encode()).hexdigest()
+def digest_of(files: dict[str, str], words: Mapping[str, Any] | None = None) -> str:
+    """Return the one hash that stands for a folder's weights, and for what its texts are put into.
+
+    Args:
+        files: Of the weights, file name to sha256.
+        words: What `words_of` a folder are; None or empty for none, which leave the hash of the weights alone.
+    """
+    told = f"words:{canonical_json(dict(words))}\n" if words else ""
+    return hashlib.sha256(
+        "".join([*(f"{name}:{digest}\n" for name, digest in files.items()), told]).encode()
+    ).hexdigest()
+
+
+def words_of(folder: Path) -> Mapping[str, Any]:
+    """Return what a folder says of the words around its model's texts: with others, its results would be others.
+
+    Raises:
+        ArtifactError: The description is damaged.
+    """
+    saved = saved_metadata(folder)
+    return {key: saved[key] for key in WORDS if saved.get(key)}
 
 
 def verify_weights(folder: Path) -> None:
@@ -154,10 +177,10 @@ def verify_weights(folder: Path) -> None:
     Raises:
         ArtifactError: They are missing or damaged.
     """
-    recorded, found = weights_sha256(folder), digest_of(weight_files(folder))
+    recorded, found = weights_sha256(folder), digest_of(weight_files(folder), words_of(folder))
     if recorded != found:
         raise ArtifactError(
-            f"the weights in {folder} have sha256 {found}",
+            f"the weights in {folder} have sha256 {found}, with the prompts that they are used with",
             expected=f"{recorded}, which was recorded when they were published",
             remedy="the files were changed or damaged; restore them, or start in a new run folder",
         )

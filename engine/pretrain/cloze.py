@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from engine.data.corpus import Data
 from engine.data.negatives import step_rng
+from engine.errors import ModelError
 from engine.models.template import Batch, Collator
 from engine.pretrain.documents import Reading
 from shards.reader import CorpusShards
@@ -200,8 +201,18 @@ class ClozeBuilder:
             rates: As in the class.
             lengths: `max_length` and `query_max_length`.
             seed: As in the class.
+
+        Raises:
+            ModelError: The tokenizer joins a prompt with the text behind it, of which a part is to be read alone.
         """
         text = data.texts[name]
+        if collate.template.queries or collate.template.documents:
+            raise ModelError(
+                f"the tokenizer of {name} makes other tokens of a text behind a prompt than of the text alone, of "
+                "which parts are drawn",
+                expected="texts without prompts, or a tokenizer that begins anew behind one",
+                remedy=f"set {name}.query_prompt and {name}.document_prompt to empty texts",
+            )
         return cls(
             data.shards,
             text.stream,

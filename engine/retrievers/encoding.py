@@ -15,7 +15,9 @@ from typing import Any
 from engine.config.timetable import WeightsOf
 from engine.data.corpus import Data
 from engine.data.reuse import take_over_same_weights
+from engine.errors import ArtifactError
 from engine.log import get_logger
+from engine.models.source import saved_metadata
 from engine.models.weights import weights_sha256
 from engine.reliability.pace import Pace, slow_ranks, slowest_share
 from engine.reliability.progress import progress_bar
@@ -43,10 +45,18 @@ def stamp_of_weights(run: Run, data: Data, choice: Choice) -> Stamp:
     """Return what must be carried by all that published weights make of a corpus: vectors, index and candidates.
 
     Raises:
-        ArtifactError: There are no such weights.
+        ArtifactError: There are no such weights, or they were published with other prompts than texts now get.
     """
     weights = choice.trained
-    digest = weights_sha256(run.folder.weights(weights.model, weights.state))
+    folder = run.folder.weights(weights.model, weights.state)
+    digest = weights_sha256(folder)
+    published, now = saved_metadata(folder).get("prompts", {}), data.texts[weights.model].prompts
+    if published != now:
+        raise ArtifactError(
+            f"the weights in {folder} were published with the prompts {published}, texts now get {now}",
+            expected="the same, as vectors of two prompts cannot be compared",
+            remedy=f"set {weights.model}.query_prompt and {weights.model}.document_prompt back, or begin another run",
+        )
     return Stamp(run.timetable.artifact(weights), digest, data.shards.manifest.sha256)
 
 

@@ -17,7 +17,7 @@ from engine.config.recipe import Config
 from engine.config.timetable import ZERO_SHOT
 from engine.data.tokenization import ModelText
 from engine.errors import ArtifactError
-from engine.models.weights import MARKER, PublishedWeights, digest_of, weight_files
+from engine.models.weights import MARKER, PublishedWeights, digest_of, weight_files, words_of
 from engine.run import Run
 from engine.training.backend import TrainedModel
 from shards.files import write_json
@@ -73,7 +73,9 @@ def publish_start(run: Run, model: TrainedModel, text: ModelText) -> None:
 def describe_model(config: Config, name: str) -> dict[str, Any]:
     """Return what a saved model must carry beside its weights to give the same scores elsewhere, as JSON."""
     section, prior = config.models[name], config.prior
-    added = {"prior": prior.scale} if isinstance(section, RankerConfig) and prior is not None else {}
+    added: dict[str, Any] = {"prior": prior.scale} if isinstance(section, RankerConfig) and prior is not None else {}
+    if isinstance(section, RankerConfig) and section.pair_words is not None:
+        added["pair_template"] = section.pair_words
     return added | {
         "model": section.kind,
         "base": section.name,
@@ -93,7 +95,7 @@ def _write(
     temporary.mkdir(parents=True)
     model.module.save(temporary, text.tokenizer, state_dict=state, metadata=metadata)  # type: ignore[operator]
     files = weight_files(temporary)
-    digest = digest_of(files)
+    digest = digest_of(files, words_of(temporary))
     write_json(temporary / MARKER, asdict(PublishedWeights(digest, files)))
     if folder.exists():
         shutil.rmtree(folder)

@@ -12,7 +12,8 @@ its source and by `benchmarks/plan.py`:
 
 Gradients accumulate in the type of the weights. A partition's gradients are kept as whole parameters, so the parameter
 on its border counts fully on both sides. Under ZeRO-3, DeepSpeed's default of 1e9 live parameters keeps a smaller model
-gathered from its forward pass to the end of the backward pass.
+gathered from its forward pass to the end of the backward pass. P are the parameters that are trained; those that are
+frozen beside adapters take e bytes each, partitioned under ZeRO-3, and nothing else.
 
 Three moments can be the peak: the start of the backward pass (activations), its end (gradients and buckets), and the
 optimizer's step (float32 gradients, and under ZeRO in bf16 and fp16 the flattened ones that they are cast from; the
@@ -128,7 +129,7 @@ def step_memory(
     share = sum(-(-size // world_size) for size in shape.sizes) if stage == 3 else -(-total // world_size)
     own = total if stage == 0 else share
     master = stage > 0 or numerics.precision != "fp32"
-    whole = total * e
+    whole, frozen = total * e, shape.frozen * e
     bucket_elements = buckets.elements if stage else _ALL_REDUCE_ELEMENTS
     filled = min(bucket_elements, total) * e
     # On a CPU only the pages that are written count; a GPU's allocation counts whole.
@@ -137,7 +138,7 @@ def step_memory(
     accumulated = {0: whole, 1: whole, 2: partition, 3: 0}[stage] if num_micro_batches > 1 else 0
     activations = kept_bytes(shape, batches, numerics)
     activations += max(passing_bytes(shape, inputs, numerics) for inputs in batches)
-    gathered = whole if stage == 3 and world_size > 1 else 0
+    gathered = whole + frozen if stage == 3 and world_size > 1 else 0
     early_bucket = bucket if stage in (1, 2) and not numerics.on_cpu else 0
     backward_start = accumulated + activations + gathered + early_bucket + extra
     repeated = shape.embedding * e if num_micro_batches > 1 else 0
@@ -151,7 +152,7 @@ def step_memory(
         }[stage]
     )
     return StepMemory(
-        weights=(share if stage == 3 else total) * e,
+        weights=(share if stage == 3 else total) * e + (-(-frozen // world_size) if stage == 3 else frozen),
         masters=_MASTER * own if master else 0,
         moments=_MOMENTS * own,
         gradients={0: whole, 1: whole, 2: partition, 3: share * e}[stage],

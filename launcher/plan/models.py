@@ -6,42 +6,47 @@ A shape comes from the model's transformers configuration (a folder, `package:NA
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, BertConfig
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+)
 
 from engine.config.models import (
     BottleneckConfig,
     EncoderConfig,
     Head,
     LexicalConfig,
+    LoraConfig,
     ModelConfig,
     RankerConfig,
     RetrieverConfig,
 )
 from engine.config.recipe import Config
 from engine.errors import ConfigError, ModelError
+from engine.models.adapters import adapter_sizes, frozen_parameters
 from engine.models.agreement import require_agreement
 from engine.models.architecture import read_checkpoint, require_class, set_dropout
 from engine.models.bottleneck import BottleneckLM
-from engine.models.dual import DOCUMENT, QUERY, SHARED, DualEncoder
-from engine.models.failures import quiet_transformers
+from engine.models.dual import DualEncoder
+from engine.models.kinds import parts_of
 from engine.models.layers import keep_layers
 from engine.models.lexical import Lexical
-from engine.models.pooled_score import PooledScore, empty_head
-from engine.models.projection import Dense, DenseLayer
+from engine.models.projection import DenseLayer
 from engine.models.ranker import Ranker
-from engine.models.retriever import Retriever
 from engine.models.source import cached_source
 from engine.models.start import read_retriever, transformers_of
 from engine.training.parameter_groups import NO_DECAY
+from launcher.plan.empty import empty_bottleneck, empty_model
 
 NAMED_SHAPES = {
     "bert-base": (12, 768, 12),
@@ -83,6 +88,8 @@ class ModelShape:
     """Tokens that its positions allow."""
     head_parameters: int = 0
     """Weights of the matrices above the layers that every token goes through: a lexical retriever's."""
+    frozen: int = 0
+    """Elements that are not trained: a backbone's with adapters."""
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -93,6 +100,11 @@ class ModelShape:
     def parameters(self) -> int:
         """Trained parameters."""
         return sum(self.sizes)
+
+    @property
+    def weights(self) -> int:
+        """All that a forward needs, trained or not."""
+        return self.parameters + self.frozen
 
     @property
     def layer_parameters(self) -> int:
@@ -150,8 +162,9 @@ def shape_of(config: Config, name: str, words: str | None = None) -> ModelShape:
         set_dropout(settings, section.dropout, section.name)
     decoder = section.decoder_layers if isinstance(section, BottleneckConfig) else 0
     head: Head = section.head if isinstance(section, RankerConfig) else "pooler"
-    name = words or section.name
-    return describe(settings, section.kind, name=name, tied=tied, dense=dense, decoder_layers=decoder, head=head)
+    lora = section.lora if isinstance(section, RetrieverConfig | RankerConfig) else None
+    form = {"tied": tied, "dense": dense, "decoder_layers": decoder, "head": head, "lora": lora}
+    return describe(settings, section.kind, name=words or section.name, section=name, **form)
 
 
 def encoder_of(config: Config) -> str:
@@ -188,6 +201,8 @@ def describe(
     dense: Sequence[DenseLayer] = (),
     decoder_layers: int = 0,
     head: Head = "pooler",
+    lora: LoraConfig | None = None,
+    section: str = "",
 ) -> ModelShape:
     """Read the shape of a model off its transformers configuration.
 
@@ -199,6 +214,8 @@ def describe(
         dense: Layers above the pooling of each of its towers.
         decoder_layers: Of a bottleneck's decoder, which count as layers.
         head: Form of a ranker's.
+        lora: Adapters that are trained in place of its backbone.
+        section: The recipe's section, for remedies.
     """
     module = (
         empty_bottleneck(settings, decoder_layers)
@@ -207,13 +224,17 @@ def describe(
     )
     dropout = _number(settings, 0.0, "hidden_dropout_prob", "dropout")
     attention_dropout = _number(settings, dropout, "attention_probs_dropout_prob", "attention_dropout")
+    groups, frozen = _groups(module), 0
+    if lora is not None and not isinstance(module, BottleneckLM):
+        groups, frozen = _with_adapters(module, lora, name, section)
     return ModelShape(
         name=name,
         layers=int(settings.num_hidden_layers) + decoder_layers,
         hidden=int(settings.hidden_size),
         intermediate=_intermediate(settings, module),
         heads=int(settings.num_attention_heads),
-        groups=_groups(module),
+        groups=groups,
+        frozen=frozen,
         dimension=module.dimension if isinstance(module, DualEncoder) else int(settings.hidden_size),
         embedding=max(parameter.numel() for parameter in module.parameters()),
         towers=1 if kind in (RankerConfig.kind, BottleneckConfig.kind) or tied else 2,
@@ -223,47 +244,6 @@ def describe(
         longest=module.longest_input,
         head_parameters=_head_parameters(module) if isinstance(module, Lexical) else 0,
     )
-
-
-def empty_model(
-    settings: Any, kind: str, *, tied: bool = True, dense: Sequence[DenseLayer] = (), head: Head = "pooler"
-) -> DualEncoder | Ranker:
-    """Build a model without storage for its weights, as the engine builds it with.
-
-    Args:
-        settings: A transformers configuration.
-        kind: Of model: `retriever`, `lexical` or `ranker`.
-        tied: One tower for both sides of a retriever.
-        dense: Layers above the pooling of each of its towers.
-        head: Form of a ranker's.
-    """
-    with quiet_transformers(), torch.device("meta"):
-        if kind == RankerConfig.kind:
-            settings = copy.deepcopy(settings)
-            settings.num_labels = 1
-            if head != "pooler":
-                return Ranker(PooledScore(_backbone(settings), head, empty_head(settings)))
-            classifier: Any = AutoModelForSequenceClassification
-            return Ranker(classifier.from_config(settings))
-        names = (SHARED,) if tied else (QUERY, DOCUMENT)
-        if kind == LexicalConfig.kind:
-            masked_lm: Any = AutoModelForMaskedLM
-            return Lexical({name: masked_lm.from_config(settings) for name in names})
-        towers: dict[str, nn.Module] = {name: _backbone(settings) for name in names}
-        projections = {name: nn.Sequential(*map(Dense, dense)) for name in names if dense}
-        return Retriever(towers, pooling="cls", similarity="dot", projections=projections)
-
-
-def empty_bottleneck(settings: Any, decoder_layers: int) -> BottleneckLM:
-    """Build a bottleneck model without storage for its weights.
-
-    Args:
-        settings: A transformers configuration.
-        decoder_layers: Of its decoder.
-    """
-    auto_class: Any = AutoModelForMaskedLM
-    with quiet_transformers(), torch.device("meta"):
-        return BottleneckLM.build(auto_class.from_config(settings), decoder_layers, name="the model", section="encoder")
 
 
 def named_settings(words: str) -> BertConfig:
@@ -318,11 +298,13 @@ def settings_of(config: Config, name: str) -> Any:
         require_agreement(section, section.name, name)
         source = source / transformers_of(source)[-1].transformer  # a retriever's last tower is the documents'
     settings = read_checkpoint(source, section.name, section=name).config
-    classes = {
+    classes: dict[type[ModelConfig], Any] = {
         RankerConfig: AutoModelForSequenceClassification,
         LexicalConfig: AutoModelForMaskedLM,
         BottleneckConfig: AutoModelForMaskedLM,
     }
+    if isinstance(section, RankerConfig) and section.head == "yes_no":
+        classes[RankerConfig] = AutoModelForCausalLM
     auto_class = next((one for kind, one in classes.items() if isinstance(section, kind)), AutoModel)
     require_class(settings, auto_class, section.name, section=name, attention=section.attention)
     missing = [field for field in _TEXT_FIELDS if not isinstance(getattr(settings, field, None), int)]
@@ -349,19 +331,26 @@ def _head_parameters(module: Lexical) -> int:
     return sum(one.weight.numel() for one in matrices)
 
 
-def _backbone(settings: Any) -> nn.Module:
-    auto_class: Any = AutoModel
-    model = auto_class.from_config(settings)
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = None  # as the engine has it: its output is not used
-    return model  # type: ignore[no-any-return]
-
-
 def _groups(module: nn.Module) -> tuple[tuple[int, ...], ...]:
     """Split parameters as the engine's optimizer does: matrices, then biases and LayerNorms."""
     decayed = [p.numel() for name, p in module.named_parameters() if not name.endswith(NO_DECAY)]
     plain = [p.numel() for name, p in module.named_parameters() if name.endswith(NO_DECAY)]
     return tuple(tuple(group) for group in (decayed, plain) if group)
+
+
+def _with_adapters(
+    module: DualEncoder | Ranker, lora: LoraConfig, name: str, section: str
+) -> tuple[tuple[tuple[int, ...], ...], int]:
+    """Split what is trained as `_groups` does, where adapters are; and count what is frozen."""
+    parts = parts_of(module)
+    frozen = {own for part in parts for own in frozen_parameters(part)}
+    decayed = [size for part in parts for size in adapter_sizes(part, lora, name=name, section=section)]
+    plain: list[int] = []
+    for own, parameter in module.named_parameters():
+        if own not in frozen:
+            (plain if own.endswith(NO_DECAY) else decayed).append(parameter.numel())
+    count = sum(parameter.numel() for own, parameter in module.named_parameters() if own in frozen)
+    return tuple(tuple(group) for group in (decayed, plain) if group), count
 
 
 def _intermediate(settings: Any, module: nn.Module) -> int:

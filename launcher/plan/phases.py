@@ -127,7 +127,7 @@ def _work(config: Config, shapes: Mapping[str, ModelShape], phase: Phase, world_
         extra=4 * (_POOL_COPIES * pool * shapes[phase.model].dimension + _SCORE_COPIES * own * pool)
         + _logit_bytes(config, shapes, phase, micro, width)
         + _prediction_bytes(config, shapes[phase.model], phase, micro),
-        frozen=shapes[opponent].parameters * ELEMENT_BYTES[config.models[opponent].precision] if opponent else 0,
+        frozen=shapes[opponent].weights * ELEMENT_BYTES[config.models[opponent].precision] if opponent else 0,
         scored=_inputs(config, opponent, micro, width) if opponent else (),
     )
 
@@ -269,7 +269,7 @@ def _inference(config: Config, shapes: Mapping[str, ModelShape], model: str, gpu
     if isinstance(section, RankerConfig):
         rows = min(rows, settings.rerank_depth)
     inputs = Inputs(rows, section.max_length)
-    copies = shapes[model].parameters * numerics.element
+    copies = shapes[model].weights * numerics.element
     parts = {f"frozen {model}": copies, "a batch's activations": inference_bytes(shapes[model], inputs, numerics)}
     if isinstance(section, LexicalConfig):
         logits = rows * section.max_length * shapes[model].dimension * numerics.element

@@ -49,8 +49,9 @@ def _head(plan: Plan) -> str:
         section = plan.config.models[model]
         towers = f", {shape.towers} towers" if shape.towers > 1 else ""
         recomputed = ", gradient checkpointing" if section.gradient_checkpointing else ""
+        count = f"{shape.weights:,} parameters" + (f", {shape.parameters:,} of them trained" if shape.frozen else "")
         lines.append(
-            f"{model}: {shape.name}, {shape.layers} layers of {shape.hidden}{towers}, {shape.parameters:,} parameters, "
+            f"{model}: {shape.name}, {shape.layers} layers of {shape.hidden}{towers}, {count}, "
             f"{section.precision}, ZeRO-{section.zero_stage}{recomputed}"
         )
     corpus = plan.corpus

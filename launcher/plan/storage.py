@@ -194,11 +194,11 @@ def disk_use(
         * (table.mining(visits[0].candidates).top_k * _CANDIDATE_BYTES + _QID_BYTES)
         for visits in table.rescored.values()
     )
-    published = sum(shape.parameters * _published(table, model) for model, shape in shapes.items())
+    published = sum(shape.weights * _published(table, model) for model, shape in shapes.items())
     if needs is None:
-        zero_shot = sum(shape.parameters for shape in shapes.values())
+        zero_shot = sum(shape.weights for shape in shapes.values())
     else:
-        zero_shot = shapes[encoder_of(config)].parameters * config.evaluation.zero_shot
+        zero_shot = shapes[encoder_of(config)].weights * config.evaluation.zero_shot
     kept = sum(shape.parameters * _checkpoints_kept(config, model) for model, shape in shapes.items())
     return DiskUse(
         shards=int(documents * shard_bytes(corpus.text_bytes, token_streams(config, corpus, shapes))),
@@ -211,7 +211,7 @@ def disk_use(
         weights=_WEIGHT_BYTES * (published + zero_shot),
         checkpoints=_STATE_BYTES * kept,
         checkpoints_writing=_STATE_BYTES * max(shape.parameters for shape in shapes.values()),
-        exports=_WEIGHT_BYTES * sum(shape.parameters for shape in shapes.values()),
+        exports=_WEIGHT_BYTES * sum(shape.weights for shape in shapes.values()),
         postings=postings,
     )
 
@@ -253,7 +253,7 @@ def host_memory(
             offloaded += offloaded_bytes(shape, section.precision, section.zero_stage, world_size)
     learning = ranks_per_host * needs.training_bytes + needs.rotation_bytes
     bm25 = bm25_use(config, corpus, shard_sizes(config, corpus.documents)).rank_bytes
-    gathered = 2 * _WEIGHT_BYTES * max(shape.parameters for shape in shapes.values())
+    gathered = 2 * _WEIGHT_BYTES * max(shape.weights for shape in shapes.values())
     at_rest = f"{all_of(len(shapes))} at rest, while the corpus is encoded and searched"
     process = PROCESS_BYTES if training is None else CPU_PROCESS_BYTES
     num_processes = ranks_per_host * (2 if config.timetable.beside else 1)
@@ -288,9 +288,12 @@ def offloaded_bytes(shape: ModelShape, precision: str, stage: int, world_size: i
     """Return what a rank's engine takes in host memory while it is out of the GPU's way."""
     element = 4 if precision == "fp32" else 2
     share = -(-shape.parameters // world_size)
+    frozen = element * (-(-shape.frozen // world_size) if stage == 3 else shape.frozen)
     if stage == 0:
-        return shape.parameters * (element + (12 if precision != "fp32" else 8)) - idle_bytes(shape, precision, stage)
-    return (share if stage == 3 else shape.parameters) * element + 12 * share + (element * share if stage == 3 else 0)
+        moments = 12 if precision != "fp32" else 8
+        return frozen + shape.parameters * (element + moments) - idle_bytes(shape, precision, stage)
+    weights = (share if stage == 3 else shape.parameters) * element
+    return frozen + weights + 12 * share + (element * share if stage == 3 else 0)
 
 
 def _published(timetable: Timetable, model: str) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import huggingface_hub
 import numpy as np
@@ -19,6 +19,7 @@ from huggingface_hub import errors as hub
 
 from engine.errors import ModelError
 from engine.models.loading import load_tokenizer
+from engine.models.packed import Pooling
 from engine.models.source import cached_source
 from engine.models.start import read_retriever
 from launcher.plan.hardware import GPUS, Gpu, find_gpu
@@ -115,7 +116,7 @@ def look_at_model(name: str) -> Start:
         known = name == _ON_THE_HUB
         return Start(name, name, False, "mean" if known else "cls", "cosine" if known else "dot")
     start = read_retriever(source)
-    pooling = next((one for one in start.document.pooling if one in {"cls", "mean"}), "cls")
+    pooling = next((one for one in start.document.pooling if one in get_args(Pooling)), "cls")
     unit = start.document.normalize or start.similarity == "cosine"
     return Start(name, str(source), True, pooling, "cosine" if unit else "dot")
 

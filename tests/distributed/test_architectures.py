@@ -59,9 +59,11 @@ def whole_way(name: str, folder: Path, world: Any) -> dict[str, Any]:
     source = str(make(name, folder / name))
     tree = yaml.safe_load((ROOT / "configs" / "tiny.yaml").read_text())
     tree["run"]["path"] = str(folder / f"{name}-run")
-    both = {"name": source, "max_length": LONGEST, "attention": ARCHITECTURES[name].attention, "dropout": 0.0}
-    tree["retriever"] = {**both, "query_max_length": 16, "similarity": "cosine", "zero_stage": 1}
-    tree["ranker"] = {**both, "zero_stage": 2}
+    one = ARCHITECTURES[name]
+    both = {"name": source, "max_length": LONGEST, "attention": one.attention, "dropout": 0.0}
+    own = {"query_max_length": 16, "similarity": "cosine", "pooling": one.pooling}
+    tree["retriever"] = {**both, **own, "zero_stage": 1}
+    tree["ranker"] = {**both, **one.ranker, "zero_stage": 2}
     config = Ar2Recipe.model_validate(tree)
     run = Run.open(config, world.coordinator, world.device)
     texts = model_texts(config, dict.fromkeys(KINDS, source))
@@ -114,8 +116,8 @@ def scores(kind: str, model: Any, text: Any) -> Any:
     """Score each text's beginning as a query against all of them, by an engine or by a plain model."""
     module = getattr(model, "module", model)
     collate, template = module.collator(text.template), text.template
-    documents = text.tokenizer(list(TEXTS), add_special_tokens=False)["input_ids"]
-    queries = text.tokenizer([query_of(one) for one in TEXTS], add_special_tokens=False)["input_ids"]
+    documents = template.documents.token_ids(text.tokenizer, TEXTS)
+    queries = template.queries.token_ids(text.tokenizer, [query_of(one) for one in TEXTS])
     if kind == "retriever":
         queries_BD, documents_ND = model(
             queries=collate([template.single(ids, LONGEST) for ids in queries]),

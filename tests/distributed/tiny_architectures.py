@@ -33,6 +33,8 @@ class Architecture:
         settings: Of the configuration, beside the sizes of all.
         attention: Kernel that the architecture has.
         model: Name of the model's class, where the automatic one is another.
+        pooling: What the retriever takes of the last layer.
+        ranker: Settings of the ranker.
     """
 
     config: str
@@ -40,10 +42,12 @@ class Architecture:
     settings: dict[str, Any] = field(default_factory=dict)
     attention: str = "sdpa"
     model: str | None = None
+    pooling: str = "cls"
+    ranker: dict[str, Any] = field(default_factory=dict)
 
 
-def make(name: str, folder: Path) -> Path:
-    """Write the model and the tokenizer of an architecture."""
+def make(name: str, folder: Path, **changes: Any) -> Path:
+    """Write the model and the tokenizer of an architecture, with other settings where any are given."""
     import torch
     import transformers
 
@@ -59,7 +63,7 @@ def make(name: str, folder: Path) -> Path:
         "pad_token_id": tokenizer.pad_token_id,
         "initializer_range": 0.3,
     }
-    config = getattr(transformers, one.config)(**{**sizes, **one.settings})
+    config = getattr(transformers, one.config)(**{**sizes, **one.settings, **changes})
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = getattr(transformers, one.model)(config) if one.model else transformers.AutoModel.from_config(config)
@@ -124,6 +128,38 @@ def _modernbert() -> Any:
     )
 
 
+def _qwen() -> Any:
+    """Make a tokenizer that adds nothing to a text, and joins a space with the word behind it."""
+    import transformers
+
+    vocab, merges = _byte_pairs(("<|endoftext|>", "<|im_start|>", "<|im_end|>", "yes", "no"))
+    tokenizer = transformers.Qwen2Tokenizer(vocab=vocab, merges=merges, unk_token=None)
+    tokenizer.add_tokens(["yes", "no"])
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    return tokenizer
+
+
+def _llama() -> Any:
+    """Make a tokenizer as Llama 3 has it, with a token before a text alone, and a token to pad with."""
+    import transformers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+    names = {"bos": "<|begin_of_text|>", "eos": "<|end_of_text|>", "pad": "<|pad|>"}
+    vocab, merges = _byte_pairs(tuple(names.values()))
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|begin_of_text|> $A",
+        pair="<|begin_of_text|> $A <|begin_of_text|> $B",
+        special_tokens=[("<|begin_of_text|>", vocab["<|begin_of_text|>"])],
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_input_names=["input_ids", "attention_mask"],
+        **{f"{name}_token": token for name, token in names.items()},
+    )
+
+
 def _unigrams(class_name: str, special: Sequence[str]) -> Callable[[], Any]:
     def tokenizer() -> Any:
         import transformers
@@ -174,6 +210,15 @@ ARCHITECTURES: dict[str, Architecture] = {
         _unigrams("XLMRobertaTokenizer", _XLMR),
         {**_FROM_PAD, "languages": ["en_XX", "de_DE"], "default_language": "en_XX"},
     ),
+    "qwen3": Architecture(
+        "Qwen3Config",
+        _qwen,
+        {"num_key_value_heads": 1, "head_dim": 8, "tie_word_embeddings": True},
+        model="Qwen3ForCausalLM",
+        pooling="last",
+        ranker={"head": "yes_no", "pair_template": "<|im_start|>{query}\n{document}<|im_end|>\n"},
+    ),
+    "llama": Architecture("LlamaConfig", _llama, {"num_key_value_heads": 1}, pooling="last", ranker={"head": "last"}),
     "one_segment": Architecture("BertConfig", _bert(), {"type_vocab_size": 1}),
     "dpr": Architecture("DPRConfig", _bert("DPRQuestionEncoderTokenizer"), model="DPRQuestionEncoder"),
 }

@@ -12,6 +12,7 @@ import pytest
 from engine.config.file import load_config
 from engine.data.tokenization import ModelText, plan_corpus
 from engine.errors import ConfigError
+from engine.models.wording import PLAIN
 from shards.manifest import MAX_SHARDS
 from shards.records import Dataset, Query
 
@@ -34,7 +35,7 @@ class Counting:
 
 
 def text_with(tokenizer: Counting, known: dict[str, list[int]]) -> ModelText:
-    return ModelText(tokenizer, cast(Any, None), "retriever", 4, known)
+    return ModelText(tokenizer, cast(Any, SimpleNamespace(queries=PLAIN, documents=PLAIN)), "retriever", 4, known=known)
 
 
 def test_a_training_query_is_tokenised_once_for_all_refreshes_and_models() -> None:

@@ -58,7 +58,7 @@ def tall(folder: Path) -> None:
 # --- what a retriever does not keep ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens", ["cls", "mean"]])
+@pytest.mark.parametrize("mode", ["max", "weightedmean", "mean_sqrt_len_tokens", ["cls", "mean"]])
 def test_a_pooling_that_is_not_computed_here_is_refused_by_name(
     tmp_path: Path, made_folder: Callable[..., Path], mode: Any
 ) -> None:

@@ -26,10 +26,10 @@ from engine.models.kinds import load_untrained
 from engine.models.lexical import Lexical, weigh, weigh_packed
 from engine.models.loading import load_tokenizer
 from engine.models.packed import PackedEncoder
+from engine.models.prompts import prompts_of
 from engine.models.ranker import Ranker
 from engine.models.retriever import Retriever
 from engine.models.source import resolve_model
-from engine.models.start import prompts_of
 from engine.models.template import Input, InputTemplate
 from engine.models.trial import Proof, require_forward
 from tests.distributed.tiny_architectures import ARCHITECTURES, LONGEST, make

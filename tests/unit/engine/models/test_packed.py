@@ -188,7 +188,6 @@ def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
         ("MPNet", "attention interface", {}),
         ("DebertaV2", "attention interface", {}),
         ("ModernBert", "sliding_window", {"pad_token_id": 0, "local_attention": 8}),
-        ("Bert", "is_causal|attention_mask", {"is_decoder": True, "use_cache": False}),
     ],
 )
 def test_what_cannot_be_packed_is_padded_and_said(

@@ -22,9 +22,9 @@ from engine.models.encode import encode_queries
 from engine.models.export import export_retriever
 from engine.models.kinds import load_untrained
 from engine.models.loading import load_tokenizer, tokenizer_fingerprint
+from engine.models.prompts import prompts_of
 from engine.models.retriever import Retriever
 from engine.models.source import local_source
-from engine.models.start import prompts_of
 from engine.models.template import InputTemplate
 
 library = pytest.importorskip("sentence_transformers")

@@ -12,7 +12,8 @@ from transformers import BertTokenizer, PreTrainedTokenizerFast, RobertaTokenize
 
 from engine.errors import ModelError
 from engine.models.loading import load_tokenizer
-from engine.models.template import InputTemplate, _prompt_ids
+from engine.models.template import InputTemplate
+from engine.models.wording import Wording
 
 LONG = "containers hold documents that the retriever likes best, " * 12
 PAIRS = [("what is a container?", LONG), ("the query", "the document"), ("the ranker reads", "lists"), ("a", LONG[:70])]
@@ -118,12 +119,14 @@ def test_a_tokenizer_without_padding_is_refused() -> None:
         InputTemplate.from_tokenizer(tokenizer)
 
 
-def test_a_tokenizer_that_joins_texts_without_a_token_is_refused() -> None:
+def test_a_tokenizer_that_joins_texts_without_a_token_has_no_form_of_a_pair() -> None:
     backend = Tokenizer(BPE(vocab={"a": 0, "b": 1, " ": 2, "<s>": 3, "<pad>": 4}, merges=[]))
     backend.post_processor = TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 3)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", bos_token="<s>")
-    with pytest.raises(ModelError, match="unknown way: 3 runs"):
-        InputTemplate.from_tokenizer(tokenizer)
+    template = InputTemplate.from_tokenizer(tokenizer)
+    assert template.single([0, 1], 8).ids == [3, 0, 1]
+    with pytest.raises(ModelError, match=r"no token between the two texts.*pair_template"):
+        template.pair([0], [1], 8)
 
 
 # --- prompts ---------------------------------------------------------------------------------------------------------
@@ -149,10 +152,13 @@ def test_without_a_prompt_the_form_of_a_side_is_the_plain_one(tokenizer: Any) ->
     assert template.for_documents() == InputTemplate.from_tokenizer(tokenizer) == template.for_documents().for_queries()
 
 
-def test_a_prompt_that_grows_together_with_the_text_is_refused() -> None:
+def test_a_text_that_grows_together_with_its_prompt_is_tokenised_behind_it() -> None:
     """A byte-pair tokenizer makes one token of the prompt's last letter and the text's first."""
     backend = Tokenizer(BPE(vocab={letter: i for i, letter in enumerate([*map(chr, range(32, 127)), "ow", "<p>"])},
                             merges=[("o", "w")]))  # fmt: skip
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<p>")
-    with pytest.raises(ModelError, match="other tokens of a text behind the prompt 'o'"):
-        _prompt_ids(tokenizer, "o")
+    template = InputTemplate.from_tokenizer(tokenizer, {"query": "do o"})
+    assert template.queries == Wording(lead="o")
+    (ids,) = template.queries.token_ids(tokenizer, ["what"])
+    assert list(template.for_queries().single(ids, 32).ids) == bare(tokenizer, "do owhat")
+    assert not template.documents
