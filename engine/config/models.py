@@ -32,7 +32,7 @@ class LoraConfig(Section):
 
     r: int = Field(16, ge=1)
     """Rank of an adapter (LoRA's experiments: 1 to 64)."""
-    alpha: float = Field(32.0, gt=0)
+    alpha: int = Field(32, ge=1)
     """Scale: what an adapter gives is multiplied by alpha / r."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Of what an adapter reads; the backbone's own is the section's `dropout`."""

@@ -18,7 +18,7 @@ import functools
 import importlib.util
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,16 +168,17 @@ def _attend_by_varlen(
         # The function above has no dropout, the operator below it has; torch's nested tensors call it in this way.
         attended_TAE, *_ = torch.ops.aten._flash_attention_forward(*states, *bounds, *lengths, dropout, causal, False)
     else:
-        attended_TAE = varlen_attn(*states, *bounds, *lengths, **(_causal_setting(varlen_attn) if causal else {}))
+        attend = _causal(varlen_attn) if causal else varlen_attn
+        attended_TAE = attend(*states, *bounds, *lengths)
     assert isinstance(attended_TAE, Tensor)  # a pair only where more is asked for
     return attended_TAE
 
 
 @functools.cache
-def _causal_setting(varlen_attn: Callable[..., Any]) -> Mapping[str, object]:
-    """Return how the function is told to attend causally: by a window in newer versions of torch."""
+def _causal(varlen_attn: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function as it attends causally, which newer versions of torch are told by a window."""
     by_window = "window_size" in inspect.signature(varlen_attn).parameters
-    return {"window_size": (-1, 0)} if by_window else {"is_causal": True}
+    return functools.partial(varlen_attn, **({"window_size": (-1, 0)} if by_window else {"is_causal": True}))
 
 
 def _with_whole_heads(states_TAE: Tensor) -> Tensor:

@@ -78,7 +78,8 @@ def yes_no_scores(folder: Path, batch: Mapping[str, Tensor], words: list[str]) -
     """
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     yes, no = (tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False).eval()
+    auto_class: Any = transformers.AutoModelForCausalLM
+    model = auto_class.from_pretrained(folder, trust_remote_code=False).eval()
     logits_NLV = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     last_N = batch["attention_mask"].sum(1) - 1
     logits_NV = logits_NLV[range(len(last_N)), last_N]

@@ -63,7 +63,8 @@ class Ranker(nn.Module):
     @property
     def head(self) -> Head:
         """The form of its head."""
-        return self.classifier.form if isinstance(self.classifier, _OWN_FORMS) else "pooler"
+        form: Head = self.classifier.form if isinstance(self.classifier, _OWN_FORMS) else "pooler"
+        return form
 
     @property
     def backbone(self) -> Any:

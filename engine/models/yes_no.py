@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from engine.models.loading import load_backbone, load_tokenizer
 from engine.models.packed import pool_packed
 from engine.models.retriever import pool
 
-YES_NO = "yes_no"
+YES_NO: Literal["yes_no"] = "yes_no"
 """The form of this head, as `ranker.head` calls it."""
 _PROBE = (1, 2, 3)
 _TOLERANCE = 1e-3
@@ -57,7 +57,8 @@ class YesNoScore(nn.Module):
         answers: Its answers.
     """
 
-    form = YES_NO
+    form: ClassVar[Literal["yes_no"]] = YES_NO
+    """The head's, as `ranker.head` calls it."""
 
     def __init__(self, causal_lm: Any, answers: Answers) -> None:
         super().__init__()

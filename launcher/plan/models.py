@@ -163,8 +163,17 @@ def shape_of(config: Config, name: str, words: str | None = None) -> ModelShape:
     decoder = section.decoder_layers if isinstance(section, BottleneckConfig) else 0
     head: Head = section.head if isinstance(section, RankerConfig) else "pooler"
     lora = section.lora if isinstance(section, RetrieverConfig | RankerConfig) else None
-    form = {"tied": tied, "dense": dense, "decoder_layers": decoder, "head": head, "lora": lora}
-    return describe(settings, section.kind, name=words or section.name, section=name, **form)
+    return describe(
+        settings,
+        section.kind,
+        name=words or section.name,
+        tied=tied,
+        dense=dense,
+        decoder_layers=decoder,
+        head=head,
+        lora=lora,
+        section=name,
+    )
 
 
 def encoder_of(config: Config) -> str:

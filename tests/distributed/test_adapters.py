@@ -35,7 +35,7 @@ def section_of(stage: int, recomputes: bool = False) -> Any:
         dropout=0.0,
         zero_stage=stage,
         gradient_checkpointing=recomputes,
-        lora={"r": 3, "alpha": 6.0, "target_modules": ["q_proj", "v_proj", "down_proj"]},
+        lora={"r": 3, "alpha": 6, "target_modules": ["q_proj", "v_proj", "down_proj"]},
         deepspeed=os.environ.get("TEST_ZERO3") if stage == 3 else None,
     )
 
