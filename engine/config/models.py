@@ -118,7 +118,7 @@ class EncoderConfig(ModelConfig):
     """One tower for queries and documents; AR2's released code uses two, SPLADE's one."""
     query_prompt: str | None = None
     """What a query alone begins with, such as E5's "query: " or a decoder's "Instruct: ...\\nQuery:"; it counts in
-    query_max_length. Left out, what the model's folder says; an empty text for none."""
+    query_max_length. Left out, what the model's folder says; "" in the recipe's file for none."""
     document_prompt: str | None = None
     """What a document alone begins with, such as E5's "passage: "; it counts in max_length. Left out, what the model's
     folder says; an empty text for none."""

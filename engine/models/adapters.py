@@ -152,7 +152,7 @@ def save_adapters(model: Any, folder: Path, weights: Mapping[str, Tensor]) -> No
     if not layers:
         return
     target = folder / FOLDER
-    target.mkdir()
+    target.mkdir(exist_ok=True)
     model.base_model.peft_config[_NAME].save_pretrained(target)
     tensors = {
         f"{_PEFT_PREFIX}{name}.{part}.weight": weights[f"{name}.{part}.{_NAME}.weight"].detach().float().cpu().clone()

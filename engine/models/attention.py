@@ -119,7 +119,7 @@ def _attend_by_runs(
     batch: PackedBatch,
     scaling: float | None,
     dropout: float,
-    causal: bool,
+    causal: bool = False,
 ) -> Tensor:
     """Attend on any device: inputs of equal length in one call.
 
@@ -147,7 +147,7 @@ def _attend_by_varlen(
     batch: PackedBatch,
     scaling: float | None,
     dropout: float,
-    causal: bool,
+    causal: bool = False,
 ) -> Tensor:
     """Attend on a GPU in half precision: one call of FlashAttention's kernel for sequences of different lengths."""
     from torch.nn.attention.varlen import varlen_attn

@@ -211,7 +211,7 @@ class ClozeBuilder:
                 f"the tokenizer of {name} makes other tokens of a text behind a prompt than of the text alone, of "
                 "which parts are drawn",
                 expected="texts without prompts, or a tokenizer that begins anew behind one",
-                remedy=f"set {name}.query_prompt and {name}.document_prompt to empty texts",
+                remedy=f"set {name}.query_prompt and {name}.document_prompt to an empty text in the recipe's file",
             )
         return cls(
             data.shards,

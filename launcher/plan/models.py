@@ -163,6 +163,8 @@ def shape_of(config: Config, name: str, words: str | None = None) -> ModelShape:
     decoder = section.decoder_layers if isinstance(section, BottleneckConfig) else 0
     head: Head = section.head if isinstance(section, RankerConfig) else "pooler"
     lora = section.lora if isinstance(section, RetrieverConfig | RankerConfig) else None
+    if lora is not None and words is not None:  # layers of a shape that stands for the model have other names
+        lora = LoraConfig(r=lora.r)
     return describe(
         settings,
         section.kind,

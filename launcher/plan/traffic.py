@@ -152,7 +152,7 @@ def _weights(config: Config, shapes: Mapping[str, ModelShape], works: list[Work]
             continue
         # Encoding, tuning, mining and evaluation load the encoder; evaluation and the next phase another model.
         loads = 4 if model == encoder else 2
-        size = 4 * shape.parameters
+        size = 4 * shape.weights
         published = size * (1 + loads * world_size)
         rows.append(
             Traffic(

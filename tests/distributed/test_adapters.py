@@ -18,7 +18,7 @@ from tests.distributed.processes import run_ranks
 
 HERE = "tests.distributed.test_adapters"
 STEPS, LR, RANKS = 2, 1e-2, 2
-WAYS = [(0, False), (1, True), (2, False), (3, False), (3, True)]
+WAYS = [(0, False), (1, True), (2, False), (3, True)]
 """ZeRO stage, and whether activations are recomputed."""
 WORDS = "<|im_start|>{query}\n{document}<|im_end|>\n"
 PAIRS = [("the retriever", "a query"), ("the ranker", "a document"), ("lists", "tuples and lists"), ("both", "them")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -50,7 +51,8 @@ def data_of() -> Any:
     shards = SimpleNamespace(
         docids=DOCIDS, num_documents=len(DOCIDS), index_of=DOCIDS.index, manifest=manifest, folder=Path("/nowhere")
     )
-    return SimpleNamespace(shards=shards, own_documents={})
+    texts = defaultdict(lambda: SimpleNamespace(prompts={}))
+    return SimpleNamespace(shards=shards, own_documents={}, texts=texts)
 
 
 # --- contestants -----------------------------------------------------------------------------------------------------

@@ -8,13 +8,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from engine.config.file import load_config
 from engine.config.models import RetrieverConfig
-from engine.data.tokenization import ModelText
+from engine.data.batches import InputBuilder
+from engine.data.corpus import model_texts
+from engine.data.tokenization import ModelText, plan_corpus
 from engine.errors import ArtifactError, ConfigError, ModelError
 from engine.models.agreement import require_agreement
 from engine.models.export import export_retriever
@@ -23,15 +27,17 @@ from engine.models.loading import load_tokenizer, tokenizer_fingerprint
 from engine.models.packed import packed_forward
 from engine.models.prompts import ends_texts, prompts_of
 from engine.models.retriever import Retriever, pool
-from engine.models.template import Input, InputTemplate
+from engine.models.template import Collator, Input, InputTemplate
 from engine.models.texts import TextEncoder
 from engine.models.trial import Proof, require_forward
 from engine.models.weights import digest_of, weight_files, words_of
 from engine.retrievers.encoding import stamp_of_weights
 from launcher.plan.models import shape_of
 from shards.files import write_json
+from shards.records import Query
 from tests.distributed.tiny_architectures import make
 
+TINY = Path(__file__).parents[4] / "configs" / "tiny.yaml"
 QUERY_PROMPT = "Do: the query\nIt:"
 PROMPTS = {"query": QUERY_PROMPT, "document": "the document: "}
 LENGTHS = {"max_length": 37, "query_max_length": 34}
@@ -186,6 +192,38 @@ def test_prompts_are_the_same_for_all_who_read(folder: Path, tmp_path: Path) -> 
     ids = [*tokenizer(QUERY_PROMPT + texts[0])["input_ids"], tokenizer.eos_token_id]
     state = plain(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
     torch.testing.assert_close(torch.tensor(ours.encode(texts[:1], "query"))[0], state, atol=1e-5, rtol=1e-5)
+
+
+def test_training_and_the_corpus_are_tokenised_behind_the_prompts(folders: dict[str, Path]) -> None:
+    """Symptom: a model was trained on other tokens than it was searched with."""
+    section = RetrieverConfig(
+        name=str(folders["qwen3"]),
+        pooling="last",
+        query_prompt=PROMPTS["query"],
+        document_prompt=PROMPTS["document"],
+        **LENGTHS,
+    )
+    config: Any = load_config(TINY, ["run.path=x"])
+    config = config.model_copy(update={"retriever": section})
+    texts = model_texts(config, {"retriever": section.name})
+    text, tokenizer = texts["retriever"], load_tokenizer(section.name)
+    query, document = "what is it?", "a list"
+    dataset: Any = SimpleNamespace(num_documents=1, fingerprint="f")
+    (stored,) = plan_corpus(config, dataset, texts).tokenizations[0].tokenize([document])
+    data: Any = SimpleNamespace(
+        texts=texts,
+        train=SimpleNamespace(tokens={text.stream: text.tokenize_queries([Query("1", query)])}),
+        shards=SimpleNamespace(tokens=lambda *_: np.array(stored, dtype=np.uint32)),
+    )
+    collate = Collator(text.template, packs=False, first_position=0)
+    build = InputBuilder(data, "retriever", collate, **LENGTHS)
+    group: Any = SimpleNamespace(query=0, documents=np.array([0]))
+    for side, batch, given in (
+        ("query", build.queries([group]), query),
+        ("document", build.documents([group]), document),
+    ):
+        ids = cast(Any, batch)["input_ids"][0, : int(cast(Any, batch)["attention_mask"].sum())].tolist()
+        assert ids == [*tokenizer(PROMPTS[side] + given)["input_ids"], tokenizer.eos_token_id]
 
 
 def test_an_export_is_a_start_whose_prompts_a_recipe_may_change(folders: dict[str, Path], tmp_path: Path) -> None:

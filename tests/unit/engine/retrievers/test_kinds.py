@@ -29,7 +29,7 @@ def data_in(folder: Path, corpus_sha256: str = "c" * 64) -> Any:
     shards = SimpleNamespace(
         manifest=manifest, folder=folder, num_documents=len(TEXTS), documents=lambda _: iter(documents)
     )
-    return SimpleNamespace(shards=shards)
+    return SimpleNamespace(shards=shards, texts={"retriever": SimpleNamespace(prompts={})})
 
 
 def test_bm25_is_built_once_and_opened_where_it_lies(open_run: Open, tmp_path: Path) -> None:
