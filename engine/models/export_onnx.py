@@ -30,7 +30,7 @@ from engine.errors import ArtifactError, ConfigError, ModelError
 from engine.log import get_logger
 from engine.models.architecture import InputForm
 from engine.models.dual import DOCUMENT, QUERY, SHARED
-from engine.models.export_parts import largest_difference, token_ids
+from engine.models.export_parts import largest_difference
 from engine.models.export_usage import ONNX, ONNX_FILES, ONNX_RECORD
 from engine.models.failures import quiet_transformers
 from engine.models.lexical import Lexical, weigh
@@ -39,6 +39,8 @@ from engine.models.ranker import Ranker
 from engine.models.retriever import Retriever
 from engine.models.source import kind_in_words, saved_metadata
 from engine.models.template import Input, InputTemplate
+from engine.models.wording import PLAIN
+from engine.models.yes_no import YES_NO
 from shards.files import write_json
 
 log = get_logger(__name__)
@@ -87,16 +89,24 @@ def require_onnx(kinds: Mapping[str, str]) -> None:
     """Refuse what could not be exported, before any work is done.
 
     Args:
-        kinds: Model's name to its kind.
+        kinds: Model's name to its kind, or to its head where that is `yes_no`.
 
     Raises:
-        ConfigError: A package is missing, or a model gives neither an embedding nor a score.
+        ConfigError: A package is missing, a model gives neither an embedding nor a score, or a ranker asks a language
+            model.
     """
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise ConfigError(
             f"an ONNX file was asked for, and {', '.join(missing)} cannot be imported",
             expected="the packages of the extra onnx",
             remedy="pip install 'sparring[onnx]', or in a checkout pip install -e '.[onnx]'; or leave --onnx out",
+        )
+    if asked := [name for name, kind in kinds.items() if kind == YES_NO]:
+        raise ConfigError(
+            f"{asked[0]} asks a language model: what it reads of a pair is a template of words, which no tokenizer.json "
+            "beside a graph makes",
+            expected="a ranker with a head of its own",
+            remedy="leave it out by --models, or leave --onnx out",
         )
     if strange := [name for name, kind in kinds.items() if kind not in ONNX_FILES]:
         raise ConfigError(
@@ -120,7 +130,7 @@ def export_onnx(weights_folder: Path, target: Path) -> None:
     """
     metadata = saved_metadata(weights_folder)
     kind = str(metadata.get("model"))
-    require_onnx({target.name: kind})
+    require_onnx({target.name: YES_NO if metadata.get("head") == YES_NO else kind})
     with quiet_transformers():
         parts = _parts(weights_folder, kind, metadata)
     tokenizer = load_tokenizer(str(weights_folder))
@@ -231,10 +241,10 @@ def _compare(part: _Part, inputs: Sequence[str], path: Path, tokenizer: Any, *, 
     reader, session = Tokenizer.from_file(str(path.with_name("tokenizer.json"))), onnxruntime.InferenceSession(path)
     encoded = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
     texts, differences = [part.prompt + text for text in _TEXTS], []
-    ids = token_ids(tokenizer, texts)
-    asked = token_ids(tokenizer, [_QUERY])[0]
+    ids = PLAIN.token_ids(tokenizer, texts)
+    asked = PLAIN.token_ids(tokenizer, [_QUERY])[0]
     room = (part.max_length - part.template.num_special_pair) // 2
-    asked, query = (asked, _QUERY) if len(asked) <= room else (token_ids(tokenizer, ["?"])[0], "?")
+    asked, query = (asked, _QUERY) if len(asked) <= room else (PLAIN.token_ids(tokenizer, ["?"])[0], "?")
 
     def ours(rows: Sequence[Sequence[int]]) -> list[Input]:
         if is_pair:

@@ -14,6 +14,7 @@ from typing import Any
 from engine.models.dual import DOCUMENT, QUERY, SHARED
 from engine.models.export_ranker import prior_told
 from engine.models.source import HEAD, POOLER, TRANSFORMER
+from engine.models.yes_no import YES_NO
 from shards.files import read_json
 from shards.records import Document
 from shards.writer import render
@@ -33,6 +34,7 @@ _DOCUMENTS = (
 )
 _POOLED = {
     "cls": "states[:, 0]",
+    "last": 'states[torch.arange(len(states)), batch["attention_mask"].cumsum(1).argmax(1)]',
     "mean": '(states * batch["attention_mask"][..., None]).sum(1) / batch["attention_mask"].sum(1, keepdim=True)',
 }
 _CLASSES = {
@@ -49,7 +51,12 @@ def title_of(metadata: Mapping[str, Any]) -> str:
         metadata: What was written down beside its weights.
     """
     towers = "one encoder for both sides" if metadata.get("tied") else "one encoder in `query/`, one in `document/`"
-    head = {"cls": ": a linear layer on the first token's state", "mean": ": a linear layer on the mean of all states"}
+    head = {
+        "cls": ": a linear layer on the first token's state",
+        "last": ": a linear layer on the last token's state",
+        "mean": ": a linear layer on the mean of all states",
+        YES_NO: " that asks a language model",
+    }
     return {
         "retriever": f"A dense retriever: {towers}",
         "lexical": f"A lexical retriever (SPLADE-max): {towers}",
@@ -101,6 +108,8 @@ def _told(metadata: Mapping[str, Any]) -> str:
             "A word's weight is the maximum over a text's tokens of log(1 + relu(logit)); a score is the inner product."
         )
         return f"{form} {given} Trained on queries of {lengths}."
+    if metadata.get("head") == YES_NO:
+        return _told_of_answers(metadata, given)
     told = f"Scores are raw logits, without a sigmoid. {given} Query and document together: "
     told += f"{metadata['max_length']} tokens at most."
     if metadata.get("head", POOLER) != POOLER:
@@ -109,6 +118,18 @@ def _told(metadata: Mapping[str, Any]) -> str:
             "load it as one.\nA `CrossEncoder` of this form needs sentence-transformers 6 or newer."
         )
     return told
+
+
+def _told_of_answers(metadata: Mapping[str, Any], given: str) -> str:
+    yes, no = metadata["answers"]
+    return f"""The score is the model's logit of `{yes}` less its logit of `{no}` behind these words (a sigmoid makes a
+probability of it); it needs sentence-transformers 6 or newer:
+
+```text
+{metadata["pair_template"]}
+```
+
+{given} A pair has {metadata["max_length"]} tokens at most, of which the document's last ones are left out."""
 
 
 def _sentence_transformers(metadata: Mapping[str, Any], place: str) -> str:
@@ -188,6 +209,8 @@ def _lexical(folder: Path, metadata: Mapping[str, Any], place: str) -> str:
 
 def _ranker(folder: Path, metadata: Mapping[str, Any], place: str) -> str:
     form = metadata.get("head", POOLER)
+    if form == YES_NO:
+        return _answers(metadata, place)
     pairs = "batch = tokenizer(queries * len(documents), documents, "
     batch = f'{pairs}padding=True, truncation=True, return_tensors="pt")'
     if form == POOLER:
@@ -218,6 +241,25 @@ def _ranker(folder: Path, metadata: Mapping[str, Any], place: str) -> str:
         "    states = model(**batch).last_hidden_state",
         f"pooled = {_POOLED[form]}",
         'scores = pooled @ head["linear.weight"][0] + head["linear.bias"]',
+    ]
+    return _python(lines)
+
+
+def _answers(metadata: Mapping[str, Any], place: str) -> str:
+    lines = [
+        "import torch",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        *_texts(metadata),
+        f'tokenizer = AutoTokenizer.from_pretrained("{place}", padding_side="left")',
+        f'model = AutoModelForCausalLM.from_pretrained("{place}").eval()',
+        'query = {"role": "query", "content": queries[0]}',
+        'pairs = [[query, {"role": "document", "content": document}] for document in documents]',
+        'batch = tokenizer.apply_chat_template(pairs, padding=True, return_tensors="pt", return_dict=True)',
+        "with torch.inference_mode():",
+        "    logits = model(**batch).logits[:, -1]",
+        f"yes, no = tokenizer.convert_tokens_to_ids({json.dumps(metadata['answers'])})",
+        "scores = logits[:, yes] - logits[:, no]",
     ]
     return _python(lines)
 

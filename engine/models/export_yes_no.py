@@ -17,7 +17,6 @@ import transformers
 from torch import Tensor
 
 from engine.models.export_parts import limit_tokenizer, write_modules
-from engine.models.export_ranker import prior_told
 from engine.models.loading import load_tokenizer
 from engine.models.projection import IDENTITY
 from engine.models.sentence_transformers import SETTINGS_FILE
@@ -62,7 +61,6 @@ def describe_yes_no(folder: Path, metadata: Mapping[str, Any]) -> None:
     write_modules(folder, chain)
     versions = {"__version__": {"sentence_transformers": "6.0.0"}, "model_type": "CrossEncoder"}
     write_json(folder / SETTINGS_FILE, {**versions, "activation_fn": IDENTITY, "prompts": {}})
-    (folder / "README.md").write_text(_readme(metadata), encoding="utf-8")
 
 
 def yes_no_scores(folder: Path, batch: Mapping[str, Tensor], words: list[str]) -> Tensor:
@@ -97,41 +95,3 @@ def _chat_template(words: str) -> str:
         return f'(messages | selectattr("role", "eq", "{role}") | first)["content"]'
 
     return f"{{{{- {parts[0]} + {content('query')} + {parts[1]} + {content('document')} + {parts[2]} -}}}}"
-
-
-def _readme(metadata: Mapping[str, Any]) -> str:
-    yes, no = metadata["answers"]
-    return f"""# A ranker that asks a language model
-
-The score is the model's logit of `{yes}` less its logit of `{no}` behind these words (a sigmoid makes a probability of
-it):
-
-```
-{metadata["pair_template"]}
-```
-
-A document is given as `{metadata.get("template", "{text}")}`. A pair has {metadata["max_length"]} tokens at most, of
-which the document's last ones are left out.
-
-With sentence-transformers 6 or newer:
-
-```python
-from sentence_transformers import CrossEncoder
-
-scores = CrossEncoder("this/folder").predict([(query, document) for document in documents])
-```
-
-With transformers alone:
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("this/folder", padding_side="left")
-model = AutoModelForCausalLM.from_pretrained("this/folder").eval()
-pairs = [[dict(role="query", content=query), dict(role="document", content=document)] for document in documents]
-batch = tokenizer.apply_chat_template(pairs, padding=True, return_tensors="pt", return_dict=True)
-logits = model(**batch).logits[:, -1]
-yes, no = (tokenizer.convert_tokens_to_ids(word) for word in ({yes!r}, {no!r}))
-scores = logits[:, yes] - logits[:, no]
-```
-{prior_told(metadata)}"""

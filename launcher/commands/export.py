@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from engine.config.models import ModelConfig, RankerConfig
 from engine.errors import ConfigError
 from engine.evaluation.exported import export_indexes, export_iteration, require_indexes
 from engine.log import get_logger
 from engine.models.export_hub import push, repositories, require_hub
 from engine.models.export_onnx import require_onnx
+from engine.models.yes_no import YES_NO
 from engine.run import Run
 from launcher.commands.finished import corpus_of, last_iteration, open_run, states_of, taken_of
 
@@ -29,7 +31,7 @@ def run_command(arguments: argparse.Namespace) -> None:
     models = _chosen(run, arguments.models)
     places = {} if arguments.push is None else repositories(arguments.push, models)
     if arguments.onnx:
-        require_onnx({model: run.config.models[model].kind for model in models})
+        require_onnx({model: _form(run.config.models[model]) for model in models})
     if arguments.index:
         require_indexes(run, iteration, models)
         data = corpus_of(run, iteration, arguments.shards)
@@ -59,6 +61,10 @@ def _finished(run: Run, iteration: int | None) -> int:
             expected=f"an iteration from 0 to {newest}",
         )
     return iteration
+
+
+def _form(section: ModelConfig) -> str:
+    return YES_NO if isinstance(section, RankerConfig) and section.head == YES_NO else section.kind
 
 
 def _chosen(run: Run, names: Sequence[str] | None) -> list[str]:

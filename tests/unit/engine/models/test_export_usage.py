@@ -16,8 +16,9 @@ import torch
 
 from engine.errors import ArtifactError, ConfigError, ModelError
 from engine.models import export_onnx as onnx
+from engine.models.ending import with_end
 from engine.models.export import export_model
-from engine.models.export_parts import padded_inputs, token_ids
+from engine.models.export_parts import padded_documents, padded_queries
 from engine.models.export_usage import FOLDER, readme, usage_of
 from engine.models.lexical import Lexical
 from engine.models.loading import load_tokenizer
@@ -25,6 +26,7 @@ from engine.models.ranker import Ranker
 from engine.models.retriever import Retriever
 from engine.models.source import saved_metadata
 from engine.models.template import InputTemplate
+from tests.distributed.tiny_architectures import make
 from tests.snippets import run_snippet, snippets_of
 
 pytest.importorskip("sentence_transformers")
@@ -37,7 +39,8 @@ def ranker_of(base: Path, folder: Path, head: Any, **options: Any) -> Path:
     with torch.no_grad():
         for name in ranker.head_names:
             ranker.get_parameter(name).mul_(20)  # scores well apart
-    ranker.save(folder, load_tokenizer(str(base)), metadata=METADATA)
+    tokenizer = load_tokenizer(str(base))
+    ranker.save(folder, with_end(tokenizer, "it", "ranker") if head == "last" else tokenizer, metadata=METADATA)
     return folder
 
 
@@ -56,14 +59,15 @@ def expected_scores(weights: Path, queries: list[str], documents: list[str]) -> 
     metadata, tokenizer = saved_metadata(weights), load_tokenizer(str(weights))
     with torch.inference_mode():
         if metadata["model"] == "ranker":
-            template = InputTemplate.from_tokenizer(tokenizer)
-            asked = token_ids(tokenizer, queries)[0]
-            rows = [template.pair(asked, row, metadata["max_length"]) for row in token_ids(tokenizer, documents)]
+            template = InputTemplate.from_tokenizer(tokenizer, pair_words=metadata.get("pair_template"))
+            asked = template.queries.token_ids(tokenizer, queries)[0]
+            others = template.documents.token_ids(tokenizer, documents)
+            rows = [template.pair(asked, row, metadata["max_length"]) for row in others]
             return Ranker.open(weights)(template.pad(rows))
         model = (Retriever if metadata["model"] == "retriever" else Lexical).open(weights)
         template = InputTemplate.from_tokenizer(tokenizer, metadata.get("prompts", {}))
-        queries_BD = model.encode_queries(padded_inputs(template.for_queries(), tokenizer, queries, 12))
-        documents_ND = model.encode_documents(padded_inputs(template.for_documents(), tokenizer, documents, 24))
+        queries_BD = model.encode_queries(padded_queries(template, tokenizer, queries, 12))
+        documents_ND = model.encode_documents(padded_documents(template, tokenizer, documents, 24))
         return queries_BD @ documents_ND.T
 
 
@@ -102,6 +106,39 @@ def test_what_a_readme_says_gives_our_scores(random_model: Path, tmp_path: Path,
     weights = MODELS[name](random_model, tmp_path / "w")
     export_model(weights, tmp_path / "e")
     require_our_scores(weights, tmp_path / "e", tmp_path / "place")
+
+
+def asking(base: Path, folder: Path) -> Path:
+    """Save a ranker that asks a language model."""
+    words = "Judge.\n<Query>: {query}\n<Document>: {document}<|im_end|>\nSo:"
+    ranker = Ranker.load(str(base), head="yes_no", answers=("yes", "no"))
+    ranker.save(folder, load_tokenizer(str(base)), metadata={**METADATA, "max_length": 96, "pair_template": words})
+    return folder
+
+
+DECODERS: dict[str, Callable[[Any, Any], Path]] = {
+    "last": lambda base, folder: decoder_of(base, folder),
+    "ranker-last": lambda base, folder: ranker_of(base, folder, "last"),
+    "ranker-yes-no": asking,
+}
+
+
+def decoder_of(base: Path, folder: Path) -> Path:
+    model = Retriever.load(str(base), pooling="last", similarity="cosine", tied=True)
+    model.prompts = PROMPTS
+    model.save(folder, with_end(load_tokenizer(str(base)), "it", "retriever"), metadata=METADATA)
+    return folder
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_what_a_decoders_readme_says_gives_our_scores(tmp_path: Path, name: str) -> None:
+    base = make("qwen3", tmp_path / "lm", max_position_embeddings=128)
+    weights = DECODERS[name](base, tmp_path / "w")
+    export_model(weights, tmp_path / "e")
+    require_our_scores(weights, tmp_path / "e", tmp_path / "place")
+    if name == "ranker-yes-no":
+        with pytest.raises(ConfigError, match="w asks a language model: .* no tokenizer.json"):
+            onnx.export_onnx(weights, tmp_path / "w")
 
 
 def test_layers_above_the_pooling_are_in_the_code(made_folder: Any, tmp_path: Path) -> None:
@@ -175,7 +212,7 @@ def test_onnxruntime_gives_our_numbers_for_any_batch_and_length(graphs: Any, tmp
             model, own = (Retriever if name == "towers" else Lexical).open(weights), load_tokenizer(str(weights))
             length = 12 if name == "towers" else 24
             with torch.inference_mode():
-                expected = model.encode_queries(padded_inputs(InputTemplate.from_tokenizer(own), own, chosen, length))
+                expected = model.encode_queries(padded_queries(InputTemplate.from_tokenizer(own), own, chosen, length))
         np.testing.assert_allclose(found, expected.numpy(), atol=1e-4, rtol=1e-4)
 
 
