@@ -70,7 +70,8 @@ def add_adapters(parts: list[Adapted], lora: LoraConfig, *, name: str, seed: int
         raise ConfigError(
             f"{section}.lora asks for adapters, which peft makes: {error}",
             expected="the extra lora",
-            remedy=f"pip install 'sparring[lora]', or leave {section}.lora out",
+            remedy="pip install 'sparring[lora]', or in the repository: pip install '.[lora]'; or leave "
+            f"{section}.lora out",
         ) from error
     for part in parts:
         above = head_parameters(part.model) if part.has_own_head else set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -31,6 +32,8 @@ from engine.models.template import Collator, Input, InputTemplate
 from engine.models.texts import TextEncoder
 from engine.models.trial import Proof, require_forward
 from engine.models.weights import digest_of, weight_files, words_of
+from engine.models.wording import Wording
+from engine.pretrain.cloze import ClozeBuilder
 from engine.retrievers.encoding import stamp_of_weights
 from launcher.plan.models import shape_of
 from shards.files import write_json
@@ -226,6 +229,13 @@ def test_training_and_the_corpus_are_tokenised_behind_the_prompts(folders: dict[
         assert ids == [*tokenizer(PROMPTS[side] + given)["input_ids"], tokenizer.eos_token_id]
 
 
+def test_parts_of_documents_are_not_read_behind_a_prompt_that_texts_grow_together_with() -> None:
+    collate: Any = SimpleNamespace(template=SimpleNamespace(queries=Wording(" "), documents=Wording()))
+    data: Any = SimpleNamespace(texts={"retriever": None})
+    with pytest.raises(ModelError, match=r"parts are drawn.*set retriever\.query_prompt"):
+        ClozeBuilder.of(data, "retriever", collate, cast(Any, None), lengths=(8, 8), seed=0)
+
+
 def test_an_export_is_a_start_whose_prompts_a_recipe_may_change(folders: dict[str, Path], tmp_path: Path) -> None:
     source = saved(folders["qwen3"], tmp_path / "weights", query_prompt=QUERY_PROMPT)
     export_retriever(source, tmp_path / "export")
@@ -290,6 +300,13 @@ def test_a_prompt_that_leaves_no_room_is_refused(folder: Path, side: str) -> Non
 def test_adapters_for_layers_that_there_are_not_are_refused(folder: Path) -> None:
     section = RetrieverConfig(name=str(folder), pooling="last", lora={"target_modules": ("q_proj", "query")}, **LENGTHS)
     with pytest.raises(ModelError, match=r"target_modules has query, which match no linear layer .*some of down_proj"):
+        load_untrained(section, section.name, seed=0)
+
+
+def test_adapters_without_their_library_are_refused(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    section = RetrieverConfig(name=str(folders["qwen3"]), pooling="last", lora={}, **LENGTHS)
+    with pytest.raises(ConfigError, match=r"retriever\.lora asks for adapters.*\[lora\]"):
         load_untrained(section, section.name, seed=0)
 
 

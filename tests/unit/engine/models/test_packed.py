@@ -207,7 +207,14 @@ def test_a_model_in_training_is_not_packed() -> None:
 
 
 def varlen_by_hand(
-    query_TAE: Tensor, key_TAE: Tensor, value_TAE: Tensor, bounds_q: Tensor, bounds_k: Tensor, max_q: int, max_k: int
+    query_TAE: Tensor,
+    key_TAE: Tensor,
+    value_TAE: Tensor,
+    bounds_q: Tensor,
+    bounds_k: Tensor,
+    max_q: int,
+    max_k: int,
+    window_size: tuple[int, int] = (-1, -1),
 ) -> Tensor:
     """Compute what the GPU's kernel computes."""
     assert bounds_q.dtype == bounds_k.dtype == torch.int32
@@ -216,6 +223,9 @@ def varlen_by_hand(
     rows = []
     for first, last in zip(bounds_q.tolist(), bounds_k.tolist()[1:], strict=False):
         scores_ALL = torch.einsum("qae,kae->aqk", query_TAE[first:last], key_TAE[first:last])
+        if window_size == (-1, 0):
+            ahead_LL = torch.ones(scores_ALL.shape[1:], dtype=torch.bool).triu(1)
+            scores_ALL = scores_ALL.masked_fill(ahead_LL, -torch.inf)
         weights_ALL = (scores_ALL * query_TAE.shape[-1] ** -0.5).softmax(-1)
         rows.append(torch.einsum("aqk,kae->qae", weights_ALL, value_TAE[first:last]))
     return torch.cat(rows)
@@ -238,6 +248,18 @@ def test_the_kernel_for_gpus_is_given_bounds_and_scale(monkeypatch: pytest.Monke
     monkeypatch.setattr(attention, "_kernel", lambda *_: attention._attend_by_varlen)
     found_ND, padded_ND = both(model, texts(RAGGED))
     assert used
+    torch.testing.assert_close(found_ND, expected_ND, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found_ND, padded_ND, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Qwen3"])
+def test_the_kernel_for_gpus_attends_causally_for_a_decoder(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    varlen = pytest.importorskip("torch.nn.attention.varlen")
+    model = retriever(kind, "last", num_key_value_heads=2, head_dim=8, pad_token_id=0)
+    expected_ND, _ = both(model, texts(RAGGED))
+    monkeypatch.setattr(varlen, "varlen_attn", varlen_by_hand)
+    monkeypatch.setattr(attention, "_kernel", lambda *_: attention._attend_by_varlen)
+    found_ND, padded_ND = both(model, texts(RAGGED))
     torch.testing.assert_close(found_ND, expected_ND, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found_ND, padded_ND, atol=1e-5, rtol=1e-5)
 

@@ -322,7 +322,8 @@ def test_dropout_reaches_the_kernel_for_gpus(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", kernel)
     batch = pack([np.arange(4), np.arange(2)], None, 0)
     states_TAE = torch.ones(6, 2, 8)
-    attention._attend_by_varlen(states_TAE, states_TAE, states_TAE, batch, None, 0.25)
-    (found,) = seen
-    assert found[0].tolist() == found[1].tolist() == [0, 2, 6]
-    assert found[2:] == (4, 4, 0.25, False, False)
+    for causal in (False, True):
+        attention._attend_by_varlen(states_TAE, states_TAE, states_TAE, batch, None, 0.25, causal)
+    for found, causal in zip(seen, (False, True), strict=True):
+        assert found[0].tolist() == found[1].tolist() == [0, 2, 6]
+        assert found[2:] == (4, 4, 0.25, causal, False)
