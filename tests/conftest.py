@@ -49,6 +49,7 @@ LONGEST_FIRST = (
     "distributed/test_lexical_search.py",
     "distributed/test_packed.py",
     "distributed/test_heads.py",
+    "distributed/test_adapters.py",
     "distributed/test_listening.py",
     "distributed/test_scoring.py",
     "unit/launcher/terminal/test_streams.py",

@@ -103,8 +103,8 @@ def require_onnx(kinds: Mapping[str, str]) -> None:
         )
     if asked := [name for name, kind in kinds.items() if kind == YES_NO]:
         raise ConfigError(
-            f"{asked[0]} asks a language model: what it reads of a pair is a template of words, which no tokenizer.json "
-            "beside a graph makes",
+            f"{asked[0]} asks a language model: what it reads of a pair is a template of words, which no "
+            "tokenizer.json beside a graph makes",
             expected="a ranker with a head of its own",
             remedy="leave it out by --models, or leave --onnx out",
         )

@@ -288,8 +288,8 @@ class InputTemplate:
             raise ModelError(
                 "the tokenizer puts no token between the two texts of a pair",
                 expected="[prefix] A [middle] B [suffix] with a token in the middle",
-                remedy="say by the ranker's pair_template how a pair is put into words, or take the head last; or name "
-                "a model whose tokenizer does so, such as a BERT, RoBERTa or ELECTRA",
+                remedy="set the ranker's head to last, which ends both texts, or to yes_no, with a pair_template; or "
+                "name a model whose tokenizer does so, such as a BERT, RoBERTa or ELECTRA",
             )
         return self._pair
 

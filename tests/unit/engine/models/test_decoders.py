@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from engine.config.file import load_config
@@ -22,6 +23,7 @@ from engine.data.corpus import model_texts
 from engine.data.tokenization import ModelText, plan_corpus
 from engine.errors import ArtifactError, ConfigError, ModelError
 from engine.models.agreement import require_agreement
+from engine.models.ending import with_end
 from engine.models.export import export_retriever
 from engine.models.kinds import load_untrained
 from engine.models.loading import load_tokenizer, tokenizer_fingerprint
@@ -140,6 +142,18 @@ def test_a_text_ends_with_the_end_of_text_token(folder: Path, tmp_path: Path) ->
     again = load_tokenizer(str(tmp_path / "copy"), ends_texts=True)
     assert again("a query")["input_ids"] == ending("a query")["input_ids"]
     assert tokenizer_fingerprint(again) == tokenizer_fingerprint(ending)
+
+
+def test_a_pair_is_ended_like_a_text_where_a_tokenizer_ends_texts_alone(folders: dict[str, Path]) -> None:
+    """Symptom: a decoder's tokenizer that ends a text, but puts nothing between two, had no form of a pair."""
+    tokenizer = load_tokenizer(str(folders["qwen3"]))
+    end = tokenizer.eos_token
+    special = [(end, tokenizer.eos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(f"$A {end}", f"$A $B {end}", special)
+    ended = with_end(tokenizer, "the model", "ranker")
+    assert ended("lists")["input_ids"] == tokenizer("lists")["input_ids"]
+    pair = InputTemplate.from_tokenizer(ended).pair([7], [8], 9).ids
+    assert pair == [7, tokenizer.eos_token_id, 8, tokenizer.eos_token_id]
 
 
 def test_a_tokenizer_that_ends_texts_itself_is_left_alone(random_model: Path) -> None:

@@ -137,7 +137,7 @@ def test_what_a_decoders_readme_says_gives_our_scores(tmp_path: Path, name: str)
     export_model(weights, tmp_path / "e")
     require_our_scores(weights, tmp_path / "e", tmp_path / "place")
     if name == "ranker-yes-no":
-        with pytest.raises(ConfigError, match="w asks a language model: .* no tokenizer.json"):
+        with pytest.raises(ConfigError, match=r"w asks a language model: .* no tokenizer\.json"):
             onnx.export_onnx(weights, tmp_path / "w")
 
 
