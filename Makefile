@@ -1,4 +1,5 @@
 # make quickstart   set up, train on the docstrings of the installed packages, search in them
+# make setup        set up alone, for data of your own
 # make test         set up, check style and types, run the tests
 # make test-cluster the tests on two hosts with sshd and SLURM, made of namespaces on this machine (root; Debian, Ubuntu)
 # make test-gpu     the tests of what only a GPU has (skipped where there is none)
@@ -29,7 +30,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-cluster test-gpu docs lint format clean
+.PHONY: help setup quickstart test test-cluster test-gpu docs lint format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -90,6 +91,8 @@ format: .venv/.test
 # Made once: the installed packages are the data, and a run refuses to go on with other data than it began with.
 $(DATA)/corpus.jsonl: | .venv/.quickstart
 	$(BIN)/python -m launcher docstrings --out $(DATA) --max-documents 2500
+
+setup: .venv/.quickstart
 
 # NCCL wants a GPU for each rank: with fewer, all ranks run on the CPU.
 quickstart: .venv/.quickstart $(DATA)/corpus.jsonl
