@@ -158,6 +158,10 @@ def _sections(asked: Asked) -> tuple[Tree, dict[str, str]]:
     }
     if asked.retriever.similarity == "cosine":
         tree["retriever"]["score_scale"] = 20.0
+    if asked.ranker.name == asked.retriever.name:
+        # An encoder without a ranker's head learns to rank in these few steps only from its retriever's level on.
+        tree["ranker"] |= {"head": "last" if asked.retriever.pooling == "last" else "cls", "prior": 1.0}
+        tree["warmup_ranker"]["optim"]["head_lr_scale"] = 10.0
     evaluation = {name: value for name, value in tree["evaluation"].items() if value is not None}
     tree["evaluation"] = evaluation | ({} if "test" in splits else {"test_at_end": False})
     return tree, _first_notes(asked, tree)
@@ -186,6 +190,7 @@ def _first_notes(asked: Asked, tree: Tree) -> dict[str, str]:
         "run.path": "from the folder in which the run is started",
         "data.format": "as its file names say",
         "retriever.pooling": "as the model's files say; a plain checkpoint does not say it, and gets AR2's",
+        "ranker.head": "not trained yet: it begins at its retriever's scores" if "head" in tree["ranker"] else "",
         "index.factory": f"{documents} documents: {exact}",
         "ar2.mine": "`sampled` searches only the queries that are drawn, and trains the same as `all`",
         "evaluation": f"the folder has no {' and no '.join(missing)} split, which is not measured" if missing else "",

@@ -179,6 +179,15 @@ def test_a_model_that_is_not_at_hand_is_planned_by_words(
     assert yaml.safe_load(text)["retriever"]["name"] == "somebody/model"
 
 
+def test_a_ranker_without_a_head_begins_at_its_retrievers_level(asked: Asked) -> None:
+    """Symptom: 35 steps of a new head put a made-up help desk's answers into a worse order than the retriever had."""
+    tree = draft_recipe(asked).tree
+    assert (tree["ranker"]["head"], tree["ranker"]["prior"]) == ("cls", 1.0)
+    assert tree["warmup_ranker"]["optim"]["head_lr_scale"] == 10.0
+    tree = draft_recipe(replace(asked, ranker=ANYTHING, shapes={"ranker": "minilm-l6"})).tree
+    assert "prior" not in tree["ranker"], "a model of its own may have a head"
+
+
 def test_texts_are_sampled() -> None:
     texts = Texts(Lengths(np.arange(1, 101)), Lengths(np.arange(5)), 1.0, "")
     assert (texts.documents.at(0.95), texts.documents.longer_than(90)) == (96, 0.1)
