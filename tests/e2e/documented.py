@@ -112,7 +112,9 @@ def check_launcher(words: list[str]) -> argparse.Namespace:
         if arguments.sweep:
             assert tasks_of(arguments.config, arguments.overrides, arguments.sweep)
     elif name == "branch":
-        load_config(ROOT / "configs" / "tiny.yaml", arguments.overrides)
+        of_r2anker = any(word.startswith("r2anker.") for word in arguments.overrides)
+        recipe = "r2anker_tiny.yaml" if of_r2anker else "tiny.yaml"
+        load_config(ROOT / "configs" / recipe, arguments.overrides)
     elif name == "evaluate":
         load_config(ROOT / "configs" / "tiny.yaml", arguments.set)
     elif name == "convert" and arguments.tokenize_for:
