@@ -32,29 +32,20 @@ _INITIAL_STD = 0.02
 """Of a fresh layer's weights where the backbone's configuration does not say its own (AR2's code, as BERT: 0.02)."""
 
 
-class PooledScore(nn.Module):
-    """A backbone and a linear layer on one state of each pair; it stands where a classifier of transformers may stand.
+class BackboneScore(nn.Module):
+    """What scores pairs by a state of a backbone; it stands where a classifier of transformers may stand.
 
     Args:
-        backbone: A transformers model without a pooler that is trained.
-        pooling: Which state: the first or the last token's, or the mean over the tokens.
-        head: The layer, as `load_projection` or `new_projection` gives it; it computes in float32.
+        backbone: A transformers model.
     """
 
-    def __init__(self, backbone: Any, pooling: Pooling, head: nn.Sequential) -> None:
+    def __init__(self, backbone: Any) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = head
-        self.pooling = pooling
-
-    @property
-    def form(self) -> Pooling:
-        """The head's, as `ranker.head` calls it."""
-        return self.pooling
 
     @property
     def base_model(self) -> Any:
-        """The backbone, as transformers' classifiers name theirs."""
+        """The model that gives states, as transformers' classifiers name theirs."""
         return self.backbone
 
     @property
@@ -78,6 +69,39 @@ class PooledScore(nn.Module):
         """Let the backbone attend by another kernel."""
         self.backbone.set_attn_implementation(kernel)
 
+    def pooled(self, inputs: Mapping[str, Any], pooling: Pooling) -> Tensor:
+        """Return one state of each pair [N, H].
+
+        Args:
+            inputs: Pairs, padded or packed: what the backbone's forward takes.
+            pooling: Which state.
+        """
+        states = self.base_model(**inputs)[0]
+        layout: Layout | None = inputs.get(KEYWORD)
+        if layout is None:
+            return pool(states, inputs["attention_mask"], pooling)
+        return pool_packed(states[0], layout.batch, pooling)
+
+
+class PooledScore(BackboneScore):
+    """A backbone and a linear layer on one state of each pair.
+
+    Args:
+        backbone: A transformers model without a pooler that is trained.
+        pooling: Which state: the first or the last token's, or the mean over the tokens.
+        head: The layer, as `load_projection` or `new_projection` gives it; it computes in float32.
+    """
+
+    def __init__(self, backbone: Any, pooling: Pooling, head: nn.Sequential) -> None:
+        super().__init__(backbone)
+        self.head = head
+        self.pooling = pooling
+
+    @property
+    def form(self) -> Pooling:
+        """The head's, as `ranker.head` calls it."""
+        return self.pooling
+
     def forward(self, **inputs: Any) -> SimpleNamespace:
         """Score pairs, padded or packed; takes what the backbone's forward takes.
 
@@ -86,14 +110,7 @@ class PooledScore(nn.Module):
 
         Source: AR2 Eq. 4, w . E([q, d]), with a bias as its released code has it.
         """
-        states = self.backbone(**inputs)[0]
-        layout: Layout | None = inputs.get(KEYWORD)
-        pooled_NH = (
-            pool(states, inputs["attention_mask"], self.pooling)
-            if layout is None
-            else pool_packed(states[0], layout.batch, self.pooling)
-        )
-        return SimpleNamespace(logits=self.head(pooled_NH))
+        return SimpleNamespace(logits=self.head(self.pooled(inputs, self.pooling)))
 
 
 def empty_head(config: Any) -> nn.Sequential:

@@ -17,11 +17,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from engine.errors import ModelError
-from engine.models.attention import KEYWORD, Layout
 from engine.models.head import has_trained_classifier
 from engine.models.loading import load_backbone, load_tokenizer
-from engine.models.packed import pool_packed
-from engine.models.retriever import pool
+from engine.models.pooled_score import BackboneScore
 
 YES_NO: Literal["yes_no"] = "yes_no"
 """The form of this head, as `ranker.head` calls it."""
@@ -49,8 +47,8 @@ class AnswerLinear(nn.Linear):
         return nn.functional.linear(states_NH.to(dtype), rows_2H, bias_2)
 
 
-class YesNoScore(nn.Module):
-    """A language model that answers yes or no; it stands where a classifier of transformers may stand.
+class YesNoScore(BackboneScore):
+    """A language model that answers yes or no.
 
     Args:
         causal_lm: A causal language model of transformers, whose last layer is changed in place.
@@ -61,8 +59,7 @@ class YesNoScore(nn.Module):
     """The head's, as `ranker.head` calls it."""
 
     def __init__(self, causal_lm: Any, answers: Answers) -> None:
-        super().__init__()
-        self.backbone = causal_lm
+        super().__init__(causal_lm)
         self.answers = answers
         layer = causal_lm.get_output_embeddings()
         # The very module, so that names, hooks and the weights that it may share with the embeddings stay.
@@ -75,27 +72,6 @@ class YesNoScore(nn.Module):
         """The language model without its last layer, as transformers' classifiers name theirs."""
         return self.backbone.base_model
 
-    @property
-    def config(self) -> Any:
-        """The language model's configuration."""
-        return self.backbone.config
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of its weights."""
-        dtype: torch.dtype = self.backbone.dtype
-        return dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where it is."""
-        device: torch.device = self.backbone.device
-        return device
-
-    def set_attn_implementation(self, kernel: str) -> None:
-        """Let it attend by another kernel."""
-        self.backbone.set_attn_implementation(kernel)
-
     def forward(self, **inputs: Any) -> SimpleNamespace:
         """Score pairs, padded or packed; takes what the language model's forward takes.
 
@@ -104,14 +80,7 @@ class YesNoScore(nn.Module):
 
         Source: Zhang et al. 2025, "Qwen3 Embedding" (arXiv 2506.05176), whose score is the sigmoid of this one.
         """
-        states = self.base_model(**inputs)[0]
-        layout: Layout | None = inputs.get(KEYWORD)
-        last_NH = (
-            pool(states, inputs["attention_mask"], "last")
-            if layout is None
-            else pool_packed(states[0], layout.batch, "last")
-        )
-        logits_N2 = self.backbone.get_output_embeddings()(last_NH)
+        logits_N2 = self.backbone.get_output_embeddings()(self.pooled(inputs, "last"))
         return SimpleNamespace(logits=logits_N2[:, :1] - logits_N2[:, 1:])
 
 
