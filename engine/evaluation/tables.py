@@ -7,7 +7,6 @@ whether it differs from the one that it is compared with (`engine.evaluation.sig
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,17 +88,6 @@ class Measured:
     standard_error: float
     num_queries: int
     p: float | None = None
-
-    @property
-    def differs(self) -> bool:
-        """Whether the difference is marked."""
-        return self.p is not None and self.p < LEVEL
-
-    @property
-    def shown(self) -> str:
-        """The cell of a printed table: 0.4112 ±0.0046, and * where it differs."""
-        error = "" if math.isnan(self.standard_error) else f" ±{self.standard_error:.4f}"
-        return f"{self.mean:.4f}{error}{'*' if self.differs else ''}"
 
 
 def compare(values: Mapping[str, Mapping[str, float]], compared: str | None, *, seed: int) -> dict[str, Measured]:
