@@ -107,6 +107,7 @@ def phase_hours(
         context.encoding(context.encoder, encoded, needs.embeddings_bytes),
         *context.indexing(encoded),
         *context.mining(mined),
+        *context.rescoring(),
         *context.lexical(postings),
         context.evaluation(),
         context.saving(works),
@@ -271,6 +272,24 @@ class _Context:
         seconds += self._search_seconds(queries, self.mined.top_k)
         how = f"{queries} queries, {self._probed}"
         return [PhaseHours("mining search", times, times * seconds, times * flops, how)]
+
+    def rescoring(self) -> list[PhaseHours]:
+        """Estimate new scores of older candidates: their documents encoded anew, or read where the corpus has been."""
+        table, shape, model = self.config.timetable, self.shapes[self.encoder], self.config.models[self.encoder]
+        length = round(min(self.corpus.tokens + 2, model.max_length))
+        row_bytes = self.needs.embeddings_bytes / self.corpus.documents
+        flops, most, moved = 0.0, 0, 0.0
+        for visits in table.rescored.values():
+            queries, weights = sum(len(visit.places) for visit in visits), visits[0].rescored_by
+            pairs = min(self.corpus.train, queries) * table.mining(visits[0].candidates).top_k
+            is_stored = weights is not None and weights.iteration is not None and table.is_refreshed(weights.iteration)
+            encoded = 0 if is_stored else min(self.corpus.documents, pairs)
+            flops += forward_flops(shape, [Inputs(encoded, length)])
+            moved += (pairs + encoded) * row_bytes + encoded * self.disk.shards / self.corpus.documents
+            most = max(most, encoded)
+        seconds = max(flops / self.rate(self.encoder, self.rates.inference_share), moved / self.rates.disk_bytes)
+        how = f"{most} documents at most encoded at once; fewer, where queries share them"
+        return [PhaseHours("new scores", len(table.rescored), seconds, flops, how)]
 
     def evaluation(self) -> PhaseHours:
         """Estimate re-ranking and search on dev in each iteration, and on test at the end."""

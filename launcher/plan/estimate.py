@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from engine.config.recipe import Config
 from engine.errors import ConfigError
 from engine.index.estimate import IndexEstimate
+from engine.index.gpu import index_obstacle
 from engine.index.plan import IndexPlan, plan_index
 from launcher.plan.corpus import Corpus
 from launcher.plan.durations import PhaseHours, Rates, phase_hours
@@ -115,7 +116,9 @@ def make_plan(
         for stage in STAGES
         if (row := _stage_row(config, shapes, works, model, stage, stages, world_size, gpu)) is not None
     ]
-    listed = phases(config, shapes, works, stages, world_size, plan, gpu)
+    listed = phases(
+        config, shapes, works, stages, world_size, plan, gpu, _searched(config, plan, needs, dimension, gpu)
+    )
     return Plan(
         config=config,
         gpu=gpu,
@@ -146,6 +149,24 @@ def make_plan(
         hours=phase_hours(config, corpus, shapes, works, stages, world_size, plan, needs, postings, disk, gpu, rates),
         rates=rates,
     )
+
+
+def _searched(config: Config, plan: IndexPlan, needs: IndexEstimate, dimension: int, gpu: Gpu) -> int:
+    """Return the bytes of an index that is searched on GPUs: where the recipe says so, as FAISS may have none.
+
+    Raises:
+        ConfigError: The recipe wants an index on GPUs that FAISS does not take there.
+    """
+    if config.index.gpu != "always" or plan.exact:
+        return 0
+    fact, remedy = (
+        ("the ranks are planned on CPUs", "plan with --gpu, or set index.gpu=auto") if gpu.is_cpu else ("", "")
+    )
+    if not fact:
+        fact, remedy = index_obstacle(plan, dimension)
+    if fact:
+        raise ConfigError(f"index.gpu is always, but {fact}", expected="an index on each rank's GPU", remedy=remedy)
+    return needs.index_bytes
 
 
 def recommend(rows: list[StageRow], gpu: Gpu) -> int | None:

@@ -30,6 +30,8 @@ FRAGMENTATION = 0.06
 """Of tensors, what torch's allocator cannot reuse (assumed)."""
 _EXACT_SEARCH_BYTES = int(0.25 * GIB)
 """A block of documents, and the scores of a block of queries with it, in `engine.index.exact`."""
+_FAISS_SCRATCH_BYTES = int(1.5 * GIB)
+"""What FAISS reserves on a GPU of more than 8 GiB for its intermediate results, by its default."""
 _POOL_COPIES, _SCORE_COPIES, _LOGIT_COPIES = 3, 4, 2
 _PREDICTED, _PREDICTION_COPIES = 0.8, 3
 """Of the tokens, what a bottleneck model predicts: the encoder 30 %, the decoder half. A Condenser predicts 15 % of two
@@ -197,6 +199,7 @@ def phases(
     world_size: int,
     plan: IndexPlan,
     gpu: Gpu,
+    searched: int = 0,
 ) -> list[PhaseMemory]:
     """List what lies on a GPU in each phase under given ZeRO stages; on a CPU, what a rank holds.
 
@@ -208,6 +211,7 @@ def phases(
         world_size: Ranks.
         plan: Of the index.
         gpu: The device.
+        searched: Bytes of an index that FAISS searches on the device, 0 where it does not.
     """
     resident: dict[str, int] = {}
     at_rest: dict[str, int] = {}
@@ -237,6 +241,8 @@ def phases(
         return [start, *trained, *measured]
     encoder, reranker = encoder_of(config), reranker_of(config)
     searching = {"exact search": _EXACT_SEARCH_BYTES} if plan.exact else {}
+    if searched:
+        searching = {"index": searched, "FAISS's scratch": _FAISS_SCRATCH_BYTES}
     return [
         start,
         *trained,

@@ -85,6 +85,17 @@ def test_a_shape_is_given_by_the_models_name_or_by_its_own_option(capsys: pytest
     assert told[0] == told[1] == told[2]  # of two for the same model the later one counts
 
 
+def test_an_index_that_is_searched_on_gpus_is_held_there(capsys: pytest.CaptureFixture[str]) -> None:
+    nq = ["--gpu", "a100-80gb", *NQ, "index.factory=IVF16384,PQ64", "index.memory_gib=8"]
+    needed = []
+    for words in ([], ["index.gpu=always"]):
+        assert plan("ar2_nq.yaml", *nq, *words) == 0
+        text = capsys.readouterr().out
+        needed.append(float(row(text, "encode, mine")[2].removesuffix(" GiB")))
+    index = (21_015_324 * (64 + 8) + 16384 * 768 * 4 + 64 * 256 * 12 * 4) / 2**30  # codes, ids, centroids, codebooks
+    assert needed[1] - needed[0] == pytest.approx(1.06 * (index + 1.5), abs=0.05), "FAISS's scratch is 1.5 GiB"
+
+
 def test_words_override_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert plan("tiny.yaml", "ranker.zero_stage=3") == 0
     assert row(capsys.readouterr().out, "ranker", "3*")
@@ -102,6 +113,8 @@ def test_words_override_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
         (["ranker.max_length=600"], "the model takes 512 tokens"),
         (["ranker.max_lenght=60"], "did you mean 'ranker.max_length'"),
         (["index.factory=IVF4096,PQ8x4"], "4096 inverted lists"),
+        (["index.factory=IVF4,PQ8x4fs", "index.gpu=always"], "set index.factory=IVF4,PQ32, or index.gpu=auto"),
+        (["index.factory=IVF4,PQ32", "index.gpu=always", "--gpu", "cpu"], "the ranks are planned on CPUs"),
     ],
 )
 def test_bad_words_are_refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,3 +75,20 @@ def test_candidates_that_are_scored_anew_take_disk_beside_what_they_were() -> No
     # The first ranker's phase and the second retriever's draw the warm-up's candidates at the scores of G_1.
     queries = 4000 * 8 + 6 * 8
     assert scored - plain == min(CORPUS.train, queries) * (12 * 100 + 16)
+
+
+def test_candidates_that_are_scored_anew_take_the_hours_of_encoding_them() -> None:
+    words = ("ar2.refresh_every=2", "ar2.iterations=2", "ar2.top_k=100", "ar2.rescore=always")
+    rows = {phase.name: phase for phase in planned(*words).hours}
+    # 9,000 queries of 100 candidates are fewer than the corpus' documents, which an encoding takes as a whole.
+    a_document = rows["encode"].flops / rows["encode"].times / CORPUS.documents
+    assert rows["new scores"].times == 1
+    assert rows["new scores"].flops == pytest.approx(CORPUS.train * 100 * a_document)
+    assert "new scores" not in times(planned("ar2.rescore=always")), "each phase draws from fresh candidates"
+
+
+def test_beside_the_ranker_the_newest_embeddings_are_read_and_nothing_is_encoded_twice() -> None:
+    rows = {phase.name: phase for phase in planned("ar2.overlap=ranker", "ar2.rescore=always").hours}
+    assert rows["new scores"].times == 7
+    assert rows["new scores"].flops == 0
+    assert rows["new scores"].seconds > 0
