@@ -18,7 +18,7 @@ from engine.evaluation.yardsticks import evaluate_yardsticks, publish_starts
 from engine.phases import train_by_contrast, train_ranker, train_retriever
 from engine.refresh.beside import refreshed_beside
 from engine.refresh.refresh import refresh_index, refresh_when_due, warmup_candidates
-from engine.refresh.rescoring import rescored_when_stale
+from engine.refresh.visits import visit
 from engine.run import Run
 from engine.training.models import Models
 
@@ -40,11 +40,9 @@ def play_as_in_the_paper(models: Models, data: Data, game: Ar2Config, run: Run) 
     """Play the game in the order of the paper: retriever, refresh, ranker."""
     candidates = warm_up(models, data, game, run)  # 1-5
     for t in run.iterations():  # 6
-        drawn = rescored_when_stale(run, data, candidates, phase="retriever", iteration=t)
-        run.once(f"retriever/{t}", train_retriever, models, data, drawn, game, iteration=t, opponent=t - 1)  # 7-10
+        visit(run, "retriever", t, train_retriever, models, data, candidates, game, iteration=t, opponent=t - 1)  # 7-10
         candidates = refresh_when_due(run, data, candidates, iteration=t)  # 11
-        drawn = rescored_when_stale(run, data, candidates, phase="ranker", iteration=t)
-        run.once(f"ranker/{t}", train_ranker, models, data, drawn, phase="ranker", iteration=t)  # 12-15
+        visit(run, "ranker", t, train_ranker, models, data, candidates, phase="ranker", iteration=t)  # 12-15
         measure_when_refreshed(run, data, t)
 
 
@@ -52,11 +50,9 @@ def play_overlapped(models: Models, data: Data, game: Ar2Config, run: Run) -> No
     """Play in the paper's order, but for the ranker, which does not wait for the refresh: it draws as the retriever."""
     candidates = warm_up(models, data, game, run)
     for t in run.iterations():
-        drawn = rescored_when_stale(run, data, candidates, phase="retriever", iteration=t)
-        run.once(f"retriever/{t}", train_retriever, models, data, drawn, game, iteration=t, opponent=t - 1)
+        visit(run, "retriever", t, train_retriever, models, data, candidates, game, iteration=t, opponent=t - 1)
         with refreshed_beside(run, data, candidates, iteration=t) as refreshed:
-            drawn = rescored_when_stale(run, data, candidates, phase="ranker", iteration=t)
-            run.once(f"ranker/{t}", train_ranker, models, data, drawn, phase="ranker", iteration=t)
+            visit(run, "ranker", t, train_ranker, models, data, candidates, phase="ranker", iteration=t)
         candidates = refreshed.candidates
         measure_when_refreshed(run, data, t)
 
@@ -65,10 +61,8 @@ def play_as_released(models: Models, data: Data, game: Ar2Config, run: Run) -> N
     """Play in the order of the authors' released code: ranker and retriever on the same candidates, then refresh."""
     candidates = warm_up(models, data, game, run)
     for t in run.iterations():
-        drawn = rescored_when_stale(run, data, candidates, phase="ranker", iteration=t)
-        run.once(f"ranker/{t}", train_ranker, models, data, drawn, phase="ranker", iteration=t)
-        drawn = rescored_when_stale(run, data, candidates, phase="retriever", iteration=t)
-        run.once(f"retriever/{t}", train_retriever, models, data, drawn, game, iteration=t, opponent=t)
+        visit(run, "ranker", t, train_ranker, models, data, candidates, phase="ranker", iteration=t)
+        visit(run, "retriever", t, train_retriever, models, data, candidates, game, iteration=t, opponent=t)
         candidates = refresh_when_due(run, data, candidates, iteration=t)
         measure_when_refreshed(run, data, t)
 
@@ -77,8 +71,7 @@ def play_alone(models: Models, data: Data, game: Ar2Config, run: Run) -> None:
     """Train the retriever without a ranker, on what it found itself at the last refresh (ANCE, Figure 4)."""
     candidates = warm_up(models, data, game, run)
     for t in run.iterations():
-        drawn = rescored_when_stale(run, data, candidates, phase="retriever", iteration=t)
-        run.once(f"retriever/{t}", train_by_contrast, models, data, drawn, phase="retriever", iteration=t)
+        visit(run, "retriever", t, train_by_contrast, models, data, candidates, phase="retriever", iteration=t)
         candidates = refresh_when_due(run, data, candidates, iteration=t)
         measure_when_refreshed(run, data, t)
 

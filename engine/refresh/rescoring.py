@@ -31,15 +31,12 @@ from numpy.typing import NDArray
 
 from engine.config.timetable import Visit, WeightsOf
 from engine.data.arrays import OpenedInTurn
-from engine.data.batches import rows_drawn
 from engine.data.candidates import Candidates, is_saved, join
 from engine.data.corpus import Data
 from engine.data.found_positives import FoundPositive, FoundPositives
-from engine.data.negatives import NegativeSource
 from engine.errors import TrainingError
 from engine.models.encode import Encoder, embeddings_of, encode_queries
 from engine.refresh.blocks import Blocks
-from engine.refresh.refresh import candidates_of, pooled
 from engine.refresh.staleness import kept_of
 from engine.reliability.progress import progress_bar
 from engine.retrievers.dense import frozen_encoder
@@ -104,41 +101,6 @@ class Encoded:
             part_ND = np.load(self.paths[unit], mmap_mode="r", allow_pickle=False)
             found.append(read_rows(part_ND, places_K[units_K == unit] - unit * _DOCUMENTS_A_UNIT))
         return np.concatenate(found)
-
-
-def rescored_when_stale(run: Run, data: Data, found: NegativeSource, *, phase: str, iteration: int) -> NegativeSource:
-    """Return what a visit to a phase draws from: what there is, or the same with the scores of the newest retriever.
-
-    Args:
-        run: Whose folder takes the artifacts.
-        data: Corpus and training queries.
-        found: What the last finished refresh found.
-        phase: Of the timetable.
-        iteration: Of the visit.
-
-    Raises:
-        ArtifactError: Candidates, weights or embeddings are missing or damaged.
-        TrainingError: The newest weights give a score that is not finite.
-    """
-    table = run.timetable
-    visit = table.phase(phase).visit(iteration)
-    if visit.rescored_by is None or run.is_finished(visit.stage):
-        return found
-    name, visits = visit.rescored, table.rescored[visit.rescored]
-    rows = rows_drawn(visits, run.config.run.seed, len(data.train))
-    mined = candidates_of(run, data, visit.candidates)
-    run.once(f"rescore/{name}", rescore_candidates, data, mined, visit, rows)
-    scored = Candidates.load(run.folder.candidates(name), stamp_of_rescored(run, data, visit))
-    joint = table.joint.get(visit.candidates)
-    if joint is None:
-        return scored
-    sources = dict(
-        (name, scored) if member == visit.candidates else (member, candidates_of(run, data, member))
-        for member in joint.members
-    )
-    within = {member: candidates_of(run, data, member) for member in joint.within}
-    needed = max(one.phase.num_negatives for one in visits)
-    return pooled(run, data, joint, name, sources, within, rows=rows, needed=needed)
 
 
 def stamp_of_rescored(run: Run, data: Data, visit: Visit) -> Stamp:

@@ -20,16 +20,19 @@ from engine.data.candidates import Candidates
 from engine.data.corpus import Data, model_texts, open_data, random_model_folder, write_shards
 from engine.data.found_positives import FoundPositive, FoundPositives
 from engine.data.joint import JointPool
+from engine.data.negatives import NegativeSource
 from engine.errors import TrainingError
 from engine.models.kinds import load_untrained
 from engine.models.weights import frozen_retriever
 from engine.refresh import rescoring
 from engine.refresh.refresh import refresh_index
-from engine.refresh.rescoring import Rescored, rescore_candidates, rescored_when_stale
+from engine.refresh.rescoring import Rescored, rescore_candidates
+from engine.refresh.visits import rescored_when_stale, visit
 from engine.retrievers.dense import encode_corpus, encode_dense
 from engine.retrievers.kinds import dense
 from engine.run import Run, Stage
 from engine.training.branching import branch_run
+from engine.training.models import Models
 from engine.training.publishing import publish_weights
 from shards.embeddings import Stamp
 from shards.formats import open_dataset
@@ -264,8 +267,9 @@ def test_a_score_that_is_no_number_stops_the_run(folder: Path, monkeypatch: pyte
 def test_phases_between_refreshes_draw_by_the_scores_of_the_newest_retriever(folder: Path) -> None:
     run, data = opened(folder)
     found = refresh_index(run, data, iteration=0)
-    assert rescored_when_stale(run, data, found, phase="retriever", iteration=1) is found, "they are its own"
-    drawn = rescored_when_stale(run, data, found, phase="ranker", iteration=1)
+    of_retriever, of_ranker = run.timetable.phase("retriever"), run.timetable.phase("ranker")
+    assert rescored_when_stale(run, data, found, of_retriever.visit(1)) is found, "they are its own"
+    drawn = rescored_when_stale(run, data, found, of_ranker.visit(1))
     assert isinstance(drawn, JointPool)
     stages = json.loads(run.folder.ledger.read_text())["stages"]
     assert list(stages)[-2:] == ["rescore/000@001", "negatives/000@001"]
@@ -275,7 +279,7 @@ def test_phases_between_refreshes_draw_by_the_scores_of_the_newest_retriever(fol
     entries = drawn.entries(qid)
     np.testing.assert_array_equal(entries.scores_E, scored.scores_QK[0, : len(entries)].astype(np.float64))
     assert entries.scores_E.tolist() != found.entries(qid).scores_E[: len(entries)].tolist()  # type: ignore[attr-defined]
-    again = rescored_when_stale(run, data, found, phase="retriever", iteration=2)
+    again = rescored_when_stale(run, data, found, of_retriever.visit(2))
     assert again.row(qid).tolist() == drawn.row(qid).tolist()
     assert list(json.loads(run.folder.ledger.read_text())["stages"]) == list(stages), "both draw from the same"
 
@@ -283,7 +287,7 @@ def test_phases_between_refreshes_draw_by_the_scores_of_the_newest_retriever(fol
     run.forget(["rescore/000@001", "negatives/000@001"])
     shutil.rmtree(run.folder.candidates("000@001"))
     encode_dense(run, data, run.folder, dense(WeightsOf("retriever", 1)), "")
-    rescored_when_stale(run, data, found, phase="ranker", iteration=1)
+    rescored_when_stale(run, data, found, of_ranker.visit(1))
     result = json.loads(run.folder.ledger.read_text())["stages"]["rescore/000@001"]["result"]
     assert (result["documents_encoded"], result["documents"]) == (0, stages["rescore/000@001"]["result"]["documents"])
     stored = Candidates.load(run.folder.candidates("000@001"))
@@ -295,8 +299,15 @@ def test_phases_between_refreshes_draw_by_the_scores_of_the_newest_retriever(fol
     assert (folder / "same" / "rescored" / "000@001" / "candidates.json").exists()
     assert both <= set(branch_run(run.folder.path, folder / "other", ["ar2.ranker.steps=4"], "ranker/1").again)
 
-    run.once("ranker/1", lambda stage: None)
-    assert rescored_when_stale(run, data, found, phase="ranker", iteration=1) is found, "the phase is over"
+    given: list[tuple[str, NegativeSource]] = []
+
+    def train(stage: Stage, _models: Models, _data: Data, candidates: NegativeSource) -> None:
+        given.append((stage.name, candidates))
+
+    visit(run, "ranker", 1, train, Models({}, {}), data, found)
+    ((name, shown),) = given
+    assert (name, shown.row(qid).tolist()) == ("ranker/1", drawn.row(qid).tolist())
+    assert rescored_when_stale(run, data, found, of_ranker.visit(1)) is found, "the phase is over"
 
 
 def test_a_corpus_in_int8_is_near_that_in_float32(folder: Path) -> None:
