@@ -29,7 +29,7 @@ def train(models: Models, data: Data, run: Run) -> None:
     for option in game.decided_on_dev:
         require_dev(split_queries(run, data, "dev"), option)
     play = play_as_in_the_paper if game.order == "paper" else play_as_released
-    if game.overlap == "ranker":
+    if game.overlap != "none":
         play = play_overlapped
     if not game.has_ranker:
         play = play_alone

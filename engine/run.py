@@ -9,7 +9,7 @@ no question about resuming, ranks or files.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
@@ -50,6 +50,19 @@ class StopReached(SparringError):
 
 
 @dataclass(frozen=True, slots=True)
+class Refresher:
+    """A device on which a process beside the ranks works.
+
+    Attributes:
+        device: As torch calls it in that process.
+        environ: Variables that the process has besides its rank's, such as those that show it the device.
+    """
+
+    device: str
+    environ: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Stage:
     """What a stage function gets to know about where it runs."""
 
@@ -76,6 +89,8 @@ class Run:
     """What keeps other starts out of the folder; None where an earlier run is only read."""
     companion_command: tuple[str, ...] = ()
     """Words that start a process which opens this run beside it (`engine.refresh.companion`); its order comes last."""
+    refreshers: tuple[Refresher, ...] = ()
+    """Devices of this host that are kept for refreshes beside training, on the first rank of each host."""
     _ledger: Path = field(init=False)
     _of_earlier_starts: frozenset[str] = field(init=False)
 

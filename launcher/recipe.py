@@ -56,6 +56,7 @@ from launcher.plan.recomputation import decide_recomputation, device_here
 from launcher.terminal.aside import lead_into
 from launcher.terminal.next_steps import next_steps
 from launcher.world.opening import World
+from launcher.world.refreshers import refreshers_of
 from shards.files import parse_record
 from shards.formats import open_dataset
 from shards.formats.seen import record_check, recorded_check
@@ -100,6 +101,8 @@ def play(
     run.metrics.listeners.extend(listeners)
     lead_into(run.folder.path / "logs" / f"rank-{world.rank:05d}.log")
     run.companion_command = COMPANION
+    with run.coordinator.agreement("devices of the refresh"):
+        run.refreshers = refreshers_of(world, config.refresh_devices)
     log.info("run folder %s", run.folder.path)
     dataset = _dataset(run)
     if config.counts_epochs:

@@ -59,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
                 timeout_seconds=settings.timeout_seconds if settings else 60.0,
                 rendezvous_seconds=settings.rendezvous_seconds if settings else 60.0,
                 network=settings.network if settings else None,
+                companions=config.refresh_devices if config else 0,
             )
         )
 

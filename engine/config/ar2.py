@@ -58,6 +58,11 @@ class Ar2Recipe(Config):
             return None
         return Prior(WeightsOf("retriever", 0), self.ranker.prior * self.retriever.score_scale)
 
+    @property
+    def refresh_devices(self) -> int:
+        """Devices of each host that are kept for the refreshes of the game."""
+        return self.ar2.refresh_devices
+
     @model_validator(mode="after")
     def _ranker_is_there(self) -> Self:
         if self.ar2.has_ranker and self.ranker is None:
@@ -136,13 +141,21 @@ def ar2_timetable(
         remove_answers=game.remove_answers,
         search_deeper=game.search_deeper,
         refreshes=None if refreshes.is_plain else refreshes,
-        beside=("index", "candidates", *(["negatives"] if ends_in_pool else [])) if game.overlap == "ranker" else (),
+        beside=_beside(game, ends_in_pool=ends_in_pool),
         names={
             WeightsOf(model, iteration): letter + "0" * (iteration == 0)
             for model, letter in (("retriever", "G"), ("ranker", "D"))
             for iteration in range(game.iterations + 1)
         },
     )
+
+
+def _beside(game: Ar2Config, *, ends_in_pool: bool) -> tuple[str, ...]:
+    """Name the kinds of stages that run beside the ranker's phase."""
+    if game.overlap == "none":
+        return ()
+    first = ("encode",) if game.overlap == "split" else ()
+    return (*first, "index", "candidates", *(["negatives"] if ends_in_pool else []))
 
 
 def _phases_of_retriever(

@@ -23,8 +23,8 @@ from engine.config.tree import Null, read_tree, read_tree_file
 from engine.config.values import kind_at, sections_in, takes_structure, value_of
 from engine.errors import ConfigError
 
-_CHANGES_NO_RESULT = frozenset({"zero_stage", "deepspeed"})
-"""Keys of any section that say how the ranks share what is computed; sums may be made in another order."""
+_CHANGES_NO_RESULT = frozenset({"zero_stage", "deepspeed", "refresh_devices"})
+"""Keys of any section that say who computes what; sums may be made in another order."""
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:

@@ -36,10 +36,14 @@ class Ar2Config(Section):
     """Negatives of a query, drawn afresh at every step (n)."""
     top_k: int = Field(100, ge=1)
     """Depth of the candidates from which they are drawn, positives taken out."""
-    overlap: Literal["none", "ranker"] = "none"
-    """What the refresh of the index waits for. `none`: everything else waits for it, as in the paper. `ranker`: once
-    the corpus is encoded, the index is made and searched in processes beside the ranker's phase, which then draws from
-    the candidates before these; the retriever's are fresh as ever (docs/ar2.md)."""
+    overlap: Literal["none", "ranker", "split"] = "none"
+    """What waits for the refresh of the index. `none`: everything else, as in the paper. `ranker`: once the corpus is
+    encoded, the index is made and searched in processes beside the ranker's phase, which then draws from the candidates
+    before these; the retriever's are fresh as ever. `split`: the corpus is encoded beside it, too, on devices that no
+    rank trains on; what is drawn is the same as with `ranker` (docs/ar2.md)."""
+    refresh_devices: int = Field(0, ge=0)
+    """GPUs of each host that `overlap: split` keeps for the refresh; the ranks, fewer by as many, have the others. On
+    CPUs, processes. It may change between two starts, as the number of ranks may."""
     refresh_every: int = Field(1, ge=1)
     """Iterations between two refreshes of the index. The iterations in between draw from what the last one found, and
     are not measured on dev, which would take an index. The last iteration always has one."""
@@ -110,14 +114,25 @@ class Ar2Config(Section):
 
     @model_validator(mode="after")
     def _overlaps(self) -> Ar2Config:
+        if self.overlap != "split" and self.refresh_devices:
+            raise ValueError(
+                f"refresh_devices is {self.refresh_devices} and overlap {self.overlap}, which keeps no devices for the "
+                "refresh: set overlap to split, or leave refresh_devices out"
+            )
+        if self.overlap == "split" and not self.refresh_devices:
+            raise ValueError(
+                "overlap is split and refresh_devices 0, so that nobody would refresh: set refresh_devices to how many "
+                "GPUs of each host (on CPUs, processes) are kept for it, or overlap to ranker"
+            )
         if self.overlap == "none":
             return self
+        without = "leave overlap and refresh_devices out" if self.overlap == "split" else "leave overlap out"
         if not self.has_ranker or not self.ranker.steps:
             why = f"the objective {self.objective} trains no ranker" if not self.has_ranker else "ranker.steps is 0"
             raise ValueError(
-                f"overlap is {self.overlap}, but {why}, so that nothing trains beside the refresh: leave it out"
+                f"overlap is {self.overlap}, but {why}, so that nothing trains beside the refresh: {without}"
             )
-        if self.ranker.micro_batch_tokens == AUTO:
+        if self.overlap == "ranker" and self.ranker.micro_batch_tokens == AUTO:
             raise ValueError(
                 f"overlap is {self.overlap} and ranker.micro_batch_tokens auto, whose trials would find the memory "
                 "that the refresh beside it is about to take: name a number, such as one that an earlier run recorded"
@@ -125,7 +140,7 @@ class Ar2Config(Section):
         if self.order != "paper":
             raise ValueError(
                 f"overlap is {self.overlap}, but in the order {self.order} the refresh ends an iteration, and the "
-                "ranker's phase of the next is what it would run beside: set order to paper, or leave overlap out"
+                f"ranker's phase of the next is what it would run beside: set order to paper, or {without}"
             )
         return self
 

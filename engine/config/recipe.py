@@ -115,6 +115,11 @@ class Config(Section):
         return None
 
     @property
+    def refresh_devices(self) -> int:
+        """Devices of each host on which no rank trains, since they are kept for refreshes beside training."""
+        return 0
+
+    @property
     def asks_for_bm25(self) -> dict[str, str]:
         """What of the recipe cannot do without BM25's index, as `option=value`, and what to do where there is none."""
         if not self.learns_from_queries:

@@ -268,6 +268,11 @@ class Timetable:
     beside: tuple[str, ...] = ()
 
     @property
+    def encodes_beside(self) -> bool:
+        """Whether the corpus is encoded beside the ranker's phase, by devices that are kept for that."""
+        return "encode" in self.beside
+
+    @property
     def visits(self) -> Iterator[Visit]:
         """All visits of all phases."""
         return (visit for phase in self.phases for visit in phase.visits)

@@ -1,13 +1,19 @@
 """The refresh of an index beside the ranker's phase, which then trains on what the refresh before has found.
 
-The corpus is encoded first, by all ranks, as ever: it takes the devices that training wants. What follows takes
-processors (the index is trained, filled, tuned and searched for all training queries), and goes on in companions of the
-ranks (`engine.refresh.companion`) while the ranks train. Both ends are waited for, and then the companions' stages
-stand in the run's ledger like any others. Whatever is interrupted goes on from its own checkpoint or finished part:
-both are functions of published weights and earlier candidates, so the result is that of an undisturbed run.
+What goes on beside it is done by companions (`engine.refresh.companion`) while the ranks train:
 
-Source: AR2 Table 8, by which refreshing takes more than half of the hours. ANCE (Xiong et al. 2021, section 4) lets
-other machines refresh while training goes on with whatever index is there, so that how stale it is depends on the
+* `ar2.overlap: ranker`. The corpus is encoded first, by all ranks, as ever: it takes the devices that training wants.
+  What follows takes processors (the index is trained, filled, tuned and searched for all training queries), and is done
+  by one companion of each rank.
+* `ar2.overlap: split`. The corpus is encoded beside the training, too, by companions with devices of their own
+  (`Run.refreshers`), which the first rank of each host starts. Their number is independent of the ranks'.
+
+Both ends are waited for, and then the companions' stages stand in the run's ledger like any others. Whatever is
+interrupted goes on from its own checkpoint or finished part: both are functions of published weights and earlier
+candidates, so the result is that of an undisturbed run, for any number of ranks and of companions.
+
+Source: AR2 Table 8, by which refreshing takes more than half of the hours. ANCE (Xiong et al. 2021, section 4) divides
+its machines likewise, but lets training go on with whatever index is there, so that how stale it is depends on the
 machines; here it is always one refresh.
 """
 
@@ -26,11 +32,11 @@ from engine.data.corpus import Data
 from engine.data.negatives import NegativeSource
 from engine.errors import ConfigError
 from engine.models.weights import weights_sha256
-from engine.refresh.companion import Companion, Order, meeting_path
+from engine.refresh.companion import Companions, Order, meeting_path
 from engine.refresh.refresh import note_staleness, pool_of, stages_beside
 from engine.retrievers.dense import encode_dense
 from engine.retrievers.kinds import dense
-from engine.run import Run, Stage
+from engine.run import Refresher, Run, Stage
 
 _SHOWN_OF_SHA256 = 12
 
@@ -55,7 +61,7 @@ class Overlap:
     Attributes:
         training_seconds: Of the ranker's phase.
         refresh_seconds: Of the stages beside it.
-        companion_seconds: Of the companions, which open the run before they begin; 0 where nothing was left to do.
+        companion_seconds: Of rank 0's companions, which open the run before they begin; 0 where nothing was left to do.
         wall_seconds: From the beginning of both to the end of both.
         hidden_seconds: How much of the shorter one the longer one hides.
     """
@@ -91,7 +97,8 @@ def refreshed_beside(run: Run, data: Data, found: NegativeSource, *, iteration: 
         return
     weights = WeightsOf(run.timetable.encoder, iteration)
     name = run.timetable.artifact(weights)
-    encode_dense(run, data, run.folder, dense(weights), "")
+    if not run.timetable.encodes_beside:
+        encode_dense(run, data, run.folder, dense(weights), "")
     sha256 = weights_sha256(run.folder.weights(weights.model, weights.state))[:_SHOWN_OF_SHA256]
     folder = run.folder.beside / f"{name}-{sha256}"
     run.adopt(folder / "ledger.json")  # of an interrupted start
@@ -99,22 +106,22 @@ def refreshed_beside(run: Run, data: Data, found: NegativeSource, *, iteration: 
     for stage in beside:
         run.end_before(stage)
     start = time.monotonic()
-    companion = None
+    companions = None
     if not all(map(run.is_finished, beside)):
-        companion = _start(run, folder, name, f"the refresh beside ranker/{iteration}")
+        companions = _start(run, folder, name, f"the refresh beside ranker/{iteration}")
     try:
         yield drawn
     except BaseException as error:
-        if companion is not None:
-            companion.end_with(error)
+        if companions is not None:
+            companions.end_with(error)
         raise
-    if companion is not None:
-        companion.join()
+    if companions is not None:
+        companions.join()
         run.adopt(folder / "ledger.json")
     wall_seconds = time.monotonic() - start
     run.coordinator.only_rank_zero(f"{name}: clear", lambda: shutil.rmtree(run.folder.beside, ignore_errors=True))
     drawn.candidates = pool_of(run, data, name)
-    took = companion.seconds if companion is not None else None
+    took = companions.seconds if companions is not None else None
     run.once(f"overlap/{iteration}", note_overlap, beside, took or 0.0, wall_seconds, iteration=iteration)
     note_staleness(run, iteration)
 
@@ -140,11 +147,16 @@ def note_overlap(
     return found
 
 
-def _start(run: Run, folder: Path, name: str, label: str) -> Companion:
-    """Start the companions of all ranks."""
-    if not run.companion_command:
+def _start(run: Run, folder: Path, name: str, label: str) -> Companions:
+    """Start the companions of all ranks: one of each on its own device, or one on each device that is kept for them."""
+    coordinator, splits = run.coordinator, run.timetable.encodes_beside
+    own = run.refreshers if splits else (Refresher(str(run.device)),)
+    numbers: list[int] = coordinator.gather(f"{label}: companions", len(own))
+    first, num_companions = sum(numbers[: coordinator.rank]), sum(numbers)
+    if not run.companion_command or not num_companions:
         raise ConfigError(
-            "ar2.overlap is set, but whoever opened this run has not said how to start a process beside it",
+            "ar2.overlap is set, but whoever opened this run has not said how to start a process beside it"
+            + (" and on which devices" if splits else ""),
             expected="a run that `train` or launcher/run.py has started",
             remedy="start it so, or set ar2.overlap=none",
         )
@@ -154,25 +166,29 @@ def _start(run: Run, folder: Path, name: str, label: str) -> Companion:
             if other != folder:  # of weights that are no more
                 shutil.rmtree(other, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-        for words in [*folder.glob("ended-*.json"), meeting_path(folder)]:
+        for words in [*folder.glob("ended-*.json"), *folder.glob("stop-*"), meeting_path(folder)]:
             words.unlink(missing_ok=True)
         return [secrets.token_hex(8), run.lock.nonce if run.lock is not None else ""]
 
-    coordinator = run.coordinator
     token, nonce = coordinator.only_rank_zero(f"{label}: prepare", prepare)
     address = "127.0.0.1" if len(set(coordinator.hosts)) == 1 else coordinator.address
-    order = Order(
-        run=str(run.folder.path),
-        name=name,
-        folder=str(folder),
-        rank=coordinator.rank,
-        world_size=coordinator.world_size,
-        device=str(run.device),
-        address=address,
-        nonce=nonce,
-        token=token,
-        timeout_seconds=run.config.run.timeout_seconds,
-        heartbeat_seconds=run.config.run.heartbeat_seconds,
-    )
+    orders = [
+        Order(
+            run=str(run.folder.path),
+            name=name,
+            folder=str(folder),
+            number=number,
+            num_companions=num_companions,
+            rank=coordinator.rank,
+            device=one.device,
+            address=address,
+            nonce=nonce,
+            token=token,
+            timeout_seconds=run.config.run.timeout_seconds,
+            heartbeat_seconds=run.config.run.heartbeat_seconds,
+        )
+        for number, one in enumerate(own, start=first)
+    ]
+    told = list(zip(orders, (one.environ for one in own), strict=True))
     with coordinator.agreement(f"{label}: start"):
-        return Companion(run, order, label)
+        return Companions(run, told, label, folder=folder, token=token, num_companions=num_companions)

@@ -176,17 +176,18 @@ def pooled(
 
 
 def stages_beside(table: Timetable, name: str) -> tuple[str, ...]:
-    """Name the stages of a refresh that follow when the corpus is encoded.
+    """Name the stages of a refresh that run beside the ranker's phase.
 
     Args:
         table: The run's.
         name: Of the refresh's candidates.
     """
     joint = table.joint.get(name) if table.drawn_by(name) else None
+    first = (*([f"encode/{name}"] if table.encodes_beside else []), f"index/{name}")
     if joint is None:
-        return (f"index/{name}", f"candidates/{name}")
+        return (*first, f"candidates/{name}")
     members = tuple(f"candidates/{member}" for member in dict.fromkeys((*joint.members, *joint.within)))
-    return (f"index/{name}", *members, *(() if joint.is_cut else (f"negatives/{name}",)))
+    return (*first, *members, *(() if joint.is_cut else (f"negatives/{name}",)))
 
 
 def _teacher(negatives: NegativesConfig) -> Teacher | None:

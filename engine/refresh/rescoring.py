@@ -6,7 +6,7 @@ their order can: a sampler or a filter that goes by scores (SimANS, margins) or 
 positives by the retriever that is trained, or that the ranker is to be trained for.
 
 Only documents that stand in the lists of the queries that the next visits draw are encoded, each once; where the corpus
-has been encoded by the newest weights already (beside the ranker's phase it has), their embeddings are read. Embeddings
+has been encoded by the newest weights already (with `overlap: ranker` it has), their embeddings are read. Embeddings
 of the last refresh are of the older weights and are not used. Documents are encoded in units, and queries scored in
 blocks, both of them functions of the candidates alone that are handed out to the ranks and done once
 (`engine.refresh.blocks`): the bytes are the same for any number of ranks and after any interruption.
@@ -176,8 +176,9 @@ class _Work:
         assert visit.rescored_by is not None, "of a visit whose candidates are scored anew"
         self._stage, self._data, self._mined, self._weights = stage, data, mined, visit.rescored_by
         self._name = stage.run.timetable.artifact(self._weights)
-        self.is_stored = stage.run.is_finished(f"encode/{self._name}")
-        """Whether the corpus has been encoded by these weights."""
+        encodes_beside = stage.run.timetable.encodes_beside
+        self.is_stored = not encodes_beside and stage.run.is_finished(f"encode/{self._name}")
+        """Whether the corpus has been encoded by these weights; where that goes on beside, how far must not matter."""
         self.documents_U, self.num_pairs = self._documents_of(rows)
         self.asked = self._describe(visit.candidates, rows)
         """Names all that the result depends on besides its stamp."""

@@ -1,7 +1,7 @@
-"""A companion of a rank: the process that makes and searches an index while the rank trains.
+"""A companion of a rank: a process that makes and searches an index while the rank trains.
 
 It is started by the rank (`engine.refresh.companion`) with its order as its last word, opens the run as a start does,
-and makes what the order names, together with the companions of the other ranks. A rank that ends takes its companion
+and makes what the order names, together with all other companions. A rank that ends takes its companion
 with it: the pipe between them closes. Signals are the rank's business, which tells its companion to stop.
 """
 
@@ -64,12 +64,12 @@ def carry_out(text: str) -> int:
 
     order = parse_record(json.loads(text), Order, "the order of a companion")
     met: list[Coordinator] = []
-    ended = Ended(order.token, order.rank, FINISHED)
+    ended = Ended(order.token, order.number, order.rank, FINISHED)
     try:
         _work(order, met)
     except Preempted as stop:
         _tell_others(met, stop)
-        ended = Ended(order.token, order.rank, STOPPED, code=EXIT_PREEMPTED)
+        ended = Ended(order.token, order.number, order.rank, STOPPED, code=EXIT_PREEMPTED)
     except BaseException as error:
         _tell_others(met, error)
         told = as_full_disk(error) or error
@@ -77,6 +77,7 @@ def carry_out(text: str) -> int:
         code = EXIT_CRASH if crashed else EXIT_LOST if isinstance(told, CoordinationError) else EXIT_REFUSED
         ended = Ended(
             order.token,
+            order.number,
             order.rank,
             FAILED,
             message=f"{type(told).__name__}: {told}" if crashed else str(told),
@@ -85,9 +86,9 @@ def carry_out(text: str) -> int:
             follows=isinstance(error, PeerError),
         )
         if PREEMPTION.requested and isinstance(error, PeerError):  # the other one was told to stop first
-            ended = Ended(order.token, order.rank, STOPPED, code=EXIT_PREEMPTED)
-    write_json(ended_path(Path(order.folder), order.rank), asdict(ended))
-    if ended.outcome == FAILED and met and order.rank == 0 and order.world_size > 1:
+            ended = Ended(order.token, order.number, order.rank, STOPPED, code=EXIT_PREEMPTED)
+    write_json(ended_path(Path(order.folder), order.number), asdict(ended))
+    if ended.outcome == FAILED and met and order.number == 0 and order.num_companions > 1:
         time.sleep(_TELL_SECONDS)  # the store in which the others find the answer is this process's
     return ended.code
 
@@ -106,7 +107,7 @@ def _work(order: Order, met: list[Coordinator]) -> None:
     from engine.run import Run, RunFolder
     from launcher.recipe import open_beside
 
-    set_up_logging(order.rank, order.world_size)
+    set_up_logging(order.number, order.num_companions)
     logging.getLogger("sparring").setLevel(logging.WARNING)  # the rank logs what is finished
     device, folder = torch.device(order.device), RunFolder(Path(order.run))
     if device.type == "cuda":
@@ -127,11 +128,11 @@ def _meet(order: Order) -> Coordinator:
     from engine.refresh.companion import Meeting, meeting_path
     from shards.files import read_record, write_json
 
-    path, place = meeting_path(Path(order.folder)), (order.rank, order.world_size, order.address)
+    path, place = meeting_path(Path(order.folder)), (order.number, order.num_companions, order.address)
     transport: Transport
-    if order.world_size == 1:
+    if order.num_companions == 1:
         transport = LocalTransport()
-    elif order.rank == 0:
+    elif order.number == 0:
         store = StoreTransport(*place, timeout_seconds=order.timeout_seconds)
         write_json(path, asdict(Meeting(order.token, store.port)))
         transport = store
@@ -141,7 +142,7 @@ def _meet(order: Order) -> Coordinator:
             PREEMPTION.require_none("the meeting of what runs beside")
             if time.monotonic() > deadline:
                 raise CoordinationError(
-                    f"the companion of rank 0 has not opened its store within {order.timeout_seconds:g} s",
+                    f"the first companion, of rank 0, has not opened its store within {order.timeout_seconds:g} s",
                     expected=f"its port in {path}",
                     remedy="look in rank 0's log for why it did not; where it is only slow, raise run.timeout_seconds",
                 )
@@ -158,7 +159,7 @@ def _beating(order: Order) -> Iterator[None]:
     from engine.reliability.activity import ACTIVITY
     from engine.reliability.heartbeat import ENDED, RUNNING, STOPPING, Heart
 
-    heart = Heart(heartbeats_of(Path(order.run)), order.rank, order.world_size, order.nonce, ACTIVITY)
+    heart = Heart(heartbeats_of(Path(order.run)), order.number, order.num_companions, order.nonce, ACTIVITY)
     over = threading.Event()
 
     def beat() -> None:

@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launcher.terminal.arguments import positive_number, positive_whole_number, recipe_file, share
+
+if TYPE_CHECKING:  # the words are parsed without reading a configuration
+    from engine.config.recipe import Config
+    from launcher.plan.hardware import Gpu
 
 _GIB = 2**30
 
@@ -33,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive_whole_number,
         default=1,
         metavar="G",
-        help="GPUs of each host, one rank a GPU (1)",
+        help="GPUs of each host, one rank a GPU but for those that ar2.refresh_devices keeps (1)",
     )
     add("--gpu", default="a100-80gb", metavar="NAME", help="such as a100-80gb, h100-80gb, l4, cpu (a100-80gb)")
     add(
@@ -160,11 +164,29 @@ def run_command(arguments: argparse.Namespace) -> int:
         shapes_of(config, dict(word.partition("=")[::2] for word in arguments.shapes)),
         gpu,
         nodes=arguments.nodes,
-        ranks_per_node=arguments.gpus_per_node,
+        ranks_per_node=_ranks_per_node(config, arguments.gpus_per_node, gpu),
         rates=replace(Rates(), **{name: value for name, value in given.items() if value is not None}),
     )
     print(report(plan))
     return 0
+
+
+def _ranks_per_node(config: Config, devices: int, gpu: Gpu) -> int:
+    """Return how many of a host's devices ranks have; on CPUs those that refresh come beside them.
+
+    Raises:
+        ConfigError: All of them are kept for refreshes.
+    """
+    from engine.errors import ConfigError
+
+    kept = 0 if gpu.is_cpu else config.refresh_devices
+    if devices <= kept:
+        raise ConfigError(
+            f"--gpus-per-node is {devices}, and ar2.refresh_devices={kept} keeps as many for refreshes",
+            expected="a GPU more for each rank",
+            remedy=f"give --gpus-per-node {kept + 1} or more, or keep fewer",
+        )
+    return devices - kept
 
 
 def _billions(value: float | None) -> float | None:

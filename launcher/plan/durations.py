@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from engine.config.recipe import Config
-from engine.config.timetable import Mining, Timetable
+from engine.config.timetable import Mining
 from engine.index.estimate import IndexEstimate
 from engine.index.plan import IndexPlan
 from launcher.plan.activations import Inputs
@@ -113,23 +113,38 @@ def phase_hours(
         context.saving(works),
         PhaseHours("export", 1, 4 * disk.exports / rates.disk_bytes + 10, 0.0, "written, loaded again, compared"),
     ]
-    return [phase for phase in _overlapped(config.timetable, found) if phase.times and phase.seconds > 0]
+    return [phase for phase in found if phase.times and phase.seconds > 0]
 
 
-def _overlapped(table: Timetable, found: list[PhaseHours]) -> list[PhaseHours]:
-    """Leave out of the index's and the mining's hours what the ranker's phase hides, where they run beside it."""
+def overlapped(config: Config, found: list[PhaseHours], gpu: Gpu, *, ranks_per_node: int) -> list[PhaseHours]:
+    """Leave out of a refresh's hours what the ranker's phase hides, where they run beside it.
+
+    Devices that are kept for that encode and search as fast as so many ranks; the index is made by processors, of which
+    companions have as many as the ranks where all compute on GPUs.
+
+    Args:
+        config: The recipe, sized.
+        found: The phases, each as if the ranks did it and nothing else.
+        gpu: The device.
+        ranks_per_node: Ranks on each host.
+    """
+    table, kept = config.timetable, config.refresh_devices
     if not table.beside:
         return found
     room = sum(phase.seconds for phase in found if phase.name == "ranker phase")
     left = []
     for phase in found:
-        if phase.times and phase.name.startswith(("index: ", "mining search")):
-            hidden = min(room, phase.seconds * min(1.0, table.iterations_with("index") / phase.times))
+        is_index = phase.name.startswith("index: ")
+        if is_index or phase.name == "mining search" or (table.encodes_beside and phase.name == "encode"):
+            share = min(1.0, table.iterations_with("index") / phase.times)
+            by_ranks = not kept or (is_index and not gpu.is_cpu)
+            takes = phase.seconds * share * (1.0 if by_ranks else ranks_per_node / kept)
+            hidden = min(room, takes)
             room -= hidden
             how = f"{phase.how}; {clock(hidden)} more beside the ranker's phase"
-            phase = replace(phase, seconds=phase.seconds - hidden, how=how)
+            phase = replace(phase, seconds=phase.seconds * (1 - share) + takes - hidden, how=how)
         left.append(phase)
-    return left
+    return [phase for phase in left if phase.seconds > 0]
 
 
 def clock(seconds: float) -> str:

@@ -11,7 +11,7 @@ from engine.index.estimate import IndexEstimate
 from engine.index.gpu import index_obstacle
 from engine.index.plan import IndexPlan, plan_index
 from launcher.plan.corpus import Corpus
-from launcher.plan.durations import PhaseHours, Rates, phase_hours
+from launcher.plan.durations import PhaseHours, Rates, overlapped, phase_hours
 from launcher.plan.hardware import Gpu
 from launcher.plan.memory import STAGES, StepMemory
 from launcher.plan.models import ModelShape, encoder_of
@@ -66,6 +66,11 @@ class Plan:
     def world_size(self) -> int:
         """Ranks."""
         return self.nodes * self.ranks_per_node
+
+    @property
+    def num_devices(self) -> int:
+        """Devices of the ranks, and those that are kept for refreshes."""
+        return self.nodes * (self.ranks_per_node + self.config.refresh_devices)
 
     def fits(self, num_bytes: int) -> bool:
         """Whether a device has as much."""
@@ -146,7 +151,12 @@ def make_plan(
             postings=postings.rank_bytes if postings else 0,
         ),
         traffic=iteration_traffic(config, corpus, shapes, works, stages, world_size, plan, needs, disk.shards),
-        hours=phase_hours(config, corpus, shapes, works, stages, world_size, plan, needs, postings, disk, gpu, rates),
+        hours=overlapped(
+            config,
+            phase_hours(config, corpus, shapes, works, stages, world_size, plan, needs, postings, disk, gpu, rates),
+            gpu,
+            ranks_per_node=ranks_per_node,
+        ),
         rates=rates,
     )
 

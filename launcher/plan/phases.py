@@ -230,7 +230,8 @@ def phases(
         }
         if memory.opponent:
             parts[f"frozen {work.phase.opponent}"] = memory.opponent
-        if config.timetable.beside and not work.phase.is_warmup and work.model == reranker_of(config):
+        shares_device = config.timetable.beside and not config.refresh_devices
+        if shares_device and not work.phase.is_warmup and work.model == reranker_of(config):
             parts["the refresh beside it"] = _beside(config, shapes, gpu)
         others = sum(left for model, left in at_rest.items() if model != work.model)
         trained.append(PhaseMemory(work.name, parts | _idle(others)))

@@ -42,8 +42,10 @@ def size(num_bytes: float) -> str:
 
 def _head(plan: Plan) -> str:
     device = "CPU rank" if plan.gpu.is_cpu else plan.gpu.name
+    kept = plan.config.refresh_devices
     lines = [
         f"{plan.nodes} x {plan.ranks_per_node} {device}, {size(plan.gpu.memory_bytes)} each: {plan.world_size} ranks"
+        + (f", and {plan.nodes} x {kept} for refreshes beside the ranker's phase" if kept else "")
     ]
     for model, shape in plan.shapes.items():
         section = plan.config.models[model]
@@ -175,14 +177,14 @@ def _hours(plan: Plan) -> str:
             "times": phase.times,
             "each": clock(phase.seconds / phase.times),
             "hours": f"{phase.seconds / _HOUR:.3g}",
-            unit: f"{phase.seconds / _HOUR * plan.world_size:.3g}",
+            unit: f"{phase.seconds / _HOUR * plan.num_devices:.3g}",
             "FLOP": f"{phase.flops:.3g}" if phase.flops else "",
             "": phase.how,
         }
         for phase in plan.hours
     ]
     return (
-        f"Time\n{_table(rows)}\ntogether: {clock(total)}, {total / _HOUR * plan.world_size:.3g} {unit}; an "
+        f"Time\n{_table(rows)}\ntogether: {clock(total)}, {total / _HOUR * plan.num_devices:.3g} {unit}; an "
         "estimate of the order, see the assumptions"
     )
 

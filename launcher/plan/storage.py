@@ -256,7 +256,8 @@ def host_memory(
     gathered = 2 * _WEIGHT_BYTES * max(shape.weights for shape in shapes.values())
     at_rest = f"{all_of(len(shapes))} at rest, while the corpus is encoded and searched"
     process = PROCESS_BYTES if training is None else CPU_PROCESS_BYTES
-    num_processes = ranks_per_host * (2 if config.timetable.beside else 1)
+    companions = config.refresh_devices or (ranks_per_host if config.timetable.beside else 0)
+    num_processes = ranks_per_host + companions
     return {
         "processes": (num_processes * process, f"{num_processes} of {process / 2**30:g} GiB, assumed"),
         "models": (ranks_per_host * (training or 0), "of each rank, in the phase that needs most"),

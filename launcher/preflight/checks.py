@@ -122,6 +122,7 @@ _CHECKS: tuple[Callable[[Sequence[Facts]], Outcome], ...] = (
     _judged("network", lambda facts: facts.network),
     check_collective,
     _judged("barrier", lambda facts: facts.barrier),
+    _judged("refresh", lambda facts: facts.refreshers),
     _judged("world", lambda facts: facts.world),
 )
 _INDEX_AT = _CHECKS.index(check_devices) + 2  # below the devices; put in when space is there already, further down

@@ -176,8 +176,8 @@ def _facts(conversations: Conversations, config: Config, chosen: _Hosts, mark: M
             clock = Clock(
                 offset.offset_seconds - first.offset_seconds, offset.uncertainty_seconds + first.uncertainty_seconds
             )
-        slots, device = chosen.slots.get(host), config.run.device
-        facts[host] = replace(own, run_folder=folder, clock=clock, slots=slots, device=device)
+        slots, device, kept = chosen.slots.get(host), config.run.device, config.refresh_devices
+        facts[host] = replace(own, run_folder=folder, clock=clock, slots=slots, device=device, refresh_devices=kept)
     return facts
 
 

@@ -65,7 +65,7 @@ def check_software(hosts: Sequence[Facts]) -> Outcome:
 
 
 def check_devices(hosts: Sequence[Facts]) -> Outcome:
-    """Find GPUs that are not seen, unlike, in use by others, or fewer than processes."""
+    """Find GPUs that are not seen, unlike, in use by others, or fewer than processes and what refreshes keep."""
     known, examined = having(hosts, lambda facts: facts.gpus)
     problems = []
     for facts, gpus in known:
@@ -101,22 +101,25 @@ def _gpu_words(gpus: Sequence[Gpu]) -> str:
 
 def _slots(facts: Facts, gpus: int) -> list[Problem]:
     """Compare the processes that a host is to take with what it has for them."""
-    slots, host = facts.slots, (facts.host,)
+    slots, kept, host = facts.slots, facts.refresh_devices, (facts.host,)
     if slots is None:
         return []
+    beside = f", of which ar2.refresh_devices keeps {kept} for the refresh" if kept else ""
     if facts.device == "cuda" and not gpus:
         remedy = "look at nvidia-smi and at CUDA_VISIBLE_DEVICES there, and whether torch was built with CUDA"
         return [Problem("devices", host, "run.device is cuda, but torch sees no GPU here", remedy)]
     if gpus and facts.device != "cpu":
-        fact = f"{slots} process(es) are to start here (slots), but there are {gpus} GPU(s)"
-        if slots > gpus:
-            remedy = f"write slots={gpus}, or make the missing GPUs visible (CUDA_VISIBLE_DEVICES)"
+        fact = f"{slots} process(es) are to start here (slots), but there are {gpus} GPU(s){beside}"
+        free = gpus - kept
+        if slots > free:
+            fewer = f"write slots={free}" if free > 0 else "set ar2.overlap=ranker and leave ar2.refresh_devices out"
+            remedy = f"{fewer}, or make the missing GPUs visible (CUDA_VISIBLE_DEVICES)"
             return [Problem("devices", host, fact, remedy)]
-        if slots < gpus:
-            return [Problem("devices", host, fact, f"write slots={gpus} to use all of them", "warning")]
-    elif facts.cores is not None and slots > facts.cores:
-        fact = f"{slots} processes are to start here (slots), but there are {facts.cores} cores"
-        return [Problem("devices", host, fact, f"write slots={facts.cores} or less", "warning")]
+        if slots < free:
+            return [Problem("devices", host, fact, f"write slots={free} to use all of them", "warning")]
+    elif facts.cores is not None and slots + kept > facts.cores:
+        fact = f"{slots} processes are to start here (slots), but there are {facts.cores} cores{beside}"
+        return [Problem("devices", host, fact, f"write slots={max(1, facts.cores - kept)} or less", "warning")]
     return []
 
 

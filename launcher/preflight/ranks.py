@@ -28,6 +28,7 @@ from launcher.preflight.records import Clock, Collective, Facts, Gpu, Judgement,
 from launcher.preflight.report import listing, problems, table, verdict
 from launcher.preflight.space import Space, estimate_space
 from launcher.world.opening import World
+from launcher.world.refreshers import refreshers_of
 from shards.errors import counted
 from shards.files import parse_record
 
@@ -108,7 +109,8 @@ def _report(config: Config, world: World, begin: _Beginning) -> _Report:
     if host is not None:
         road = {"mpi": "MPI", "store": "a store of torch.distributed", "local": "nothing"}[coordinator.kind]
         barrier = Judgement(f"barrier over {road} in {1000 * round_trip:.1f} ms")
-        host = replace(host, barrier=barrier, network=_rendezvous(world))
+        kept = _refreshers(world, config.refresh_devices)
+        host = replace(host, barrier=barrier, network=_rendezvous(world), refreshers=kept)
     own = RankFacts(
         rank=world.rank,
         device=str(world.device),
@@ -201,6 +203,18 @@ def config_differences(own: dict[str, Any], other: dict[str, Any]) -> list[str]:
 def _rendezvous(world: World) -> Judgement:
     address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
     return Judgement(f"rank 0 at {address}:{port}" if world.world_size > 1 else "not needed")
+
+
+def _refreshers(world: World, wanted: int) -> Judgement | None:
+    """Judge whether the devices that are kept for refreshes are there; None where none are."""
+    if not wanted:
+        return None
+    try:
+        found = refreshers_of(world, wanted)
+    except ConfigError as error:
+        return Judgement(problems=[(error.fact, error.remedy, "error")])
+    gpus = ", ".join(one.environ.get("CUDA_VISIBLE_DEVICES", "") for one in found)
+    return Judgement(f"on GPU {gpus}" if world.device.type == "cuda" else f"{counted(len(found), 'companion')} a host")
 
 
 def _tell(outcomes: list[Outcome], hosts: list[str], world: World, seconds: float) -> None:

@@ -180,6 +180,10 @@ class Facts:
     """Processes that it is to take."""
     device: str | None = None
     """`run.device`, where no rank has come yet."""
+    refresh_devices: int = 0
+    """Devices that are kept for refreshes, likewise."""
+    refreshers: Judgement | None = None
+    """Whether they are there, where ranks have come; None where none are kept."""
     run_folder: SharedFolder | None = None
     local: list[LocalFolder] | None = None
     data: DataFolder | None = None

@@ -11,7 +11,7 @@ import argparse
 import difflib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,27 @@ class Settings:
     def ranks(self) -> int:
         """Processes on each node."""
         return self.ranks_per_node or self.num_gpus
+
+    def keeping(self, devices: int) -> Settings:
+        """Return the same with ranks on those GPUs of a node alone that are not kept for refreshes.
+
+        Args:
+            devices: GPUs of each node that are kept.
+
+        Raises:
+            ConfigError: There are fewer than these and a rank's, or than these and those of the ranks asked for.
+        """
+        if not devices or not self.num_gpus:
+            return self
+        ranks = self.ranks_per_node or self.num_gpus - devices
+        if ranks < 1 or ranks + devices > self.num_gpus:
+            raise ConfigError(
+                f"ar2.refresh_devices keeps {counted(devices, 'GPU')} of a node, and the job asks for {self.num_gpus}"
+                + (f" and {counted(self.ranks_per_node, 'rank')}" if self.ranks_per_node else ""),
+                expected="a GPU for each rank, and those that are kept",
+                remedy=f"ask for --gpus-per-node {max(ranks, 1) + devices}, or keep fewer",
+            )
+        return replace(self, ranks_per_node=ranks)
 
     @property
     def starter(self) -> str:

@@ -74,10 +74,11 @@ def run_command(arguments: argparse.Namespace) -> int:
     from engine.config.file import load_config
     from launcher.slurm.sweep import tasks_of
 
-    settings = settings_of(arguments)
+    asked = settings_of(arguments)
     base = load_config(arguments.config, arguments.overrides)
     tasks = tasks_of(arguments.config, arguments.overrides, arguments.sweep) if arguments.sweep else []
     configs = [task.config for task in tasks] or [base]
+    settings = asked.keeping(max(config.refresh_devices for config in configs))
     folder = base.run.path.absolute()
     runs = tuple(config.run.path.absolute() for config in configs)
     if "\n" in str(folder) + str(Path.cwd()) + str(_ROOT):

@@ -79,11 +79,12 @@ def open_world(
     timeout_seconds: float = 600.0,
     rendezvous_seconds: float = 300.0,
     network: str | None = None,
+    companions: int = 0,
 ) -> World:
     """Join the ranks that were started with this process, and start torch.distributed through DeepSpeed.
 
     Sets the five variables of torch's `env://` rendezvous where the starter did not, and OMP_NUM_THREADS where nobody
-    did: the cores of the host, divided among its ranks.
+    did: the cores of the host, divided among its ranks and those that compute beside them.
 
     Args:
         coordinator: How control messages travel. "auto" takes MPI where the processes form an MPI world of their
@@ -92,6 +93,7 @@ def open_world(
         timeout_seconds: How long a rank waits for the others at later points and in collectives, above 0.
         rendezvous_seconds: How long the ranks wait for each other here.
         network: Interfaces or subnets over which hosts talk; None leaves out those of containers.
+        companions: Processes of each host that compute on its cores beside the ranks, where these do.
 
     Returns:
         The world. Close it after the work; `guarded` does.
@@ -111,7 +113,7 @@ def open_world(
     with mpi.agreement("torch.distributed") if mpi else contextlib.nullcontext():
         _start_process_group(chosen, rank, world_size, timeout_seconds)
     meeting = _choose_coordinator(coordinator, mpi, rank, world_size, chosen, timeout_seconds)
-    num_threads = _share_cores(meeting)
+    num_threads = _share_cores(meeting, companions if chosen.type == "cpu" else 0)
     num_hosts = len(set(meeting.hosts))
     road = {"mpi": "MPI", "store": "a store of torch.distributed", "local": "none needed"}[meeting.kind]
     description = (
@@ -268,8 +270,8 @@ def _choose_coordinator(
     return Coordinator(WatchedTransport(transport), timeout_seconds, address)
 
 
-def _share_cores(meeting: Coordinator) -> int:
-    """Set the number of threads of this rank so that the ranks of a host use each core once; return it.
+def _share_cores(meeting: Coordinator, companions: int) -> int:
+    """Set the number of threads of this rank so that the processes of a host use each core once; return it.
 
     Some starters bind each rank to cores of its own and some do not. What all ranks of the host may use together,
     divided by their number, is right for both.
@@ -279,7 +281,7 @@ def _share_cores(meeting: Coordinator) -> int:
     own = sorted(os.sched_getaffinity(0))
     cores = meeting.gather("processor cores", own)
     here = [cores[rank] for rank, host in enumerate(meeting.hosts) if host == meeting.hosts[meeting.rank]]
-    num_threads = max(1, min(len(own), len(set().union(*here)) // len(here)))
+    num_threads = max(1, min(len(own), len(set().union(*here)) // (len(here) + companions)))
     os.environ["OMP_NUM_THREADS"] = str(num_threads)  # for libraries that are loaded later
     torch.set_num_threads(num_threads)
     return num_threads

@@ -18,6 +18,7 @@ from engine.config.recipe import Config
 from engine.config.timetable import Sizes
 from engine.errors import ConfigError
 from launcher.world.hostfile import parse_hostfile
+from shards.errors import counted
 
 MOST_RANKS_ON_CPU = 4
 """Every rank holds the models; more ranks than these gain little on the cores of one machine."""
@@ -111,7 +112,7 @@ def choose_start(config: Config, asked: Asked, place: Place, words: Sequence[str
     if (asked.mpi or asked.pmix) and (asked.master_addr or asked.master_port):
         raise ConfigError("--master-addr and --master-port are for deepspeed", expected="neither with --mpi or --pmix")
     if _has_tasks(place.environ):
-        start, num_ranks = _in_allocation(asked, place, words)
+        start, num_ranks = _in_allocation(asked, place, words, kept=config.refresh_devices)
     elif asked.pmix:
         raise ConfigError(
             "--pmix is asked for, but this is no SLURM allocation of several tasks",
@@ -152,7 +153,7 @@ def _number(environ: Mapping[str, str], name: str) -> int:
     return int(environ[name]) if environ.get(name, "").isdigit() else 0
 
 
-def _in_allocation(asked: Asked, place: Place, words: Sequence[str]) -> tuple[Start, int]:
+def _in_allocation(asked: Asked, place: Place, words: Sequence[str], *, kept: int) -> tuple[Start, int]:
     """Start over the nodes of a SLURM allocation."""
     from launcher.slurm.script import mpirun_words, srun_words
 
@@ -167,7 +168,7 @@ def _in_allocation(asked: Asked, place: Place, words: Sequence[str]) -> tuple[St
             expected="as many ranks as tasks",
             remedy="leave --ranks out, or ask SLURM for other tasks (`salloc --ntasks`)",
         )
-    num_ranks = tasks if tasks > 1 else asked.ranks or nodes * max(place.gpus, 1)
+    num_ranks = tasks if tasks > 1 else asked.ranks or nodes * max(place.gpus - kept, 1)
     if num_ranks % nodes:
         raise ConfigError(
             f"{num_ranks} ranks cannot be shared equally by {nodes} nodes",
@@ -205,9 +206,9 @@ def _over_hosts(asked: Asked, hostfile: Path, place: Place, words: Sequence[str]
 
 
 def _on_this_machine(config: Config, asked: Asked, place: Place, words: Sequence[str]) -> tuple[Start, int]:
-    """Start on this machine alone: a rank a GPU, or on its cores."""
-    gpus = 0 if config.run.device == "cpu" else place.gpus
-    num_ranks = asked.ranks or gpus or _ranks_by_cores(config, place.cores)
+    """Start on this machine alone: a rank a GPU that is not kept for refreshes, or on its cores."""
+    gpus = 0 if config.run.device == "cpu" else _free_gpus(config, asked, place)
+    num_ranks = asked.ranks or gpus or _ranks_by_cores(config, place.cores - config.refresh_devices)
     if config.run.device == "cuda" and num_ranks > gpus:
         raise ConfigError(
             f"{num_ranks} ranks are to run, run.device is cuda, and this machine has {gpus} GPUs for them",
@@ -227,6 +228,28 @@ def _on_this_machine(config: Config, asked: Asked, place: Place, words: Sequence
     if gpus == 0:  # otherwise it says that it found no GPU, in each of its processes
         environ = {"DS_ACCELERATOR": "cpu"}
     return Start([*start, _run_as_typed(), *words], environ, shown), num_ranks
+
+
+def _free_gpus(config: Config, asked: Asked, place: Place) -> int:
+    """Return how many GPUs of this machine ranks can have.
+
+    Raises:
+        ConfigError: What is kept for refreshes is not beside those of the ranks that were asked for.
+    """
+    kept, least = config.refresh_devices if place.gpus else 0, asked.ranks or 1
+    if kept and least + kept > place.gpus:
+        raise ConfigError(
+            f"{counted(least, 'rank')} and ar2.refresh_devices={kept} take more than the {place.gpus} GPUs of this "
+            "machine",
+            expected="a GPU for each rank, and those that are kept for the refresh",
+            remedy=(
+                f"give --ranks {place.gpus - kept}"
+                if place.gpus > kept
+                else "set ar2.overlap=ranker and leave ar2.refresh_devices out"
+            )
+            + ", or set run.device=cpu",
+        )
+    return place.gpus - kept
 
 
 def _ranks_by_cores(config: Config, cores: int) -> int:
