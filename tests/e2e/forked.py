@@ -2,8 +2,9 @@
 
 A companion of the real kind is a new process that imports torch. What is forked is the same from its first line on: it
 reads its order, its pipe and its files, and has nothing of its rank's but the modules. Where the run folder has a file
-named `fails` or `waits`, companions fail when they are to search, or wait there for their end; a rank takes no further
-step before it has heard of the failure. With one named `slow`, a rank's steps take long enough to be met in between.
+named `fails` or `waits`, companions fail when they are to search, or wait there for their end; with `encodes`, they
+wait when they have encoded a shard. With `fails` or `holds`, a rank takes no further step before it has heard of a
+failure. With one named `slow`, a rank's steps take long enough to be met in between.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
@@ -21,11 +24,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from engine.refresh import companion, refresh
 from engine.reliability.preemption import PREEMPTION
+from engine.retrievers import dense
 from launcher import run
 from launcher.commands import companion as program
 from launcher.terminal.streams import run_at_terminal
 
-AGREED = PREEMPTION.agreed
+AGREED, ENCODE = PREEMPTION.agreed, dense.encode_documents
 
 
 class Forked:
@@ -41,6 +45,8 @@ class Forked:
             for name, function in (("fails", fail), ("waits", wait)):
                 if has_file(name):
                     refresh.mine = function
+            if has_file("encodes"):
+                dense.encode_documents = encode_one
             os._exit(program.main(words))
         os.close(reading)
         self.stdin: IO[bytes] = os.fdopen(writing, "wb")
@@ -74,7 +80,7 @@ def has_file(name: str) -> bool:
 def agreed(device: Any) -> bool:
     """What a rank asks after each step, at the time that the test needs."""
     deadline = time.monotonic() + 120
-    while has_file("fails") and not PREEMPTION.requested and time.monotonic() < deadline:
+    while (has_file("fails") or has_file("holds")) and not PREEMPTION.requested and time.monotonic() < deadline:
         time.sleep(0.01)
     if has_file("slow"):
         time.sleep(0.3)
@@ -83,6 +89,13 @@ def agreed(device: Any) -> bool:
 
 def fail(*_: Any, **__: Any) -> Any:
     raise ZeroDivisionError("made to fail")
+
+
+def encode_one(
+    encoder: Any, template: Any, shards: Any, stream: str, numbers: Iterator[int], *more: Any, **named: Any
+) -> None:
+    ENCODE(encoder, template, shards, stream, islice(numbers, 1), *more, **named)
+    wait()
 
 
 def wait(*_: Any, **__: Any) -> Any:

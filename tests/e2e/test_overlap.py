@@ -14,7 +14,7 @@ import torch
 
 from engine.config.remaining import left_of
 from engine.coordination.coordinator import Coordinator, LocalTransport
-from engine.reliability.exit_codes import EXIT_CRASH, EXIT_PREEMPTED
+from engine.reliability.exit_codes import EXIT_CRASH, EXIT_LOST, EXIT_PREEMPTED
 from engine.reliability.processes import process_is_alive
 from engine.reliability.run_lock import read_holder
 from engine.run import Run
@@ -30,6 +30,9 @@ WORDS = (
     *("run.heartbeat_seconds=0.2", "ar2.refresh_until=0.01", "ar2.ranker.micro_batch_size=1"),
     "ar2.rescore=always",
 )
+SPLIT = ("ar2.overlap=split", "run.force_resume=true")
+"""Over these words, of a run that was begun with them."""
+RESCORED = "rescored/000@001"
 FORKED = ROOT / "tests" / "e2e" / "forked.py"
 
 
@@ -40,6 +43,7 @@ def prepared(zygote: Zygote, small_data: Path, tmp_path_factory: pytest.TempPath
     ended = go_on(zygote, folder, small_data, before="ranker/1").wait()
     assert ended.code == 0, ended.err[-3000:]
     assert list(ledger_of(folder))[-2:] == ["encode/001", "rescore/000@001"]
+    shutil.rmtree(folder / "beside")  # how far its companion came before the end is a matter of luck
     return folder
 
 
@@ -59,15 +63,28 @@ def copied(prepared: Path, name: str) -> Path:
     return folder
 
 
-def go_on(zygote: Zygote, folder: Path, data: Path, num_ranks: int = 1, before: str = "retriever/2") -> Started:
-    words = (f"run.path={folder}", f"data.path={data}", f"run.stop_before={before}")
+def undone(prepared: Path, name: str) -> Path:
+    """The run as it was before the corpus was encoded."""
+    folder = copied(prepared, name)
+    ledger = json.loads((folder / "ledger.json").read_text())
+    for stage, left in (("encode/001", "index/001"), ("rescore/000@001", "rescored/000@001")):
+        del ledger["stages"][stage]
+        shutil.rmtree(folder / left)
+    (folder / "ledger.json").write_text(json.dumps(ledger))
+    return folder
+
+
+def go_on(
+    zygote: Zygote, folder: Path, data: Path, *more: str, num_ranks: int = 1, before: str = "retriever/2"
+) -> Started:
+    words = (f"run.path={folder}", f"data.path={data}", f"run.stop_before={before}", *more)
     return zygote.recipe(*WORDS, *words, num_ranks=num_ranks, script=FORKED)
 
 
-def artifacts_of(folder: Path) -> dict[str, bytes]:
+def artifacts_of(folder: Path, *more: str) -> dict[str, bytes]:
     """The bytes of all that the refresh has left, but for what a clock has measured."""
     found = {}
-    made = [folder / name for name in ("candidates/001", "index/001", "rescored/000@001")]
+    made = [folder / name for name in ("candidates/001", "index/001", *more)]
     for path in sorted(path for one in made for path in one.iterdir()):
         if path.is_file() and path.name != "manifest.json":
             found[f"{path.parent.parent.name}/{path.name}"] = path.read_bytes()
@@ -103,14 +120,82 @@ def test_the_ranker_draws_from_the_refresh_before_and_both_are_timed(undisturbed
     assert not (undisturbed / "beside").exists()
 
 
-def test_two_ranks_make_the_same_index_and_candidates(
-    zygote: Zygote, prepared: Path, small_data: Path, undisturbed: Path
-) -> None:
+@pytest.fixture(scope="module")
+def two(zygote: Zygote, prepared: Path, small_data: Path) -> Path:
+    """The run gone on with by two ranks."""
     folder = copied(prepared, "two")
     ended = go_on(zygote, folder, small_data, num_ranks=2).wait()
     assert ended.code == 0, ended.err[-3000:]
-    assert artifacts_of(folder) == artifacts_of(undisturbed)
-    assert ledger_of(folder)["index/001"]["result"]["recall"] == ledger_of(undisturbed)["index/001"]["result"]["recall"]
+    return folder
+
+
+def test_two_ranks_make_the_same_index_and_candidates(two: Path, undisturbed: Path) -> None:
+    assert artifacts_of(two, RESCORED) == artifacts_of(undisturbed, RESCORED)
+    assert ledger_of(two)["index/001"]["result"]["recall"] == ledger_of(undisturbed)["index/001"]["result"]["recall"]
+
+
+@pytest.fixture(scope="module")
+def split(zygote: Zygote, prepared: Path, small_data: Path) -> Path:
+    """The run gone on with by two ranks, and by two companions that encode the corpus."""
+    folder = undone(prepared, "split")
+    ended = go_on(zygote, folder, small_data, *SPLIT, "ar2.refresh_devices=2", num_ranks=2).wait()
+    assert ended.code == 0, ended.err[-3000:]
+    return folder
+
+
+def test_encoded_beside_the_ranker_the_run_is_the_same(split: Path, two: Path) -> None:
+    ledger = ledger_of(split)
+    assert list(ledger)[-8:] == [
+        *("rescore/000@001", "ranker/1", "encode/001", "index/001", "candidates/001", "overlap/1", "staleness/1"),
+        "evaluate/1",
+    ]
+    assert artifacts_of(split) == artifacts_of(two)
+    assert weights_of(split) == weights_of(two)
+    rescored = ledger["rescore/000@001"]["result"]
+    assert 0 < rescored["documents_encoded"] == rescored["documents"], "the corpus was not encoded yet"
+    assert without_rescoring(split) == without_rescoring(two)
+    took = ledger["overlap/1"]["result"]
+    assert took["refresh_seconds"] == pytest.approx(
+        sum(ledger[f"{kind}/001"]["seconds"] for kind in ("encode", "index", "candidates"))
+    )
+    assert took["companion_seconds"] > took["refresh_seconds"]
+
+
+def without_rescoring(folder: Path) -> dict[tuple[str, int, str], float]:
+    """What was measured, but for a stage whose encoding rounds otherwise where it encodes lists in place of shards."""
+    return {key: value for key, value in measured(folder).items() if not key[0].startswith("rescore")}
+
+
+def test_killed_on_both_sides_a_split_run_ends_bit_equal_whatever_number_refreshes(
+    zygote: Zygote, prepared: Path, small_data: Path, split: Path
+) -> None:
+    folder = undone(prepared, "split-killed")
+    words = (*SPLIT, "ar2.refresh_devices=1")
+    for name in ("holds", "encodes"):
+        (folder / name).touch()
+    started = go_on(zygote, folder, small_data, *words, num_ranks=2)
+    wait_until(lambda: any((folder / "index" / "001" / "embeddings").glob("part-*.npy")), started)
+    (pid,) = companions_of(folder)
+    os.kill(pid, signal.SIGKILL)
+    ended = started.wait()
+    assert ended.code == EXIT_LOST, ended.err[-3000:]
+    assert f"the refresh beside ranker/1 on rank 0 (pid {pid}) ended with -9 and without a word" in ended.err
+    assert "ranker/1" not in ledger_of(folder), "it did not stop at the next step"
+    assert not finished_beside(folder)
+
+    (folder / "encodes").unlink()
+    (folder / "waits").touch()
+    started = go_on(zygote, folder, small_data, *words, num_ranks=2)
+    wait_until(lambda: "index/001" in finished_beside(folder), started)
+    kill_the_first_rank(folder, started)
+    assert "ranker/1" not in ledger_of(folder)
+    for name in ("waits", "holds"):
+        (folder / name).unlink()
+    ended = go_on(zygote, folder, small_data, *SPLIT, "ar2.refresh_devices=2", num_ranks=2).wait()
+    assert ended.code == 0, ended.err[-3000:]
+    assert artifacts_of(folder, RESCORED) == artifacts_of(split, RESCORED)
+    assert weights_of(folder) == weights_of(split)
+    assert measured(folder) == measured(split)
 
 
 def test_stopped_and_killed_on_both_sides_it_ends_bit_equal(
@@ -126,29 +211,29 @@ def test_stopped_and_killed_on_both_sides_it_ends_bit_equal(
     assert ended.code == EXIT_PREEMPTED, ended.err[-3000:]
     assert "ranker/1" not in ledger_of(folder)
 
-    moments = [
-        checkpointed(folder, "ranker", "ranker/1", 4),
-        lambda: "index/001" in finished_beside(folder) and "ranker/1" in ledger_of(folder),
-    ]
-    for moment in moments:
-        started = go_on(zygote, folder, small_data)
-        wait_until(moment, started)
-        holder = read_holder(folder / "run.lock")
-        assert holder is not None
-        os.kill(holder.pid, signal.SIGKILL)  # the rank alone: its companion must see for itself
-        started.wait()
-        deadline = time.monotonic() + 60
-        while any(process_is_alive(pid) for pid in companions_of(folder)):
-            assert time.monotonic() < deadline, "a companion has outlived its rank"
-            time.sleep(0.02)
-        assert not {"candidates/001", "overlap/1"} & {*ledger_of(folder), *finished_beside(folder)}
+    started = go_on(zygote, folder, small_data)
+    wait_until(lambda: "index/001" in finished_beside(folder) and "ranker/1" in ledger_of(folder), started)
+    kill_the_first_rank(folder, started)
+    assert not {"candidates/001", "overlap/1"} & {*ledger_of(folder), *finished_beside(folder)}
     (folder / "waits").unlink()
     (folder / "slow").unlink()
     ended = go_on(zygote, folder, small_data).wait()
     assert ended.code == 0, ended.err[-3000:]
-    assert artifacts_of(folder) == artifacts_of(undisturbed)
+    assert artifacts_of(folder, RESCORED) == artifacts_of(undisturbed, RESCORED)
     assert weights_of(folder) == weights_of(undisturbed)
     assert measured(folder) == measured(undisturbed)
+
+
+def kill_the_first_rank(folder: Path, started: Started) -> None:
+    """Kill that rank alone: its companions must see for themselves."""
+    holder = read_holder(folder / "run.lock")
+    assert holder is not None
+    os.kill(holder.pid, signal.SIGKILL)
+    started.wait()
+    deadline = time.monotonic() + 60
+    while any(process_is_alive(pid) for pid in companions_of(folder)):
+        assert time.monotonic() < deadline, "a companion has outlived its rank"
+        time.sleep(0.02)
 
 
 def finished_beside(folder: Path) -> list[str]:
