@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -9,11 +10,12 @@ import numpy as np
 import pytest
 
 from engine.config.ar2 import Ar2Config, Ar2Recipe, WarmupRankerConfig, WarmupRetrieverConfig, ar2_timetable
-from engine.config.file import load_config
+from engine.config.file import differences, load_config
 from engine.config.remaining import left_of
 from engine.config.timetable import Timetable, WeightsOf, iteration_name
 from engine.data.batches import rows_drawn
 from engine.errors import ConfigError
+from engine.refresh.refresh import stages_beside
 from engine.results import kept_shares
 from tests.distributed.processes import ROOT
 
@@ -26,6 +28,7 @@ GAMES: list[dict[str, Any]] = [
     )
     if (order, overlap) != ("released", "ranker")
 ]
+SPLIT = ("ar2.overlap=split", "ar2.refresh_devices=2")
 
 
 def table(ended: int | None = None, **game: Any) -> Timetable:
@@ -157,12 +160,29 @@ def test_without_any_of_it_the_timetable_is_that_of_every_iteration() -> None:
         (("ar2.overlap=ranker", "ar2.ranker.micro_batch_tokens=auto"), "name a number"),
         (("ar2.refresh_until=0",), "greater than 0"),
         (("ar2.refresh_every=0",), "greater than or equal to 1"),
-        (("ar2.overlap=split",), "'none' or 'ranker'"),
+        (("ar2.overlap=split",), "refresh_devices 0, so that nobody would refresh: set refresh_devices"),
+        (("ar2.refresh_devices=1",), "refresh_devices is 1 and overlap none, .*: set overlap to split"),
+        ((*SPLIT, "ar2.order=released"), "set order to paper, or leave overlap and refresh_devices out"),
+        ((*SPLIT, "ar2.objective=ance"), "trains no ranker, .*: leave overlap and refresh_devices out"),
+        ((*SPLIT, "ar2.refresh_devices=-1"), "greater than or equal to 0"),
     ],
 )
 def test_what_cannot_be_is_refused(words: tuple[str, ...], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         load_config(TINY, list(words))
+
+
+def test_a_split_game_is_an_overlapped_one_whose_corpus_is_encoded_beside() -> None:
+    """Symptom: a start with other devices for the refresh would be refused, or train on other candidates."""
+    assert load_config(TINY, ["ar2.overlap=ranker"]).refresh_devices == load_config(TINY).refresh_devices == 0
+    split = load_config(TINY, [*SPLIT, "ar2.ranker.micro_batch_tokens=auto"])  # which finds its GPU as it will be
+    assert split.refresh_devices == 2
+    assert split.timetable.beside == ("encode", "index", "candidates")
+    ranker, other = (load_config(TINY, [*words]) for words in (("ar2.overlap=ranker",), (*SPLIT,)))
+    assert replace(other.timetable, beside=ranker.timetable.beside) == ranker.timetable
+    assert stages_beside(other.timetable, "001") == ("encode/001", *stages_beside(ranker.timetable, "001"))
+    assert not differences(load_config(TINY, [*SPLIT, "ar2.refresh_devices=5"]), other)
+    assert differences(ranker, other), "where lists are scored anew, another encoding of them rounds otherwise"
 
 
 def test_status_counts_the_refreshes_that_are_left_and_what_runs_beside_once() -> None:
@@ -186,3 +206,4 @@ def test_status_counts_the_refreshes_that_are_left_and_what_runs_beside_once() -
     assert left("ar2.refresh_until=0.5") == 6 * 330.0
     assert left("ar2.refresh_until=0.5", share=0.6) == 6 * 20 + 310.0, "the last one alone"
     assert left("ar2.overlap=ranker") == 6 * (10 + 100 + 10 + 200.0), "the ranker's phase is the shorter one"
+    assert left(*SPLIT) == 6 * (10 + 10 + 300.0), "and the encoding is beside it, too"

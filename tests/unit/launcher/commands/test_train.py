@@ -77,6 +77,25 @@ def test_one_machine_with_gpus(place: Place) -> None:
         chosen(place, Asked(ranks=8), "run.device=cuda")
 
 
+def test_devices_that_refreshes_keep_get_no_ranks(place: Place) -> None:
+    """Symptom: all GPUs would have a rank, and the run end at its start for want of those of the refresh."""
+    keeping = ("ar2.overlap=split", "ar2.refresh_devices=2")
+    gpus = replace(place, gpus=4, cores=64)
+    assert chosen(gpus, Asked(), *keeping).words[2] == "2"
+    assert chosen(gpus, Asked(ranks=1), *keeping).words[2] == "1"
+    assert chosen(replace(place, cores=4), Asked(), *keeping).words[2] == "2", "of the cores, two are the companions'"
+    assert chosen(place, Asked(), *keeping).words[2] == "1"
+    assert chosen(gpus, Asked(ranks=4), *keeping, "run.device=cpu").words[2] == "4"
+    with pytest.raises(ConfigError, match=r"3 ranks and ar2.refresh_devices=2 take more than the 4 GPUs.*--ranks 2"):
+        chosen(gpus, Asked(ranks=3), *keeping)
+    with pytest.raises(ConfigError, match=r"1 rank and ar2.refresh_devices=2 .* the 2 GPUs.*ar2.overlap=ranker"):
+        chosen(replace(place, gpus=2), Asked(), *keeping)
+    environ = {name: value for name, value in {**place.environ, **SLURM}.items() if name != "SLURM_NTASKS"}
+    assert chosen(replace(gpus, environ=environ), Asked(), *keeping).words[:5] == [
+        "mpirun", "-n", "4", "--map-by", "ppr:2:node",
+    ]  # fmt: skip
+
+
 def test_mpirun_on_one_machine(place: Place) -> None:
     start = chosen(replace(place, is_root=True), Asked(mpi=True))
     assert start.words == [

@@ -54,6 +54,16 @@ def test_the_papers_recipe_on_eight_gpus(capsys: pytest.CaptureFixture[str]) -> 
     assert "is taken to have the shape bert-large" in text
 
 
+def test_devices_that_refreshes_keep_have_no_rank(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("tiny.yaml", "ar2.overlap=split", "ar2.refresh_devices=2", "--gpus-per-node")
+    assert plan(*words, "4") == 0
+    assert "each: 2 ranks, and 1 x 2 for refreshes beside the ranker's phase" in capsys.readouterr().out
+    assert plan(*words, "2") == 2
+    assert "--gpus-per-node is 2, and ar2.refresh_devices=2 keeps as many" in capsys.readouterr().err
+    assert plan(*words, "2", "--gpu", "cpu") == 0
+    assert "each: 2 ranks, and 1 x 2 for" in capsys.readouterr().out, "companions come beside the ranks"
+
+
 def test_what_does_not_fit_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["ranker.precision=fp32", "ranker.gradient_checkpointing=false", "warmup_ranker.micro_batch_size=64"]
     assert plan("ar2_nq.yaml", "--gpu", "l4", *NQ, *words) == 0

@@ -20,7 +20,8 @@ CORPUS = Corpus(documents=2_000_000, train=9000, dev=100, test=0, text_bytes=600
 def planned(*words: str) -> Plan:
     given = ["ar2.iterations=7", "ar2.ranker.steps=4000", "index.factory=auto", "index.nprobe=null", *words]
     config = load_config(ROOT / "configs" / "tiny.yaml", [*given, "index.refine_factor=null"])
-    return make_plan(config, CORPUS, shapes_of(config), find_gpu("a100-80gb"), nodes=1, ranks_per_node=2, rates=Rates())
+    shapes, gpu = shapes_of(config), find_gpu("a100-80gb")
+    return make_plan(config, CORPUS, shapes, gpu, nodes=1, ranks_per_node=2, rates=Rates())
 
 
 def times(plan: Plan) -> dict[str, int]:
@@ -67,6 +68,25 @@ def test_what_runs_beside_the_ranker_takes_its_memory_and_hides_its_hours(plain:
     assert own["ranker"] > CONTEXT_BYTES
     assert sum(own.values()) == own["ranker"], "nobody else has it beside"
     assert beside.host["processes"][0] == 2 * plain.host["processes"][0] == 4 * PROCESS_BYTES
+
+
+def test_devices_of_their_own_take_no_ranks_memory_and_encode_by_their_number(plain: Plan) -> None:
+    """Symptom: the refresh of two devices would be planned as fast as that of all ranks, and in the ranks' memory."""
+    split = planned("ar2.overlap=split", "ar2.refresh_devices=1")
+    assert not any("the refresh beside it" in phase.parts for phase in split.phases)
+    assert split.host["processes"][0] == 3 * PROCESS_BYTES
+    assert (split.world_size, split.num_devices) == (2, 3)
+    before, after = (
+        sum(took for name, took in seconds(plan).items() if name.startswith(("encode", "index: ", "mining search")))
+        for plan in (plain, split)
+    )
+    beside = {name: seconds(plain)[name] * 7 / times(plain)[name] for name in ("encode", "mining search")}
+    assert before - after == pytest.approx(seconds(plain)["ranker phase"] - sum(beside.values())), (
+        "one device takes twice the time of two ranks for these, and the ranker's phase is full of it"
+    )
+    lone = planned("ar2.overlap=split", "ar2.refresh_devices=2", "ar2.ranker.steps=400000")
+    assert "mining search" in seconds(lone), "the warm-up's hides nowhere"
+    assert seconds(lone)["mining search"] == pytest.approx(seconds(plain)["mining search"] / 8)
 
 
 def test_candidates_that_are_scored_anew_take_disk_beside_what_they_were() -> None:

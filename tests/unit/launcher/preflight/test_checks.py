@@ -61,6 +61,7 @@ def host(name: str, *changes: Change) -> Facts:
         "network": {"found": "", "problems": []},
         "ranks": [{"rank": 0, "device": "cuda:0", "collective": {"error": None, "seconds": 0.01}}],
         "barrier": {"found": "", "problems": []},
+        "refreshers": {"found": "", "problems": []},
     }
     for change in changes:
         change(facts)
@@ -110,6 +111,13 @@ PROBLEMS = [
     ("devices", "error", put("gpu_error", "CUDA driver is too old"), "CUDA driver is too old"),
     ("devices", "error", put("slots", 3), "3 process(es) are to start here (slots), but there are 2 GPU(s)"),
     ("devices", "warning", put("slots", 1), "1 process(es) are to start here (slots), but there are 2 GPU(s)"),
+    ("devices", "error", put("refresh_devices", 1), "2 GPU(s), of which ar2.refresh_devices keeps 1 for the refresh"),
+    (
+        "refresh",
+        "error",
+        put("refreshers", {"found": "", "problems": [["none is left", "keep fewer", "error"]]}),
+        "none is left",
+    ),
     ("devices", "warning", put("gpus", [gpu("V100", 32 * GIB)] * 2), "2 x A100 80 GiB on a, c; 2 x V100 32 GiB on b"),
     ("devices", "warning", put("gpus.1.free_bytes", 40 * GIB), "GPU 1 has 40 GiB of 80 GiB in use"),
     ("devices", "warning", put("driver", "550.2"), "GPU drivers are unlike: 580.1 on a, c; 550.2 on b"),

@@ -20,6 +20,7 @@ from tests.unit.launcher.slurm.stand_ins import StandIns, leave_start
 
 TINY = ROOT / "configs" / "tiny.yaml"
 BASE = ("--nodes", "2", "--gpus-per-node", "4")
+KEPT = ("ar2.overlap=split", "ar2.refresh_devices=2")
 CPU = ("--nodes", "1", "--gpus-per-node", "0", "--ranks-per-node", "2")
 
 
@@ -65,8 +66,11 @@ def test_a_run_is_written_and_submitted(made: StandIns, tmp_path: Path, capsys: 
 def test_a_dry_run_prints_the_script_and_leaves_no_trace(
     made: StandIns, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_submit(*BASE, "--dry-run", f"run.path={tmp_path / 'run'}")
-    assert capsys.readouterr().out.startswith("#!/bin/bash\n")
+    run_submit(*BASE, "--dry-run", *KEPT, f"run.path={tmp_path / 'run'}")
+    script = capsys.readouterr().out
+    assert script.startswith("#!/bin/bash\n")
+    assert "#SBATCH --ntasks-per-node=2\n" in script, "ranks have the GPUs that refreshes do not keep"
+    assert "#SBATCH --gpus-per-node=4\n" in script
     assert not (tmp_path / "run").exists()
     assert made.calls == []
 
@@ -77,6 +81,8 @@ def test_a_dry_run_prints_the_script_and_leaves_no_trace(
         ((), "nodes: expected 1 or more, got nothing (--nodes); gpus-per-node: expected a number"),
         (("--nodes", "1", "--gpus-per-node", "0"), "the number of processes on each node is needed"),
         ((*BASE, "--ranks-per-node", "8"), "8 ranks on a node would share 4 GPUs"),
+        ((*BASE, *KEPT, "--ranks-per-node", "3"), "keeps 2 GPUs of a node, and the job asks for 4 and 3 ranks"),
+        ((*BASE, *KEPT, "ar2.refresh_devices=4"), "keeps 4 GPUs of a node, and the job asks for 4"),
         ((*BASE, "--partition", "gpu\n#SBATCH --wrap=x"), "partition: 'gpu\\n#SBATCH --wrap=x' has characters"),
         ((*BASE, "--account", "a b"), "account: 'a b' has characters"),
         ((*BASE, "--module", "cuda; rm -r x"), "module: 'cuda; rm -r x' is no name of a module"),
