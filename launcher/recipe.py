@@ -56,7 +56,7 @@ from launcher.plan.recomputation import decide_recomputation, device_here
 from launcher.terminal.aside import lead_into
 from launcher.terminal.next_steps import next_steps
 from launcher.world.opening import World
-from launcher.world.refreshers import refreshers_of
+from launcher.world.refreshers import refreshers_of, told_of
 from shards.files import parse_record
 from shards.formats import open_dataset
 from shards.formats.seen import record_check, recorded_check
@@ -103,6 +103,8 @@ def play(
     run.companion_command = COMPANION
     with run.coordinator.agreement("devices of the refresh"):
         run.refreshers = refreshers_of(world, config.refresh_devices)
+    if run.refreshers:
+        log.info("kept for refreshes beside training: %s", told_of(run.refreshers))
     log.info("run folder %s", run.folder.path)
     dataset = _dataset(run)
     if config.counts_epochs:

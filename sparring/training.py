@@ -135,6 +135,7 @@ def _world_of_process(config: Config) -> World:
         timeout_seconds=config.run.timeout_seconds,
         rendezvous_seconds=config.run.rendezvous_seconds,
         network=config.run.network,
+        companions=config.refresh_devices,
     )
     _opened.append((world, {name: os.environ[name] for name in _VARIABLES if name in os.environ}))
     atexit.register(dist.destroy_process_group)

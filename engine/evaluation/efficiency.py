@@ -71,6 +71,8 @@ def cost_of(run: Run) -> Cost:
         seconds[kind] = seconds.get(kind, 0.0) + float(stage["seconds"])
     starts = read_starts(run.folder.path)
     facts: dict[str, float] = {"ranks": float(starts[-1].num_ranks)} if starts else {}
+    if run.config.refresh_devices:
+        facts["devices of a host that only refresh"] = float(run.config.refresh_devices)
     if run.timetable.iterations:
         facts["iterations"] = float(run.timetable.iterations)
     for phase in run.timetable.phases:

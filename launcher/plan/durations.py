@@ -89,7 +89,7 @@ def phase_hours(
     shapes: Mapping[str, ModelShape],
     works: list[Work],
     stages: Mapping[str, int],
-    world_size: int,
+    machines: tuple[int, int],
     plan: IndexPlan,
     needs: IndexEstimate,
     postings: PostingsUse | None,
@@ -97,8 +97,9 @@ def phase_hours(
     gpu: Gpu,
     rates: Rates,
 ) -> list[PhaseHours]:
-    """Estimate all phases of a recipe in the order in which they run."""
-    context = _Context(config, corpus, shapes, stages, world_size, plan, needs, disk, gpu, rates)
+    """Estimate all phases of a recipe in the order in which they run, on so many hosts of so many ranks."""
+    nodes, ranks_per_node = machines
+    context = _Context(config, corpus, shapes, stages, nodes * ranks_per_node, plan, needs, disk, gpu, rates)
     mined = len(refreshes(config.timetable))
     encoded = mined + config.evaluation.zero_shot
     found = [
@@ -113,20 +114,15 @@ def phase_hours(
         context.saving(works),
         PhaseHours("export", 1, 4 * disk.exports / rates.disk_bytes + 10, 0.0, "written, loaded again, compared"),
     ]
-    return [phase for phase in found if phase.times and phase.seconds > 0]
+    found = _overlapped(config, [phase for phase in found if phase.times], gpu, ranks_per_node)
+    return [phase for phase in found if phase.seconds > 0]
 
 
-def overlapped(config: Config, found: list[PhaseHours], gpu: Gpu, *, ranks_per_node: int) -> list[PhaseHours]:
+def _overlapped(config: Config, found: list[PhaseHours], gpu: Gpu, ranks_per_node: int) -> list[PhaseHours]:
     """Leave out of a refresh's hours what the ranker's phase hides, where they run beside it.
 
     Devices that are kept for that encode and search as fast as so many ranks; the index is made by processors, of which
     companions have as many as the ranks where all compute on GPUs.
-
-    Args:
-        config: The recipe, sized.
-        found: The phases, each as if the ranks did it and nothing else.
-        gpu: The device.
-        ranks_per_node: Ranks on each host.
     """
     table, kept = config.timetable, config.refresh_devices
     if not table.beside:
@@ -144,7 +140,7 @@ def overlapped(config: Config, found: list[PhaseHours], gpu: Gpu, *, ranks_per_n
             how = f"{phase.how}; {clock(hidden)} more beside the ranker's phase"
             phase = replace(phase, seconds=phase.seconds * (1 - share) + takes - hidden, how=how)
         left.append(phase)
-    return [phase for phase in left if phase.seconds > 0]
+    return left
 
 
 def clock(seconds: float) -> str:

@@ -11,7 +11,7 @@ from engine.index.estimate import IndexEstimate
 from engine.index.gpu import index_obstacle
 from engine.index.plan import IndexPlan, plan_index
 from launcher.plan.corpus import Corpus
-from launcher.plan.durations import PhaseHours, Rates, overlapped, phase_hours
+from launcher.plan.durations import PhaseHours, Rates, phase_hours
 from launcher.plan.hardware import Gpu
 from launcher.plan.memory import STAGES, StepMemory
 from launcher.plan.models import ModelShape, encoder_of
@@ -102,9 +102,7 @@ def make_plan(
         ConfigError: A number is below 1, the ranks cannot share a batch, an input is longer than a model takes, or
             the index cannot be built.
     """
-    for name, number in (("--nodes", nodes), ("--gpus-per-node", ranks_per_node)):
-        if number < 1:
-            raise ConfigError(f"{name} is {number}", expected="at least 1")
+    _require_ranks(nodes, ranks_per_node)
     world_size = nodes * ranks_per_node
     config = decide_recomputation(config.sized(corpus.sizes), shapes, gpu, world_size)
     _check_lengths(config, shapes)
@@ -151,11 +149,8 @@ def make_plan(
             postings=postings.rank_bytes if postings else 0,
         ),
         traffic=iteration_traffic(config, corpus, shapes, works, stages, world_size, plan, needs, disk.shards),
-        hours=overlapped(
-            config,
-            phase_hours(config, corpus, shapes, works, stages, world_size, plan, needs, postings, disk, gpu, rates),
-            gpu,
-            ranks_per_node=ranks_per_node,
+        hours=phase_hours(
+            config, corpus, shapes, works, stages, (nodes, ranks_per_node), plan, needs, postings, disk, gpu, rates
         ),
         rates=rates,
     )
@@ -217,6 +212,12 @@ def _stage_row(
     )
     memory = memory_of(config, shapes[model], worst, stage, world_size, gpu.is_cpu)
     return StageRow(model, stage, worst.name, memory, by_name[worst.name], sent)
+
+
+def _require_ranks(nodes: int, ranks_per_node: int) -> None:
+    for name, number in (("--nodes", nodes), ("--gpus-per-node", ranks_per_node)):
+        if number < 1:
+            raise ConfigError(f"{name} is {number}", expected="at least 1")
 
 
 def _check_lengths(config: Config, shapes: Mapping[str, ModelShape]) -> None:

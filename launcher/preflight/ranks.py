@@ -28,7 +28,7 @@ from launcher.preflight.records import Clock, Collective, Facts, Gpu, Judgement,
 from launcher.preflight.report import listing, problems, table, verdict
 from launcher.preflight.space import Space, estimate_space
 from launcher.world.opening import World
-from launcher.world.refreshers import refreshers_of
+from launcher.world.refreshers import refreshers_of, told_of
 from shards.errors import counted
 from shards.files import parse_record
 
@@ -213,8 +213,7 @@ def _refreshers(world: World, wanted: int) -> Judgement | None:
         found = refreshers_of(world, wanted)
     except ConfigError as error:
         return Judgement(problems=[(error.fact, error.remedy, "error")])
-    gpus = ", ".join(one.environ.get("CUDA_VISIBLE_DEVICES", "") for one in found)
-    return Judgement(f"on GPU {gpus}" if world.device.type == "cuda" else f"{counted(len(found), 'companion')} a host")
+    return Judgement(told_of(found))
 
 
 def _tell(outcomes: list[Outcome], hosts: list[str], world: World, seconds: float) -> None:

@@ -48,6 +48,16 @@ def refreshers_of(world: World, wanted: int) -> tuple[Refresher, ...]:
     return tuple(Refresher("cuda:0", {_VISIBLE: gpu, **threads}) for gpu in kept)
 
 
+def told_of(found: Sequence[Refresher]) -> str:
+    """Say which devices of a host are kept, such as `GPU 6, GPU 7`.
+
+    Args:
+        found: They.
+    """
+    gpus = [one.environ[_VISIBLE].removeprefix("GPU-") for one in found if _VISIBLE in one.environ]
+    return ", ".join(f"GPU {gpu}" for gpu in gpus) or f"{counted(len(found), 'companion')} of each host"
+
+
 def visible_gpus(environ: Mapping[str, str], count: int) -> list[str]:
     """Return what CUDA_VISIBLE_DEVICES calls each GPU that this process sees, in torch's order.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 
 from engine.errors import ConfigError
 from launcher.world import refreshers
-from launcher.world.refreshers import kept_gpus, refreshers_of, visible_gpus
+from launcher.world.opening import _share_cores
+from launcher.world.refreshers import kept_gpus, refreshers_of, told_of, visible_gpus
 
 
 def world(device: str, *, first: bool = True, ranks: int = 3) -> Any:
@@ -58,6 +60,8 @@ def test_the_first_rank_of_a_host_has_them_and_with_them_the_threads_of_the_rank
     assert [(one.device, one.environ) for one in found] == [
         ("cuda:0", {"CUDA_VISIBLE_DEVICES": gpu, "OMP_NUM_THREADS": "6"}) for gpu in ("3", "4")
     ]
+    assert told_of(found) == "GPU 3, GPU 4"
+    assert told_of(refreshers_of(world("cpu"), 1)) == "1 companion of each host"
     assert refreshers_of(world("cuda", first=False), 2) == ()
     assert refreshers_of(world("cuda"), 0) == ()
     assert [(one.device, one.environ) for one in refreshers_of(world("cpu"), 2)] == [("cpu", {})] * 2
@@ -86,3 +90,17 @@ def test_deepspeed_shows_its_ranks_no_more_than_slots(monkeypatch: pytest.Monkey
     monkeypatch.setattr(refreshers.subprocess, "run", absent)
     with pytest.raises(ConfigError, match="leave 0"):
         refreshers_of(world("cuda", ranks=2), 2)
+
+
+def test_on_cpus_companions_have_their_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Symptom: beside the training, twice as many threads would compute as there are cores."""
+    environ: dict[str, str] = {}
+    monkeypatch.setattr(os, "environ", environ)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
+    given: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", given.append)
+    meeting: Any = SimpleNamespace(gather=lambda _, own: [own] * 3, hosts=["a", "a", "b"], rank=0)
+    for companions in (0, 1, 2, 50):
+        environ.clear()
+        _share_cores(meeting, companions)
+    assert given == [6, 4, 3, 1]
