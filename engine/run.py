@@ -56,10 +56,12 @@ class Refresher:
     Attributes:
         device: As torch calls it in that process.
         environ: Variables that the process has besides its rank's, such as those that show it the device.
+        cores: Of the processor, that it may use; none for its rank's own.
     """
 
     device: str
     environ: Mapping[str, str] = field(default_factory=dict)
+    cores: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

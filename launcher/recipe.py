@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -101,8 +102,9 @@ def play(
     run.metrics.listeners.extend(listeners)
     lead_into(run.folder.path / "logs" / f"rank-{world.rank:05d}.log")
     run.companion_command = COMPANION
+    cores = run.coordinator.gather("processor cores", sorted(os.sched_getaffinity(0)))
     with run.coordinator.agreement("devices of the refresh"):
-        run.refreshers = refreshers_of(world, config.refresh_devices)
+        run.refreshers = refreshers_of(world, config.refresh_devices, cores)
     if run.refreshers:
         log.info("kept for refreshes beside training: %s", told_of(run.refreshers))
     log.info("run folder %s", run.folder.path)

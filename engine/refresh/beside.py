@@ -189,6 +189,6 @@ def _start(run: Run, folder: Path, name: str, label: str) -> Companions:
         )
         for number, one in enumerate(own, start=first)
     ]
-    told = list(zip(orders, (one.environ for one in own), strict=True))
+    told = list(zip(orders, own, strict=True))
     with coordinator.agreement(f"{label}: start"):
         return Companions(run, told, label, folder=folder, token=token, num_companions=num_companions)

@@ -21,7 +21,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from engine.errors import CoordinationError, SparringError
 from engine.reliability.activity import ACTIVITY
 from engine.reliability.exit_codes import EXIT_CRASH, EXIT_LOST
 from engine.reliability.preemption import PREEMPTION, Preempted
-from engine.run import Run
+from engine.run import Refresher, Run
 from shards.errors import ArtifactError
 from shards.files import parse_record, read_record, write_json
 
@@ -150,13 +150,13 @@ class _Process:
     Args:
         order: What it is told.
         command: Words that start it, without the order.
-        environ: Variables that it has besides its rank's.
+        place: Where it works.
 
     Raises:
         OSError: It cannot be started.
     """
 
-    def __init__(self, order: Order, command: Sequence[str], environ: Mapping[str, str]) -> None:
+    def __init__(self, order: Order, command: Sequence[str], place: Refresher) -> None:
         self.order = order
         self.seconds: float | None = None
         """How long it took, once it has ended."""
@@ -166,8 +166,11 @@ class _Process:
             [*command, json.dumps(asdict(order))],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            env={**os.environ, "TQDM_DISABLE": "1", **environ},
+            env={**os.environ, "TQDM_DISABLE": "1", **place.environ},
         )
+        if place.cores:
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                os.sched_setaffinity(self._process.pid, place.cores)
 
     @property
     def is_running(self) -> bool:
@@ -228,7 +231,7 @@ class Companions:
 
     Args:
         run: Whose refresh they make; its `companion_command` starts one.
-        orders: What each of them is told, and the variables that it has besides the rank's.
+        orders: What each of them is told, and where it works.
         label: What they do, for messages.
         folder: As all orders have it, those of other ranks' companions too.
         token: Likewise.
@@ -241,7 +244,7 @@ class Companions:
     def __init__(
         self,
         run: Run,
-        orders: Sequence[tuple[Order, Mapping[str, str]]],
+        orders: Sequence[tuple[Order, Refresher]],
         label: str,
         *,
         folder: Path,
@@ -254,8 +257,8 @@ class Companions:
         """Made by a rank that was asked to stop, for those to see that wait beside it."""
         self._own: list[_Process] = []
         try:
-            for order, environ in orders:
-                self._own.append(_Process(order, run.companion_command, environ))
+            for order, place in orders:
+                self._own.append(_Process(order, run.companion_command, place))
         except OSError:
             for one in self._own:
                 one.kill()
@@ -279,11 +282,11 @@ class Companions:
             PeerError: Another rank's failed.
         """
         with ACTIVITY.waiting(self._label):
-            while any(one.is_running for one in self._own) and not self._must_stop():
+            while any(one.is_running for one in self._own) and not PREEMPTION.requested:
                 time.sleep(_LOOK_SECONDS)
-            while not self._all_have_ended() and not self._must_stop():
+            while not self._all_have_ended() and not PREEMPTION.requested:
                 time.sleep(_WATCH_SECONDS)
-        if self._must_stop():
+        if PREEMPTION.requested:
             with contextlib.suppress(OSError):  # the others are asked, too, or wait for their own companions
                 self._asked.touch()
             self.stop()
@@ -330,9 +333,6 @@ class Companions:
             return
         self._judge(ended)
 
-    def _must_stop(self) -> bool:
-        return PREEMPTION.requested or self._asked.exists()
-
     def _all_have_ended(self) -> bool:
         """Whether all companions have said their last words, or one has failed, which the others need not outlive."""
         known = self._known()
@@ -341,6 +341,9 @@ class Companions:
     def _look(self) -> None:
         """Watch them from a thread; where a companion fails, let all ranks stop at their next step."""
         while not self._over.wait(_WATCH_SECONDS):
+            if self._asked.exists():
+                PREEMPTION.interrupt("another rank was asked to stop")
+                return
             if any(one.outcome == FAILED for one in self._known()):
                 PREEMPTION.interrupt(f"{self._label} has failed")
                 return

@@ -25,27 +25,30 @@ _QUERY = ("nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader")
 _QUERY_SECONDS = 60.0
 
 
-def refreshers_of(world: World, wanted: int) -> tuple[Refresher, ...]:
+def refreshers_of(world: World, wanted: int, cores: Sequence[Sequence[int]] = ()) -> tuple[Refresher, ...]:
     """Choose the devices on which this rank starts companions: those of its host, where it is the first of it.
 
     Args:
         world: The ranks.
         wanted: Devices of each host.
+        cores: Of the processor, that each rank may use: a starter may have bound it to its own.
 
     Raises:
         ConfigError: This host has fewer that no rank trains on.
     """
     if not wanted or not world.coordinator.is_first_of_host:
         return ()
+    here = world.coordinator.ranks_of_host
+    together = tuple(sorted({core for rank in here for core in cores[rank]})) if cores else ()
     if world.device.type == "cpu":
-        return (Refresher("cpu"),) * wanted
-    num_ranks = len(world.coordinator.ranks_of_host)
+        return (Refresher("cpu", {}, together),) * wanted
+    num_ranks = len(here)
     visible = visible_gpus(os.environ, torch.cuda.device_count())
     hidden = _hidden_gpus(len(visible)) if _OF_DEEPSPEED in os.environ else []
     kept = kept_gpus(visible, hidden, num_ranks=num_ranks, wanted=wanted)
     # All of them together have as many threads as the ranks of the host.
     threads = {"OMP_NUM_THREADS": str(max(1, num_ranks * torch.get_num_threads() // wanted))}
-    return tuple(Refresher("cuda:0", {_VISIBLE: gpu, **threads}) for gpu in kept)
+    return tuple(Refresher("cuda:0", {_VISIBLE: gpu, **threads}, together) for gpu in kept)
 
 
 def told_of(found: Sequence[Refresher]) -> str:

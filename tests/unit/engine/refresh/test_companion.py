@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
@@ -16,7 +17,7 @@ from engine.errors import CoordinationError, SparringError
 from engine.refresh.companion import FAILED, FINISHED, STOPPED, CompanionCrash, Companions, Ended, Order, ended_path
 from engine.reliability.preemption import PREEMPTION, Preempted
 from engine.reliability.processes import process_is_alive
-from engine.run import Run
+from engine.run import Refresher, Run
 
 WORDS = """
 import json, os, sys, time
@@ -48,7 +49,8 @@ def start(open_run: Callable[..., Run], tmp_path: Path) -> Iterator[Callable[...
             Order(str(run.folder.path), "001", folder, number, num_companions, 0, "cpu", "", "n", "t", 5.0, 1.0)
             for number in range(own)
         ]
-        told = [(order, {"OF_ITS_OWN": str(order.number)}) for order in orders]
+        some = (min(os.sched_getaffinity(0)),)
+        told = [(order, Refresher("cpu", {"OF_ITS_OWN": str(order.number)}, some)) for order in orders]
         shared = {"folder": tmp_path, "token": "t", "num_companions": num_companions}
         started.append(Companions(run, told, "the refresh beside it", **shared))  # type: ignore[arg-type]
         return started[-1]
@@ -66,6 +68,12 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come about"
         time.sleep(0.02)
+
+
+def test_one_has_the_cores_that_its_place_names(start: Callable[..., Companions]) -> None:
+    """Symptom: all that a starter binds the first rank to would be had by all companions of a host."""
+    (process,) = start(HANGS)._own
+    assert os.sched_getaffinity(process._process.pid) == {min(os.sched_getaffinity(0))}
 
 
 def test_one_that_finishes_is_timed(start: Callable[..., Companions]) -> None:

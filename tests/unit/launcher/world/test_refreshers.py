@@ -61,6 +61,8 @@ def test_the_first_rank_of_a_host_has_them_and_with_them_the_threads_of_the_rank
         ("cuda:0", {"CUDA_VISIBLE_DEVICES": gpu, "OMP_NUM_THREADS": "6"}) for gpu in ("3", "4")
     ]
     assert told_of(found) == "GPU 3, GPU 4"
+    bound = refreshers_of(world("cuda"), 1, [[4, 5], [6, 7], [0], [8]])
+    assert bound[0].cores == (0, 4, 5, 6, 7), "its rank is bound to two of them, and the fourth is on another host"
     assert told_of(refreshers_of(world("cpu"), 1)) == "1 companion of each host"
     assert refreshers_of(world("cuda", first=False), 2) == ()
     assert refreshers_of(world("cuda"), 0) == ()
