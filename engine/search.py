@@ -24,6 +24,7 @@ __all__ = [
     "Searcher",
     "finds_too_little",
     "search_others",
+    "searched_depth",
     "top_of_row",
 ]
 
@@ -192,10 +193,16 @@ def search_others(
     """
     depth = min(top_k, num_documents)
     if not own_documents:
-        return searcher.search(queries, depth)
+        return searcher.search(queries, searched_depth(top_k, own_documents, num_documents=num_documents))
     # As deep for queries without such a document, so that what a rank finds does not depend on whom it searches with.
     own_Q = np.array([own_documents.get(query.id, -1) for query in queries], dtype=np.int64)
-    return searcher.search(queries, min(top_k + 1, num_documents)).without(own_Q, depth)
+    deeper = searched_depth(top_k, own_documents, num_documents=num_documents)
+    return searcher.search(queries, deeper).without(own_Q, depth)
+
+
+def searched_depth(top_k: int, own_documents: Mapping[str, int], *, num_documents: int) -> int:
+    """Return how deep `search_others` searches; arguments as there."""
+    return min(top_k + bool(own_documents), num_documents)
 
 
 def finds_too_little(who: str, num_without: int, num_queries: int) -> str | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from engine.config.models import RetrieverConfig
 from engine.config.recipe import Config
 from engine.config.timetable import Sizes
 from engine.data.batches import require_equal_shares
@@ -38,7 +39,7 @@ from engine.evaluation.evaluate import evaluate_systems, require_measurable_spli
 from engine.evaluation.exported import export_iteration
 from engine.evaluation.fusion import evaluate_fused, fit_on_dev, require_fusable
 from engine.evaluation.summary import summary_table
-from engine.evaluation.systems import every_system, fused_system
+from engine.evaluation.systems import end_states, every_system, fused_system
 from engine.evaluation.verdict import take_iteration
 from engine.index.gpu import require_gpu_index
 from engine.index.plan import plan_index
@@ -49,6 +50,8 @@ from engine.models.retriever import Retriever
 from engine.models.trial import Proof, require_forward
 from engine.refresh.fallback import require_fallback, trained_questions, with_fallback_positives
 from engine.retrievers.dense import require_int8
+from engine.retrievers.kinds import dense
+from engine.retrievers.places import gather_embeddings
 from engine.run import SIZES, Run, Stage, StopReached
 from engine.training.backend import deepspeed_config, require_precision
 from engine.training.models import Models
@@ -129,6 +132,7 @@ def play(
             taken = run.once("take", take_iteration, data).iteration
         if config.learns_from_queries:
             measure_at_end(run, data, taken)
+            gather_at_end(run, data, taken)
         run.once("export", export_models, iteration=taken)
     except StopReached as stop:
         log.info("%s", stop)
@@ -178,6 +182,22 @@ def measure_at_end(run: Run, data: Data, taken: int) -> None:
         run.once("evaluate/test", evaluate_systems, data, run.folder, "test", every_system(run.config, taken=taken))
     if settings.fuse and settings.test_at_end:
         run.once("fusion/test", evaluate_fused, data, run.folder, "test", fused_system(run.config, taken=taken))
+
+
+def gather_at_end(run: Run, data: Data, taken: int) -> None:
+    """Bring embeddings that lie on the hosts into the run folder, of the retrievers that the run leaves behind.
+
+    Args:
+        run: The run.
+        data: Its data.
+        taken: The iteration whose models are.
+    """
+    if run.config.index.embeddings != "local" or not run.config.index.gather_embeddings:
+        return
+    for weights in end_states(run.timetable, list(run.config.models), taken).values():
+        name = run.timetable.artifact(weights)
+        if isinstance(run.config.models[weights.model], RetrieverConfig) and run.is_finished(f"index/{name}"):
+            run.once(f"gather/{name}", gather_embeddings, data, dense(weights))
 
 
 def _decided(run: Run) -> Config:

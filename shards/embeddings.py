@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -70,6 +71,18 @@ def write_part(folder: Path, entry: ShardEntry, embeddings_ND: Embeddings, stamp
     Raises:
         ArtifactError: Another shape or type, or a number that is not finite.
     """
+    require_part(entry, embeddings_ND)
+    publish_part(folder, entry, [embeddings_ND], partial(marker_of, entry, embeddings_ND, stamp))
+
+
+def marker_of(entry: ShardEntry, embeddings_ND: Embeddings, stamp: Stamp, num_bytes: int, sha256: str) -> PartMarker:
+    """Return what vouches for a part, whose file has these bytes and this hash; other arguments as of `write_part`."""
+    num_rows, dimension = embeddings_ND.shape
+    return PartMarker(stamp, (num_rows, dimension), embeddings_ND.dtype.name, entry.first_document, num_bytes, sha256)
+
+
+def require_part(entry: ShardEntry, embeddings_ND: Embeddings) -> None:
+    """Refuse what is not the embeddings of a shard; arguments and errors as of `write_part`."""
     shape, dtype = embeddings_ND.shape, embeddings_ND.dtype.name
     if len(shape) != 2 or shape[0] != entry.num_documents or shape[1] < 1 or dtype not in _DTYPES:
         raise ArtifactError(
@@ -88,14 +101,6 @@ def write_part(folder: Path, entry: ShardEntry, embeddings_ND: Embeddings, stamp
             if overflowed
             else "look for a training run that diverged: lower the learning rate or start from an earlier checkpoint",
         )
-    publish_part(
-        folder,
-        entry,
-        [embeddings_ND],
-        lambda num_bytes, sha256: PartMarker(
-            stamp, (shape[0], shape[1]), dtype, entry.first_document, num_bytes, sha256
-        ),
-    )
 
 
 def part_is_complete(folder: Path, entry: ShardEntry, stamp: Stamp, dtype: str | None = None) -> bool:
@@ -206,9 +211,13 @@ class EmbeddingStore:
         for part in range(first, int(np.searchsorted(self._firsts_P, documents.stop))):
             yield self.manifest.shards[part].first_document, self._parts[part]
 
+    def _path(self, part: int) -> Path:
+        """Return where a part's array lies; a subclass may have it elsewhere, or refuse."""
+        return part_paths(self.folder, self.manifest.shards[part])[0]
+
     def _open_part(self, part: int) -> Embeddings:
         entry = self.manifest.shards[part]
-        path = part_paths(self.folder, entry)[0]
+        path = self._path(part)
         expected = f"{self.dtype} {[entry.num_documents, self.dimension]}"
         remedy = f"delete {path.with_suffix('')}.* and run the encoding again"
         try:

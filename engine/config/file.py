@@ -23,8 +23,9 @@ from engine.config.tree import Null, read_tree, read_tree_file
 from engine.config.values import kind_at, sections_in, takes_structure, value_of
 from engine.errors import ConfigError
 
-_CHANGES_NO_RESULT = frozenset({"zero_stage", "deepspeed", "refresh_devices"})
-"""Keys of any section that say who computes what; sums may be made in another order."""
+_CHANGES_NO_RESULT = frozenset({"zero_stage", "deepspeed", "refresh_devices", "local_folder", "gather_embeddings"})
+"""Keys of any section that say who computes what, when sums may be made in another order; and where something is
+kept."""
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:

@@ -208,6 +208,8 @@ class Config(Section):
                         f"{', '.join(table.joint[name].members)}: lower num_negatives, or raise top_k or the sampler's "
                         "window"
                     )
+        if self.index.embeddings == "local":
+            self._require_no_scattered_reads()
         if self.evaluation.rerank_depth > self.evaluation.search_depth:
             raise ValueError(
                 f"evaluation.rerank_depth {self.evaluation.rerank_depth} is deeper than evaluation.depth "
@@ -225,3 +227,16 @@ class Config(Section):
                     f"{model.max_length}, the length of a document"
                 )
         return self
+
+    def _require_no_scattered_reads(self) -> None:
+        """Refuse what reads single documents' embeddings on any rank at any time, where each host has only its own."""
+        if self.prior is not None:
+            raise ValueError(
+                "index.embeddings is local, but the ranker's prior reads embeddings of all documents at every step: "
+                "set index.embeddings=shared, or ranker.prior=0"
+            )
+        if self.evaluation.fuse:
+            raise ValueError(
+                "index.embeddings is local, but evaluation.fuse scores what others found by its embeddings: set "
+                "evaluation.fuse=false, or index.embeddings=shared"
+            )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from engine.config.metric_names import DEFAULT_METRICS, JUDGED, cutoff_of, family_of
 from engine.config.text import absolute_path, is_whole
@@ -143,6 +143,10 @@ class ShardsConfig(Section):
     """Folder on each host's own disk to which the shards are copied, once for all runs; left out, none."""
 
 
+WHERE_EMBEDDINGS_LIE = {"embeddings", "local_folder", "gather_embeddings"}
+"""Fields of `IndexConfig` on which no result depends."""
+
+
 class IndexConfig(Section):
     """The FAISS index over the document embeddings (AR2 section 3.3)."""
 
@@ -194,6 +198,37 @@ class IndexConfig(Section):
     """Type of the stored embeddings, from which hits are re-scored, and of the weights in a lexical retriever's
     postings. `float16` halves disk and reading; it found the same documents in all but 1 of 10,000 places
     (docs/performance.md). A number beyond its range, 65504, stops the encoding."""
+    embeddings: Literal["shared", "local"] = "shared"
+    """Where a dense retriever's embeddings of the corpus lie while a run trains. `shared`: in the run folder. `local`:
+    in `local_folder`, each part on the disk of the host that encoded it, so that they do not pass through the shared
+    file system; what reads a part is the work of that host's ranks. Results are the same (docs/scale.md). Postings of
+    lexical retrievers are always in the run folder."""
+    local_folder: str | None = None
+    """With `embeddings: local`, a folder on each host's own disk, absolute, the same path on all hosts. `~` and
+    environment variables such as `$TMPDIR` are each host's own. Changes no result; where another is named for a run
+    that goes on, the corpus is encoded again."""
+    gather_embeddings: bool = True
+    """With `embeddings: local` on several hosts, copy the embeddings of the retrievers that a run leaves behind into
+    the run folder at its end, so that one host alone can search with them, serve and export them. Without them these
+    commands are refused on any other number of hosts."""
+
+    @model_validator(mode="after")
+    def _names_its_local_folder(self) -> IndexConfig:
+        if self.embeddings == "local" and not self.local_folder:
+            raise ValueError(
+                "index.embeddings is local, but index.local_folder names no folder on the hosts' own disks, such as "
+                "/scratch/$USER"
+            )
+        if self.embeddings == "shared" and self.local_folder:
+            raise ValueError(
+                f"index.local_folder is {self.local_folder}, but index.embeddings is shared: set "
+                "index.embeddings=local, or leave index.local_folder out"
+            )
+        if self.local_folder and not self.local_folder.startswith(("/", "~", "$")):
+            raise ValueError(
+                f"index.local_folder is {self.local_folder}: it must be absolute, as hosts may run in different folders"
+            )
+        return self
 
 
 class EvaluationConfig(Section):

@@ -10,7 +10,7 @@ A run is many processes that do the same things in the same order. They meet at 
   collective operation that the failed one will never enter. An error that escapes outside is spread by
   `report_failure`, which stops whoever waits at any later point.
 * Work that is cut into units is dealt by `hand_out`: a unit goes to whoever is free next, so a slow rank holds nobody
-  up.
+  up. Units whose files lie on one host's own disk go to the ranks of that host.
 * What is exchanged is small and is JSON: tuples come back as lists, keys of objects as strings, on the giving rank
   too. What is large goes through files or through `torch.distributed`.
 
@@ -35,6 +35,7 @@ from engine.coordination.store import StoreTransport
 from engine.errors import CoordinationError, SparringError
 from engine.log import get_logger
 from engine.reliability.preemption import PREEMPTION
+from shards.errors import listed
 from shards.files import parse_record
 
 __all__ = ["Coordinator", "LocalTransport", "MpiTransport", "PeerError", "StoreTransport", "Transport"]
@@ -88,12 +89,17 @@ class Coordinator:
         self.address: str = address or self.hosts[0]
         self._counter: SharedCounter | None = None
         self._num_hand_outs = 0
-        self._handing_out: str | None = None
+        self._handing_out: list[str] = []
+
+    @property
+    def host(self) -> str:
+        """This rank's host, as all ranks call it."""
+        return self.hosts[self.rank]
 
     @property
     def ranks_of_host(self) -> list[int]:
         """The ranks on this rank's host, this one too, in order."""
-        return [rank for rank, host in enumerate(self.hosts) if host == self.hosts[self.rank]]
+        return [rank for rank, host in enumerate(self.hosts) if host == self.host]
 
     @property
     def is_first_of_host(self) -> bool:
@@ -183,7 +189,14 @@ class Coordinator:
                 raise
         return self._exchange(label, result, timeout_seconds)[0]
 
-    def hand_out(self, name: str, units: Sequence[int], timeout_seconds: float | None = None) -> Iterator[int]:
+    def hand_out(
+        self,
+        name: str,
+        units: Sequence[int],
+        timeout_seconds: float | None = None,
+        *,
+        homes: Sequence[str] | None = None,
+    ) -> Iterator[int]:
         """Deal units of work to whoever is free next, in the order of the list, each to one rank.
 
         To be iterated by every rank inside an `agreement`, which is where the ranks learn that all came to the end:
@@ -195,21 +208,30 @@ class Coordinator:
             units: Their numbers; the same list on all ranks, of any length.
             timeout_seconds: How long to wait for the others to begin and for rank 0's answers; the coordinator's own
                 timeout by default.
+            homes: Of each unit, the host whose ranks alone may take it, as its files lie there; the same on all ranks.
+                Any rank may take any unit where it is left out.
 
         Yields:
             This rank's next unit.
 
         Raises:
-            CoordinationError: As `barrier`; or the lists differ, or rank 0 is gone.
+            CoordinationError: As `barrier`; or the lists differ, a home is no host of a rank, or rank 0 is gone.
             Preempted: This rank was asked to stop; what is finished stays, and the unit that was due is not begun.
         """
+        if homes is not None and (strange := sorted(set(homes) - set(self.hosts))):
+            raise CoordinationError(
+                f"hand-out '{name}' has units for {listed(strange, 8)}, where no rank is",
+                expected=f"hosts of the ranks: {listed(dict.fromkeys(self.hosts), 8)}",
+            )
+        own = [unit for place, unit in enumerate(units) if homes is None or homes[place] == self.host]
         if self.world_size == 1:
-            for unit in units:
+            for unit in own:
                 PREEMPTION.require_none(f"hand-out '{name}'")
                 yield unit
             return
         counter = self._open_counter(timeout_seconds)
-        digest = hashlib.sha256(json.dumps(list(units)).encode()).hexdigest()
+        told = list(units) if homes is None else [list(units), list(homes)]
+        digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()
         if len(set(self._exchange(f"hand-out '{name}'", digest, timeout_seconds))) > 1:
             raise CoordinationError(
                 f"the ranks came to hand-out '{name}' with different lists of units",
@@ -217,11 +239,14 @@ class Coordinator:
                 remedy="let rank 0 make the list and broadcast it",
             )
         self._num_hand_outs += 1
-        self._handing_out = key = f"{self._num_hand_outs}/{name}"
-        while (place := counter.next(key)) < len(units):
+        key = f"{self._num_hand_outs}/{name}"
+        # A counter for each host: where this rank fails, the ranks of the others are to get nothing more, either.
+        self._handing_out = [key] if homes is None else [f"{key}/{host}" for host in dict.fromkeys(self.hosts)]
+        own_key = key if homes is None else f"{key}/{self.host}"
+        while (place := counter.next(own_key)) < len(own):
             PREEMPTION.require_none(f"hand-out '{name}'")
-            yield units[place]
-        self._handing_out = None
+            yield own[place]
+        self._handing_out = []
 
     def report_failure(self, error: BaseException, timeout_seconds: float = _LAST_WORD_SECONDS) -> list[RankFailure]:
         """Tell the other ranks, wherever they are, that this one stops; for an error that no agreement has caught.
@@ -286,10 +311,11 @@ class Coordinator:
         """Tell all ranks that this one failed, unless they know; the caller re-raises its own exception."""
         if (known := _shared_failures(error)) is not None:
             return known
-        if self._counter is not None and self._handing_out is not None:
+        if self._counter is not None and self._handing_out:
             with contextlib.suppress(CoordinationError):  # rank 0 is gone, and nobody gets anything any more
-                self._counter.end(self._handing_out)
-            self._handing_out = None
+                for key in self._handing_out:
+                    self._counter.end(key)
+            self._handing_out = []
         seconds = self._seconds(timeout_seconds)
         if not isinstance(error, Exception):  # an interrupt or an exit: whoever asked for it will not wait long
             seconds = min(seconds, _LAST_WORD_SECONDS)

@@ -13,6 +13,7 @@ from functools import cached_property
 
 from engine.config.negatives import ConstrainedFilterConfig, Joint
 from engine.config.pools import GIVEN
+from engine.config.sections import WHERE_EMBEDDINGS_LIE
 from engine.config.timetable import Timetable, WeightsOf
 from engine.data.corpus import Data
 from engine.errors import ConfigError
@@ -52,7 +53,7 @@ class Contestant:
         if self.choice is not None:
             made_of |= {"kind": self.choice.kind, "of": stamp_of(self.run, self.data, self.choice).weights_sha256}
             if self.weights is not None:
-                made_of["index"] = self.run.config.index.model_dump(mode="json")
+                made_of["index"] = self.run.config.index.model_dump(mode="json", exclude=WHERE_EMBEDDINGS_LIE)
         elif self.weights is not None:
             folder = self.run.folder.weights(self.weights.model, self.weights.state)
             made_of |= {"kind": RANKER, "of": weights_sha256(folder)}

@@ -6,6 +6,7 @@ on command. All ranks take part, each with its share of the queries; every ranki
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,8 +29,9 @@ from engine.reliability.progress import progress_bar
 from engine.results import Measured, Score
 from engine.retrievers.choice import Choice
 from engine.retrievers.kinds import build, dense, open_searcher
+from engine.retrievers.scattered import answered
 from engine.run import Run, RunFolder, Stage
-from engine.search import Rescorer, Searcher, finds_too_little, search_others
+from engine.search import Rescorer, Searcher, finds_too_little, search_others, searched_depth
 from shards.partition import split_range
 from shards.records import Dataset, Query
 
@@ -177,12 +179,14 @@ def retrieve(stage: Stage, data: Data, searcher: Searcher, queries: Sequence[Que
     share = split_range(len(queries), coordinator.rank, coordinator.world_size)
     own = [queries[place] for place in share]
     ranking: Ranking = {}
-    with coordinator.agreement(f"{stage.name}: search {label}"):
-        hits = (
-            search_others(searcher, own, depth, data.own_documents, num_documents=data.shards.num_documents)
-            if own
-            else None
-        )
+    num_documents, name = data.shards.num_documents, f"{stage.name}: search {label}"
+    deep = searched_depth(depth, data.own_documents, num_documents=num_documents)
+    folder = stage.run.folder.searches / hashlib.sha256(name.encode()).hexdigest()[:16]
+    with (
+        answered(coordinator, searcher, queries, deep, folder, name=name) as prepared,
+        coordinator.agreement(name),
+    ):
+        hits = search_others(prepared, own, depth, data.own_documents, num_documents=num_documents) if own else None
         for place, query in enumerate(own):
             documents, scores = hits.documents_QK[place], hits.scores_QK[place]  # type: ignore[union-attr]
             ranking[query.id] = {

@@ -10,9 +10,8 @@ Shapes: Q queries, D embedding dimension.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,20 @@ import numpy as np
 import torch
 
 from engine.coordination.coordinator import Coordinator
-from engine.errors import ArtifactError, IndexQualityError
-from engine.index.dense import MANIFEST, DenseIndex, IndexManifest, document_parts, open_files
+from engine.errors import ArtifactError
+from engine.index.dense import MANIFEST, DenseIndex, IndexManifest, document_parts
 from engine.index.estimate import IndexEstimate, estimate_index, measured_gigaflops
 from engine.index.exact import Floats, check_queries
 from engine.index.files import TRAINED, IndexFile, part_is_complete, read_index
+from engine.index.held.rows import collect_rows
+from engine.index.held.store import homes_of
 from engine.index.merge import check_parts, merge_parts
 from engine.index.plan import IndexPlan, Placement
+from engine.index.publish import AUDIT, Draft, require_recall
 from engine.index.sample import evenly
 from engine.index.steps import Steps
-from engine.index.train import TrainedIndex, fill_part, leave_start, train_once, trained_of
-from engine.index.tune import Trial, exact_truth, recall_of, tune
+from engine.index.train import TrainedIndex, fill_part, train_once, trained_of
+from engine.index.tune import exact_truth
 from engine.index.warm import START, Audit, Start, WarmStart, find_start
 from engine.log import get_logger
 from shards.embeddings import EmbeddingStore
@@ -135,27 +137,6 @@ def build_index(
     return parse_record(described, BuiltIndex, f"the description of {name}")
 
 
-def require_recall(recall: float, k: int, floor: float, tried: str) -> None:
-    """Stop where an index finds too little.
-
-    Args:
-        recall: What was measured, 0 to 1.
-        k: Its depth.
-        floor: What is asked for, 0 to 1.
-        tried: How was searched, in words.
-
-    Raises:
-        IndexQualityError: The recall is below the floor.
-    """
-    if recall < floor:
-        raise IndexQualityError(
-            f"the index finds {recall:.3f} of the {k} best documents of exact search at best; tried: {tried}",
-            expected=f"at least {floor} (index.recall_floor)",
-            remedy="leave index.nprobe and index.refine_factor out, name an index.factory with more bytes a document, "
-            "or set index.factory=Flat",
-        )
-
-
 def _announce(name: str, store: EmbeddingStore, plan: IndexPlan) -> IndexEstimate:
     estimate = estimate_index(
         plan,
@@ -195,22 +176,32 @@ class _Build:
             2 * self.k, self.store.num_documents
         )  # beyond k, so that documents that tie with the k-th are known
         truth = exact_truth(
-            *(self.coordinator, f"{self.name}: exact search", self.store, queries_QD, depth, parts), device=device
+            *(self.coordinator, f"{self.name}: exact search", self.store, queries_QD, depth, parts),
+            device=device,
+            homes=homes_of(self.store, parts),
         )
         spread = evenly(self.store.num_documents, _AUDITED_DOCUMENTS)
-        audit = Audit(self.store, queries_QD, truth, self.k, spread, device)
+        best = np.unique(truth.documents_QK[:, : self.k])
+        rows = collect_rows(
+            *(self.coordinator, f"{self.name}: rows of the audit", self.store, np.concatenate([best, spread])),
+            self.folder / AUDIT,
+        )
+        audit = Audit(self.store, queries_QD, truth, self.k, spread, device, rows)
         minutes = self.estimate.train_minutes + self.estimate.rotate_minutes
         steps = Steps(self.coordinator, self.name, _patience(self.coordinator, minutes), device)
         trained = train_once(steps, self.folder, self.store, self.plan, self.seed, warm, audit)
         if self.coordinator.rank == 0:
             _log_training(self.name, trained)
         files = self._fill_and_merge(parts, trained.sha256, device)
+        draft = Draft(self.name, self.folder, self.draft(files), self.store, audit)
+        patience = _patience(self.coordinator, self.estimate.add_minutes)
+        self.coordinator.only_rank_zero(f"{self.name}: tune", draft.tune, patience)
+        draft.search(self.coordinator)
 
         def publish() -> bool:
-            return self._tune_and_save(files, audit, trained, may_fail=warm is not None, keep=keep)
+            return draft.publish(trained, self.recall_floor, may_fail=warm is not None, keep=keep)
 
-        patience = _patience(self.coordinator, self.estimate.add_minutes)
-        published: bool = self.coordinator.only_rank_zero(f"{self.name}: tune", publish, patience)
+        published: bool = self.coordinator.only_rank_zero(f"{self.name}: publish", publish, patience)
         return published
 
     def start_from(self, last: Sequence[Path]) -> WarmStart | None:
@@ -248,11 +239,13 @@ class _Build:
             return [number for number, complete in enumerate(there) if not complete]
 
         numbers: list[int] = coordinator.only_rank_zero(f"{name}: parts", missing)
+        homes = homes_of(store, parts)
+        own = None if homes is None else [homes[number] for number in numbers]
         seconds = _patience(coordinator, self.estimate.add_minutes / len(parts))
         with coordinator.agreement(f"{name}: fill", seconds):
             if numbers:
                 read_index(folder / TRAINED, trained)  # every rank looks at the bytes that it fills
-            for number in coordinator.hand_out(f"{name}: fill", numbers, seconds):
+            for number in coordinator.hand_out(f"{name}: fill", numbers, seconds, homes=own):
                 fill_part(folder, trained, store, number, parts[number], device)
 
         def merge() -> list[Any]:
@@ -268,39 +261,6 @@ class _Build:
         merged = coordinator.only_rank_zero(f"{name}: merge", merge, _patience(coordinator, minutes))
         return parse_record(merged, list[IndexFile], f"the files of {name}")
 
-    def _tune_and_save(
-        self, files: list[IndexFile], audit: Audit, trained: TrainedIndex, *, may_fail: bool, keep: bool
-    ) -> bool:
-        """Tune the search, measure it, write the manifest and take away what is not searched."""
-        draft, folder, store = self.draft(files), self.folder, self.store
-        start = time.perf_counter()
-        probed = open_files(folder, draft.files, draft.plan, verify=False, device=audit.device)
-        best, trials = tune(probed, store.dimension, draft.plan, audit.queries_QD, audit.truth, draft.recall_k)
-        tuned = time.perf_counter()
-        manifest = replace(draft, nprobe=best.nprobe, refine_factor=best.refine_factor, tuning_seconds=tuned - start)
-        hits = DenseIndex(manifest, store, probed).search(audit.queries_QD, draft.recall_k)
-        milliseconds = 1000 * (time.perf_counter() - tuned) / len(audit.queries_QD)
-        recall = recall_of(hits.scores_QK, audit.truth, draft.recall_k)
-        if may_fail and recall < self.recall_floor:
-            log.warning(
-                "%s: recall %.3f from the last index's lists is below index.recall_floor %g: all is trained from "
-                "nothing",
-                *(self.name, recall, self.recall_floor),
-            )
-            return False
-        manifest = replace(manifest, recall=recall, milliseconds_per_query=milliseconds)
-        require_recall(recall, draft.recall_k, self.recall_floor, _describe_trials(draft.plan, trials))
-        _log_choice(manifest, best)
-        if keep:
-            leave_start(folder, audit, trained, best.nprobe, torch.get_num_threads())
-        manifest.save(folder)
-        kept = {file.name for file in draft.files}
-        leftovers = [*folder.glob("part-*.lists"), *folder.glob("part-*.json"), *folder.glob("index.*")]
-        for path in [*leftovers, *folder.glob(".*.tmp-*")]:
-            if path.name not in kept and f"{path.stem}.lists" not in kept:
-                path.unlink()
-        return True
-
 
 def _log_training(name: str, trained: TrainedIndex) -> None:
     begun, since = "from nothing", "in the last one"
@@ -311,27 +271,6 @@ def _log_training(name: str, trained: TrainedIndex) -> None:
         "%s: lists %s, iterations of k-means: %d, centroids moved by %.3g of their length %s%s, empty lists split: %d",
         *(name, begun, trained.num_iterations, trained.movement, since, score, trained.num_split),
     )
-
-
-def _log_choice(manifest: IndexManifest, best: Trial) -> None:
-    plan = manifest.plan
-    log.info(
-        "the search visits %d of %d lists and re-scores %d * top_k candidates: recall@%d %.3f, %.2f ms a query, "
-        "tuned in %.1f s",
-        *(best.nprobe, plan.num_lists, best.refine_factor, manifest.recall_k, manifest.recall),
-        *(manifest.milliseconds_per_query, manifest.tuning_seconds),
-    )
-    if best.safe_recall < plan.recall_target:
-        log.warning(
-            "no way to search that was tried reaches index.recall_target %g for sure: the best finds %.3f +- %.3f",
-            *(plan.recall_target, best.recall, best.error),
-        )
-
-
-def _describe_trials(plan: IndexPlan, trials: list[Trial]) -> str:
-    best = {trial.nprobe: trial for trial in sorted(trials, key=lambda trial: trial.recall)}
-    ways = [f"{n} lists and {best[n].refine_factor} * k candidates: {best[n].recall:.3f}" for n in sorted(best)]
-    return f"{plan.factory} with {plan.num_lists} lists, visiting " + "; ".join(ways)
 
 
 def _describe(folder: Path, recall_floor: float, *, reused: bool) -> BuiltIndex:

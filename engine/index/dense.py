@@ -196,9 +196,22 @@ class DenseIndex:
             Hits [Q, top_k], the same as `search` returns, however the parts were dealt.
         """
         if self._probed is None:
+            return self.candidates(found, top_k)
+        return rescore(self.store, queries_QD, self.candidates(found, top_k).documents_QK, top_k)
+
+    def candidates(self, found: Sequence[Hits], top_k: int) -> Hits:
+        """Merge what `search_parts` found in all parts, with the scores that it has.
+
+        Args:
+            found: As given to `finish`.
+            top_k: As given to `search_parts`.
+
+        Returns:
+            Hits [Q, C] of an index, which `finish` scores exactly; those of exact search [Q, top_k] are done.
+        """
+        if self._probed is None:
             return merge_hits(found, top_k)
-        coarse = found[0] if len(found) == 1 else merge_hits(found, self._depth(top_k))
-        return rescore(self.store, queries_QD, coarse.documents_QK, top_k)
+        return found[0] if len(found) == 1 else merge_hits(found, self._depth(top_k))
 
     def _depth(self, top_k: int) -> int:
         return min(self.store.num_documents, self.manifest.refine_factor * top_k)

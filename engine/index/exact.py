@@ -82,16 +82,45 @@ def rescore(store: EmbeddingStore, queries_QD: Floats, documents_QC: npt.NDArray
     hits = Hits(
         np.full((num_queries, top_k), -1, dtype=np.int64), np.full((num_queries, top_k), -np.inf, dtype=np.float32)
     )
-    kept = min(top_k, num_candidates)
     for block in blocks(num_queries, max(1, _RESCORE_BYTES // (4 * num_candidates * store.dimension))):
         found_QC = documents_QC[block]
-        rows_QCD = store.rows(np.maximum(found_QC, 0).ravel()).reshape(*found_QC.shape, store.dimension)
+        rows_QCD = np.zeros((*found_QC.shape, store.dimension), dtype=np.float32)
+        rows_QCD[found_QC >= 0] = store.rows(found_QC[found_QC >= 0])  # of nothing else: others may lie on other hosts
         # Unlike a matrix product, this sums each pair in an order that does not depend on the shape of the block.
         scores_QC = np.einsum("qcd,qd->qc", rows_QCD, queries_QD[block])
         scores_QC[found_QC < 0] = -np.inf
-        order_QK = np.lexsort((found_QC, -scores_QC), axis=-1)[:, :kept]
-        hits.documents_QK[block, :kept] = np.take_along_axis(found_QC, order_QK, axis=1)
-        hits.scores_QK[block, :kept] = np.take_along_axis(scores_QC, order_QK, axis=1)
+        best = best_of(found_QC, scores_QC, top_k)
+        hits.documents_QK[block], hits.scores_QK[block] = best.documents_QK, best.scores_QK
+    return hits
+
+
+def score_pairs(rows_KD: Floats, queries_KD: Floats) -> Floats:
+    """Score documents for a query each, with the bits that `rescore` gives them: float32 [K].
+
+    Args:
+        rows_KD: Embeddings of documents, float32 [K, D].
+        queries_KD: The query of each, float32 [K, D].
+    """
+    scores_K: Floats = np.einsum("qcd,qd->qc", rows_KD[:, None], queries_KD)[:, 0]
+    return scores_K
+
+
+def best_of(documents_QC: npt.NDArray[np.int64], scores_QC: Floats, top_k: int) -> Hits:
+    """Keep the best of each query's candidates, by score descending, then by document ascending.
+
+    Args:
+        documents_QC: Candidates without repeats, int64 [Q, C]; -1 is none.
+        scores_QC: Their scores, float32 [Q, C]; -inf where there is none.
+        top_k: Documents kept of each query.
+
+    Returns:
+        Hits [Q, top_k], padded where there are fewer candidates.
+    """
+    order_QK = np.lexsort((documents_QC, -scores_QC), axis=-1)[:, :top_k]
+    kept, shape = order_QK.shape[1], (len(documents_QC), top_k)
+    hits = Hits(np.full(shape, -1, dtype=np.int64), np.full(shape, -np.inf, dtype=np.float32))
+    hits.documents_QK[:, :kept] = np.take_along_axis(documents_QC, order_QK, axis=1)
+    hits.scores_QK[:, :kept] = np.take_along_axis(scores_QC, order_QK, axis=1)
     return hits
 
 
@@ -107,14 +136,7 @@ def merge_hits(hits: Sequence[Hits], top_k: int) -> Hits:
     """
     documents_QC = np.concatenate([one.documents_QK for one in hits], axis=1)
     scores_QC = np.concatenate([one.scores_QK for one in hits], axis=1)
-    order_QK = np.lexsort((documents_QC, -scores_QC), axis=-1)[:, :top_k]
-    merged = Hits(
-        np.full((len(documents_QC), top_k), -1, dtype=np.int64),
-        np.full((len(documents_QC), top_k), -np.inf, dtype=np.float32),
-    )
-    merged.documents_QK[:, : order_QK.shape[1]] = np.take_along_axis(documents_QC, order_QK, axis=1)
-    merged.scores_QK[:, : order_QK.shape[1]] = np.take_along_axis(scores_QC, order_QK, axis=1)
-    return merged
+    return best_of(documents_QC, scores_QC, top_k)
 
 
 def stream(store: EmbeddingStore, documents: range, num_rows: int) -> Iterator[tuple[int, Floats]]:

@@ -14,16 +14,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from engine.errors import ArtifactError
 from engine.index.exact import Floats
 from engine.index.files import IndexFile
+from engine.index.held.rows import Documents, Rows
 from engine.index.scratch import described, save_scratch, write_scratch
-from shards.embeddings import EmbeddingStore
 from shards.files import read_record
 
-Documents = npt.NDArray[np.int64]
 _UNIT_ROWS, _LEAST_ROWS, _LEAST_UNITS = 8192, 512, 64
 """Rows of a unit at most, and in a small sample at least; units that there should be."""
 
@@ -96,20 +94,20 @@ class Sample:
     def __len__(self) -> int:
         return len(self.documents)
 
-    def write(self, unit: int, store: EmbeddingStore, transform: Callable[[Floats], Floats]) -> None:
+    def write(self, unit: int, source: Rows, transform: Callable[[Floats], Floats]) -> None:
         """Read a unit's embeddings, transform them and write them, the marker last.
 
         Args:
             unit: Its number.
-            store: The embeddings.
+            source: Has their embeddings.
             transform: Takes and returns float32 [N, D].
 
         Raises:
             ArtifactError: An embedding is not finite.
             DiskFullError: There was no space for it.
         """
-        documents = self.documents[self.units[unit].start : self.units[unit].stop]
-        rows_ND = store.rows(documents)
+        documents = self.documents_of(unit)
+        rows_ND = source.rows(documents)
         require_finite(rows_ND, documents)
         rows_ND = transform(rows_ND)
         largest = float(np.sqrt(np.square(rows_ND.astype(np.float64)).sum(axis=1).max()))
@@ -117,6 +115,10 @@ class Sample:
         path.with_suffix(".json").unlink(missing_ok=True)
         save_scratch(path, rows_ND)
         write_scratch(path.with_suffix(".json"), asdict(UnitMarker(len(rows_ND), largest, described(path))))
+
+    def documents_of(self, unit: int) -> Documents:
+        """Return whose embeddings a unit has, ascending."""
+        return self.documents[self.units[unit].start : self.units[unit].stop]
 
     def missing(self) -> list[int]:
         """Return the numbers of the units that are not there, or not whole; reads all that are there."""

@@ -36,19 +36,20 @@ class Steps:
         return max(torch.get_num_threads(), cores)
 
     @contextmanager
-    def shared(self, what: str, units: Sequence[int]) -> Iterator[Iterator[int]]:
+    def shared(self, what: str, units: Sequence[int], homes: Sequence[str] | None = None) -> Iterator[Iterator[int]]:
         """Deal units to all ranks; to be entered by each, with a body that takes them all and holds no other point.
 
         Args:
             what: Is done, the same on all ranks.
             units: The same on all ranks.
+            homes: Of each unit the host that has what it needs; any where it is left out.
 
         Yields:
             This rank's units, one after the other.
         """
         label = f"{self.name}: {what}"
         with self.coordinator.agreement(label, self.seconds), faiss_threads(1):
-            yield self.coordinator.hand_out(label, units, self.seconds)
+            yield self.coordinator.hand_out(label, units, self.seconds, homes=homes)
 
     def alone(self, what: str, function: Callable[[], Any]) -> Any:
         """Do something on rank 0, and return on all ranks what it returned, which must be JSON."""

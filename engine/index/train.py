@@ -39,6 +39,7 @@ from engine.index.files import (
     write_part,
 )
 from engine.index.gpu import from_gpu, on_gpu
+from engine.index.held.rows import Rows, collect_rows, deal_rows
 from engine.index.kmeans import movement_of, normalized
 from engine.index.lists import ListTraining
 from engine.index.plan import IndexPlan, empty_index
@@ -140,11 +141,9 @@ def train_index(
     work, sample_seed = folder / _WORK, warm.start.sample_seed if warm else goal.seed
     sample = Sample(work, draw(store.num_documents, plan.train_size, sample_seed))
     base = warm.folder / TRAINED if warm else work / _BASE
-    base_sha256 = goal.start or steps.alone("rotation", lambda: _make_base(base, store, plan, sample))
+    base_sha256 = goal.start or _base_once(steps, base, store, plan, sample)
     transform = transform_of(read_index(base, base_sha256))
-    with steps.shared("sample", steps.alone("sample", sample.missing)) as units:
-        for unit in units:
-            sample.write(unit, store, transform)
+    _sample_once(steps, sample, store, transform)
 
     def first() -> Floats:
         if warm:
@@ -283,17 +282,41 @@ def _begin(folder: Path, goal: TrainingGoal) -> None:
     write_scratch(path, asdict(goal))
 
 
-def _make_base(path: Path, store: EmbeddingStore, plan: IndexPlan, sample: Sample) -> str:
+def _base_once(steps: Steps, path: Path, store: EmbeddingStore, plan: IndexPlan, sample: Sample) -> str:
     """Write the index with its transforms trained and nothing else, unless it is there; return its hash."""
-    if not path.exists():
-        index = empty_index(plan.factory, store.dimension)
-        if isinstance(faiss.downcast_index(index), faiss.IndexPreTransform):
-            documents = sample.documents[evenly(len(sample), _TRANSFORM_ROWS)]
-            rows_ND = store.rows(documents)
-            require_finite(rows_ND, documents)
-            train_transforms(index, rows_ND, plan.num_iterations)
-        write_index(index, path)
-    return sha256_file(path)
+    index = empty_index(plan.factory, store.dimension)
+    is_transformed = isinstance(faiss.downcast_index(index), faiss.IndexPreTransform)
+    documents = sample.documents[evenly(len(sample), _TRANSFORM_ROWS)]
+    rows: Rows = store
+    if is_transformed:
+        label, folder = f"{steps.name}: rows for the rotation", sample.folder / "rotation"
+        rows = collect_rows(steps.coordinator, label, store, documents, folder, steps.seconds)
+
+    def make() -> str:
+        if not path.exists():
+            if is_transformed:
+                rows_ND = rows.rows(documents)
+                require_finite(rows_ND, documents)
+                train_transforms(index, rows_ND, plan.num_iterations)
+            write_index(index, path)
+        return sha256_file(path)
+
+    sha256: str = steps.alone("rotation", make)
+    return sha256
+
+
+def _sample_once(steps: Steps, sample: Sample, store: EmbeddingStore, transform: Callable[[Floats], Floats]) -> None:
+    """Write the units of the sample that are not there, each on a host that has its embeddings or most of them."""
+    missing: list[int] = steps.alone("sample", sample.missing)
+    homes, source = deal_rows(
+        *(steps.coordinator, f"{steps.name}: rows of other hosts", store),
+        [sample.documents_of(unit) for unit in missing],
+        sample.folder / "others",
+        steps.seconds,
+    )
+    with steps.shared("sample", missing, homes) as units:
+        for unit in units:
+            sample.write(unit, source, transform)
 
 
 def _first_centroids(sample: Sample, num_lists: int, seed: int) -> Floats:

@@ -56,6 +56,7 @@ def exact_truth(
     *,
     device: str,
     timeout_seconds: float | None = None,
+    homes: Sequence[str] | None = None,
 ) -> Hits:
     """Search exactly on all ranks, which are handed parts of the corpus.
 
@@ -68,13 +69,14 @@ def exact_truth(
         parts: Ranges of documents, which cover the corpus.
         device: Where the products are computed.
         timeout_seconds: How long ranks wait for each other.
+        homes: Of each part the host that has its embeddings; any where it is left out.
 
     Returns:
         Hits [Q, depth], on every rank.
     """
     found = Hits(np.full((len(queries_QD), depth), -1), np.full((len(queries_QD), depth), -np.inf, dtype=np.float32))
     with coordinator.agreement(name, timeout_seconds):
-        for number in coordinator.hand_out(name, range(len(parts)), timeout_seconds):
+        for number in coordinator.hand_out(name, range(len(parts)), timeout_seconds, homes=homes):
             new = exact_search(store, queries_QD, depth, documents=parts[number], device=device)
             found = merge_hits([found, new], depth)
     if coordinator.world_size == 1:

@@ -21,9 +21,9 @@ import numpy as np
 from engine.errors import ArtifactError
 from engine.index.exact import Floats, blocks
 from engine.index.files import IndexFile, faiss_threads
+from engine.index.held.rows import Documents, Rows
 from engine.index.kmeans import Assigner, Labels
 from engine.index.plan import IndexPlan
-from engine.index.sample import Documents
 from engine.search import Hits
 from shards.embeddings import EmbeddingStore
 from shards.files import read_record, save_array, sha256_file, write_atomically, write_json
@@ -128,6 +128,8 @@ class Audit:
     """Whose spread over the lists stands for the corpus's, ascending."""
     device: str = "cpu"
     """This rank's, on which FAISS searches lists where it can."""
+    rows: Rows | None = None
+    """Has the embeddings of `truth`'s best `k` and of `documents`; the store where it is left out."""
 
     def measure(
         self, centroids_LD: Floats, transform: Callable[[Floats], Floats], nprobe: int, num_threads: int
@@ -156,7 +158,7 @@ class Audit:
         return ListsAudit(nprobe, float(np.mean(found)), float(visited))
 
     def _lists(self, assigner: Assigner, transform: Callable[[Floats], Floats], documents: Documents) -> Labels:
-        pieces = [np.empty(0, dtype=np.int32)]
+        pieces, source = [np.empty(0, dtype=np.int32)], self.rows or self.store
         for block in blocks(len(documents), _BLOCK_ROWS):
-            pieces.append(assigner.nearest(transform(self.store.rows(documents[block])))[0])
+            pieces.append(assigner.nearest(transform(source.rows(documents[block])))[0])
         return np.concatenate(pieces)

@@ -61,6 +61,7 @@ def encode_documents(
     dtype: Literal["float16", "float32"],
     device: torch.device,
     progress: Callable[[int, int], None],
+    write: Callable[[ShardEntry, npt.NDArray[Any]], None] | None = None,
 ) -> None:
     """Encode shards into an embedding store, those that are there already excepted.
 
@@ -79,6 +80,7 @@ def encode_documents(
         device: Where the encoder is.
         progress: Called with (documents, tokens without padding) after each forward, and with (documents, 0) for a
             shard that was there already.
+        write: Takes a shard and its embeddings, in place of the folder; every shard is then encoded.
 
     Raises:
         ArtifactError: A shard is damaged, or an embedding is not finite in `dtype`.
@@ -87,11 +89,11 @@ def encode_documents(
         shards,
         stream,
         shard_numbers,
-        is_complete=lambda entry: part_is_complete(folder, entry, stamp, dtype),
+        is_complete=lambda entry: write is None and part_is_complete(folder, entry, stamp, dtype),
         encode=lambda ids, tell: embeddings_of(
             encoder, template, ids, max_length, tokens_per_batch, dtype, device, progress=tell
         ),
-        write=lambda entry, embeddings_ND: write_part(folder, entry, embeddings_ND, stamp),
+        write=write or (lambda entry, embeddings_ND: write_part(folder, entry, embeddings_ND, stamp)),
         progress=progress,
     )
 

@@ -45,6 +45,7 @@ from engine.log import get_logger
 from engine.refresh.blocks import Blocks
 from engine.refresh.part_search import search_over_ranks
 from engine.reliability.progress import progress_bar
+from engine.retrievers.scattered import is_scattered, search_in_rounds
 from engine.run import Stage
 from engine.search import PartedSearcher, Searcher, finds_too_little
 from shards.embeddings import Stamp
@@ -123,13 +124,22 @@ def mine(
     plan = _Plan(data, stamp, stage.seed, top_k, needed, deepest, *_first_depth(stage, data, rows, top_k))
     missing = blocks.missing(before=lambda: take_over_same_weights(folder, stamp))
     with progress_bar(stage.name, len(rows), "query", shown=stage.run.is_main) as bar:
+
+        def mine_one(number: int, prepared: Searcher) -> None:
+            bar.update(max(0, number * searcher.block_size - bar.n))
+            found = _mine_block(plan, prepared, blocks.rows[number])
+            found.save(blocks.part(number), search=search)
+
         for group, numbers in _groups(searcher, missing):
-            prepared = _search_group(stage, plan, searcher, blocks, group)
-            with coordinator.agreement(f"{stage.name}: search"):
-                for number in coordinator.hand_out(stage.name, numbers):
-                    bar.update(number * searcher.block_size - bar.n)
-                    found = _mine_block(plan, prepared, blocks.rows[number])
-                    found.save(blocks.part(number), search=search)
+            if is_scattered(searcher):
+                queries, place = _queries_of(plan, blocks, group), _found_of(blocks, group)
+                label = f"{stage.name} group {group}"
+                search_in_rounds(coordinator, searcher, queries, plan.depth, place, numbers, mine_one, name=label)
+            else:
+                prepared = _search_group(stage, plan, searcher, blocks, group)
+                with coordinator.agreement(f"{stage.name}: search"):
+                    for number in coordinator.hand_out(stage.name, numbers):
+                        mine_one(number, prepared)
             shutil.rmtree(_found_of(blocks, group), ignore_errors=True)
 
     def publish() -> list[int]:
@@ -186,7 +196,8 @@ def _first_depth(stage: Stage, data: Data, rows: np.ndarray, top_k: int) -> tupl
 
 def _groups(searcher: Searcher, missing: list[int]) -> Iterator[tuple[int, list[int]]]:
     """Yield the blocks that are missing, by the group whose queries go through the parts of an index together."""
-    size = _BLOCKS_A_GROUP if isinstance(searcher, PartedSearcher) and searcher.num_parts > 1 else 10**9
+    together = isinstance(searcher, PartedSearcher) and searcher.num_parts > 1
+    size = _BLOCKS_A_GROUP if together or is_scattered(searcher) else 10**9
     for group, numbers in groupby(missing, key=lambda number: number // size):
         yield group, list(numbers)
 
@@ -195,12 +206,17 @@ def _search_group(stage: Stage, plan: _Plan, searcher: Searcher, blocks: Blocks,
     """Let all ranks search the parts of an index for a group of blocks; an index in one piece needs no such thing."""
     if not isinstance(searcher, PartedSearcher) or searcher.num_parts == 1:
         return searcher
-    rows = np.concatenate(blocks.rows[group * _BLOCKS_A_GROUP : (group + 1) * _BLOCKS_A_GROUP]).tolist()
-    if not rows:
+    queries = _queries_of(plan, blocks, group)
+    if not queries:
         return searcher
-    queries = [plan.data.train.queries[row] for row in rows]
     folder, name = _found_of(blocks, group), f"{stage.name} group {group}"
     return search_over_ranks(stage.run.coordinator, searcher, queries, plan.depth, folder, name=name)
+
+
+def _queries_of(plan: _Plan, blocks: Blocks, group: int) -> list[Query]:
+    """Return the queries of a group of blocks, those of finished ones included."""
+    rows = np.concatenate(blocks.rows[group * _BLOCKS_A_GROUP : (group + 1) * _BLOCKS_A_GROUP]).tolist()
+    return [plan.data.train.queries[row] for row in rows]
 
 
 def _describe_search(stage: Stage, rows: np.ndarray, top_k: int, needed: int) -> str:

@@ -24,7 +24,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +34,7 @@ from engine.data.candidates import Candidates, is_saved, join
 from engine.data.corpus import Data
 from engine.data.found_positives import FoundPositive, FoundPositives
 from engine.errors import TrainingError
+from engine.index.held.rows import Rows, collect_rows
 from engine.models.encode import Encoder, embeddings_of, encode_queries
 from engine.refresh.blocks import Blocks
 from engine.refresh.staleness import kept_of
@@ -42,8 +42,9 @@ from engine.reliability.progress import progress_bar
 from engine.retrievers.dense import frozen_encoder
 from engine.retrievers.encoding import stamp_of_weights
 from engine.retrievers.kinds import dense
+from engine.retrievers.places import open_embeddings
 from engine.run import Run, Stage
-from shards.embeddings import EmbeddingStore, Stamp, read_rows
+from shards.embeddings import Stamp, read_rows
 from shards.files import canonical_json, save_array, sha256_file
 
 _QUERIES_A_BLOCK = 512
@@ -70,14 +71,6 @@ class Rescored:
     documents_encoded: int
     depth: int
     kept_best: float | None
-
-
-class Vectors(Protocol):
-    """Embeddings by number of the document."""
-
-    def rows(self, indices_K: NDArray[np.int64], /) -> NDArray[np.float32]:
-        """Return the embeddings of some documents, float32 [K, D]."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -220,12 +213,14 @@ class _Work:
         retriever = frozen_encoder(self._stage.run, self._weights)
         return retriever.query_encoder(), retriever.document_encoder()
 
-    def vectors(self, blocks: Blocks, *, needed: bool) -> Vectors:
+    def vectors(self, blocks: Blocks, *, needed: bool) -> Rows:
         """Return the documents' embeddings: the corpus' own, or those that all ranks make now, where any are needed."""
-        run, manifest = self._stage.run, self._data.shards.manifest
+        run = self._stage.run
         if self.is_stored:
-            stamp = stamp_of_weights(run, self._data, dense(self._weights))
-            return EmbeddingStore.open(run.folder.index(self._name) / "embeddings", manifest, stamp)
+            store = open_embeddings(run, self._data, run.folder, dense(self._weights))
+            documents_U = self.documents_U if needed else self.documents_U[:0]
+            label = f"{self._stage.name}: collect"
+            return collect_rows(run.coordinator, label, store, documents_U, blocks.parts / "collected")
         starts = range(0, len(self.documents_U), _DOCUMENTS_A_UNIT)
         paths = [blocks.parts / f"embeddings-{number:06d}.npy" for number in range(len(starts))]
         if needed:
@@ -263,7 +258,7 @@ class _Work:
         )
         return rows_ND
 
-    def block(self, rows: NDArray[np.int64], vectors: Vectors, stamp: Stamp) -> Candidates:
+    def block(self, rows: NDArray[np.int64], vectors: Rows, stamp: Stamp) -> Candidates:
         """Score the candidates of some queries, and put them into the order of their scores.
 
         Raises:

@@ -80,6 +80,11 @@ class RunFolder:
         return self.path / "encode_batches.json"
 
     @property
+    def searches(self) -> Path:
+        """What hosts exchange while they search together for a measurement; gone after it."""
+        return self.path / "searches"
+
+    @property
     def results(self) -> Path:
         """TREC runs and the summary."""
         return self.path / "results"

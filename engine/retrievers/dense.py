@@ -8,7 +8,7 @@ weights that made them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,8 @@ from engine.errors import ArtifactError, ConfigError
 from engine.index.build import BuiltIndex, build_index
 from engine.index.dense import DenseIndex, IndexManifest
 from engine.index.exact import Floats
+from engine.index.held.deal import Deal
+from engine.index.held.store import LocalDisk, write_held
 from engine.index.plain import PlainIndex, export_index
 from engine.index.plan import FLAT, IndexPlan, for_other_corpus, plan_index
 from engine.log import get_logger
@@ -33,6 +35,7 @@ from engine.models.weights import frozen_retriever
 from engine.retrievers.batch_size import tokens_per_batch
 from engine.retrievers.choice import Choice
 from engine.retrievers.encoding import EncodedCorpus, encode_over_ranks, stamp_of_weights
+from engine.retrievers.places import deal_embeddings, forget_lost_embeddings, local_disk, open_embeddings
 from engine.run import Run, RunFolder, Stage
 from engine.search import Hits
 from shards.docids import DOCIDS_NAME
@@ -120,24 +123,24 @@ class DenseSearcher(DenseScorer):
         super().__init__(
             retriever, text, index.store, max_length=max_length, tokens_per_batch=tokens_per_batch, device=device
         )
-        self._index = index
+        self.index = index
 
     @property
     def num_parts(self) -> int:
         """Parts of the index that ranks can search one by one."""
-        return self._index.num_parts
+        return self.index.num_parts
 
     def search(self, queries: Sequence[Query], top_k: int) -> Hits:
         """Return the `top_k` documents of each query, best first: [Q, top_k]."""
-        return self._index.search(self.encode(queries), top_k)
+        return self.index.search(self.encode(queries), top_k)
 
     def search_parts(self, queries_QD: Floats, top_k: int, parts: Sequence[int]) -> Hits:
         """Search some parts of the index; see `DenseIndex.search_parts`."""
-        return self._index.search_parts(queries_QD, top_k, parts)
+        return self.index.search_parts(queries_QD, top_k, parts)
 
     def finish(self, queries_QD: Floats, found: Sequence[Hits], top_k: int) -> Hits:
         """Merge what was found in all parts; see `DenseIndex.finish`."""
-        return self._index.finish(queries_QD, found, top_k)
+        return self.index.finish(queries_QD, found, top_k)
 
 
 def build_dense(run: Run, data: Data, folder: RunFolder, choice: Choice, prefix: str) -> None:
@@ -148,7 +151,11 @@ def build_dense(run: Run, data: Data, folder: RunFolder, choice: Choice, prefix:
 
 
 def encode_dense(run: Run, data: Data, folder: RunFolder, choice: Choice, prefix: str) -> None:
-    """Encode a corpus with published weights, the first half of `build_dense`."""
+    """Encode a corpus with published weights, the first half of `build_dense`.
+
+    What has been encoded on hosts or disks that are no more is encoded again.
+    """
+    forget_lost_embeddings(run, data, folder, choice, prefix)
     run.once(f"{prefix}encode/{run.timetable.artifact(choice.trained)}", encode_corpus, data, folder, choice)
 
 
@@ -205,9 +212,7 @@ def export_dense(run: Run, data: Data, folder: RunFolder, choice: Choice, target
 
 def _stored(run: Run, data: Data, folder: RunFolder, choice: Choice) -> tuple[Path, EmbeddingStore]:
     """Return the folder of an index and the embeddings in it."""
-    index = folder.index(run.timetable.artifact(choice.trained))
-    stamp = stamp_of_weights(run, data, choice)
-    return index, EmbeddingStore.open(index / "embeddings", data.shards.manifest, stamp)
+    return folder.index(run.timetable.artifact(choice.trained)), open_embeddings(run, data, folder, choice)
 
 
 def encode_corpus(stage: Stage, data: Data, folder: RunFolder, choice: Choice) -> EncodedCorpus:
@@ -223,9 +228,15 @@ def encode_corpus(stage: Stage, data: Data, folder: RunFolder, choice: Choice) -
     text, stamp = data.texts[weights.model], stamp_of_weights(run, data, choice)
     index = folder.index(run.timetable.artifact(weights))
 
+    disk, embeddings, dtype = local_disk(run, folder), index / "embeddings", config.index.embedding_dtype
+
+    @cache
+    def retriever() -> Retriever:
+        return frozen_encoder(run, weights)
+
     @cache
     def encoder() -> Encoder:
-        found = frozen_encoder(run, weights).document_encoder()
+        found = retriever().document_encoder()
         if config.index.encode_int8:
             assert isinstance(found, PackedEncoder), "refused before the run"
             found.quantize()
@@ -238,14 +249,21 @@ def encode_corpus(stage: Stage, data: Data, folder: RunFolder, choice: Choice) -
             data.shards,
             text.stream,
             shard_numbers,
-            index / "embeddings",
+            embeddings,
             stamp,
             max_length=config.models[weights.model].max_length,
             tokens_per_batch=tokens,
-            dtype=config.index.embedding_dtype,
+            dtype=dtype,
             device=run.device,
             progress=progress,
+            write=None if disk is None else partial(write_held, embeddings, disk, stamp),
         )
+
+    def deal(held_on: LocalDisk) -> Deal:
+        def bytes_each() -> int:
+            return np.dtype(dtype).itemsize * retriever().dimension
+
+        return deal_embeddings(stage, data, weights, embeddings, stamp, held_on, bytes_each)
 
     tokens = tokens_per_batch(stage, data, weights, encoder, lambda rows_ND: rows_ND)
     return encode_over_ranks(
@@ -254,8 +272,9 @@ def encode_corpus(stage: Stage, data: Data, folder: RunFolder, choice: Choice) -
         weights,
         index,
         stamp,
-        is_complete=lambda entry: part_is_complete(index / "embeddings", entry, stamp, config.index.embedding_dtype),
+        is_complete=lambda entry: part_is_complete(embeddings, entry, stamp, dtype),
         encode=encode,
+        deal=None if disk is None else partial(deal, disk),
     )
 
 
@@ -291,7 +310,7 @@ def index_corpus(stage: Stage, data: Data, folder: RunFolder, choice: Choice) ->
     """Train, fill and merge the index over all ranks, and tune its search by recall against exact search."""
     run, settings, weights = stage.run, stage.run.config.index, choice.trained
     index = folder.index(run.timetable.artifact(weights))
-    store = EmbeddingStore.open(index / "embeddings", data.shards.manifest, stamp_of_weights(run, data, choice))
+    store = open_embeddings(run, data, folder, choice)
     plan = _plan(run, folder, num_documents=store.num_documents, dimension=store.dimension)
     if plan.exact and settings.factory != FLAT and folder != run.folder:
         log.info(

@@ -16,6 +16,7 @@ from engine.config.timetable import WeightsOf
 from engine.data.corpus import Data
 from engine.data.reuse import take_over_same_weights
 from engine.errors import ArtifactError
+from engine.index.held.deal import Deal
 from engine.log import get_logger
 from engine.models.source import saved_metadata
 from engine.models.weights import weights_sha256
@@ -69,6 +70,7 @@ def encode_over_ranks(
     *,
     is_complete: Callable[[ShardEntry], bool],
     encode: Callable[[Iterator[int], Callable[[int, int], None]], None],
+    deal: Callable[[], Deal] | None = None,
 ) -> EncodedCorpus:
     """Encode the corpus with all ranks; shards that are encoded already, or by the same weights before, are not again.
 
@@ -81,16 +83,24 @@ def encode_over_ranks(
         is_complete: Whether a shard is encoded already.
         encode: Takes the numbers of the shards that this rank is handed, and whom to tell of (documents, tokens).
             Called only where there is something to do.
+        deal: Decides what each host encodes, where vectors stay on the hosts; called by all ranks alike, and
+            `is_complete` is then not asked.
     """
     run, stream, entries = stage.run, data.texts[weights.model].stream, data.shards.manifest.shards
 
     def plan() -> list[int]:
         take_over_same_weights(index, stamp)
+        if deal is not None:
+            return []
         missing = [entry for entry in entries if not is_complete(entry)]
         # The longest first, so that no rank is left with a long one at the end.
         return [entry.number for entry in sorted(missing, key=lambda entry: (-entry.num_tokens[stream], entry.number))]
 
     missing: list[int] = run.coordinator.only_rank_zero(f"{stage.name}: plan", plan)
+    homes: list[str] | None = None
+    if deal is not None:
+        dealt = deal()
+        missing, homes = dealt.missing, dealt.homes
     num_missing = sum(entries[number].num_documents for number in missing)
     start, own = time.monotonic(), Pace()
     with (
@@ -98,7 +108,7 @@ def encode_over_ranks(
         progress_bar(stage.name, num_missing, "doc", shown=run.is_main) as bar,
     ):
         if missing:
-            handed_out = run.coordinator.hand_out(stage.name, missing)
+            handed_out = run.coordinator.hand_out(stage.name, missing, homes=homes)
             with own.timed(_with_progress(handed_out, missing, entries, bar)) as units:
                 encode(units, own.count)
     paces = [Pace(*one) for one in run.coordinator.gather(f"{stage.name}: pace", astuple(own))]
