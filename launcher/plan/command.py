@@ -97,6 +97,12 @@ def _add_rates(group: argparse._ArgumentGroup) -> None:
         help="GB/s of the shared file system, all ranks together (2)",
     )
     add(
+        "--local-disk-gbytes",
+        type=positive_number,
+        metavar="X",
+        help="GB/s of each host's own disk, where index.embeddings=local keeps embeddings there (2)",
+    )
+    add(
         "--network-gbytes",
         type=positive_number,
         metavar="X",
@@ -155,6 +161,7 @@ def run_command(arguments: argparse.Namespace) -> int:
         "training_share": arguments.training_share,
         "inference_share": arguments.inference_share,
         "disk_bytes": _billions(arguments.disk_gbytes),
+        "local_disk_bytes": _billions(arguments.local_disk_gbytes),
         "network_bytes": _billions(arguments.network_gbytes) or between,
         "gigaflops": arguments.gflops_per_rank,
     }

@@ -38,6 +38,10 @@ class Rates:
     """The same for passes without gradients."""
     disk_bytes: float = 2e9
     """Of the shared file system, all ranks together, in bytes a second."""
+    local_disk_bytes: float = 2e9
+    """Of a host's own disk, in bytes a second."""
+    local_disks: int = 0
+    """Hosts whose own disks have the embeddings; 0 where the shared file system has them."""
     network_bytes: float = 10e9
     """That a rank sends a second, between hosts."""
     gigaflops: float = 720.0
@@ -52,17 +56,23 @@ class Rates:
     """Passages that a rank scores by a lexical retriever a second, over all queries (measured on one core by scipy; by
     numba 0.126e9)."""
 
+    @property
+    def embeddings_read(self) -> float:
+        """Bytes of embeddings that all ranks together read or write a second."""
+        return self.local_disks * self.local_disk_bytes or self.disk_bytes
+
     def assumptions(self, gpu: Gpu, precisions: set[str]) -> list[str]:
         """Say what the hours rest on."""
         peaks = ", ".join(f"{gpu.peak_flops(one) / 1e12:g} TFLOP/s in {one}" for one in sorted(precisions))
         known = "assumed, a core" if gpu.is_cpu else "maker's data, dense"
+        own = f", a host's own disk {self.local_disk_bytes / 1e9:g} (--local-disk-gbytes)" if self.local_disks else ""
         return [
             f"{gpu.name}: {peaks} at most ({known})",
             f"training reaches {self.training_share:.0%} of that (--training-share), inference "
             f"{self.inference_share:.0%} (--inference-share)",
             "every input is padded to its max_length in training; the corpus is encoded without padding",
             f"a rank sends {self.network_bytes / 1e9:g} GB/s to others (--network-gbytes) and computes nothing "
-            f"meanwhile; the shared file system {self.disk_bytes / 1e9:g} GB/s for all (--disk-gbytes)",
+            f"meanwhile; the shared file system {self.disk_bytes / 1e9:g} GB/s for all (--disk-gbytes){own}",
             f"FAISS works on the CPU: {self.gigaflops:g} GFLOP/s a rank (--gflops-per-rank; 8 cores of 90)",
             f"tokenising {self.tokenised:g} passages/s a rank; BM25 {self.bm25_built:g} passages/s built and "
             f"{self.bm25_scored / 1e6:g} million scored a rank",
@@ -105,13 +115,17 @@ def phase_hours(
     found = [
         context.preparing(),
         *[context.training(work) for work in works],
-        context.encoding(context.encoder, encoded, needs.embeddings_bytes),
+        context.encoding(context.encoder, encoded, needs.embeddings_bytes / rates.embeddings_read),
         *context.indexing(encoded),
         *context.mining(mined),
         *context.rescoring(),
         *context.lexical(postings),
         context.evaluation(),
         context.saving(works),
+        PhaseHours(
+            *("gather embeddings", int(bool(disk.gathered)), (disk.gathered or 0) / rates.disk_bytes, 0.0),
+            "copied from the hosts to the run folder",
+        ),
         PhaseHours("export", 1, 4 * disk.exports / rates.disk_bytes + 10, 0.0, "written, loaded again, compared"),
     ]
     found = _overlapped(config, [phase for phase in found if phase.times], gpu, ranks_per_node)
@@ -232,12 +246,12 @@ class _Context:
         how = f"{steps} steps" + (f", {clock(moving)} of it on the network" if moving else "")
         return PhaseHours(title, work.visits, seconds + moving, flops, how)
 
-    def encoding(self, model: str, times: int, written: int, title: str = "encode") -> PhaseHours:
-        """Estimate the encoding of the corpus: packed, so that only real tokens are computed."""
+    def encoding(self, model: str, times: int, writing: float, title: str = "encode") -> PhaseHours:
+        """Estimate the encoding of the corpus: packed, so only real tokens count; `writing` in seconds."""
         length = round(min(self.corpus.tokens + 2, self.config.models[model].max_length))
         flops = forward_flops(self.shapes[model], [Inputs(self.corpus.documents, length)])
         computing = flops / self.rate(model, self.rates.inference_share)
-        moving = (self.disk.shards + written) / self.rates.disk_bytes
+        moving = self.disk.shards / self.rates.disk_bytes + writing
         how = f"{length} tokens a passage; each time {clock(moving)} for the disk"
         return PhaseHours(title, times, times * max(computing, moving), times * flops, how)
 
@@ -245,7 +259,8 @@ class _Context:
         """Estimate the encoding and the exact search of lexical retrievers, for negatives and for measurements."""
         if use is None:
             return []
-        encoded = [self.encoding(model, times, use.num_bytes, f"encode {model}") for model, times in use.states.items()]
+        writing = use.num_bytes / self.rates.disk_bytes
+        encoded = [self.encoding(model, times, writing, f"encode {model}") for model, times in use.states.items()]
         scoring = use.queries * self.corpus.documents / self.rates.postings_scored / self.world_size
         reading = use.passes * use.num_bytes / self.rates.disk_bytes
         how = (
@@ -257,7 +272,7 @@ class _Context:
         """Estimate training, filling, merging and tuning of the index."""
         needs, rates = self.needs, self.rates
         exact = self._exact_seconds(self.config.index.audit_queries)
-        reading = needs.embeddings_bytes / rates.disk_bytes
+        reading = needs.embeddings_bytes / rates.embeddings_read
         if self.plan.exact:
             return []
         filling = max(60 * needs.add_minutes / self.world_size, reading)
@@ -345,14 +360,14 @@ class _Context:
         dimension = self.shapes[self.encoder].dimension
         depth = top_k * 5 / 4
         if self.plan.exact:
-            return max(self._exact_seconds(queries), self.needs.embeddings_bytes / self.rates.disk_bytes)
+            return max(self._exact_seconds(queries), self.needs.embeddings_bytes / self.rates.embeddings_read)
         nprobe, refine = self.plan.nprobe or _ASSUMED_NPROBE, self.plan.refine_factor or ASSUMED_REFINE
         compared = min(_VISITS, self.plan.num_lists) if "HNSW" in self.plan.factory else self.plan.num_lists
         visited = nprobe * self.corpus.documents / self.plan.num_lists
         work = 2.0 * compared * dimension + 2.0 * visited * self.plan.code_bytes
         computing = queries * work / (self.rates.gigaflops * 1e9 * _SCAN_SHARE) / self.world_size
         rows = queries * depth * refine * self.needs.embeddings_bytes / self.corpus.documents
-        return computing + rows / self.rates.disk_bytes
+        return computing + rows / self.rates.embeddings_read
 
 
 _SCAN_SHARE = 0.1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.config.recipe import Config
 from engine.errors import ConfigError
@@ -112,6 +112,8 @@ def make_plan(
     plan = plan_index(config.index, num_documents=corpus.documents, dimension=dimension)
     needs = index_needs(config, corpus, plan, dimension, rates.gigaflops)
     postings = postings_use(config, corpus, shapes)
+    if config.index.embeddings == "local":
+        rates = replace(rates, local_disks=nodes)
     disk = disk_use(config, corpus, shapes, needs, postings=postings.disk_bytes if postings else 0)
     rows = [
         row

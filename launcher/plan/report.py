@@ -13,6 +13,7 @@ from launcher.plan.storage import host_peak
 from launcher.plan.traffic import pool_bytes
 
 _HOUR = 3600.0
+_WAYS = ("network", "files", "local disks")
 
 
 def report(plan: Plan) -> str:
@@ -134,16 +135,21 @@ def _phases(plan: Plan) -> str:
 
 def _host(plan: Plan) -> str:
     rows = [{"what": what, "bytes": size(part), "": how} for what, (part, how) in plan.host.items() if part]
-    peak = host_peak(plan.host)
+    peak, is_local = host_peak(plan.host), plan.disk.gathered is not None
+    held, there = plan.disk.embeddings / (plan.nodes if is_local else 1), " that lie here" if is_local else ""
     return (
         f"Memory of the host with rank 0\n{_table(rows)}\nat most at a time: {size(peak)}; beside it the page cache "
-        f"wants to hold the embeddings, {size(plan.disk.embeddings)}, from which hits are re-scored"
+        f"wants to hold the embeddings{there}, {size(held)}, from which hits are re-scored"
     )
 
 
 def _disk(plan: Plan) -> str:
     rows = [{"what": what, "bytes": size(part), "": how} for what, (part, how) in plan.disk.parts.items()]
-    return f"Disk of the run folder, at its fullest\n{_table(rows)}\ntogether: {size(plan.disk.peak)}"
+    text = f"Disk of the run folder, at its fullest\n{_table(rows)}\ntogether: {size(plan.disk.peak)}"
+    if local := plan.disk.local_bytes:
+        each = f"about {size(local / plan.nodes)} on each of {plan.nodes}" if plan.nodes > 1 else "on the one"
+        text += f"\non the hosts' own disks (index.local_folder): {size(local)} of embeddings, {each}"
+    return text
 
 
 def _traffic(plan: Plan) -> str:
@@ -164,8 +170,9 @@ def _traffic(plan: Plan) -> str:
         steps, phase = work.phase.total_steps, "the warm-up" if work.phase.is_warmup else f"the {work.name} phase"
         if shared:
             text += f"in each of the {steps} steps of {phase} a rank also sends {size(shared)} of embeddings\n"
-    sums = {way: sum(row.total for row in plan.traffic if row.way == way) for way in ("network", "files")}
-    return text + f"between ranks {size(sums['network'])}, to and from the shared file system {size(sums['files'])}"
+    sums = {way: sum(row.total for row in plan.traffic if row.way == way) for way in _WAYS}
+    text += f"between ranks {size(sums['network'])}, to and from the shared file system {size(sums['files'])}"
+    return text + (f", on the hosts' own disks {size(sums['local disks'])}" if sums["local disks"] else "")
 
 
 def _hours(plan: Plan) -> str:

@@ -63,6 +63,13 @@ class DiskUse:
     exports: int
     postings: int = 0
     """Of all states of lexical retrievers."""
+    gathered: int | None = None
+    """Where embeddings lie on the hosts: those that are copied into the run folder at the end; None where all do."""
+
+    @property
+    def local_bytes(self) -> int:
+        """On the hosts' own disks together, at the fullest moment."""
+        return 0 if self.gathered is None else (self.indexes_kept + 1) * self.embeddings
 
     @property
     def parts(self) -> dict[str, tuple[int, str]]:
@@ -71,7 +78,9 @@ class DiskUse:
         return {
             "token shards": (self.shards, "once, before any training"),
             **({"BM25 index": (self.bm25, "once, when all parts are counted")} if self.bm25 else {}),
-            "embeddings": ((kept + 1) * self.embeddings, f"{kept} kept and the new one"),
+            "embeddings": ((kept + 1) * self.embeddings, f"{kept} kept and the new one")
+            if self.gathered is None
+            else (self.gathered, "copied from the hosts at the end"),
             "index": (kept * self.index + self.index_building, f"{kept} kept and the new one with its parts"),
             **({"postings": (self.postings, "of every state of a lexical retriever")} if self.postings else {}),
             "candidates": (self.candidates, "of every iteration, and of the first phase"),
@@ -213,7 +222,14 @@ def disk_use(
         checkpoints_writing=_STATE_BYTES * max(shape.parameters for shape in shapes.values()),
         exports=_WEIGHT_BYTES * sum(shape.weights for shape in shapes.values()),
         postings=postings,
+        gathered=_gathered(config, needs),
     )
+
+
+def _gathered(config: Config, needs: IndexEstimate | None) -> int | None:
+    if config.index.embeddings == "shared" or needs is None:
+        return None
+    return needs.embeddings_bytes if config.index.gather_embeddings else 0
 
 
 def host_memory(

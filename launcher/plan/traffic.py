@@ -24,6 +24,8 @@ from launcher.plan.storage import mined_queries, refreshes
 ASSUMED_REFINE = 4
 """Candidates re-scored for each document asked for, where tuning chooses."""
 _CANDIDATE_BYTES = 12
+_EXCHANGED_BYTES = 16
+"""Of a candidate that goes to the host of its embedding (`engine.index.held.scores`): document, place, score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class Traffic:
     total: float
     """By all ranks."""
     way: str
-    """`network`, or the shared file system (`files`)."""
+    """`network`, the shared file system (`files`), or the hosts' own disks (`local disks`)."""
     how: str
 
 
@@ -124,23 +126,33 @@ def _refresh(
     embeddings = needs.embeddings_bytes
     width = embeddings / corpus.documents
     queries, depth = mined_queries(config.timetable, corpus, mined[-1]), mined[-1].top_k * 5 // 4
-    found: list[tuple[str, float, str]] = [
-        ("token shards", shards_bytes, "read by the encoder"),
-        ("embeddings", 2 * embeddings, "written, and read for exact search at tuning"),
-    ]
+    refine, local = plan.refine_factor or ASSUMED_REFINE, config.index.embeddings == "local"
+    at = "local disks" if local else "files"
+    found: list[tuple[str, float, str, str]] = [("token shards", shards_bytes, "files", "read by the encoder")]
     if plan.exact:
-        found[1] = ("embeddings", 3 * embeddings, "written, read for tuning, and read for mining")
+        found.append(("embeddings", 3 * embeddings, at, "written, read for tuning, and read for mining"))
     else:
-        refine = plan.refine_factor or ASSUMED_REFINE
-        built = embeddings + 2 * needs.parts_bytes + needs.merged_bytes
-        found.append(("index", built, "embeddings read again, parts written and read, merged file written"))
+        found.append(("embeddings", 2 * embeddings, at, "written, and read for exact search at tuning"))
+        built = 2 * needs.parts_bytes + needs.merged_bytes
+        if local:
+            found.append(("embeddings", embeddings, at, "read again to fill the index"))
+        else:
+            built += embeddings
+        how = "parts written and read, merged file written"
+        found.append(("index", built, "files", how if local else f"embeddings read again, {how}"))
         loads = 2 * world_size if plan.placement == "memory" else 0
         if loads:
-            found.append(("index", loads * needs.merged_bytes, "loaded by each rank to mine and to evaluate"))
-        found.append(("embeddings", queries * depth * refine * width, f"read at random to re-score {refine} x top_k"))
+            found.append(("index", loads * needs.merged_bytes, "files", "loaded by each rank to mine and to evaluate"))
+        scored = queries * depth * refine
+        found.append(("embeddings", scored * width, at, f"read at random to re-score {refine} x top_k"))
+        if local:
+            how = "candidates and scores that hosts exchange, written and read"
+            found.append(("re-scoring", 2 * _EXCHANGED_BYTES * scored, "files", how))
     kept = queries * mined[-1].top_k * _CANDIDATE_BYTES
-    found.append(("candidates", (3 + world_size) * kept, "written in blocks, joined, and checked by each rank"))
-    return [Traffic(what, size / world_size, size, "files", how) for what, size, how in found if size]
+    found.append(
+        ("candidates", (3 + world_size) * kept, "files", "written in blocks, joined, and checked by each rank")
+    )
+    return [Traffic(what, size / world_size, size, way, how) for what, size, way, how in found if size]
 
 
 def _weights(config: Config, shapes: Mapping[str, ModelShape], works: list[Work], world_size: int) -> list[Traffic]:

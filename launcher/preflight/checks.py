@@ -27,6 +27,7 @@ from launcher.preflight.machines import (
     check_user,
 )
 from launcher.preflight.outcome import Groups, Outcome, Problem, having
+from launcher.preflight.own_folder import check_own_folder
 from launcher.preflight.records import Facts, Judgement
 from launcher.preflight.space import Space
 from shards.errors import counted, listed
@@ -47,6 +48,7 @@ def examine(hosts: Sequence[Facts], space: Space | None) -> list[Outcome]:
     known = [facts for facts in hosts if facts.unreachable is None]
     outcomes = [check_reach(hosts), *(check(known) for check in _CHECKS)]
     outcomes.insert(_SPACE_AT, check_space(known, space))
+    outcomes.insert(_SPACE_AT + 1, check_own_folder(known, space))
     outcomes.insert(_INDEX_AT, check_index(known, space))
     return [_joined(outcome) for outcome in outcomes if outcome.examined]
 

@@ -178,7 +178,29 @@ def _facts(conversations: Conversations, config: Config, chosen: _Hosts, mark: M
             )
         slots, device, kept = chosen.slots.get(host), config.run.device, config.refresh_devices
         facts[host] = replace(own, run_folder=folder, clock=clock, slots=slots, device=device, refresh_devices=kept)
-    return facts
+    return _with_marks(facts, conversations, config)
+
+
+def _with_marks(facts: dict[str, Facts], conversations: Conversations, config: Config) -> dict[str, Facts]:
+    """Let each host look for the marks of the others in the folder that is to be its own, and take them away."""
+    from launcher.preflight.records import Seen
+
+    marks = {
+        host: asdict(own.own_folder.mark)
+        for host, own in facts.items()
+        if own.own_folder is not None and own.own_folder.mark is not None and own.own_folder.error is None
+    }
+    if not marks:
+        return facts
+    asked = {"path": config.index.local_folder, "marks": marks}
+    seen = conversations.ask("others", Seen, list(marks), **asked)
+    conversations.ask("take own", dict[str, float], list(marks), **asked)
+    return {
+        host: replace(own, own_folder=replace(own.own_folder, seen_of=[name for name in seen[host].of if name != host]))
+        if own.own_folder is not None and host in seen
+        else own
+        for host, own in facts.items()
+    }
 
 
 def _with_network(

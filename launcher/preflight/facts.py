@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from engine.reliability.processes import boot_id
 from launcher.preflight.folder import look_for_mark
+from launcher.preflight.own_folder import leave_own
 from launcher.preflight.records import DataFolder, Facts, Gpu, Interfaces, LocalFolder, Mark, ModelSource
 from launcher.world.interfaces import interfaces_for_ranks
 from shards.errors import SparringError
@@ -54,6 +55,8 @@ class Needs:
     """Node-local folder for copies of shards, where the configuration names one."""
     network: str | None
     """Interface or subnet that the configuration names."""
+    local_folder: str | None = None
+    """`index.local_folder`, as the configuration has it."""
 
     @classmethod
     def of(cls, config: Config) -> Needs:
@@ -69,6 +72,7 @@ class Needs:
             sections=tuple(sections.values()),
             cache_path=str(cache.absolute()) if cache else None,
             network=config.run.network,
+            local_folder=config.index.local_folder if config.index.embeddings == "local" else None,
         )
 
 
@@ -82,7 +86,8 @@ def collect_facts(needs: Needs, mark: Mark, *, thorough: bool = False) -> Facts:
             does nothing else.
 
     Returns:
-        The facts, but for those that only several hosts together, or their ranks, can know.
+        The facts, but for those that only several hosts together, or their ranks, can know. Where the configuration
+        names an `index.local_folder`, a mark is left in it.
     """
     errors = _import_errors() if thorough else {}
     gpus, gpu_error = _gpus(measure=thorough)
@@ -99,6 +104,7 @@ def collect_facts(needs: Needs, mark: Mark, *, thorough: bool = False) -> Facts:
         gpu_error=gpu_error,
         run_folder=look_for_mark(Path(needs.run_path), mark),
         local=_local_folders(needs),
+        own_folder=leave_own(needs.local_folder, needs.run_path) if needs.local_folder else None,
         data=_data(Path(needs.data_path)) if needs.data_path else None,
         models=[_model(*one, try_hub=thorough) for one in zip(needs.models, needs.sections, strict=True)],
         environment=environment(os.environ),

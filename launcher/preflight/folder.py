@@ -10,6 +10,7 @@ import contextlib
 import os
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,6 +94,17 @@ def remove_mark(path: Path, mark: Mark, *, keep_folder: bool) -> None:
     for folder in [] if keep_folder else reversed(mark.made):
         with contextlib.suppress(OSError):
             os.rmdir(folder)
+
+
+def marks_in(path: Path, marks: Mapping[str, Mark]) -> list[str]:
+    """Return whose marks are in a folder; each was left in what its host takes for it.
+
+    Args:
+        path: The folder, absolute.
+        marks: Of other hosts, by name.
+    """
+    with_file = {name: mark for name, mark in marks.items() if mark.error is None}
+    return [name for name, mark in with_file.items() if _mark_path(path, mark.nonce).exists()]
 
 
 def mount_of(path: Path, mounts: str | None = None) -> Mount | None:

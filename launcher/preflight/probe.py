@@ -19,9 +19,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
+from engine.index.held.store import expanded
 from launcher.preflight.facts import Needs, collect_facts
-from launcher.preflight.folder import leave_mark, remove_mark
-from launcher.preflight.records import Facts, Listening, Mark
+from launcher.preflight.folder import leave_mark, marks_in, remove_mark
+from launcher.preflight.records import Facts, Listening, Mark, Seen
 from launcher.world.greeting import greet, why_unreached
 from launcher.world.interfaces import interfaces
 from shards.files import parse_record
@@ -68,6 +69,17 @@ def _unmark(path: str, mark: object) -> dict[str, float]:
     return {}
 
 
+def _others(path: str, marks: object) -> Seen:
+    asked = parse_record(marks, dict[str, Mark], "the marks of the other hosts")
+    return Seen(marks_in(expanded(path), asked))
+
+
+def _take_own(path: str, marks: object) -> dict[str, float]:
+    for mark in parse_record(marks, dict[str, Mark], "the marks of all hosts").values():
+        remove_mark(expanded(path), mark, keep_folder=False)
+    return {}
+
+
 def _time() -> dict[str, float]:
     return {"time": time.time()}
 
@@ -101,6 +113,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "facts": _facts,
     "mark": _mark,
     "unmark": _unmark,
+    "others": _others,
+    "take own": _take_own,
     "time": _time,
     "programs": _programs,
     "listen": _listen,

@@ -24,6 +24,7 @@ from launcher.preflight.checks import examine
 from launcher.preflight.facts import Needs, collect_facts
 from launcher.preflight.folder import leave_mark, remove_mark
 from launcher.preflight.outcome import Outcome
+from launcher.preflight.own_folder import take_own, with_others
 from launcher.preflight.records import Clock, Collective, Facts, Gpu, Judgement, Mark, RankFacts
 from launcher.preflight.report import listing, problems, table, verdict
 from launcher.preflight.space import Space, estimate_space
@@ -102,7 +103,10 @@ def _report(config: Config, world: World, begin: _Beginning) -> _Report:
         host = collect_facts(Needs.of(config), begin.mark)
     if world.rank == 0:
         space = estimate_space(config)
+    host = _with_marks(world, host)
     coordinator.barrier("preflight: all are here")
+    if host is not None:
+        take_own(host.own_folder, keep_folder=False)
     before = time.monotonic()
     coordinator.barrier("preflight: round trip")
     now, round_trip = time.time(), time.monotonic() - before
@@ -120,6 +124,21 @@ def _report(config: Config, world: World, begin: _Beginning) -> _Report:
         configuration=config_differences(config.model_dump(mode="json"), begin.config),
     )
     return _Report(own, boot_id(), now, round_trip, host, space)
+
+
+def _with_marks(world: World, host: Facts | None) -> Facts | None:
+    """Look for the marks of the other hosts in the folder that is to be this host's own."""
+    own = host.own_folder if host is not None else None
+    mine = asdict(own.mark) if own is not None and own.mark is not None else None
+    told = world.coordinator.gather("preflight: marks in local folders", mine)
+    marks = {
+        name: parse_record(mark, Mark, f"the mark of {name}")
+        for name, mark in zip(world.coordinator.hosts, told, strict=True)
+        if mark is not None and name != world.coordinator.host
+    }
+    if host is None or own is None or own.error:
+        return host
+    return replace(host, own_folder=with_others(own, marks))
 
 
 def _by_host(host_of_rank: list[str], reports: list[_Report], mark: Mark) -> list[Facts]:

@@ -67,6 +67,30 @@ class LocalFolder:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnFolder:
+    """`index.local_folder`, which is to be on each host's own disk."""
+
+    path: str
+    mark: Mark | None = None
+    """Left there for the other hosts to look for; None where it could not be tried."""
+    error: str | None = None
+    """Why it cannot be used here."""
+    free_bytes: int = 0
+    present_bytes: int = 0
+    """Of the same run, which count as written."""
+    mount: Mount | None = None
+    seen_of: list[str] = field(default_factory=list)
+    """Other hosts whose marks are there: it is one folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Names of those whose marks are in a folder."""
+
+    of: list[str]
+
+
+@dataclass(frozen=True, slots=True)
 class DataFolder:
     """The data, seen from a host."""
 
@@ -186,6 +210,8 @@ class Facts:
     """Whether they are there, where ranks have come; None where none are kept."""
     run_folder: SharedFolder | None = None
     local: list[LocalFolder] | None = None
+    own_folder: OwnFolder | None = None
+    """Where embeddings are kept on the hosts; None where they are not."""
     data: DataFolder | None = None
     """None where the run makes its own."""
     models: list[ModelSource] | None = None

@@ -13,11 +13,11 @@ from pathlib import Path
 from engine.config.recipe import Config
 from engine.errors import ConfigError, SparringError
 from engine.index.gpu import index_obstacle
-from engine.index.plan import plan_index
+from engine.index.plan import cut_parts, plan_index
 from launcher.plan.corpus import Corpus, corpus_of
 from launcher.plan.models import ModelShape, encoder_of, shape_of
 from launcher.plan.postings import postings_use
-from launcher.plan.storage import DiskUse, disk_use, index_needs
+from launcher.plan.storage import DiskUse, disk_use, index_needs, shard_sizes
 
 _ASSUMED_QUERIES = 500_000
 """Training queries, where files do not tell their number; MS MARCO has as many."""
@@ -50,6 +50,15 @@ class Space:
     """What lies in the run folder already and counts as written."""
     index: PlannedIndex | None = None
     """What will be searched; None where nothing is, or where it is not known."""
+    local_bytes: int = 0
+    """On the hosts' own disks together."""
+    local_parts: int = 1
+    """Equal parts of it, each of which lies on one host."""
+
+    def local_share(self, ranks: int, world_size: int) -> int:
+        """Return the bytes on the disk of a host with so many of the ranks."""
+        parts = -(-self.local_parts * ranks // max(1, world_size))
+        return self.local_bytes * min(parts, self.local_parts) // self.local_parts
 
     @property
     def needed_bytes(self) -> int:
@@ -93,9 +102,15 @@ def estimate_space(config: Config) -> Space:
         return Space({}, ("the index",))
     needs = index_needs(config, corpus, plan, dimension, _GIGAFLOPS)
     postings = postings_use(config, corpus, shapes)
-    space = _space(config, disk_use(config, corpus, shapes, needs, postings=postings.disk_bytes if postings else 0))
+    use = disk_use(config, corpus, shapes, needs, postings=postings.disk_bytes if postings else 0)
+    space = _space(config, use)
     obstacle, remedy = index_obstacle(plan, dimension)
-    return replace(space, index=PlannedIndex(plan.factory, obstacle, remedy, config.index.gpu == "always"))
+    return replace(
+        space,
+        index=PlannedIndex(plan.factory, obstacle, remedy, config.index.gpu == "always"),
+        local_bytes=use.local_bytes,
+        local_parts=len(cut_parts(shard_sizes(config, corpus.documents))),
+    )
 
 
 def _space(config: Config, use: DiskUse) -> Space:

@@ -57,6 +57,7 @@ def all_on_every_rank() -> None:
         check_folder_of_its_own,
         check_all_at_once,
         check_machines_of_one_name,
+        check_one_local_folder,
         check_broken_collective,  # the last: it leaves the process group broken
     ):
         told[check.__name__] = check(base / check.__name__, world)
@@ -149,6 +150,18 @@ def check_machines_of_one_name(base: Path, world: World) -> str:
         world.coordinator.hosts[:] = ["one", "two"]
 
 
+def check_one_local_folder(base: Path, world: World) -> str:
+    """A folder that both hosts have, and then one that each has for itself."""
+    words = ["evaluation.fuse=false", "index.embeddings=local", "index.local_folder=$TEST_DISK"]
+    os.environ["TEST_DISK"] = str(base / "one" / "for" / "both")
+    told = refusal(config_of(base / "run", *words), world)
+    os.environ["TEST_DISK"] = str(base / world.coordinator.host)
+    own = refusal(config_of(base / "run", *words), world)
+    world.coordinator.barrier("all have taken their marks away")
+    assert not list(base.rglob(".preflight-*"))
+    return f"{told} THEN {own}"
+
+
 def check_broken_collective(base: Path, world: World) -> str:
     ranks._COLLECTIVE_SECONDS = 1.5
     real = dist.all_gather
@@ -174,7 +187,8 @@ def test_ranks_find_the_same_and_refuse_together(launcher: str, tmp_path: Path) 
     told, same = (json.loads(result.stdout.splitlines()[-1]) for result in results)
     assert same == told, "each rank tells an error that no other has told: they must raise the same one"
     assert told["check_healthy"] == "nothing"
-    (line,) = [line for line in results[0].stderr.splitlines() if " checks passed" in line]
+    line, with_own_folders = [line for line in results[0].stderr.splitlines() if " checks passed" in line]
+    assert "all 16 checks passed" in with_own_folders
     assert "preflight: 2 hosts, 2 ranks, all 15 checks passed in " in line
     assert ("barrier over MPI" in line) == (launcher == "mpirun")
     assert "preflight" not in results[1].stderr
@@ -192,6 +206,11 @@ def test_ranks_find_the_same_and_refuse_together(launcher: str, tmp_path: Path) 
         assert f": {text}: " in told["check_all_at_once"]
     assert "\n4. one, two: data: " in told["check_all_at_once"]
     assert "2 machines call themselves so" in told["check_machines_of_one_name"]
+    one_folder = " ".join(told["check_one_local_folder"].split())
+    for host, other in (("one", "two"), ("two", "one")):
+        assert f"{host}: local folder: {tmp_path}/check_one_local_folder/one/for/both" in one_folder
+        assert f"is the same folder as on {other}" in one_folder
+    assert one_folder.endswith("THEN nothing")
     broken = " ".join(told["check_broken_collective"].split())
     assert "two: collective: rank 1: gloo failed: Connection closed by peer [10.0.0.2]:1234" in broken
     assert "one: collective: rank 0: gloo failed: " in broken

@@ -36,7 +36,7 @@ from launcher.plan.storage import (
     shard_bytes,
     shard_sizes,
 )
-from launcher.plan.traffic import gradient_bytes
+from launcher.plan.traffic import gradient_bytes, iteration_traffic
 from shards.embeddings import Stamp, write_part
 from shards.made.generated import generate_dataset
 from shards.manifest import TokenStream
@@ -124,6 +124,30 @@ def test_the_new_index_lies_beside_the_kept_ones() -> None:
     assert two.indexes_kept == use(tiny("ar2.iterations=2")).indexes_kept, "it is among the newest"
     found = use(tiny("run.keep_indexes=4", "ar2.iterations=5"))
     assert found.parts["embeddings"][0] == 7 * found.embeddings
+
+
+def test_embeddings_on_the_hosts_leave_the_run_folder_and_its_traffic() -> None:
+    """What lies on the hosts fills no shared disk; what is copied there at the end is counted, and told apart."""
+    words = ("index.embeddings=local", "index.local_folder=/scratch", "evaluation.fuse=false")
+    shared, local = use(tiny()), use(tiny(*words))
+    alone = use(tiny(*words, "index.gather_embeddings=false"))
+    assert local.local_bytes == alone.local_bytes == shared.parts["embeddings"][0] > 0
+    assert shared.local_bytes == 0
+    assert local.parts["embeddings"][0] == 20_000 * 32 * 2
+    assert shared.peak - alone.peak == shared.parts["embeddings"][0]
+    moved = {}
+    for name, config in (("shared", tiny()), ("local", tiny(*words))):
+        shapes, found = shapes_of(config), corpus()
+        plan = plan_index(config.index, num_documents=found.documents, dimension=32)
+        needs = index_needs(config, found, plan, 32, 50.0)
+        stages = dict.fromkeys(shapes, 1)
+        rows = iteration_traffic(config, found, shapes, training_work(config, shapes, 2), stages, 2, plan, needs, 1000)
+        moved[name] = {way: sum(row.total for row in rows if row.way == way) for way in ("files", "local disks")}
+        exchanged = sum(row.total for row in rows if row.what == "re-scoring")
+    assert moved["shared"]["local disks"] == 0
+    assert moved["local"]["local disks"] > 3 * 20_000 * 32 * 2, "written, searched, added, and read at random"
+    assert sum(moved["local"].values()) == pytest.approx(moved["shared"]["files"] + exchanged)
+    assert exchanged > 0
 
 
 def test_numbers_that_are_written_down_twice_are_the_engines() -> None:
