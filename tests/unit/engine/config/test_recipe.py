@@ -68,6 +68,9 @@ def test_all_problems_are_named_at_once() -> None:
         ("retriever", {"name": "g", "layers": [0, 5], "num_layers": 2}, "num_layers and layers both say"),
         ("ranker", {"name": "d", "layers": [3, 0]}, r"layers is \[3, 0\], expected numbers from 0 on, ascending"),
         ("ranker", {"name": "d", "layers": [-1, 2]}, r"layers is \[-1, 2\], expected numbers from 0 on, ascending"),
+        ("index", {"embeddings": "local"}, "index.local_folder names no folder on the hosts' own disks"),
+        ("index", {"local_folder": "/scratch"}, "but index.embeddings is shared: set index.embeddings=local"),
+        ("index", {"embeddings": "local", "local_folder": "scratch"}, "it must be absolute"),
         (
             "warmup_retriever",
             {"optim": {"head_lr_scale": 10}},
@@ -78,6 +81,22 @@ def test_all_problems_are_named_at_once() -> None:
 def test_values_that_contradict_each_other(section: str, values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_config(SMALLEST | {section: values}, "c")
+
+
+def test_what_reads_any_embedding_at_any_time_is_refused_where_hosts_have_only_their_own() -> None:
+    local = SMALLEST | {"index": {"embeddings": "local", "local_folder": "$TMPDIR/x"}}
+    assert parse_config(local, "c").index.local_folder == "$TMPDIR/x", "which each host reads for itself"
+    for section, values in (("ranker", {"name": "d", "prior": 1.0}), ("evaluation", {"fuse": True})):
+        with pytest.raises(ConfigError, match=r"index\.embeddings is local, but .*set .*(prior=0|fuse=false)"):
+            parse_config(local | {section: values}, "c")
+
+
+def test_another_folder_on_the_hosts_is_no_other_recipe() -> None:
+    local = {"embeddings": "local", "local_folder": "/a"}
+    first = parse_config(SMALLEST | {"index": local}, "c")
+    moved = parse_config(SMALLEST | {"index": local | {"local_folder": "/b", "gather_embeddings": False}}, "c")
+    assert differences(moved, first) == []
+    assert differences(parse_config(SMALLEST, "c"), first) == ["index.embeddings: local -> shared"]
 
 
 def test_a_recipe_without_a_ranker_has_none_whether_or_not_it_is_named(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 
 from engine.config.sections import IndexConfig
 from engine.coordination.coordinator import Coordinator, LocalTransport
+from engine.data.reuse import take_over_same_weights
 from engine.errors import ArtifactError, ConfigError
 from engine.index.build import build_index
 from engine.index.dense import DenseIndex, document_parts
@@ -286,6 +289,35 @@ def test_a_disk_without_room_is_refused_before_the_encoding(tmp_path: Path) -> N
         DiskFullError, match=rf"on host node-7: .*{tmp_path}.* needs {2**60} bytes .* are free.*Remedy: "
     ):
         require_room(disk, STAMP, 2**60)
+
+
+def test_a_disk_that_fills_up_is_told_with_its_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Symptom: "the disk is full", and no word of which of 64 disks."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("engine.index.held.store.save_array", full)
+    entry, disk = MANIFEST.shards[0], disk_of(tmp_path, "node-7")
+    told = rf"on host node-7: the disk is full: {disk.root}.* needs about {200 * D * 4} bytes.* were free in .*Remedy: "
+    with pytest.raises(DiskFullError, match=told):
+        write_held(tmp_path / "embeddings", disk, STAMP, entry, EMBEDDINGS_ND[:200])
+    assert not list((tmp_path / "embeddings").glob("*"))
+
+
+def test_an_iteration_of_the_same_weights_takes_the_markers(tmp_path: Path) -> None:
+    """A phase without steps: nothing is encoded and nothing copied on the hosts."""
+    encode_on_hosts(tmp_path / "003", HOSTS)
+    later = replace(STAMP, iteration="4")
+    assert take_over_same_weights(tmp_path / "004", later)
+    coordinator = Coordinator(LocalTransport())
+    coordinator.hosts[:] = ["two"]
+    disk = disk_of(tmp_path / "003", "two")
+    folder = tmp_path / "004" / "embeddings"
+    held = hosts_that_hold(coordinator, "look", folder, MANIFEST, later, disk, verify=True)
+    markers = [read_held(folder, entry, later) for entry in MANIFEST.shards]
+    assert held == [marker.host if marker and marker.host == "two" else "" for marker in markers]
+    assert "two" in held
 
 
 @pytest.mark.parametrize("named", ["$NOT_SET_ANYWHERE/x", "~nobody-of-this-name/x"])
