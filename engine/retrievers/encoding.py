@@ -111,6 +111,9 @@ def encode_over_ranks(
             handed_out = run.coordinator.hand_out(stage.name, missing, homes=homes)
             with own.timed(_with_progress(handed_out, missing, entries, bar)) as units:
                 encode(units, own.count)
+        if homes is not None:  # a host has its share, however slow it is: one may take twice as long as another
+            patience = max(run.coordinator.timeout_seconds, time.monotonic() - start)
+            run.coordinator.barrier(f"{stage.name}: the shares of all hosts", patience)
     paces = [Pace(*one) for one in run.coordinator.gather(f"{stage.name}: pace", astuple(own))]
     seconds = max(time.monotonic() - start, 1e-9)
     tokens = sum(pace.tokens for pace in paces)
