@@ -6,7 +6,6 @@ on command. All ranks take part, each with its share of the queries; every ranki
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -181,9 +180,8 @@ def retrieve(stage: Stage, data: Data, searcher: Searcher, queries: Sequence[Que
     ranking: Ranking = {}
     num_documents, name = data.shards.num_documents, f"{stage.name}: search {label}"
     deep = searched_depth(depth, data.own_documents, num_documents=num_documents)
-    folder = stage.run.folder.searches / hashlib.sha256(name.encode()).hexdigest()[:16]
     with (
-        answered(coordinator, searcher, queries, deep, folder, name=name) as prepared,
+        answered(coordinator, searcher, queries, deep, stage.run.folder.searches, name=name) as prepared,
         coordinator.agreement(name),
     ):
         hits = search_others(prepared, own, depth, data.own_documents, num_documents=num_documents) if own else None

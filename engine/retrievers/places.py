@@ -36,16 +36,22 @@ class GatheredEmbeddings:
     documents: int
 
 
+def keeps_on_hosts(run: Run, folder: RunFolder) -> bool:
+    """Tell whether embeddings lie on the hosts that make them: of the run's own corpus, where the recipe says so."""
+    return run.config.index.embeddings == "local" and folder == run.folder
+
+
 def local_disk(run: Run, folder: RunFolder) -> LocalDisk | None:
-    """Return where this host keeps embeddings of the run's own corpus; None where they lie in the run folder.
+    """Return where this host keeps embeddings of a corpus; None where they lie in the run folder.
 
     Raises:
         ConfigError: `index.local_folder` is none on this host.
     """
-    settings = run.config.index
-    if settings.embeddings != "local" or settings.local_folder is None or folder != run.folder:
-        return None
-    return LocalDisk.of(settings.local_folder, run.folder.path, run.coordinator.host)
+    return _disk_here(run) if keeps_on_hosts(run, folder) else None
+
+
+def _disk_here(run: Run) -> LocalDisk:
+    return LocalDisk.of(run.config.index.local_folder or "", run.folder.path, run.coordinator.host)
 
 
 def open_embeddings(run: Run, data: Data, folder: RunFolder, choice: Choice) -> EmbeddingStore:
@@ -65,8 +71,8 @@ def open_embeddings(run: Run, data: Data, folder: RunFolder, choice: Choice) -> 
     """
     embeddings = folder.index(run.timetable.artifact(choice.trained)) / "embeddings"
     manifest, stamp = data.shards.manifest, stamp_of_weights(run, data, choice)
-    if (disk := local_disk(run, folder)) is not None:
-        return open_held(run.coordinator, embeddings, manifest, stamp, disk)
+    if keeps_on_hosts(run, folder):
+        return open_held(run.coordinator, embeddings, manifest, stamp, lambda: _disk_here(run))
     return EmbeddingStore.open(embeddings, manifest, stamp)
 
 
@@ -123,12 +129,12 @@ def forget_lost_embeddings(run: Run, data: Data, folder: RunFolder, choice: Choi
         prefix: Of the stage's name.
     """
     artifact = run.timetable.artifact(choice.trained)
-    name, disk = f"{prefix}encode/{artifact}", local_disk(run, folder)
+    name = f"{prefix}encode/{artifact}"
     is_over = run.lock is not None and run.is_finished("export")  # of a run that is at its end nothing is needed
-    if disk is None or is_over or not run.is_finished(name):
+    if is_over or not keeps_on_hosts(run, folder) or not run.is_finished(name):
         return
     embeddings, stamp = folder.index(artifact) / "embeddings", stamp_of_weights(run, data, choice)
-    if is_lost(run.coordinator, embeddings, data.shards.manifest, stamp, disk):
+    if is_lost(run.coordinator, embeddings, data.shards.manifest, stamp, lambda: _disk_here(run)):
         if run.is_main:
             log.warning("%s: embeddings are lost with a host or its disk, and are encoded again", name)
         run.forget([name])
@@ -148,8 +154,8 @@ def gather_embeddings(stage: Stage, data: Data, choice: Choice) -> GatheredEmbed
     """
     run, coordinator = stage.run, stage.run.coordinator
     store = open_embeddings(run, data, run.folder, choice)
-    if not isinstance(store, HeldStore):
-        return GatheredEmbeddings(0)
+    if not isinstance(store, HeldStore):  # a start that was killed right after it has
+        return GatheredEmbeddings(store.num_documents)
     entries = store.manifest.shards
     with coordinator.agreement(f"{stage.name}: copy"):
         for number in coordinator.hand_out(f"{stage.name}: copy", range(len(entries)), homes=store.homes):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from engine.coordination.coordinator import Coordinator
@@ -68,7 +68,9 @@ def hosts_that_hold(
     return homes
 
 
-def is_lost(coordinator: Coordinator, folder: Path, manifest: CorpusManifest, stamp: Stamp, disk: LocalDisk) -> bool:
+def is_lost(
+    coordinator: Coordinator, folder: Path, manifest: CorpusManifest, stamp: Stamp, disk: Callable[[], LocalDisk]
+) -> bool:
     """Tell whether parts of a store that was whole are on no host of this start any more. All ranks call it alike.
 
     Args:
@@ -76,7 +78,7 @@ def is_lost(coordinator: Coordinator, folder: Path, manifest: CorpusManifest, st
         folder: The store's folder in the run folder; where it is gone, nothing is lost: it is not to be kept.
         manifest: The corpus.
         stamp: What must have made the embeddings.
-        disk: This host's.
+        disk: Returns this host's; not called for what was gathered.
     """
     name = f"embeddings@{stamp.iteration}"
 
@@ -85,11 +87,11 @@ def is_lost(coordinator: Coordinator, folder: Path, manifest: CorpusManifest, st
 
     if not coordinator.only_rank_zero(f"{name}: look", is_kept):
         return False
-    return not all(hosts_that_hold(coordinator, name, folder, manifest, stamp, disk))
+    return not all(hosts_that_hold(coordinator, name, folder, manifest, stamp, disk()))
 
 
 def open_held(
-    coordinator: Coordinator, folder: Path, manifest: CorpusManifest, stamp: Stamp, disk: LocalDisk
+    coordinator: Coordinator, folder: Path, manifest: CorpusManifest, stamp: Stamp, disk: Callable[[], LocalDisk]
 ) -> EmbeddingStore:
     """Open a store whose parts lie on the hosts of this start, or were gathered. All ranks call it alike.
 
@@ -98,16 +100,17 @@ def open_held(
         folder: The store's folder in the run folder.
         manifest: The corpus.
         stamp: What must have made the embeddings.
-        disk: This host's.
+        disk: Returns this host's; not called for what was gathered, which any host reads.
 
     Raises:
         ArtifactError: Parts are missing or on other hosts, and were not gathered; or the stamp names another corpus.
     """
     name = f"embeddings@{stamp.iteration}"
-    homes = hosts_that_hold(coordinator, name, folder, manifest, stamp, disk)
+    if coordinator.only_rank_zero(f"{name}: look for all", lambda: is_gathered(folder, stamp)):
+        return EmbeddingStore.open(folder, manifest, stamp)
+    own = disk()
+    homes = hosts_that_hold(coordinator, name, folder, manifest, stamp, own)
     if not all(homes):
-        if is_gathered(folder, stamp):
-            return EmbeddingStore.open(folder, manifest, stamp)
         raise _lost(name, folder, manifest, stamp, homes, coordinator.hosts)
     markers = [read_held(folder, manifest.shards[number], stamp) for number in (0, len(homes) - 1)]
     first, last = (marker for marker in markers if marker is not None)
@@ -117,7 +120,7 @@ def open_held(
             remedy=f"delete {folder} and run the encoding again",
         )
     scattered = len(set(coordinator.hosts)) > 1
-    return HeldStore(folder, manifest, stamp, first.shape[1], first.dtype, homes, disk, scattered=scattered)
+    return HeldStore(folder, manifest, stamp, first.shape[1], first.dtype, homes, own, scattered=scattered)
 
 
 def _lost(

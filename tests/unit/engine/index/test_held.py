@@ -75,7 +75,7 @@ def encode_on_hosts(folder: Path, hosts: Sequence[str]) -> list[int]:
 
 def opened_in(folder: Path, coordinator: Coordinator, hosts: Sequence[str] = HOSTS) -> HeldStore:
     coordinator.hosts[:] = hosts
-    store = open_held(coordinator, folder / "embeddings", MANIFEST, STAMP, disk_of(folder, coordinator.host))
+    store = open_held(coordinator, folder / "embeddings", MANIFEST, STAMP, lambda: disk_of(folder, coordinator.host))
     assert isinstance(store, HeldStore)
     return store
 
@@ -233,7 +233,7 @@ def test_a_store_whose_host_is_gone_opens_once_it_was_gathered(tmp_path: Path) -
 
     def elsewhere(coordinator: Coordinator) -> EmbeddingStore:
         coordinator.hosts[:] = ["three"]
-        return open_held(coordinator, folder, MANIFEST, STAMP, disk_of(tmp_path, "three"))
+        return open_held(coordinator, folder, MANIFEST, STAMP, lambda: disk_of(tmp_path, "three"))
 
     (error,) = on_ranks(1, elsewhere)
     assert isinstance(error, ArtifactError)

@@ -80,8 +80,8 @@ def test_a_slow_rank_does_less_and_changes_nothing(
             yield unit
 
     @contextmanager
-    def shared(steps: Steps, what: str, units: Sequence[int]) -> Iterator[Iterator[int]]:
-        with real(steps, what, units) as own:
+    def shared(steps: Steps, what: str, units: Sequence[int], *more: Any) -> Iterator[Iterator[int]]:
+        with real(steps, what, units, *more) as own:
             yield slowly(steps.coordinator.rank, own)
 
     monkeypatch.setattr(Steps, "shared", shared)
