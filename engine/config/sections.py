@@ -208,9 +208,9 @@ class IndexConfig(Section):
     environment variables such as `$TMPDIR` are each host's own. Changes no result; where another is named for a run
     that goes on, the corpus is encoded again."""
     gather_embeddings: bool = True
-    """With `embeddings: local` on several hosts, copy the embeddings of the retrievers that a run leaves behind into
-    the run folder at its end, so that one host alone can search with them, serve and export them. Without them these
-    commands are refused on any other number of hosts."""
+    """With `embeddings: local`, copy the embeddings of the retrievers that a run leaves behind into the run folder at
+    its end, so that any host can search with them, serve and export them. Without, these commands are refused where
+    the hosts that have the embeddings do not run them. Changes no result."""
 
     @model_validator(mode="after")
     def _names_its_local_folder(self) -> IndexConfig:
