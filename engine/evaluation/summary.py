@@ -150,11 +150,24 @@ def summary_table(folder: RunFolder, *, bold: bool = False) -> str:
     text += "\n*: the best of what was trained, and above the line what is better still" * ("*" in text)
     if differences := _differences_table([row for own in groups for row in own]):
         text += f"\n\n{differences}\n{_WHAT_THEY_ARE}"
+    return "\n\n".join([text, *verdicts(folder)])
+
+
+def verdicts(folder: RunFolder) -> list[str]:
+    """Return in words what the mixture is worth, and whether the game paid, as far as the run has found out.
+
+    Args:
+        folder: Of the run.
+
+    Raises:
+        ArtifactError: A record is damaged.
+    """
+    found = []
     if folder.fusion.exists():
-        text += f"\n\n{read_record(folder.fusion, Fusion, 'the weights of the mixture').told}"
+        found.append(read_record(folder.fusion, Fusion, "the weights of the mixture").told)
     if folder.duel.exists():
-        text += f"\n\n{read_record(folder.duel, Duel, 'the verdict of the game').told}"
-    return text
+        found.append(read_record(folder.duel, Duel, "the verdict of the game").told)
+    return found
 
 
 def rows_by_queries(folder: RunFolder) -> list[list[Row]]:
@@ -186,7 +199,7 @@ def _group_table(rows: Sequence[Row], mark: tuple[str, str], form: str = "simple
     title += f", relevant from grade {first.relevance_threshold}" * (first.relevance_threshold != 1)
     metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
     trained = [row for row in rows if row.iteration is not None] or list(rows)
-    best = {name: _best_of(trained, rows, name) for name in metrics}
+    best = {name: best_of(trained, rows, name) for name in metrics}
     table: list[list[str] | str] = []
     for above, row in zip([None, *rows], rows, strict=False):
         if form == "simple" and above is not None and above.iteration is None and row.iteration is not None:
@@ -200,13 +213,20 @@ def _group_table(rows: Sequence[Row], mark: tuple[str, str], form: str = "simple
     return text
 
 
-def _best_of(trained: Sequence[Row], rows: Sequence[Row], metric: str) -> set[float]:
-    """Return the values, as the table shows them, that are the best; none where all rows are alike."""
+def best_of(trained: Sequence[Row], rows: Sequence[Row], metric: str, digits: int = _DIGITS) -> set[float]:
+    """Return the best value of what was trained, and what is better still; none where all rows are alike.
+
+    Args:
+        trained: Of the rows, those that were trained.
+        rows: All that were measured on the same queries.
+        metric: By which.
+        digits: How many a table shows: values are compared as it shows them.
+    """
     best, best_trained = (
-        max((round(row.metrics[metric], _DIGITS) for row in own if metric in row.metrics), default=None)
+        max((round(row.metrics[metric], digits) for row in own if metric in row.metrics), default=None)
         for own in (rows, trained)
     )
-    alike = len({round(row.metrics[metric], _DIGITS) for row in rows if metric in row.metrics}) < 2
+    alike = len({round(row.metrics[metric], digits) for row in rows if metric in row.metrics}) < 2
     return set() if alike else {value for value in (best, best_trained) if value is not None}
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, pairwise
 
 from markupsafe import Markup
 
@@ -24,6 +24,8 @@ _MOST_MARKED = 24
 _TICKS = 5
 _BAR, _BAR_GAP, _BAR_LABEL = 14.0, 24.0, 13.0
 _INSET, _ASIDE = 8.0, 4.0
+_LETTER = 6.0
+"""Width of a letter, about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,8 @@ class Charts:
         ys = [y for spot in spots for y in (spot.y, spot.low, spot.high) if y is not None]
         ys += [*(level.y for level in levels), *(span or ())]
         x_axis = _Axis.over([spot.x for spot in spots], _LEFT + _INSET, _WIDTH - _RIGHT - _INSET, is_whole=True)
+        if levels and min(ys) == min(level.y for level in levels):
+            ys.append(min(ys) - 0.05 * (max(ys) - min(ys)))  # room for its label below it
         y_axis = _Axis.over(ys, _HEIGHT - _BOTTOM, _TOP)
         parts = [*_frame(x_axis, y_axis, x_label, names), *(_level(level, y_axis) for level in levels)]
         with_errors = [
@@ -137,7 +141,8 @@ class Charts:
             # Bars of error at one x would hide each other.
             aside = _ASIDE * (with_errors.index(line) - (len(with_errors) - 1) / 2) if line in with_errors else 0.0
             parts += _line(line, x_axis, y_axis, aside)
-        parts += [_text(_LEFT + _INSET, y_axis.at(level.y) - 3, level.label) for level in levels]
+        curves = [[(x_axis.at(spot.x), y_axis.at(spot.y)) for spot in line.spots] for line in lines]
+        parts += [_label(level, y_axis.at(level.y), curves) for level in levels]
         keys = tuple((line.label, _sample(line.style)) for line in lines)
         keys += tuple((f"{level.label}: {number(level.y)}", _level_sample()) for level in levels)
         told = "; ".join([*map(_told, lines), *(f"{level.label} at {number(level.y)}" for level in levels)])
@@ -277,6 +282,31 @@ def _mark(style: int, mark: int, x: float, y: float) -> Markup:
 def _level(level: Level, y_axis: _Axis) -> Markup:
     y = y_axis.at(level.y)
     return _stroke("level", _LEFT, y, _WIDTH - _RIGHT, y)
+
+
+def _label(level: Level, y: float, curves: Sequence[Sequence[tuple[float, float]]]) -> Markup:
+    """Write what a level is above or below it, at the end where the curves are farthest away."""
+    width, ends = _LETTER * len(level.label), (_LEFT + _INSET, _WIDTH - _RIGHT - _INSET)
+    places = [(left, base) for base in (y - 3, y + 11) for left in (ends[0], ends[1] - width)]
+    inside = [(left, base) for left, base in places if _TOP <= base <= _HEIGHT - _BOTTOM] or places[:1]
+    on_curves = [spot for curve in curves for spot in _along(curve)]
+
+    def nearest(place: tuple[float, float]) -> float:
+        left, base = place
+        return min(
+            math.hypot(max(left - x, 0.0, x - left - width), max(base - 9 - y, 0.0, y - base)) for x, y in on_curves
+        )
+
+    left, base = max(inside, key=nearest)
+    return _text(*((ends[1], base, level.label, "end") if left > ends[0] else (left, base, level.label)))
+
+
+def _along(curve: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float]]:
+    """Yield points of a curve that lie close to each other."""
+    yield curve[0]
+    for (x, y), (to_x, to_y) in pairwise(curve):
+        pieces = max(1, math.ceil(math.hypot(to_x - x, to_y - y) / _LETTER))
+        yield from ((x + (to_x - x) * n / pieces, y + (to_y - y) * n / pieces) for n in range(1, pieces + 1))
 
 
 def _sample(style: int) -> Markup:

@@ -12,6 +12,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from engine.config.file import dump_config
+from engine.evaluation import systems
+from engine.evaluation.summary import Row, best_of, verdicts
 from engine.pretrain.measurements import STREAM as HELD_OUT
 from engine.reliability.progress import format_seconds
 from engine.results import STALENESS
@@ -35,6 +37,18 @@ _FOLDER = Path(__file__).parent
 _LOSSES = ("loss", "adversarial", "distillation")
 _GAME = ("reward", "entropy", "accuracy", "ranker_accuracy")
 _PACE = ("tokens_per_second",)
+_DIGITS = 4
+_MEANINGS = {
+    systems.BM25: "finds by words alone",
+    systems.RUN_FILE: "rankings of others",
+    systems.CANDIDATES: "documents that others chose",
+    systems.RETRIEVER: "searches by dense vectors",
+    systems.LEXICAL: "searches by weighted words that it has learnt",
+    systems.RANKER: 'reads query and document together, and re-orders the first that stand behind "over"',
+    systems.FUSED: "mixes the scores of several",
+}
+"""What systems of a kind are, for those who do not know their names."""
+_BEFORE = "the same before any training"
 _SCRIPT = (
     "addEventListener('beforeprint',function(){document.querySelectorAll('details').forEach(function(one)"
     "{one.open=true})});"
@@ -63,8 +77,8 @@ class ResultRow:
     system: str
     over: str
     queries: str
-    cells: tuple[tuple[str, str], ...]
-    """Of each metric the value and its standard error; empty where there is none."""
+    cells: tuple[tuple[str, str, bool], ...]
+    """Of each metric the value and its standard error, empty where there is none, and whether it is the best."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +142,8 @@ def render(runs: Sequence[Opened], wanted: Wanted) -> str:
             Notes(one.opened.name, (*one.opened.lacks, *one.doubts), tuple(facts.warnings_of(one.opened)))
             for one in standings
         ],
+        legend=_legend([one.row for standing in standings for one in standing.ranked]),
+        verdicts={one.name: verdicts(one.run.folder) for one in runs},
         ranks={one.name: facts.ranks_of(one) for one in runs},
         made=time.strftime("%Y-%m-%d %H:%M %z"),
         style=(_FOLDER / "page.css").read_text(encoding="utf-8"),
@@ -154,18 +170,32 @@ def render(runs: Sequence[Opened], wanted: Wanted) -> str:
     )
 
 
+def _legend(rows: Sequence[Row]) -> list[tuple[list[str], str]]:
+    """Say what the systems of some rows are: the names of those alike, and words."""
+    found: dict[str, dict[str, None]] = {}
+    for row in sorted(rows, key=lambda row: (systems.place_of_kind(row.kind), row.iteration is None)):
+        has_weights = row.kind in {systems.RETRIEVER, systems.LEXICAL}
+        meaning = _BEFORE if has_weights and row.iteration is None else _MEANINGS.get(row.kind)
+        if meaning is not None:
+            found.setdefault(meaning, {})[row.system] = None
+    return [(list(names), meaning) for meaning, names in found.items()]
+
+
 def _results(standings: Sequence[Standing], split: str, first: str | None) -> Results:
     """Lay out the rows of a split; the metric by which they are compared stands first."""
     ranked = [(standing, one) for standing in standings for one in standing.ranked if one.row.split == split]
     metrics = tuple(dict.fromkeys(name for _, one in ranked for name in one.row.metrics))
     metrics = tuple(sorted(metrics, key=lambda name: name != first))
+    best = _best([one.row for _, one in ranked], metrics)
     rows = []
     for standing, one in ranked:
         row = one.row
         cells = []
         for name in metrics:
             value, error = row.metrics.get(name), error_of(one, name)
-            cells.append(("" if value is None else f"{value:.4f}", "" if error is None else f"±{error:.4f}"))
+            is_best = value is not None and round(value, _DIGITS) in best[_measured_on(row), name]
+            written = "" if value is None else f"{value:.{_DIGITS}f}"
+            cells.append((written, "" if error is None else f"±{error:.{_DIGITS}f}", is_best))
         over = f"{row.over}{'' if row.over_iteration is None else f' ({row.over_iteration})'}" if row.over else ""
         over += f", top {row.rerank_depth}" if row.over and row.rerank_depth else ""
         graded = "" if row.relevance_threshold == 1 else f", relevant from grade {row.relevance_threshold}"
@@ -174,6 +204,20 @@ def _results(standings: Sequence[Standing], split: str, first: str | None) -> Re
         name = row.system if row.iteration is None else f"{row.system} ({row.iteration})"
         rows.append(ResultRow(standing.opened.name, name, over, queries, tuple(cells)))
     return Results(split, metrics, tuple(rows))
+
+
+def _best(rows: Sequence[Row], metrics: Sequence[str]) -> dict[tuple[tuple[int | None, int], str], set[float]]:
+    """Return the best values of each metric among the rows that were measured on the same queries."""
+    found = {}
+    for queries in dict.fromkeys(_measured_on(row) for row in rows):
+        own = [row for row in rows if _measured_on(row) == queries]
+        trained = [row for row in own if row.iteration is not None] or own
+        found |= {(queries, name): best_of(trained, own, name, _DIGITS) for name in metrics}
+    return found
+
+
+def _measured_on(row: Row) -> tuple[int | None, int]:
+    return row.num_queries, row.relevance_threshold
 
 
 def _iterations(standings: Sequence[Standing], metric: str, charts: Charts) -> Iterator[Chart]:

@@ -62,6 +62,17 @@ def test_lines_differ_without_colour() -> None:
     assert len(set(samples)) == 12, "dashes and marks of the legend differ together, where dashes come again"
 
 
+@pytest.mark.parametrize("ys", [(0.0, 0.0, 0.5), (0.5, 0.0, 0.0)])
+def test_the_name_of_a_level_stands_where_no_curve_is(ys: tuple[float, ...]) -> None:
+    """The name of a yardstick at the bottom of the chart covered the first points of the curves."""
+    svg = drawn(Charts().lines("t", [line(*ys)], "x", levels=[Level("zero-shot", 0.01)]).svg)
+    (name,) = (one for one in svg.iter("text") if one.text == "zero-shot")
+    (curve,) = svg.iter("polyline")
+    left = float(name.attrib["x"]) - (54 if name.attrib["text-anchor"] == "end" else 0)
+    lies_low = [x for x, y in points(curve) if abs(y - float(name.attrib["y"])) < 12]
+    assert not any(left <= x <= left + 54 for x in lies_low)
+
+
 def test_errors_are_bars_and_ends_of_joined_points_a_band() -> None:
     spots = (Spot(0.0, 1.0, 0.5, 1.5), Spot(1.0, 2.0, 1.0, 3.0))
     bars = drawn(Charts().lines("t", [Line("a", spots, 0)], "x").svg)

@@ -7,16 +7,19 @@ import json
 import math
 import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
 
 from engine.errors import ArtifactError, ConfigError, DataError
+from engine.evaluation.duel import Difference, Duel
 from engine.evaluation.summary import read_rows
 from engine.evaluation.systems import trained_systems
 from engine.reliability.activity import Activity
 from engine.reliability.heartbeat import Heart
+from engine.run import RunFolder
 from launcher.commands.report.command import run_command
 from launcher.commands.words.report import add_arguments
 from shards.files import write_json
@@ -105,6 +108,22 @@ def test_a_finished_run_has_every_part(run: Path) -> None:
     assert "first: time by kind of stage" in titles
     assert "finished" in page.text("table")
     assert "to be known first" not in page.text()
+
+
+def test_what_came_of_the_run_stands_above_its_numbers(run: Path) -> None:
+    """The terminal said whether the game paid and which row is the best of a column, and the page did not."""
+    gain = Difference(2, 0.25, 0.05, 0.001)
+    write_json(RunFolder(run).duel, asdict(Duel(2, "MRR@10", 12, [gain], ["G0", "G"], [], [])))
+    html = written(str(run))
+    text = Page(html).text("section")
+    assert "The training after the warm-up paid: G of iteration 2 is above G0 by .250" in text
+    assert text.index("paid") < text.index("Results on dev")
+    assert "BM25 : finds by words alone" in text
+    assert "G0, G : searches by dense vectors" in text
+    assert "D0, D : reads query and document together" in text
+    table = html.split("Results on dev")[2]
+    best = re.findall(r'scope="row">([^<]+?) ?<small>[^<]*</small></th><td><b class="best">0\.\d+</b>', table)
+    assert best == ["D (2)"], "by MRR@10, the first column"
 
 
 def test_standard_errors_and_the_paired_test_are_of_the_values_of_the_queries(run: Path) -> None:
