@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from shards.errors import DataError
+from shards.errors import DataError, listed
 from shards.files import sha256_file
 from shards.formats import beir, canonical, dpr, msmarco
 from shards.formats.blocks import find_blocks
@@ -103,17 +103,27 @@ def open_dataset(
 
 
 def _layout_of(path: Path) -> str:
-    found = [
-        name for name, patterns in _TELLING_FILES.items() if any(find_files(path, pattern) for pattern in patterns)
-    ]
-    if len(found) == 1:
+    if len(found := _layouts_in(path)) == 1:
         return found[0]
-    listed = sorted(file.name for file in path.iterdir())
+    expected = "; ".join(f"{name}: {' or '.join(patterns)}" for name, patterns in _TELLING_FILES.items())
+    if found:
+        raise DataError(
+            f"{path} looks like {' and '.join(found)}", expected=expected, remedy="name the layout with data.format"
+        )
+    there = sorted(path.iterdir())
+    folders = [one for one in there if one.is_dir() and _layouts_in(one)]
     raise DataError(
-        f"{path} looks like {' and '.join(found)}" if found else f"{path} has no known layout: it holds {listed[:8]}",
-        expected="; ".join(f"{name}: {' or '.join(patterns)}" for name, patterns in _TELLING_FILES.items()),
-        remedy="name the layout with data.format" if found else "make a data folder of it: python -m launcher convert",
+        f"{path} has no known layout: it holds {listed((one.name for one in there), 8) or 'nothing'}",
+        expected=expected,
+        remedy=f"name {' or '.join(map(str, folders[:3]))}, which has one"
+        if folders
+        else f"`sparring convert {path} --out DIR` makes a data folder of TSV, jsonl, Parquet and others; docs/data.md "
+        "lists which",
     )
+
+
+def _layouts_in(path: Path) -> list[str]:
+    return [name for name, patterns in _TELLING_FILES.items() if any(find_files(path, one) for one in patterns)]
 
 
 def _let_blocks_be_read(dataset: Dataset, corpus: Path) -> None:

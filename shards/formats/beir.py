@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from shards.errors import DataError
+from shards.errors import DataError, listed
 from shards.files import fsync, write_json
 from shards.formats.compressed import find_file
 from shards.formats.layout import Judgements, Layout, add_query, grade_of
@@ -28,6 +28,8 @@ from shards.records import Document, Qrels, Query
 
 SPLITS = ("train", "dev", "test")
 _PROVENANCE = "provenance.json"
+_OTHER_NAMES = {"train": ("training",), "dev": ("val", "valid", "validation", "development"), "test": ("testing",)}
+"""What a split's file is called elsewhere."""
 
 
 def read_layout(path: Path, *, needs_queries: bool = True) -> Layout:
@@ -46,9 +48,12 @@ def read_layout(path: Path, *, needs_queries: bool = True) -> Layout:
     judgements = Judgements(queries)
     splits = {split: find_file(path / "qrels" / f"{split}.tsv") for split in SPLITS}
     splits = {split: file for split, file in splits.items() if file.exists()}
+    _require_no_other_name(path / "qrels", splits)
     if not splits and needs_queries:
+        there = listed(sorted(file.name for file in (path / "qrels").glob("*")), 6)
         raise DataError(
-            f"{path / 'qrels'} has none of {', '.join(f'{split}.tsv' for split in SPLITS)}",
+            f"{path / 'qrels'} has none of {', '.join(f'{split}.tsv' for split in SPLITS)}"
+            + (f"; it holds {there}" if there else ""),
             expected="one file of judgements for each split",
             remedy="add train.tsv to train on the data, test.tsv to score on it",
         )
@@ -63,6 +68,22 @@ def read_layout(path: Path, *, needs_queries: bool = True) -> Layout:
         read_corpus=lambda: read_corpus(corpus),
         exclusions=read_exclusions(path),
     )
+
+
+def _require_no_other_name(folder: Path, splits: Mapping[str, Path]) -> None:
+    """Refuse a split that would be left out for its name.
+
+    Raises:
+        DataError: A split is missing, and its judgements lie there by another name.
+    """
+    for split in SPLITS:
+        for name in _OTHER_NAMES[split] if split not in splits else ():
+            if (file := find_file(folder / f"{name}.tsv")).exists():
+                raise DataError(
+                    f"{file} would not be read, and there is no {split}.tsv",
+                    expected=f"judgements by the names {', '.join(f'{one}.tsv' for one in SPLITS)}",
+                    remedy=f"rename it to {split}{file.name.removeprefix(name)}",
+                )
 
 
 def read_exclusions(path: Path) -> dict[str, dict[str, list[str]]]:
@@ -97,6 +118,7 @@ def query_of(record: dict[str, Any], where: str) -> Query:
     Raises:
         BadRecord: A field is missing or malformed.
     """
+    _require_fields(record, where)
     answers = record.get("answers")
     if answers is None and isinstance(metadata := record.get("metadata"), dict):
         answers = metadata.get("answers")
@@ -151,10 +173,22 @@ def document_of(record: dict[str, Any], where: str) -> Document:
     Raises:
         BadRecord: A field is missing or malformed.
     """
+    _require_fields(record, where)
     docid = id_of(record.get("_id"), "_id", where)
     # A null text is a document without text; a missing one is a file of another form.
     text = text_of(record, "text", where, default="" if "text" in record else None)
     return Document(docid, text_of(record, "title", where, default=""), text)
+
+
+def _require_fields(record: Mapping[str, Any], where: str) -> None:
+    for name in ("_id", "text"):
+        if name not in record:
+            raise BadRecord(
+                "missing field",
+                f"{where} has no field {name!r}",
+                expected=f"a string; the fields there are {', '.join(map(repr, record)) or 'none'}",
+                remedy="fields of other names are read by `sparring convert`, with --id, --title and --text",
+            )
 
 
 def write_folder(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -162,7 +163,10 @@ def removed(name: str) -> Callable[[Path], None]:
         (appended("corpus.jsonl", '{"_id": "d4", "text": \n'), ["corpus.jsonl line 4 is malformed JSON", "column"]),
         (appended("queries.jsonl", '["q4", "x"]\n'), ["queries.jsonl line 4", "list in place of an object"]),
         (appended("corpus.jsonl", '{"_id": "d4"}\n'), ["corpus.jsonl line 4 has no field 'text'", "'_id'"]),
-        (appended("corpus.jsonl", '{"text": "x"}\n'), ["corpus.jsonl line 4 has no field '_id'"]),
+        (
+            appended("corpus.jsonl", '{"text": "x"}\n'),
+            ["corpus.jsonl line 4 has no field '_id'", "there are 'text'", "--id"],
+        ),
         (appended("queries.jsonl", '{"_id": "q4"}\n'), ["queries.jsonl line 4 has no field 'text'"]),
         (appended("corpus.jsonl", '{"_id": "d4", "text": 3}\n'), ["line 4 has 3 in field 'text'", "a string"]),
         (appended("corpus.jsonl", '{"_id": "d 4", "text": "x"}\n'), ["line 4", "'d 4'", "without white space"]),
@@ -233,9 +237,23 @@ def test_no_split_no_folder_and_no_layout_are_errors(beir: Path, tmp_path: Path)
     assert "data.path" in refusal(beir / "corpus.jsonl")
     (tmp_path / "notes.txt").write_text("x")
     assert "no known layout" in refusal(tmp_path)
+    assert f"name {beir}, which has one" in refusal(tmp_path), "an archive is often unpacked into a folder of its own"
     (beir / "collection.tsv").write_text("1\tx\n")
     assert "data.format" in refusal(beir)
+    shutil.rmtree(beir)
+    assert f"sparring convert {tmp_path} --out DIR" in refusal(tmp_path)
     assert "no file" in refusal(tmp_path, format="beir")
+
+
+@pytest.mark.parametrize(("name", "meant"), [("validation.tsv", "dev.tsv"), ("training.tsv.gz", "train.tsv.gz")])
+def test_a_split_by_another_name_is_not_left_out(beir: Path, name: str, meant: str) -> None:
+    """A run with qrels/validation.tsv had no dev split, and chose its models by nothing, without a word."""
+    (beir / "qrels" / "train.tsv").rename(beir / "qrels" / name.removesuffix(".gz"))
+    if name.endswith(".gz"):
+        plain = beir / "qrels" / name.removesuffix(".gz")
+        plain.with_name(name).write_bytes(gzip.compress(plain.read_bytes()))
+        plain.unlink()
+    assert f"rename it to {meant}" in refusal(beir)
 
 
 def test_a_written_folder_reads_back_and_replaces_only_its_like(tmp_path: Path) -> None:
