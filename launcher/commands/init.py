@@ -87,6 +87,8 @@ def run_command(arguments: argparse.Namespace) -> int:
     hardware = f"--gpu {asked.machine.device.name} --gpus-per-node {asked.machine.ranks}"
     print(f"  look     sparring plan --config {shlex.quote(str(arguments.out))} {hardware}")
     print(f"  start    sparring train --config {shlex.quote(str(arguments.out))}")
+    for doubt in _doubts(asked):
+        print(f"  note     {doubt}")
     return 0
 
 
@@ -111,16 +113,40 @@ def recipe_text(draft: Draft, asked: Asked, out: Path) -> str:
         f"  data      {asked.dataset.format}: {asked.dataset.num_documents} documents; queries: {_splits(asked)}",
         *[f"            left out: {number} x {reason}" for reason, number in sorted(asked.dataset.dropped.items())],
         f"  lengths   of {asked.texts.how}",
+        f"  language  {_language(asked)}",
         f"  machine   {asked.machine.told}: {asked.machine.ranks} ranks",
         *[f"  {name:9} {_about(name, asked, draft)}" for name in ("retriever", "ranker")],
         f"  plan      {_in_short(draft)}; an estimate, often off by a factor of two (docs/plan.md)",
         "",
         f"  sparring train --config {shlex.quote(out.name)} --ranks {asked.machine.ranks}",
         "",
-        "`sparring options WORD` says what a key means. BM25 reads English; for another language: bm25.language.",
+        *[line for doubt in _doubts(asked) for line in (*textwrap.wrap(f"Note: {doubt}.", _COLUMNS), "")],
+        "`sparring options WORD` says what a key means.",
     ]
     head = [f"# {line}".rstrip() for line in seen]
     return "\n".join([*head, *_rendered(draft.tree, draft.notes, "", "")]) + "\n"
+
+
+def _language(asked: Asked) -> str:
+    if asked.texts.language is None:
+        return "not told by the texts: BM25 reads them as English (bm25.language)"
+    return f"{asked.texts.language.title()}, by its frequent words or its script"
+
+
+def _doubts(asked: Asked) -> list[str]:
+    """Say what the user should mend or decide before hours are spent."""
+    from launcher.plan.survey import reads_english_alone
+
+    found = []
+    starts = dict.fromkeys(start.name for start in (asked.retriever, asked.ranker))
+    if asked.texts.language not in (None, "english") and (names := [*filter(reads_english_alone, starts)]):
+        found.append(f"{names[0]} has learnt English alone: name a multilingual model by --model and --ranker")
+    if "dev" not in asked.dataset.qrels:
+        found.append(
+            "there is no dev split: models are chosen by none, and nothing says whether training pays; hold out some "
+            "queries for it"
+        )
+    return found
 
 
 def _splits(asked: Asked) -> str:

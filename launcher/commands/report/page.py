@@ -208,7 +208,7 @@ def _results(standings: Sequence[Standing], split: str, first: str | None) -> Re
 
 def _best(rows: Sequence[Row], metrics: Sequence[str]) -> dict[tuple[tuple[int | None, int], str], set[float]]:
     """Return the best values of each metric among the rows that were measured on the same queries."""
-    found = {}
+    found: dict[tuple[tuple[int | None, int], str], set[float]] = {}
     for queries in dict.fromkeys(_measured_on(row) for row in rows):
         own = [row for row in rows if _measured_on(row) == queries]
         trained = [row for row in own if row.iteration is not None] or own

