@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from engine.config.recipe import Config
 from engine.config.remaining import Now, left_of
 from engine.config.timetable import Sizes
 from engine.errors import ConfigError
+from engine.evaluation.summary import verdicts
 from engine.reliability.exit_codes import EXIT_PREEMPTED, EXIT_REFUSED
 from engine.reliability.failure import Failure
 from engine.reliability.heartbeat import ENDED, STOPPING, Beat, beat_path, read_beats
@@ -33,6 +35,7 @@ from engine.results import kept_shares
 from engine.run import SIZES, RunFolder
 from launcher.slurm.job import Asked, ask_about, is_finished, job_lines, sweep_rows
 from launcher.terminal.arguments import typed_path
+from launcher.terminal.next_steps import next_steps
 from shards.errors import ArtifactError, counted
 from shards.files import parse_record, read_json
 
@@ -41,6 +44,7 @@ RUNNING, FINISHED, STOPPED, SILENT = 0, 3, 4, 5
 
 _MISSED_BEATS = 6
 _LAST_STAGE = "export"
+_COLUMNS = 110
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,9 @@ def show_status(path: Path) -> int:
     state = read_state(path, asked)
     rows = [(name, text) for name, text in _lines(state) if text]
     print(tabulate(rows, tablefmt="plain"))
-    if state.beats:
+    if state.code == FINISHED:
+        print(_what_came_of_it(state))
+    elif state.beats:
         print()
         print(tabulate([_rank_row(state, beat) for beat in state.beats], headers="keys", tablefmt="simple"))
     return state.code
@@ -206,6 +212,13 @@ def _lines(state: State) -> list[tuple[str, str]]:
     if state.failure is not None and state.failure.code != EXIT_PREEMPTED:
         lines.append(("last error", _error(state.failure)))
     return lines
+
+
+def _what_came_of_it(state: State) -> str:
+    """Say of a finished run whether it paid, and what can be done with it."""
+    question = "a question" if state.config.learns_from_queries else None
+    parts = [textwrap.fill(text, _COLUMNS) for text in verdicts(state.folder)]
+    return "\n" + "\n\n".join([*parts, f"to go on with:\n{next_steps(state.folder.path, question)}"])
 
 
 def _beside(state: State) -> list[str]:

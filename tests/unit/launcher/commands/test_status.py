@@ -139,6 +139,8 @@ def test_a_run_that_has_finished(made: Made, capsys: pytest.CaptureFixture[str])
     assert code == FINISHED
     assert "stopped" not in told
     assert [line.split()[1] for line in told.splitlines() if line.startswith("state")] == ["finished"]
+    assert f"report {made.folder}" in told, "what can be done with it"
+    assert "heartbeat" not in told
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
