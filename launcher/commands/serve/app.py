@@ -285,7 +285,7 @@ def _search_of_address(request: Request) -> SearchBody:
     try:
         return SearchBody.model_validate(words)
     except ValidationError as error:
-        raise refusal_of(error) from None
+        raise refusal_of(error, SearchBody) from None
 
 
 def _answered(answer: Endpoint) -> Endpoint:

@@ -74,7 +74,8 @@ class Limits:
             if not text.strip():
                 raise Refused(422, f"{name} is empty: expected a text", "validation")
             if len(text) > most:
-                raise Refused(413, f"{name} has {len(text)} characters: expected at most {most}", "too_large")
+                of = f" of a query (a document: {self.max_text_characters})" if are_queries else ""
+                raise Refused(413, f"{name} has {len(text)} characters: expected at most {most}{of}", "too_large")
 
     def require_k(self, k: int) -> None:
         """Refuse to return so many documents.
@@ -180,6 +181,8 @@ class RerankBody(Body):
         return [TitledText(text=one) if isinstance(one, str) else one for one in self.texts]
 
 
+_ALIASES: dict[object, str] = {"k": "size"}
+"""Other names of fields, which are not known beside the fields themselves."""
 _FIELDS = frozenset(
     name
     for kind in (SearchBody, EmbedBody, RerankBody, Match, MatchedField, MatchedText, TitledText)
@@ -203,28 +206,52 @@ def read_body(raw: bytes, kind: type[B]) -> B:
     try:
         return kind.model_validate_json(raw)
     except ValidationError as error:
-        raise refusal_of(error) from None
+        raise refusal_of(error, kind) from None
 
 
-def refusal_of(error: ValidationError) -> Refused:
-    """Return what is answered to a request of another form than expected."""
+def refusal_of(error: ValidationError, kind: type[Body]) -> Refused:
+    """Return what is answered to a request of another form than expected.
+
+    Args:
+        error: All that is wrong.
+        kind: What it must be.
+    """
     problems = error.errors(include_url=False, include_context=False)
     if problems[0]["type"] == "json_invalid":
         return Refused(400, f"the body is no JSON: {problems[0]['msg'].removeprefix('Invalid JSON: ')}", "validation")
     # A field that may be of several forms has a problem for each: told together, under its name.
-    told: dict[str, list[str]] = {}
+    expected: dict[str, list[str]] = {}
     values: dict[str, object] = {}
+    told: list[str] = []
     for problem in problems:
-        where = ".".join(str(part) for part in problem["loc"] if part in _FIELDS or isinstance(part, int))
-        where = where or ("the body" if not problem["loc"] else _shown(problem["loc"][-1]))
-        message = problem["msg"].removeprefix("Input ") if told.get(where) else problem["msg"]
-        told.setdefault(where, []).append(message)
-        values.setdefault(where, problem["input"])
-    shown = [
-        f"{where}: {' or '.join(told[where])}, got {_shown(values[where])}" for where in list(told)[:_SHOWN_PROBLEMS]
-    ]
-    more = f"; and {len(told) - len(shown)} more" if len(told) > len(shown) else ""
-    return Refused(422, "; ".join(shown) + more, "validation")
+        *inside, last = problem["loc"] or ("",)
+        where = _joined([*inside, last])
+        if problem["type"] == "missing":
+            told.append(f"{where} is missing")
+        elif problem["type"] == "extra_forbidden":
+            told.append(_not_known(_joined(inside), last, kind))
+        else:
+            expected.setdefault(where or "the body", []).append(problem["msg"].removeprefix("Input should be "))
+            values.setdefault(where or "the body", problem["input"])
+    wrong = [f"{where}: expected {' or '.join(expected[where])}, got {_shown(values[where])}" for where in expected]
+    found = [*wrong, *told]
+    more = f"; and {len(found) - _SHOWN_PROBLEMS} more" if len(found) > _SHOWN_PROBLEMS else ""
+    return Refused(422, "; ".join(found[:_SHOWN_PROBLEMS]) + more, "validation")
+
+
+def _joined(place: Sequence[object]) -> str:
+    """Name a field by the way to it, without the names of forms, which clients do not know."""
+    return ".".join(str(part) for part in place if part in _FIELDS or isinstance(part, int))
+
+
+def _not_known(inside: str, name: object, kind: type[Body]) -> str:
+    """Say that a field is not known, and at the top of a body which ones are."""
+    if inside:
+        return f"{inside} takes no field {_shown(name)}"
+    if name in _ALIASES:
+        return f"{_ALIASES[name]} and {name} are one: give one of them"
+    fields = [info.alias or field for field, info in kind.model_fields.items()]
+    return f"there is no field {_shown(name)}: expected {', '.join(fields)}"
 
 
 def _shown(value: object) -> str:
