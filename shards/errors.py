@@ -38,7 +38,8 @@ class SparringError(Exception):
             parts.append(f"expected: {expected.rstrip('.')}")
         if remedy:
             parts.append(f"remedy: {remedy.rstrip('.')}")
-        super().__init__(". ".join(part[0].upper() + part[1:] if i else part for i, part in enumerate(parts)) + ".")
+        sentences = [part if part.endswith("?") else f"{part}." for part in parts]
+        super().__init__(" ".join(one[0].upper() + one[1:] if place else one for place, one in enumerate(sentences)))
 
 
 class DataError(SparringError):

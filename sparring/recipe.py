@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from numbers import Integral, Real
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from engine.config.file import dump_config, load_config, with_overrides
 from engine.config.recipe import Config
@@ -28,8 +29,9 @@ class Recipe:
     """
 
     def __init__(self, config: Config) -> None:
-        self.config = config
+        self.config: Config
         """The configuration, typed and frozen."""
+        object.__setattr__(self, "config", config)
 
     @classmethod
     def load(cls, source: str | PathLike[str], **changes: Any) -> Recipe:
@@ -82,6 +84,12 @@ class Recipe:
             raise AttributeError(f"the recipe {self.config.recipe} has no section {name!r}")
         return getattr(self.config, name)
 
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise ConfigError(
+            f"a recipe does not change, and {name} was to be set",
+            remedy=f"take another one: recipe = recipe.changed({name}={{...}})",
+        )
+
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *type(self.config).model_fields]
 
@@ -105,15 +113,22 @@ def _words(changes: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield f"{key}={_written(value, key)}"
 
 
+def _in_a_list(value: object) -> object:
+    """Return what JSON knows for a path, or for a number of NumPy."""
+    if isinstance(value, Real):
+        return int(value) if isinstance(value, Integral) else float(value)
+    return fspath(value)  # type: ignore[call-overload]
+
+
 def _written(value: object, key: str) -> str:
     if value is None:
         return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, int | float | str | PathLike):
+    if isinstance(value, Real | str | PathLike):  # NumPy's numbers are real ones, too
         return str(value)
     if isinstance(value, Mapping | list | tuple):
-        return json.dumps(value, default=fspath)
+        return json.dumps(value, default=_in_a_list)
     raise ConfigError(
         f"{key} is given a {type(value).__name__}",
         expected="a number, a text, a path, True, False or None, or lists and mappings of these",

@@ -34,7 +34,7 @@ class Reranked:
 
     place: int
     score: float
-    document: str | Document
+    document: str | Document | Found
 
 
 class Searcher:
@@ -168,12 +168,13 @@ class Searcher:
         found = self._models.encode(_texts(texts), side)
         return found[0] if isinstance(texts, str) else found
 
-    def rerank(self, query: str, documents: Sequence[str | Document]) -> list[Reranked]:
+    def rerank(self, query: str, documents: Sequence[str | Document | Found]) -> list[Reranked]:
         """Order documents by the ranker's scores.
 
         Args:
             query: A question.
-            documents: Texts, or `Document`s where they have titles; they need not be of the corpus.
+            documents: Texts, `Document`s where they have titles, or what a search has found; they need not be of the
+                corpus.
 
         Returns:
             All of them, best first; equal scores as they were given.
@@ -184,7 +185,7 @@ class Searcher:
         (asked,) = _texts([query])
         if isinstance(documents, str):
             raise ConfigError("the documents are one text", expected="a list of texts")
-        given = [one if isinstance(one, Document) else Document("", "", _texts([one])[0]) for one in documents]
+        given = [_document(one) for one in documents]
         (scores,) = self._models.rerank([asked], [given])
         order = sorted(range(len(scores)), key=lambda place: -scores[place])
         return [Reranked(place, scores[place], documents[place]) for place in order]
@@ -194,11 +195,22 @@ class Searcher:
     ) -> list[Found] | list[list[Found]]:
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise ConfigError(f"k is {k!r}", expected="a whole number of 1 or more")
-        answers = self.engine.answer([Question(text, k, order) for text in _texts(queries)], weights)
+        questions = _texts(queries)
+        if not all(text.strip() for text in questions):
+            raise ConfigError("a question is empty", expected="a text in each")
+        answers = self.engine.answer([Question(text, k, order) for text in questions], weights)
         return answers[0] if isinstance(queries, str) else answers
 
     def __repr__(self) -> str:
         return f"Searcher({str(self.path)!r})"
+
+
+def _document(given: str | Document | Found) -> Document:
+    if isinstance(given, Document):
+        return given
+    if isinstance(given, Found):
+        return Document(given.docid, given.title, given.text)
+    return Document("", "", _texts([given])[0])
 
 
 def _texts(given: str | Sequence[str]) -> list[str]:

@@ -76,6 +76,8 @@ def train(recipe: Recipe, callbacks: Sequence[Callback] = (), *, quiet: bool = F
     """
     if not isinstance(recipe, Recipe):
         raise ConfigError(f"{recipe!r} is no recipe", expected="what Recipe.load returns")
+    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+        raise ConfigError(f"callbacks are {callbacks!r}", expected="a list of functions of stage, step and values")
     _require_alone()
     config = recipe.config
     if not is_set_up():
@@ -88,12 +90,17 @@ def train(recipe: Recipe, callbacks: Sequence[Callback] = (), *, quiet: bool = F
 def _play_alone(config: Config, callbacks: Sequence[Callback]) -> None:
     """Play the recipe in this process's world of one."""
     from engine.coordination.coordinator import Coordinator, LocalTransport
+
+    world = _world_of_process(
+        config
+    )  # before DeepSpeed is imported, which else looks for devices by itself, and says so
+
     from launcher.preflight.ranks import require_preflight
     from launcher.recipe import play
 
     # A coordinator of its own: what a run that failed has left in one must not end the next.
     coordinator = Coordinator(LocalTransport(), config.run.timeout_seconds)
-    world = replace(_world_of_process(config), coordinator=coordinator)
+    world = replace(world, coordinator=coordinator)
     try:
         if config.run.preflight:
             require_preflight(config, world)

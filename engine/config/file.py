@@ -71,7 +71,7 @@ def parse_config(tree: dict[str, Any], origin: str) -> Config:
         problems = [_describe(problem, recipe) for problem in error.errors()]
         raise ConfigError(
             f"{origin} has {len(problems)} problem{'s' if len(problems) > 1 else ''}: " + "; ".join(problems),
-            remedy="correct the key or value in the file or on the command line (engine/config lists all fields)",
+            remedy="correct the key or value in the file or on the command line; `sparring options WORD` explains keys",
         ) from error
 
 

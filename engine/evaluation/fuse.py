@@ -49,7 +49,8 @@ def mix(scores: Mapping[str, Sequence[float]], weights: Mapping[str, float]) -> 
         ValueError: A system with a weight has no scores, two have scores of different numbers of documents, a score is
             not finite, or the weights are negative or do not sum to 1.
     """
-    if any(weight < 0 for weight in weights.values()) or abs(math.fsum(weights.values()) - 1) > 1e-6:
+    # Written so that a weight that is no number is refused, too: it is neither below 0 nor far from anything.
+    if not (all(weight >= 0 for weight in weights.values()) and abs(math.fsum(weights.values()) - 1) <= 1e-6):
         raise ValueError(f"weights are 0 or more and sum to 1, these do not: {dict(weights)}")
     parts = {name: weight for name, weight in weights.items() if weight > 0}
     if missing := [name for name in parts if name not in scores]:

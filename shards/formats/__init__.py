@@ -58,12 +58,18 @@ def open_dataset(
         of no split are left out and counted. A document with a title but no text stays: its title is its text.
 
     Raises:
-        DataError: A file is missing, empty, not UTF-8 or malformed; a field is missing; an id repeats or is unknown;
-            a judged document is empty; or a split keeps no query.
+        DataError: There is no such layout; a file is missing, empty, not UTF-8 or malformed; a field is missing; an id
+            repeats or is unknown; a judged document is empty; or a split keeps no query.
     """
     path = Path(path)
     if not path.is_dir():
         raise DataError(f"there is no folder {path}", expected="a data folder", remedy="check data.path")
+    if format not in ("auto", *_READERS):
+        raise DataError(
+            f"there is no format {format!r}",
+            expected=f"one of auto, {', '.join(_READERS)}",
+            remedy="files of other forms: `sparring convert` makes a data folder of them",
+        )
     description = canonical.read_description(path) if format in ("auto", "beir") else None
     if checked and checked.files:
         require_seen(path, checked)

@@ -60,7 +60,7 @@ def searched(searcher: sparring.Searcher, folder: Path) -> dict[str, Any]:
     found = searcher.search(text, 2, order="retriever")
     document = f"{found[0].title} {found[0].text}"
     product = float(searcher.encode(document, "document") @ searcher.encode(text))
-    ranks = searcher.rerank(text, [sparring.Document("", one.title, one.text) for one in reversed(alone)])
+    ranks = searcher.rerank(text, [*reversed(alone)])
     export = sparring.Searcher.open(folder / "export")
     mixed = searcher.fused(text, 3, weights={"BM25": 1.0})
     refused = {
@@ -68,6 +68,7 @@ def searched(searcher: sparring.Searcher, folder: Path) -> dict[str, Any]:
         "unknown part": lambda: searcher.fused(text, weights={"x": 1.0}),
         "weights": lambda: searcher.fused(text, weights={"G": 0.5}),
         "k": lambda: searcher.search(text, 0),
+        "no question": lambda: searcher.search(["a", " "]),
         "text": lambda: searcher.search(3),  # type: ignore[call-overload]
         "half a pair": lambda: searcher.encode("\ud800"),
         "no text": lambda: searcher.encode([]),

@@ -77,6 +77,7 @@ def test_what_cannot_be_done_is_told(session: tuple[Path, dict[str, Any]]) -> No
         "unknown part": "weights of G, D, BM25",
         "weights": "sum to 1",
         "k": "k is 0",
+        "no question": "a question is empty",
         "text": "expected: a text",
         "half a pair": "no Unicode text",
         "no text": "there is no text to encode",

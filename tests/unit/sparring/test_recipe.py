@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import sparring
@@ -52,6 +53,21 @@ def test_what_is_given_in_python_is_what_a_command_line_says(tmp_path: Path) -> 
     assert "ar2" in repr(recipe)
 
 
+def test_a_recipe_never_changes() -> None:
+    """`recipe.run = ...` hid the section behind another value, and the training was that of before."""
+    recipe = sparring.Recipe.load("tiny")
+    with pytest.raises(sparring.ConfigError, match=r"recipe\.changed\(run="):
+        recipe.run = {"seed": 7}
+    assert recipe.run.seed == 42
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    recipe = sparring.Recipe.load("tiny", run={"seed": np.int64(7)}, ranker={"dropout": np.float32(0.5)})
+    assert (recipe.run.seed, recipe.ranker.dropout) == (7, 0.5)
+    betas = recipe.changed(ar2={"ranker": {"optim": {"betas": [np.float64(0.5), 0.75]}}}).ar2.ranker.optim.betas
+    assert betas == (0.5, 0.75)
+
+
 def test_a_section_is_left_out() -> None:
     recipe = sparring.Recipe.load("r2anker_tiny", lexical=None, student=None)
     assert (recipe.lexical, recipe.student) == (None, None)
@@ -82,6 +98,10 @@ def test_a_wrong_recipe_is_refused(source: str, changes: dict[str, Any], message
 def test_what_is_no_recipe_is_not_trained() -> None:
     with pytest.raises(sparring.ConfigError, match="what Recipe"):
         sparring.train("tiny")  # type: ignore[arg-type]
+    with pytest.raises(sparring.ConfigError, match="callbacks are"):
+        sparring.train(sparring.Recipe.load("tiny"), callbacks=print)  # type: ignore[arg-type]
+    with pytest.raises(sparring.DataError, match="there is no format 'tsv'"):
+        sparring.load_data(ROOT / "configs", "tsv")  # type: ignore[arg-type]
     with pytest.raises(sparring.DataError, match="there is no folder"):
         sparring.load_data("/nonexistent")
     with pytest.raises(sparring.ConfigError, match="is no path"):

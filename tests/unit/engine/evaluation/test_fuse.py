@@ -61,6 +61,7 @@ def test_a_system_without_weight_may_be_left_out() -> None:
         ({"G": [1.0]}, {"G": 0.5, "D": 0.5}, "no scores of D"),
         ({"G": [1.0], "D": [1.0, 2.0]}, {"G": 0.5, "D": 0.5}, "numbers of scores differ"),
         ({"G": [1.0], "D": [1.0]}, {"G": 0.5, "D": 0.4}, "sum to 1"),
+        ({"G": [1.0]}, {"G": float("nan")}, "sum to 1"),
         ({"G": [1.0], "D": [1.0]}, {"G": 1.5, "D": -0.5}, "0 or more"),
         ({"G": [1.0, math.nan]}, {"G": 1.0}, "not finite"),
         ({"G": [1.0, -math.inf]}, {"G": 1.0}, "not finite"),
