@@ -73,7 +73,8 @@ def _print_results(engine: SearchEngine, question: str, top_k: int) -> None:
     print(f"\n{question}\n{''.join(f'{name:>8}' for name in names)}  retriever")
     for found in engine.search(question, top_k):
         scores = "".join(f"{score:8.3f}" for score in (found.mixed, found.by_ranker) if score is not None)
-        print(f"{scores}  {found.by_retriever:9.3f}  {found.title or found.docid}")
+        name = f"{found.title}  [{found.docid}]" if found.title else found.docid
+        print(f"{scores}  {found.by_retriever:9.3f}  {name}")
         snippet = textwrap.shorten(" ".join(found.text.split()), _SNIPPET_CHARACTERS, placeholder=" ...")
         for line in textwrap.wrap(snippet, 96):
             print(f"{'':{13 + len(scores)}}{line}")

@@ -18,7 +18,7 @@ from tests.e2e.made import ledger_of, ranking_of, summary_of, weights_of
 from tests.e2e.starts import Zygote, on_the_cpu, refused
 
 FUSED_HIT = re.compile(r"^ *(-?\d+\.\d{3}) +(-?\d+\.\d{3}) +(-?\d+\.\d{3})  (\S.*)$", re.MULTILINE)
-HIT = re.compile(r"^ *(-?\d+\.\d{3}) +(-?\d+\.\d{3})  (\S.*)$", re.MULTILINE)
+HIT = re.compile(r"^ *(-?\d+\.\d{3}) +(-?\d+\.\d{3})  (\S.*)  \[(\S+)\]$", re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
@@ -53,15 +53,15 @@ def test_search_in_a_run_folder_alone_prints_the_ten_best_with_both_scores_title
         shutil.move(tmp_path / "data", run / "data")
     hits = HIT.findall(ended.stdout)
     assert len(hits) == 10, ended.stdout
-    by_ranker = [float(ranker) for ranker, _, _ in hits]
+    by_ranker = [float(ranker) for ranker, _, _, _ in hits]
     assert by_ranker == sorted(by_ranker, reverse=True)
-    by_retriever = [float(retriever) for _, retriever, _ in hits]
+    by_retriever = [float(retriever) for _, retriever, _, _ in hits]
     assert by_retriever != sorted(by_retriever, reverse=True), "the ranker has its own opinion"
     documents = [json.loads(line) for line in (run / "data" / "corpus.jsonl").read_text().splitlines()]
-    words_of = {document["title"]: document["text"].split()[:8] for document in documents}
-    for _, _, title in hits:
-        assert title in words_of
-        assert " ".join(words_of[title][:4]) in " ".join(ended.stdout.split())
+    known = {document["_id"]: document for document in documents}
+    for _, _, title, docid in hits:
+        assert title == known[docid]["title"]
+        assert " ".join(known[docid]["text"].split()[:4]) in " ".join(ended.stdout.split())
 
 
 @pytest.mark.parametrize(
@@ -280,10 +280,12 @@ def test_the_report_of_a_run_has_its_numbers_and_its_curves(run: Path, page: Pat
     html = page.read_text()
     for row in summary_of(run):
         iteration = "" if row["iteration"] is None else f" ({row['iteration']})"
-        cells = re.search(rf"<th scope=\"row\">one: {row['system']}{re.escape(iteration)}[< ].*?<td>(\d\.\d+) ", html)
+        cells = re.search(
+            rf"<th scope=\"row\">one: {row['system']}{re.escape(iteration)}[< ].*?<td>(<b.*?>)?\d\.\d+", html
+        )
         assert cells is not None, row
     best = [row["metrics"]["MRR@10"] for row in summary_of(run) if row["split"] == "test"]
-    assert f"<td>{best[-1]:.4f} <small>±" in html, "rankings of a real run are those of its rows"
+    assert re.search(rf">{best[-1]:.4f}(</b>)? <small>±", html), "rankings of a real run are those of its rows"
     for title in ("one: MRR@10 on dev", "warmup_retriever: loss", "retriever: reward", "ranker: loss", "recall of the"):
         assert f"<figcaption>{title}" in html
     assert "All settings are the same" in html
