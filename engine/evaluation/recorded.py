@@ -232,9 +232,9 @@ def ranking_file(results: Path, row: Row) -> Path:
     raise ArtifactError(
         f"the ranking of {row.system} on {row.split} is not in {results}",
         expected=names[-1],
-        remedy="measure it again by `python -m launcher evaluate`, or restore the file",
+        remedy="measure it again by `sparring evaluate`, or restore the file",
     )
 
 
 def _measure_again(run: Run, split: str) -> str:
-    return f"measure it again: python -m launcher evaluate {run.folder.path} --data DIR --split {split}"
+    return f"measure it again: sparring evaluate {run.folder.path} --data DIR --split {split}"

@@ -69,5 +69,5 @@ def prior_told(metadata: Mapping[str, Any]) -> str:
 
     logit + {metadata["prior"]:g} * inner product of the query's and the document's vectors
 
-of the retriever after its warm-up, not in this folder: `python -m launcher export RUN --iteration 0` writes it.
+of the retriever after its warm-up, not in this folder: `sparring export RUN --iteration 0` writes it.
 """

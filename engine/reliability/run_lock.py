@@ -198,8 +198,7 @@ def _clear_if_stale(path: Path, patience_seconds: float) -> None:
             f"the run folder {path.parent} is in use: a start of {holder.num_ranks} rank(s) on {holder.host} "
             f"(pid {holder.pid}, since {holder.started}) works in it",
             expected="one start at a time in a run folder",
-            remedy="wait for it or end it (`python -m launcher status` shows what it does); else choose another "
-            "run.path",
+            remedy="wait for it or end it (`sparring status` shows what it does); else choose another run.path",
         )
     if holder.pid != os.getpid():
         left_by = (path, holder.host, holder.pid, holder.started)

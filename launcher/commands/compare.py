@@ -1,4 +1,4 @@
-"""`python -m launcher compare NAME=RUN,RUN... ...`: settings side by side, each of one run or of several seeds.
+"""`sparring compare NAME=RUN,RUN... ...`: settings side by side, each of one run or of several seeds.
 
     python -m launcher compare ar2=runs/a,runs/a43,runs/a44 ance=runs/b,runs/b43,runs/b44 --against ance
     python -m launcher compare runs/sweep --metric R@1,R@5,entropy@15     # a folder of runs; the names are the settings
@@ -181,7 +181,7 @@ def _require_all(
                 f"{_label(name, run, runs)} ({run.folder.path}) has no ranking of {system.name} on "
                 f"{arguments.split}{sized}",
                 expected="rankings of every run on one split",
-                remedy=f"measure it: python -m launcher evaluate {run.folder.path} --data DIR --split "
+                remedy=f"measure it: sparring evaluate {run.folder.path} --data DIR --split "
                 f"{arguments.split}" + (f" --max-queries {arguments.queries}" if arguments.queries else ""),
             )
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.terminal.arguments import positive_number, typed_path
+from launcher.terminal.next_steps import installed_program
 
 if TYPE_CHECKING:
     from launcher.plan.draft import Asked, Draft
@@ -85,8 +86,9 @@ def run_command(arguments: argparse.Namespace) -> int:
         load_config(temporary)
     print(f"{arguments.out}: {_in_short(draft)}")
     hardware = f"--gpu {asked.machine.device.name} --gpus-per-node {asked.machine.ranks}"
-    print(f"  look     sparring plan --config {shlex.quote(str(arguments.out))} {hardware}")
-    print(f"  start    sparring train --config {shlex.quote(str(arguments.out))}")
+    program = installed_program()
+    print(f"  look     {program} plan --config {shlex.quote(str(arguments.out))} {hardware}")
+    print(f"  start    {program} train --config {shlex.quote(str(arguments.out))}")
     for doubt in _doubts(asked):
         print(f"  note     {doubt}")
     return 0

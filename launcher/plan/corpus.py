@@ -88,7 +88,7 @@ def corpus_of(
         raise ConfigError(
             f"the number of {' and of '.join({'train': 'training queries'}.get(one, one) for one in missing)} is not "
             f"known from {place}",
-            expected="a folder that `python -m launcher convert` made, or numbers",
+            expected="a folder that `sparring convert` made, or numbers",
             remedy="give --documents N and --queries N (for Natural Questions: 21015324 and 58880)",
         )
     if sizes["documents"] < 1 or sizes["train"] < 1:

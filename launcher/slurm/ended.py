@@ -121,7 +121,7 @@ def verdict(end: End, earlier: list[End], cancelled: str | None, max_restarts: i
 
 
 def _cancelled_by(run: Path) -> str | None:
-    return "`python -m launcher cancel`" if (slurm_folder(run) / "cancelled").exists() else None
+    return "`sparring cancel`" if (slurm_folder(run) / "cancelled").exists() else None
 
 
 def _is_preempted(job: str) -> bool:

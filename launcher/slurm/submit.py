@@ -1,4 +1,4 @@
-"""`python -m launcher submit --config FILE --nodes N --gpus-per-node G [key=value ...]`: a run as a SLURM job.
+"""`sparring submit --config FILE --nodes N --gpus-per-node G [key=value ...]`: a run as a SLURM job.
 
 Everything is checked before anything is submitted: the recipe (each of a sweep), the options, whether the run has a job
 already or is finished. Then the resolved recipe and a readable script are written into `RUN/slurm/`, and sbatch gets
@@ -25,6 +25,7 @@ from launcher.slurm.script import DAEMON, DAEMON_NAME, REQUEUE_SECONDS, Job, rec
 from launcher.slurm.settings import add_arguments as add_settings
 from launcher.slurm.settings import seconds_of_time, settings_of
 from launcher.terminal.arguments import positive_whole_number, recipe_file
+from launcher.terminal.next_steps import installed_program
 from shards.files import write_atomically, write_json
 
 if TYPE_CHECKING:  # pydantic takes a moment; the other commands need not wait for it
@@ -118,8 +119,8 @@ def run_command(arguments: argparse.Namespace) -> int:
     print(f"job {number}: {what}")
     print(f"  script   {slurm_folder(folder) / 'job.sbatch'}")
     print(f"  log      {slurm_folder(folder)}/{number}{'_*' if tasks else ''}.out")
-    print(f"  look     python -m launcher status {_as_typed(base.run.path)}")
-    print(f"  stop     python -m launcher cancel {_as_typed(base.run.path)}")
+    print(f"  look     {installed_program()} status {_as_typed(base.run.path)}")
+    print(f"  stop     {installed_program()} cancel {_as_typed(base.run.path)}")
     return 0
 
 
@@ -189,7 +190,7 @@ def _refuse_second_job(folders: Sequence[Path]) -> None:
             raise ConfigError(
                 f"{folder} has a job already: {submitted.name} is {in_words(found[0])}",
                 expected="one job a run",
-                remedy="look at it with `python -m launcher status`, end it with `python -m launcher cancel`; a run "
+                remedy="look at it with `sparring status`, end it with `sparring cancel`; a run "
                 "goes on by itself after the end of a job's time",
             )
         _refuse_running(folder)

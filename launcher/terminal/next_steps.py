@@ -11,6 +11,11 @@ _AFTER_A_RUN = ("search {run} {question}", "report {run}", "serve {run}", "expor
 _LONGEST_QUESTION = 60
 
 
+def installed_program() -> str:
+    """Return what begins a command that somebody can type here."""
+    return "sparring" if shutil.which("sparring") else "python -m launcher"
+
+
 def next_steps(run: Path, question: str | None) -> str:
     """List commands to go on with, a line each.
 
@@ -18,7 +23,7 @@ def next_steps(run: Path, question: str | None) -> str:
         run: The run folder.
         question: One of the data's; None for a run without questions, which is searched by nobody.
     """
-    program = "sparring" if shutil.which("sparring") else "python -m launcher"
+    program = installed_program()
     given = {"run": shlex.quote(_as_short(run)), "question": shlex.quote(_shortened(question))}
     lines = [f"{program} {words.format(**given)}" for words in _AFTER_A_RUN if question is not None]
     lines += [f"tensorboard --logdir {shlex.quote(_as_short(run / 'tensorboard'))}"]

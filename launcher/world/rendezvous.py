@@ -226,7 +226,7 @@ def _join(
                 f"nobody answers at {' or '.join(dict.fromkeys(addresses))}, port {port}",
                 expected="rank 0 listening at an address that this host reaches",
                 remedy="start with --master_addr ADDRESS, an address of the first host on the network that joins the "
-                "nodes; `python -m launcher preflight --hostfile FILE` tells which are reached",
+                "nodes; `sparring preflight --hostfile FILE` tells which are reached",
             )
         _pause()
 
@@ -278,7 +278,7 @@ def _wait_for_all(
                 f"{len(absent)} of {world_size} ranks have not come within {timeout_seconds:g} s: {names}",
                 expected="every host of the hostfile to start its ranks and to reach "
                 f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} on {socket.gethostname()}",
-                remedy="look above for what ssh or these hosts said; `python -m launcher preflight --hostfile FILE` "
+                remedy="look above for what ssh or these hosts said; `sparring preflight --hostfile FILE` "
                 "checks every host; slow hosts want a longer run.rendezvous_seconds",
             )
             store.set(f"{start}/everybody", json.dumps({"missing": str(error)}))

@@ -163,7 +163,7 @@ def rankings_by_query(path: Path, depth: int) -> Iterator[tuple[str, dict[str, f
                 raise DataError(
                     f"{path}, line {line.number} comes back to query {line.qid!r}",
                     expected="the lines of a query together, as a run writes them",
-                    remedy="measure the system again by `python -m launcher evaluate`",
+                    remedy="measure the system again by `sparring evaluate`",
                 )
             seen.add(line.qid)
             qid, scores = line.qid, {}

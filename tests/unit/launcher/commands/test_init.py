@@ -63,7 +63,7 @@ def test_a_recipe_of_a_folder(data: Path, tmp_path: Path, capsys: pytest.Capture
     assert "# " in text.splitlines()[0]
     assert "300 documents; queries: 420 train, 90 dev, 90 test, with answers" in text
     assert "estimated: 1.35 tokens a word" in text
-    assert f"sparring train --config {out}" in capsys.readouterr().out
+    assert f"train --config {out}" in capsys.readouterr().out
 
 
 def test_nothing_is_overwritten(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

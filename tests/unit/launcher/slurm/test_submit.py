@@ -15,6 +15,7 @@ from engine.errors import ConfigError
 from launcher.slurm import submit
 from launcher.slurm.job import read_submitted
 from launcher.slurm.settings import seconds_of_time
+from launcher.terminal.next_steps import installed_program
 from tests.distributed.processes import ROOT
 from tests.unit.launcher.slurm.stand_ins import StandIns, leave_start
 
@@ -60,7 +61,7 @@ def test_a_run_is_written_and_submitted(made: StandIns, tmp_path: Path, capsys: 
     assert (submitted.id, submitted.nodes, submitted.ranks) == ("41", 2, 8)
     told = capsys.readouterr().out
     assert f"job 41: {run}\n" in told
-    assert f"python -m launcher status {run}" in told
+    assert f"{installed_program()} status {run}" in told
 
 
 def test_a_dry_run_prints_the_script_and_leaves_no_trace(
