@@ -11,6 +11,7 @@ import pytest
 
 from engine.config.recipe import Config
 from launcher.__main__ import COMMANDS, main
+from shards.formats import open_dataset
 from sparring import Recipe
 from tests.distributed.processes import ROOT
 from tests.e2e.conftest import Finished
@@ -195,6 +196,16 @@ def test_the_own_data_of_the_page_become_a_recipe(tmp_path: Path, monkeypatch: p
     assert len(started) == 2
     for words in started:
         assert main([*words[1:], "--print"]) == 0
+
+
+def test_the_pairs_of_the_page_become_a_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A document of two questions is one document, and neither is a negative of the other."""
+    monkeypatch.chdir(tmp_path)
+    (code,) = ["\n".join(block.lines) for block in of_page("coming_from.md") if block.language == "python"]
+    exec(compile(code, "coming_from.md", "exec"), {})
+    data = open_dataset(tmp_path / "data" / "pairs")
+    answers = [docids for judged in data.qrels.values() for docids in judged.values()]
+    assert (data.num_documents, len(answers), len({docid for docids in answers for docid in docids})) == (2, 3, 2)
 
 
 def test_wrong_commands_are_seen(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
