@@ -25,7 +25,7 @@ from engine.metrics import KeptMetrics, MetricsWriter, kept_lines
 from engine.metrics.plan import plan_of
 from engine.reliability.activity import ACTIVITY
 from engine.reliability.preemption import PREEMPTION
-from engine.reliability.progress import follow, format_seconds
+from engine.reliability.progress import follow, format_seconds, tell_outlook
 from engine.reliability.run_folder import RunFolder, take_folder
 from engine.reliability.run_lock import RunLock
 from engine.reliability.watchdog import Watchdog, watch
@@ -233,15 +233,15 @@ class Run:
         self.config = self.config.sized(sizes)
 
     def outlook(self, per_second: float) -> str:
-        """Tell what the recipe still takes, such as `about 3h 20m left`; empty where nothing was measured.
+        """Tell what the recipe still takes, such as `about 3h 20m left`; empty where nothing was measured or is left.
 
         Args:
-            per_second: Units a second of the counter that runs.
+            per_second: Units a second of the counter that runs; 0 where none does.
         """
         if self.config.counts_epochs and not self.is_finished(SIZES):
             return ""
         left = left_of(self.config, self._finished, Now(ACTIVITY.stage, ACTIVITY.done, ACTIVITY.total, per_second))
-        return "" if left is None else left.told(format_seconds)
+        return left.told(format_seconds) if left is not None and left.seconds > 0 else ""
 
     def learn_from_refreshes(self) -> None:
         """Let the timetable know how much refreshes have changed, where what it has depends on that."""
@@ -327,6 +327,8 @@ class Run:
             write_json(self._ledger, {"stages": self._finished})
         self.metrics.write(name, len(self._finished), {f"seconds/{name.split('/')[0]}": seconds})
         log.info("%-28s %s%s", name, format_seconds(seconds), f"  {summary}" if (summary := one_line(result)) else "")
+        if self.is_main:
+            tell_outlook()
         return result
 
 

@@ -22,14 +22,30 @@ FIRST_LINE_SECONDS, LINE_SECONDS = 15.0, 60.0
 """Into a pipe or a file: after how long a piece of work has a line, and how long until the next."""
 _OUTLOOK_SECONDS = 5.0
 Outlook = Callable[[float], str]
-"""Takes the units a second of the counter that runs, and tells what the whole recipe still takes; empty where that is
-not known."""
+"""Takes the units a second of the counter that runs, 0 where none does, and tells what the whole recipe still takes;
+empty where that is not known."""
 _FOLLOWED: list[Outlook] = []
+_TOLD_AT = [0.0]
+"""When a line told it last, by the clock."""
 
 
 def follow(outlook: Outlook | None) -> None:
     """Show from now on, beside a counter, what the whole recipe still takes; None for no longer."""
     _FOLLOWED[:] = [] if outlook is None else [outlook]
+    _TOLD_AT[0] = time.monotonic()
+
+
+def tell_outlook(clock: Callable[[], float] = time.monotonic) -> None:
+    """Log what the whole recipe still takes, where no line has told it for a while: short stages have none.
+
+    Args:
+        clock: Seconds that only grow.
+    """
+    if not _FOLLOWED or is_live() or (now := clock()) < _TOLD_AT[0] + LINE_SECONDS:
+        return
+    if told := _FOLLOWED[0](0.0):
+        _TOLD_AT[0] = now
+        log.info("%-28s %s", "recipe", told)
 
 
 def plural(unit: str) -> str:
@@ -101,7 +117,7 @@ class ProgressBar:
                 self._bar.set_postfix_str(words, refresh=False)
             self._bar.update(n)
         elif (now := self._clock()) >= self._line_due and self.n < self._total:
-            self._line_due = now + LINE_SECONDS
+            self._line_due, _TOLD_AT[0] = now + LINE_SECONDS, now
             log.info("%-28s %s", self._description, self._line())
 
     def set_postfix(self, **words: Any) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import logging
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from engine.log import set_up_logging, speak_at
-from engine.reliability.progress import ProgressBar, follow
+from engine.reliability.progress import ProgressBar, follow, tell_outlook
 
 
 class Terminal(io.StringIO):
@@ -66,6 +67,19 @@ def test_a_pipe_gets_a_line_every_so_often(clock: Clock) -> None:
         f"{'retriever/1':28} {share}% of 400 steps, 1 a second, {left} left, loss 0.5000, recipe about 1000s left"
         for share, left in ((28, "4m 45s"), (43, "3m 45s"), (58, "2m 45s"), (73, "1m 45s"))
     ]
+
+
+def test_short_stages_tell_what_the_recipe_takes(clock: Clock) -> None:
+    """A log of stages below a quarter of a minute, hours of them, never said when they would end."""
+    terminal = Terminal(is_terminal=False)
+    speak_at(terminal)
+    follow(lambda per_second: "" if per_second else "about 3m 20s left")
+    begun = time.monotonic()
+    for seconds in (30, 59, 61, 90, 130):
+        tell_outlook(lambda seconds=seconds: begun + seconds)
+    assert [line.split(" ", 1)[1].split() for line in terminal.getvalue().splitlines()] == [
+        ["recipe", "about", "3m", "20s", "left"]
+    ] * 2
 
 
 def test_a_terminal_has_a_live_line(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
