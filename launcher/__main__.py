@@ -103,6 +103,10 @@ def main(argv: list[str] | None = None) -> int:
     """Parse the command line, run the command and return the exit code."""
     words = sys.argv[1:] if argv is None else argv
     parser = command_line(words)
+    if not words:
+        parser.print_help()
+        return 2
+    _require_command(parser, words[0])
     arguments, left = parser.parse_known_args(words)
 
     from engine.log import set_up_logging
@@ -143,6 +147,16 @@ class _Version(argparse.Action):
         for name, version in {**versions, "python": sys.version.split()[0]}.items():
             print(f"{name:{names}}  {version or 'not installed'}")
         parser.exit()
+
+
+def _require_command(parser: argparse.ArgumentParser, word: str) -> None:
+    """End with exit code 2 where a word in the place of a command is none; the nearest ones are named."""
+    if word in COMMANDS or word.startswith("-"):
+        return
+    from difflib import get_close_matches
+
+    near = " or ".join(get_close_matches(word, COMMANDS, n=2))
+    parser.error(f"there is no command {word!r}{f' (is {near} meant?)' if near else ''}: --help lists all")
 
 
 def words_of(name: str) -> Any:

@@ -12,6 +12,7 @@ import textwrap
 from pathlib import Path
 
 from engine.config.text import as_typed, is_whole
+from engine.errors import ConfigError
 from engine.log import get_logger
 from launcher.commands.search_engine import SearchEngine
 
@@ -21,7 +22,15 @@ _SNIPPET_CHARACTERS = 220
 
 
 def run_command(arguments: argparse.Namespace) -> None:
-    """Answer the question, or those typed at the terminal."""
+    """Answer the question, or those typed at the terminal.
+
+    Raises:
+        ConfigError: The question is empty.
+    """
+    if arguments.question is not None and not arguments.question.strip():
+        raise ConfigError(
+            "the question is empty", expected="a text, or none at all: questions are then read one by one"
+        )
     answer_questions(
         arguments.run,
         arguments.question,

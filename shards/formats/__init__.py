@@ -63,7 +63,11 @@ def open_dataset(
     """
     path = Path(path)
     if not path.is_dir():
-        raise DataError(f"there is no folder {path}", expected="a data folder", remedy="check data.path")
+        raise DataError(
+            f"there is no folder {path}",
+            expected="a data folder",
+            remedy="correct the path (data.path of a recipe); a relative one begins where the command is typed",
+        )
     if format not in ("auto", *_READERS):
         raise DataError(
             f"there is no format {format!r}",

@@ -93,6 +93,7 @@ def test_search_reads_questions_until_an_empty_line(zygote: Zygote, run: Path) -
 
 
 def test_search_in_a_folder_without_a_run_is_refused(zygote: Zygote, tmp_path: Path) -> None:
+    refused(zygote.launcher("search", str(tmp_path), " "), "the question is empty")
     refused(zygote.launcher("search", str(tmp_path), "a question"), "holds no run", "config.yaml")
 
 

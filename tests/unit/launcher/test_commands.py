@@ -104,7 +104,12 @@ def test_a_word_that_is_no_command_is_refused(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit) as end:
         main(["nothing"])
     assert end.value.code == 2
-    assert "invalid choice: 'nothing'" in capsys.readouterr().err
+    assert "there is no command 'nothing': --help lists all" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["trian", "--config", "tiny"])
+    assert "there is no command 'trian' (is train meant?)" in capsys.readouterr().err
+    assert main([]) == 2
+    assert "\nBefore a run:\n" in capsys.readouterr().out, "whoever types the name alone wants to know what there is"
 
 
 def test_the_script_is_the_program(tmp_path: Path) -> None:

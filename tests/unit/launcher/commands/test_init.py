@@ -175,6 +175,7 @@ def test_a_model_that_is_not_at_hand_is_planned_by_words(
     assert main(["init", str(data), "--out", str(out), *words]) == 0
     text = out.read_text(encoding="utf-8")
     assert "somebody/model: 12 layers of 768" in text
+    assert "Note: somebody/model: not at hand, so lengths and hours are guessed" in text
     assert "(assumed: bert-base; not at hand)" in text
     assert "(assumed: minilm-l6; not at hand)" in text
     assert yaml.safe_load(text)["retriever"]["name"] == "somebody/model"
