@@ -14,7 +14,13 @@ import pytest
 
 _QUIETLY = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync", "--window-size=1400,1000", "--dump-dom"),
+    *(
+        "--disable-component-update",
+        "--disable-sync",
+        "--enable-logging=stderr",
+        "--window-size=1400,1000",
+        "--dump-dom",
+    ),
 )
 _LOOK = """
 const frame = document.getElementById("frame");
@@ -68,7 +74,18 @@ def seen(page: Path, folder: Path, *, width: int, is_dark: bool) -> dict[str, An
         timeout=180,
         check=True,
     )
+    require_silent_console(ended.stderr)
     told = re.search(r'<p id="seen">(.+?)</p>', ended.stdout)
     assert told is not None, ended.stdout[-2000:] + ended.stderr[-2000:]
     found: dict[str, Any] = json.loads(html.unescape(told[1]))
     return found
+
+
+def require_silent_console(logged: str) -> None:
+    """Refuse a page that has broken its own policy, asked for something outside, or failed in its script.
+
+    Args:
+        logged: What Chromium wrote with --enable-logging=stderr.
+    """
+    told = [line for line in logged.splitlines() if ":CONSOLE" in line]
+    assert not told, told

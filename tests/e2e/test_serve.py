@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.browser import seen
+from tests.e2e.browser import require_silent_console, seen
 from tests.e2e.starts import Rank, Zygote
 
 LIMITS = ("--max-k", "50", "--max-texts", "4", "--max-query-characters", "100", "--max-body-bytes", "2000")
@@ -388,11 +388,13 @@ def test_the_page_shows_both_scores(server: Server, question: str, tmp_path: Pat
         pytest.skip("no chromium is installed, in which the page would be laid out: apt-get install chromium")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
     flags += [f"--user-data-dir={tmp_path / 'browser'}", "--virtual-time-budget=8000", "--dump-dom"]
+    flags += ["--enable-logging=stderr"]
     address = f"http://127.0.0.1:{server.port}/?q={question.replace(' ', '+')}"
     ended = subprocess.run(
         [chromium, *flags, address],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=180, check=True,
     )  # fmt: skip
+    require_silent_console(ended.stderr)
     hits = server.ask("/search", {"query": question, "size": 10})[1]["hits"]["hits"]
     assert f"mine: {80} documents" in ended.stdout
     for hit in hits:
