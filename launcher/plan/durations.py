@@ -308,7 +308,8 @@ class _Context:
         for visits in table.rescored.values():
             queries, weights = sum(len(visit.places) for visit in visits), visits[0].rescored_by
             pairs = min(self.corpus.train, queries) * table.mining(visits[0].candidates).top_k
-            is_stored = weights is not None and weights.iteration is not None and table.is_refreshed(weights.iteration)
+            newest = weights.iteration if weights is not None and not table.encodes_beside else None
+            is_stored = newest is not None and table.is_refreshed(newest)
             encoded = 0 if is_stored else min(self.corpus.documents, pairs)
             flops += forward_flops(shape, [Inputs(encoded, length)])
             moved += (pairs + encoded) * row_bytes + encoded * self.disk.shards / self.corpus.documents

@@ -115,15 +115,9 @@ def make_plan(
     if config.index.embeddings == "local":
         rates = replace(rates, local_disks=nodes)
     disk = disk_use(config, corpus, shapes, needs, postings=postings.disk_bytes if postings else 0)
-    rows = [
-        row
-        for model in shapes
-        for stage in STAGES
-        if (row := _stage_row(config, shapes, works, model, stage, stages, world_size, gpu)) is not None
-    ]
-    listed = phases(
-        config, shapes, works, stages, world_size, plan, gpu, _searched(config, plan, needs, dimension, gpu)
-    )
+    rows = _stage_rows(config, shapes, works, stages, world_size, gpu)
+    searched = _searched(config, plan, needs, dimension, gpu)
+    listed = phases(config, shapes, works, stages, world_size, plan, gpu, searched)
     return Plan(
         config=config,
         gpu=gpu,
@@ -180,6 +174,21 @@ def recommend(rows: list[StageRow], gpu: Gpu) -> int | None:
     """Choose among the stages that fit: the least traffic, then the lowest; None where none fits."""
     fitting = [row for row in rows if row.needed <= gpu.memory_bytes]
     return min(fitting, key=lambda row: (row.sent, row.stage)).stage if fitting else None
+
+
+def _stage_rows(
+    config: Config,
+    shapes: Mapping[str, ModelShape],
+    works: list[Work],
+    stages: Mapping[str, int],
+    world_size: int,
+    gpu: Gpu,
+) -> list[StageRow]:
+    """List the models that are trained under each ZeRO stage."""
+    found = (
+        _stage_row(config, shapes, works, model, stage, stages, world_size, gpu) for model in shapes for stage in STAGES
+    )
+    return [row for row in found if row is not None]
 
 
 def _stage_row(

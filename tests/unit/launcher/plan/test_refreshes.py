@@ -112,3 +112,9 @@ def test_beside_the_ranker_the_newest_embeddings_are_read_and_nothing_is_encoded
     assert rows["new scores"].times == 7
     assert rows["new scores"].flops == 0
     assert rows["new scores"].seconds > 0
+
+
+def test_where_the_corpus_is_encoded_beside_the_ranker_candidates_are_encoded_by_the_ranks() -> None:
+    words = ("ar2.overlap=split", "ar2.refresh_devices=1", "ar2.rescore=always")
+    rows = {phase.name: phase for phase in planned(*words).hours}
+    assert rows["new scores"].flops > 0
