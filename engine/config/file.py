@@ -132,6 +132,8 @@ def _apply_override(tree: dict[str, Any], word: str, recipe: type[Config]) -> No
     node = tree
     *parents, leaf = key.split(".")
     for parent in parents:
+        if isinstance(node.get(parent), Null):  # a section that the file leaves out by name
+            node[parent] = {}
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):
             raise ConfigError(f"{word!r} goes below {parent!r}, which is a value and no section")

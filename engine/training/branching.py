@@ -70,7 +70,7 @@ def branch_run(source: Path, target: Path, overrides: Sequence[str], before: str
         source: The other run; nothing of it is changed, and no start should be working in it.
         target: The new folder, missing or empty. It appears when it is whole.
         overrides: `key=value` words for its configuration.
-        before: Stage from which on it computes itself, such as `retriever/1`.
+        before: Stage from which on it computes itself, such as `retriever/1`, of either run.
 
     Returns:
         What was taken over; also recorded in the folder's `branch.json`.
@@ -127,8 +127,9 @@ class _Plan:
 
     def __post_init__(self) -> None:
         visits = {visit.stage for visit in self.old.timetable.visits}
-        if self.before not in self.ledger and self.before not in visits:
-            known = [*self.ledger, *(stage for stage in sorted(visits) if stage not in self.ledger)]
+        theirs = {visit.stage for visit in self.new.timetable.visits}
+        if self.before not in self.ledger and self.before not in visits | theirs:
+            known = [*self.ledger, *(stage for stage in sorted(visits | theirs) if stage not in self.ledger)]
             raise ConfigError(f"{self.folder.path} has no stage {self.before!r}", expected=f"one of {', '.join(known)}")
         names = list(self.ledger)
         finished = names[: names.index(self.before)] if self.before in self.ledger else names
@@ -138,7 +139,6 @@ class _Plan:
                 expected="a stage before which something is finished",
                 remedy="begin a run of its own instead",
             )
-        theirs = {visit.stage for visit in self.new.timetable.visits}
         self.left_out += [stage for stage in finished if stage in visits - theirs]
         for stage in finished:
             if stage not in self.left_out:

@@ -20,6 +20,7 @@ log = get_logger(__name__)
 EXAMPLES = (
     "runs/ar2 runs/no_kd --before retriever/1 ar2.distillation_weight=0",
     "runs/ar2 runs/longer --before retriever/1 ar2.iterations=4",
+    "runs/r2anker runs/distilled --before student student.name=bert-base-uncased",
 )
 
 

@@ -115,6 +115,15 @@ def test_other_games_from_the_same_warm_up(early: Path, tmp_path: Path) -> None:
     assert branch_run(early, tmp_path / "irgan", ["ar2.objective=irgan"], "warmup_ranker").left_out == ()
 
 
+def test_a_stage_that_only_the_new_recipe_has(early: Path, tmp_path: Path) -> None:
+    """A model that the other run did without begins after all that is taken over."""
+    branch_run(early, tmp_path / "ance", ["ar2.objective=ance"], "retriever/1")
+    done = branch_run(tmp_path / "ance", tmp_path / "ar2", ["ar2.objective=ar2"], "warmup_ranker")
+    assert {"warmup_retriever", "candidates/000"} <= set(done.kept)
+    with pytest.raises(ConfigError, match=r"has no stage 'student'.*warmup_ranker"):
+        branch_run(tmp_path / "ance", tmp_path / "b", ["ar2.objective=ar2"], "student")
+
+
 def test_bad_words(zygote: Zygote, alone: Finished, tmp_path: Path) -> None:
     refused(
         zygote.launcher("branch", str(alone.folder), str(tmp_path / "b"), "--before", "rankr/1"), "rankr/1", "ranker/1"

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from engine.config.ar2 import Ar2Recipe
 from engine.config.file import dump_config, load_config
+from engine.config.models import RankerConfig
 from engine.config.text import absolute_path, as_recorded, as_typed, number_of
 from engine.config.tree import read_tree
 from engine.config.values import kind_at, takes_structure, value_of
@@ -230,6 +231,15 @@ def test_a_word_that_its_field_cannot_take_is_refused(word: str, message: str) -
 def test_of_two_words_for_one_key_the_last_holds() -> None:
     config = load_config(TINY, ["run.seed=1", "data={path: a, template: b}", "run.seed=2", "data.path=c"])
     assert (config.run.seed, config.data.path, config.data.template) == (2, Path.cwd() / "c", "b")
+
+
+def test_a_word_goes_below_a_section_that_the_file_leaves_out(tmp_path: Path) -> None:
+    """A run's config.yaml names what is left out: `student: null` must not stand against `student.name=...`."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text("run: {path: r}\ndata: {path: d}\nretriever: {name: random}\nranker: null\n")
+    assert (
+        load_config(path, ["ranker.name=random", "ranker.max_length=50"]).model("ranker", RankerConfig).max_length == 50
+    )
 
 
 def test_a_key_that_stands_twice_in_a_file_is_refused_with_its_line(tmp_path: Path) -> None:
