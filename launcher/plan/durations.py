@@ -61,6 +61,10 @@ class Rates:
         """Bytes of embeddings that all ranks together read or write a second."""
         return self.local_disks * self.local_disk_bytes or self.disk_bytes
 
+    def of_hosts(self, config: Config, nodes: int) -> Rates:
+        """Return the same for a recipe on so many hosts, whose disks may have the embeddings."""
+        return replace(self, local_disks=nodes if config.index.embeddings == "local" else 0)
+
     def assumptions(self, gpu: Gpu, precisions: set[str]) -> list[str]:
         """Say what the hours rest on."""
         peaks = ", ".join(f"{gpu.peak_flops(one) / 1e12:g} TFLOP/s in {one}" for one in sorted(precisions))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from engine.config.recipe import Config
 from engine.errors import ConfigError
@@ -111,9 +111,7 @@ def make_plan(
     dimension = shapes[encoder_of(config)].dimension
     plan = plan_index(config.index, num_documents=corpus.documents, dimension=dimension)
     needs = index_needs(config, corpus, plan, dimension, rates.gigaflops)
-    postings = postings_use(config, corpus, shapes)
-    if config.index.embeddings == "local":
-        rates = replace(rates, local_disks=nodes)
+    postings, rates = postings_use(config, corpus, shapes), rates.of_hosts(config, nodes)
     disk = disk_use(config, corpus, shapes, needs, postings=postings.disk_bytes if postings else 0)
     rows = _stage_rows(config, shapes, works, stages, world_size, gpu)
     searched = _searched(config, plan, needs, dimension, gpu)

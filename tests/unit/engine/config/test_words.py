@@ -57,7 +57,9 @@ LISTS = {"ar2.further_retrievers", "retriever.lora.target_modules", "ranker.lora
 """Lists of texts, which a word writes as YAML does."""
 WORDED = {"ranker.instruction", "ranker.yes_word", "ranker.no_word"}
 """Texts that go with a head which puts pairs into words; those of a pair have places that no word has."""
-OTHERS = MEASURED | NAMES | LISTS | {"ranker.pair_template"}
+ON_HOSTS = {"index.local_folder"}
+"""An absolute folder as each host has it, which goes with another key."""
+OTHERS = MEASURED | NAMES | LISTS | ON_HOSTS | {"ranker.pair_template"}
 TEXTS = [key for key, kind in fields(Ar2Recipe) if str in members(kind) and key not in OTHERS]
 PATHS = [key for key, kind in fields(Ar2Recipe) if Path in members(kind)]
 OPTIONAL = [key for key, kind in fields(Ar2Recipe) if NoneType in members(kind)]
