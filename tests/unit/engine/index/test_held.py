@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -36,7 +37,14 @@ from engine.index.held.store import (
 )
 from engine.index.plan import plan_index
 from engine.retrievers.dense import DenseSearcher
-from engine.retrievers.scattered import Unanswered, answered, is_scattered, search_in_rounds
+from engine.retrievers.scattered import (
+    Unanswered,
+    answered,
+    hits_path,
+    is_scattered,
+    search_in_rounds,
+    search_over_hosts,
+)
 from engine.search import Searcher
 from shards.embeddings import EmbeddingStore, Stamp
 from shards.errors import DiskFullError
@@ -137,7 +145,10 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, EmbeddingSto
     return folder, store
 
 
-def test_index_and_hits_are_those_of_one_folder(tmp_path: Path, shared: tuple[Path, EmbeddingStore]) -> None:
+def test_index_and_hits_are_those_of_one_folder(
+    tmp_path: Path, shared: tuple[Path, EmbeddingStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.retrievers.scattered._QUERIES_A_BLOCK", 8)  # four blocks, the last a smaller one
     assert encode_on_hosts(tmp_path, HOSTS) == list(range(len(SIZES)))
     queries = [Query(str(row), "") for row in range(len(QUERIES_QD))]
 
@@ -202,6 +213,31 @@ def test_who_asks_on_is_answered_by_all_hosts(tmp_path: Path, shared: tuple[Path
         (1, True),
         (2, True),
     ]
+
+
+def test_an_interrupted_search_goes_on_with_what_is_there(
+    tmp_path: Path, shared: tuple[Path, EmbeddingStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.retrievers.scattered._QUERIES_A_BLOCK", 8)
+    encode_on_hosts(tmp_path, HOSTS)
+    queries, found = [Query(str(row), "") for row in range(len(QUERIES_QD))], tmp_path / "found"
+
+    def on_rank(coordinator: Coordinator, name: str) -> None:
+        searcher = searcher_of(shared[0] / name, opened_in(tmp_path, coordinator))
+        search_over_hosts(coordinator, searcher, queries, K, found, name="search")
+
+    for name, lost in (("disk", ["scores-0003.npy"]), ("parts", ["found-0005.scores.npy", "found-0005.documents.npy"])):
+        assert on_ranks(3, lambda coordinator, name=name: on_rank(coordinator, name)) == [None] * 3  # type: ignore[misc]
+        for path in [*(found / one for one in lost), *found.glob("hits-0001.*")]:
+            path.unlink()
+        made = {path.name: path.stat().st_mtime_ns for path in found.iterdir()}
+        assert on_ranks(3, lambda coordinator, name=name: on_rank(coordinator, name)) == [None] * 3  # type: ignore[misc]
+        assert {name: (found / name).stat().st_mtime_ns for name in made} == made
+        hits = DenseIndex.open(shared[0] / name, shared[1]).search(QUERIES_QD, K)
+        for block in range(4):
+            documents_QK = np.load(hits_path(found, block))
+            assert documents_QK.tolist() == hits.documents_QK[8 * block : 8 * block + 8].tolist()
+        shutil.rmtree(found)
 
 
 def test_what_is_lost_is_encoded_again_and_nothing_else(tmp_path: Path) -> None:
