@@ -11,10 +11,11 @@ from engine.errors import ConfigError
 from shards.formats.canonical import read_description
 from shards.manifest import MANIFEST_NAME, CorpusManifest
 
-_GUESSED_BYTES = 650
-"""Of a passage of 100 words in a text file."""
+_COUNTED_BYTES = 64 * 2**20
+"""Of a corpus, whose documents are lines; of a larger one, the rest is taken to be like its beginning."""
 _CORPUS_FILES = ("psgs*.tsv", "collection*.tsv", "corpus*.jsonl")
-_TRAIN_FILES = ("qrels/train.tsv", "qrels.train.tsv")
+_JUDGEMENTS = ("qrels/{}.tsv", "qrels.{}.tsv")
+_HEADER = b"query-id"
 _DEV_SHARE = 20
 _GENERATED = {"train": 1.4, "dev": 0.3, "test": 0.3}
 """Queries a document of the made-up set, by split."""
@@ -136,15 +137,31 @@ def _found(config: Config) -> tuple[dict[str, int], list[str]]:
         notes = [f"documents: {manifest}"]
     files = [file for pattern in _CORPUS_FILES for file in path.glob(pattern)]
     if "documents" not in sizes and files:
-        sizes["documents"] = max(1, sum(file.stat().st_size for file in files) // _GUESSED_BYTES)
-        notes = [f"documents: guessed, {_GUESSED_BYTES} bytes each; --documents N is exact"]
-    judged = [path / name for name in _TRAIN_FILES if (path / name).is_file()]
-    if judged:
-        sizes["train"] = _count_lines(judged[0])
-        notes.append(f"train: lines of {judged[0].name}")
+        numbers = [_lines_of(file) for file in files]
+        sizes["documents"] = max(1, sum(number for number, _ in numbers))
+        exact = all(is_exact for _, is_exact in numbers)
+        how = f"lines of {files[0].name}" if exact else "guessed from the first 64 MiB; --documents N is exact"
+        notes = [f"documents: {how}"]
+    for split in ("train", "dev", "test"):
+        judged = [path / name.format(split) for name in _JUDGEMENTS if (path / name.format(split)).is_file()]
+        if judged:
+            sizes[split] = max(1, len(_queries_of(judged[0])))
+            notes.append(f"{split}: queries in {judged[0].relative_to(path)}")
     return sizes, notes
 
 
-def _count_lines(path: Path) -> int:
+def _lines_of(path: Path) -> tuple[int, bool]:
+    """Return about how many lines a file has, and whether it is exactly so many."""
+    size, lines, read = path.stat().st_size, 0, 0
     with open(path, "rb") as file:
-        return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(2**20), b""))
+        while read < _COUNTED_BYTES and (chunk := file.read(2**20)):
+            lines += chunk.count(b"\n")
+            read += len(chunk)
+    return (lines, True) if read >= size else (round(lines * size / read), False)
+
+
+def _queries_of(path: Path) -> set[bytes]:
+    """Return the ids of the queries that a file of judgements names."""
+    with open(path, "rb") as file:
+        found = {line.split(None, 1)[0] for line in file if line.strip()}
+    return found - {_HEADER}

@@ -19,6 +19,7 @@ from engine.retrievers import bm25_build
 from engine.retrievers.bm25_files import Bm25Folder
 from engine.training import state as training_state
 from launcher.plan import bm25 as plan_bm25
+from launcher.plan import corpus as corpus_module
 from launcher.plan.bm25 import bm25_use
 from launcher.plan.corpus import Corpus, corpus_of
 from launcher.plan.models import shape_of, shapes_of
@@ -215,12 +216,18 @@ def test_a_made_up_set_has_the_size_that_is_generated(tmp_path: Path) -> None:
     assert [found.train, found.dev, found.test] == [counts[f"{split} queries"] for split in ("train", "dev", "test")]
 
 
-def test_a_converted_folder_says_its_size(tmp_path: Path) -> None:
+def test_a_folder_says_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A help desk of 304 documents and 608 queries was planned as 65 and 609: by 650 bytes a document, and by lines."""
     (tmp_path / "data" / "qrels").mkdir(parents=True)
-    (tmp_path / "data" / "corpus.jsonl").write_text('{"_id": "1", "text": "' + "x" * 1300 + '"}\n' * 10)
-    (tmp_path / "data" / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq\t1\t1\n")
+    (tmp_path / "data" / "corpus.jsonl").write_text(('{"_id": "1", "text": "' + "x" * 40 + '"}\n') * 100_000)
+    (tmp_path / "data" / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq\t1\t1\nq\t2\t1\np\t1\t1\n")
+    (tmp_path / "data" / "qrels" / "dev.tsv").write_text("r\t1\t1\n")
     found = corpus_of(tiny(f"data.path={tmp_path / 'data'}"))
-    assert (found.documents, found.train) == (2, 2)
+    assert (found.documents, found.train, found.dev) == (100_000, 2, 1)
+    assert "documents: lines of corpus.jsonl" in found.sources
+    monkeypatch.setattr(corpus_module, "_COUNTED_BYTES", 2**20)
+    found = corpus_of(tiny(f"data.path={tmp_path / 'data'}"))
+    assert found.documents == pytest.approx(100_000, rel=1e-3)
     assert any("guessed" in line for line in found.sources)
 
 
