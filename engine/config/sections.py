@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from engine.config.metric_names import DEFAULT_METRICS, JUDGED, cutoff_of, family_of
 from engine.config.text import absolute_path, is_whole
+from engine.errors import ConfigError
 
 LARGEST, LARGEST_WHOLE = 1e15, 2**63 - 1
 """No number of a configuration is larger; beyond it, bytes and seconds leave the range of what computes with them."""
@@ -36,6 +37,14 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
     )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in type(self).model_fields:
+            raise ConfigError(
+                f"a recipe does not change, and {name} was to be set to {value!r}",
+                remedy=f"take another one: recipe.changed(SECTION={{'{name}': {value!r}}})",
+            )
+        super().__setattr__(name, value)
 
     @field_validator("*")
     @classmethod

@@ -58,6 +58,8 @@ def test_a_recipe_never_changes() -> None:
     recipe = sparring.Recipe.load("tiny")
     with pytest.raises(sparring.ConfigError, match=r"recipe\.changed\(run="):
         recipe.run = {"seed": 7}
+    with pytest.raises(sparring.ConfigError, match=r"recipe\.changed\(SECTION={'seed': 7}\)"):
+        recipe.run.seed = 7
     assert recipe.run.seed == 42
 
 
