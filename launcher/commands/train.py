@@ -58,7 +58,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     Raises:
         ConfigError: The recipe is not usable, its batches cannot be shared by the ranks, or a word does not fit the
             place.
-        DataError: The hostfile is not valid.
+        DataError: The hostfile is not valid, or this machine alone is to train and has no such data folder.
     """
     from engine.config.file import load_config
     from engine.metrics.trackers import require_trackers
@@ -80,8 +80,22 @@ def run_command(arguments: argparse.Namespace) -> int:
     print(start.told, flush=True)
     if arguments.only_print:
         return 0
+    if start.is_here:
+        _require_data(config.data.path)
     sys.stderr.flush()
     os.execvpe(start.words[0], start.words, os.environ | start.environ)
+
+
+def _require_data(path: Path | None) -> None:
+    """Refuse a data folder that is not here, before processes are started, of which each would say so."""
+    from shards.errors import DataError
+
+    if path is not None and not path.is_dir():
+        raise DataError(
+            f"there is no folder {path}",
+            expected="a data folder",
+            remedy="correct data.path; a relative one begins where the command is typed",
+        )
 
 
 def _as_short(path: Path) -> str:

@@ -76,6 +76,8 @@ class Start:
     """Environment variables that it needs besides."""
     shown: tuple[str, ...] = ()
     """Those of them that a person has to type as well."""
+    is_here: bool = False
+    """Whether all ranks run on this machine."""
 
     @property
     def told(self) -> str:
@@ -221,13 +223,13 @@ def _on_this_machine(config: Config, asked: Asked, place: Place, words: Sequence
     if asked.mpi:
         start = ["mpirun", "-n", str(num_ranks), "--oversubscribe", "--bind-to", "none"]
         return _as_root(
-            Start([*start, sys.executable, _run_as_typed(), *words], environ, tuple(environ)), place
+            Start([*start, sys.executable, _run_as_typed(), *words], environ, tuple(environ), is_here=True), place
         ), num_ranks
     start = ["deepspeed", "--num_accelerators", str(num_ranks), *_master(asked), *_QUIETLY]
     shown = tuple(environ)
     if gpus == 0:  # otherwise it says that it found no GPU, in each of its processes
         environ = {"DS_ACCELERATOR": "cpu"}
-    return Start([*start, _run_as_typed(), *words], environ, shown), num_ranks
+    return Start([*start, _run_as_typed(), *words], environ, shown, is_here=True), num_ranks
 
 
 def _free_gpus(config: Config, asked: Asked, place: Place) -> int:

@@ -192,11 +192,13 @@ def test_the_command_is_printed_and_becomes_the_process(
     [
         (["--config", "tiny", "run.path=r", "ar2.iterationz=2"], "did you mean 'ar2.iterations'?"),
         (["--config", "nothing.yaml"], "come along: ar2_msmarco, "),
+        (["--config", "tiny", "run.path=r", "data.path=/no such data"], "there is no folder /no such data"),
     ],
 )
 def test_a_wrong_recipe_starts_nothing(
     words: list[str], told: str, place: Place, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(starters, "look_around", lambda _: place)
     monkeypatch.setattr(os, "execvpe", lambda *_: pytest.fail("started"))
     assert main(["train", *words]) == 2
     assert told in capfd.readouterr().err
