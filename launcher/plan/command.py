@@ -72,9 +72,8 @@ def _add_sizes(group: argparse._ArgumentGroup) -> None:
     add(
         "--document-bytes",
         type=positive_number,
-        default=620.0,
         metavar="B",
-        help="bytes of a document's text on average (620)",
+        help="bytes of a document's text on average (by the size of the corpus file, else 620)",
     )
     add(
         "--document-terms",

@@ -14,6 +14,10 @@ from shards.manifest import MANIFEST_NAME, CorpusManifest
 _COUNTED_BYTES = 64 * 2**20
 """Of a corpus, whose documents are lines; of a larger one, the rest is taken to be like its beginning."""
 _CORPUS_FILES = ("psgs*.tsv", "collection*.tsv", "corpus*.jsonl")
+_BESIDE_TEXT_BYTES = {".jsonl": 48, ".tsv": 12}
+"""Of a line of a corpus: its id, names of fields, quotes and tabs."""
+_PASSAGE_BYTES = 620.0
+"""Of a passage of 100 words."""
 _JUDGEMENTS = ("qrels/{}.tsv", "qrels.{}.tsv")
 _HEADER = b"query-id"
 _DEV_SHARE = 20
@@ -59,7 +63,7 @@ def corpus_of(
     queries: int | None = None,
     dev: int | None = None,
     test: int | None = None,
-    text_bytes: float = 620.0,
+    text_bytes: float | None = None,
     terms: float = 180.0,
 ) -> Corpus:
     """Find the sizes of a recipe's data; the corpus itself is never gone through.
@@ -70,7 +74,7 @@ def corpus_of(
         queries: Of the train split.
         dev: Of the dev split, before `evaluation.max_dev_queries`.
         test: Of the test split.
-        text_bytes: Of a document on average.
+        text_bytes: Of a document on average; None for what the corpus file tells, or a passage of 100 words.
         terms: Of a document in a lexical retriever's vectors on average.
 
     Raises:
@@ -101,7 +105,11 @@ def corpus_of(
         if name not in sizes:
             sizes[name] = max(1, sizes["train"] // _DEV_SHARE)
             notes.append(f"{name}: a {_DEV_SHARE}th of the training queries, assumed")
-    notes.append(f"text: {text_bytes:g} bytes a document, {text_bytes / _BYTES_PER_TOKEN:.0f} tokens, assumed")
+    if text_bytes is None:
+        text_bytes, how = _text_bytes(config, found.get("documents"))
+    else:
+        how = " (as given)"
+    notes.append(f"text: {text_bytes:.0f} bytes a document{how}, {text_bytes / _BYTES_PER_TOKEN:.0f} tokens, assumed")
     return Corpus(
         sizes["documents"],
         sizes["train"],
@@ -112,6 +120,17 @@ def corpus_of(
         tuple(notes),
         terms,
     )
+
+
+def _text_bytes(config: Config, documents: int | None) -> tuple[float, str]:
+    """Return the bytes of a document on average, and how they are known."""
+    path = config.data.path
+    files = [file for pattern in _CORPUS_FILES for file in path.glob(pattern)] if path is not None else []
+    if not files or documents is None:
+        return _PASSAGE_BYTES, ""
+    beside = _BESIDE_TEXT_BYTES[files[0].suffix]
+    whole = sum(file.stat().st_size for file in files) / documents
+    return max(1.0, whole - beside), f" (by the size of {files[0].name})"
 
 
 def _found(config: Config) -> tuple[dict[str, int], list[str]]:

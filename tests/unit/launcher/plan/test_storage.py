@@ -225,6 +225,7 @@ def test_a_folder_says_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     found = corpus_of(tiny(f"data.path={tmp_path / 'data'}"))
     assert (found.documents, found.train, found.dev) == (100_000, 2, 1)
     assert "documents: lines of corpus.jsonl" in found.sources
+    assert found.text_bytes == pytest.approx(40, abs=25), "a passage of Wikipedia has 620"
     monkeypatch.setattr(corpus_module, "_COUNTED_BYTES", 2**20)
     found = corpus_of(tiny(f"data.path={tmp_path / 'data'}"))
     assert found.documents == pytest.approx(100_000, rel=1e-3)
