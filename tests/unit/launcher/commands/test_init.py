@@ -211,6 +211,11 @@ FRENCH = "L'imprimante ne démarre pas : tenez le bouton pendant dix secondes et
         ("打印机无法启动。请按住按钮十秒钟。", "chinese"),
         ("เครื่องพิมพ์ไม่เริ่มทำงาน", "thai"),
         ("Tulostin ei käynnisty: pidä painiketta kymmenen sekuntia ja kokeile toista pistorasiaa huoneessa.", None),
+        (
+            "Drukarka się nie uruchamia: trzymaj przycisk dziesięć sekund, a jeśli to nie pomoże, wyślij ją do nas.",
+            None,
+        ),
+        ("Printeren starter ikke: hold knappen nede i ti sekunder, og prøv så en anden stikkontakt.", "danish"),
         ("ERR_4711 0x00ff kernel32 NullPointerException " * 10, None),
         ("", None),
     ],
