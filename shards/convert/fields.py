@@ -128,11 +128,19 @@ def _field(source: Source, names: list[str], usual: tuple[str, ...], chosen: str
     return found
 
 
+_QUESTIONS = {"query", "anchor", "question", "sentence1"}
+_ANSWERS = {"positive", "answer", "passage", "context", "sentence2"}
+"""What columns of pairs are called."""
+
+
 def _no_field(source: Source, names: list[str], wanted: list[str], option: str = "") -> DataError:
+    remedy = f"name the field by {option}" if option else "rename the field"
+    if _QUESTIONS & {*names} and _ANSWERS & {*names}:
+        remedy = "these are pairs without ids, of which a few lines of Python make a data folder: docs/coming_from.md"
     return DataError(
         f"{source.path} has the fields {', '.join(map(repr, names)) or 'of no record'}",
         expected=f"one of {', '.join(map(repr, wanted))}",
-        remedy=f"name the field by {option}" if option else "rename the field",
+        remedy=remedy,
     )
 
 

@@ -442,6 +442,13 @@ def test_a_single_file_that_is_not_read_is_an_error(tmp_path: Path, name: str, p
         convert([tmp_path / "in" / name], tmp_path / "out", Options())
 
 
+def test_pairs_without_ids_are_told_where_they_become_data(tmp_path: Path) -> None:
+    """`--id` was the advice, and no field of theirs is an id."""
+    write(tmp_path / "in", {"pairs.jsonl": [{"anchor": "a question", "positive": "an answer"}]})
+    with pytest.raises(DataError, match=r"'anchor', 'positive'.*docs/coming_from\.md"):
+        convert([tmp_path / "in" / "pairs.jsonl"], tmp_path / "out", Options())
+
+
 def test_the_larger_dev_split_gives_way_to_the_small_one(source: Path) -> None:
     write(source, {**MSMARCO, "queries.dev.tsv": "20\tdev\n21\tlarge\n", "qrels.dev.tsv": "21\t0\t2\t1\n"})
     report = converted(source)
