@@ -145,7 +145,7 @@ def _doubts(asked: Asked) -> list[str]:
         found.append(f"{names[0]} has learnt English alone: name a multilingual model by --model and --ranker")
     if unseen := [start.name for start in (asked.retriever, asked.ranker) if not start.at_hand]:
         told = " and ".join(dict.fromkeys(unseen))
-        found.append(f"{told}: not at hand, so lengths and hours are guessed; the run fetches what is on the hub")
+        found.append(f"{told}: not at hand, so lengths, hours and pooling are guessed; draft again after `hf download`")
     if "dev" not in asked.dataset.qrels:
         found.append(
             "there is no dev split: models are chosen by none, and nothing says whether training pays; hold out some "

@@ -165,6 +165,9 @@ def _sections(asked: Asked) -> tuple[Tree, dict[str, str]]:
     if asked.ranker.name == asked.retriever.name:
         # An encoder without a ranker's head learns to rank in these few steps only from its retriever's level on.
         tree["ranker"] |= {"head": "last" if asked.retriever.pooling == "last" else "cls", "prior": 1.0}
+    elif asked.ranker.is_decoder:
+        tree["ranker"]["head"] = "last"
+    if "head" in tree["ranker"]:
         tree["warmup_ranker"]["optim"]["head_lr_scale"] = 10.0
     evaluation = {name: value for name, value in tree["evaluation"].items() if value is not None}
     tree["evaluation"] = evaluation | ({} if "test" in splits else {"test_at_end": False})
@@ -194,8 +197,12 @@ def _first_notes(asked: Asked, tree: Tree) -> dict[str, str]:
         "run.path": "from the folder in which the run is started",
         "data.format": "as its file names say",
         "bm25.language": "as the texts read; its stemmer and its stop words, where there are some",
-        "retriever.pooling": "as the model's files say; a plain checkpoint does not say it, and gets AR2's",
-        "ranker.head": "not trained yet: it begins at its retriever's scores" if "head" in tree["ranker"] else "",
+        "retriever.pooling": "the last token has seen the whole text"
+        if asked.retriever.pooling == "last"
+        else "as the model's files say; a plain checkpoint does not say it, and gets AR2's",
+        "ranker.head": "not trained yet: it begins at its retriever's scores"
+        if "prior" in tree["ranker"]
+        else "a decoder's, not trained yet; `yes_no` where the model was trained to answer yes or no (docs/models.md)",
         "index.factory": f"{documents} documents: {exact}",
         "ar2.mine": "`sampled` searches only the queries that are drawn, and trains the same as `all`",
         "evaluation": f"the folder has no {' and no '.join(missing)} split, which is not measured" if missing else "",

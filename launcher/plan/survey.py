@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import random
 import re
 from collections.abc import Callable, Iterable
@@ -79,6 +80,8 @@ class Start:
     """Whether shape and tokenizer can be read."""
     pooling: str = "cls"
     similarity: str = "dot"
+    is_decoder: bool = False
+    """Whether its last token alone has seen the whole text."""
 
 
 @dataclass(frozen=True)
@@ -123,10 +126,22 @@ def look_at_model(name: str) -> Start:
     if not isinstance(source, Path):
         known = name == _ON_THE_HUB
         return Start(name, name, False, "mean" if known else "cls", "cosine" if known else "dot")
-    start = read_retriever(source)
-    pooling = next((one for one in start.document.pooling if one in get_args(Pooling)), "cls")
+    start, is_decoder = read_retriever(source), _is_decoder(source)
+    usual = "last" if is_decoder else "cls"
+    pooling = next((one for one in start.document.pooling if one in get_args(Pooling)), usual)
     unit = start.document.normalize or start.similarity == "cosine"
-    return Start(name, str(source), True, pooling, "cosine" if unit else "dot")
+    return Start(name, str(source), True, pooling, "cosine" if unit else "dot", is_decoder)
+
+
+def _is_decoder(source: Path) -> bool:
+    """Tell whether transformers has a causal language model of some files' kind, and no masked one."""
+    from transformers.models.auto import modeling_auto as auto
+
+    try:
+        kind = json.loads((source / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):  # a folder of several parts says its pooling itself
+        return False
+    return kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def look_at_texts(dataset: Dataset, start: Start) -> Texts:

