@@ -7,6 +7,7 @@ another pass are never taken for those of this one.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.run import Stage
+from shards.files import canonical_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +40,9 @@ class Blocks:
 
     @property
     def parts(self) -> Path:
-        """Folder of the parts; it goes once the whole is published."""
-        return self.folder.with_name(f".{self.folder.name}.parts-{self.asked[:12]}")
+        """Folder of the parts, which are those of this pass and of this way to cut it; it goes with publishing."""
+        cut = hashlib.sha256(canonical_json([self.asked, [len(one) for one in self.rows]]).encode()).hexdigest()
+        return self.folder.with_name(f".{self.folder.name}.parts-{cut[:12]}")
 
     def part(self, number: int) -> Path:
         """Return the folder of a block's result."""

@@ -34,8 +34,10 @@ from engine.run import Run, Stage
 from shards.embeddings import Stamp
 from shards.files import canonical_json
 
-_PAIRS_A_BLOCK = 16_384
-"""Pairs scored between two finished parts: some seconds of a GPU, minutes of a CPU."""
+_PAIRS_A_BLOCK = 2_048
+"""Pairs scored between two finished parts, at least: less than a second of a GPU, a minute of a CPU's few cores."""
+_MOST_BLOCKS = 4_096
+"""Of a pass; with more pairs than so many blocks hold, blocks are larger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +74,8 @@ class Pairs:
             digest.update(documents.astype("<i8").tobytes())
         self.sha256 = digest.hexdigest()
         """One hash for all pairs, by the ids of the queries and the indices of the documents."""
-        self.blocks = (
-            [rows[run.start : run.stop] for run in cut_by_tokens(lengths, _PAIRS_A_BLOCK)] if lengths else [rows]
-        )
+        size = max(_PAIRS_A_BLOCK, sum(lengths) // _MOST_BLOCKS)
+        self.blocks = [rows[run.start : run.stop] for run in cut_by_tokens(lengths, size)] if lengths else [rows]
         """Runs of rows with about equally many pairs; at least one, be it empty."""
 
     @classmethod
