@@ -229,7 +229,7 @@ def _choose_device(asked: str, local_rank: int) -> torch.device:
 
 def _start_process_group(device: torch.device, rank: int, world_size: int, timeout_seconds: float) -> None:
     import deepspeed  # type: ignore[import-untyped]
-    from deepspeed.utils import logger  # type: ignore[import-untyped]
+    from deepspeed.utils import groups, logger  # type: ignore[import-untyped]
 
     logger.setLevel("WARNING")
     # On CPU, DeepSpeed would compile a shared-memory all-reduce that only its inference engine uses: minutes at the
@@ -246,6 +246,10 @@ def _start_process_group(device: torch.device, rank: int, world_size: int, timeo
             expected=f"rank 0 listening there and {world_size} ranks reaching it within {timeout_seconds:g} s",
             remedy="where another job has the port, choose one with --master_port; else look at the other ranks",
         ) from error
+    # DeepSpeed reduces gradients in a clone of the world, which else waits half an hour for a rank that is gone.
+    assert "_WORLD_GROUP" in vars(groups), "another DeepSpeed than the one that is pinned"
+    clone = dist.new_group(list(range(dist.get_world_size())), timeout=timedelta(seconds=timeout_seconds))
+    vars(groups)["_WORLD_GROUP"] = clone
     if (dist.get_rank(), dist.get_world_size()) != (rank, world_size):
         raise CoordinationError(
             f"torch.distributed calls this process rank {dist.get_rank()} of {dist.get_world_size()}",

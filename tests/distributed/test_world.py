@@ -43,8 +43,11 @@ def open_and_sum_on_every_rank() -> int:
     world = opened[0]
 
     def work() -> None:
+        from deepspeed.utils import groups
+
         total = torch.tensor([world.rank + 1], device=world.device)
         dist.all_reduce(total)
+        own = (dist.group.WORLD, groups._get_data_parallel_group())
         found = {
             "rank": world.rank,
             "size": world.world_size,
@@ -53,6 +56,7 @@ def open_and_sum_on_every_rank() -> int:
             "kind": world.coordinator.kind,
             "sum": int(total),
             "backend": dist.get_backend(),
+            "timeouts": [group._get_backend(world.device).options._timeout.total_seconds() for group in own],
             "variables": [os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")],
             "threads": torch.get_num_threads(),
             "omp": os.environ["OMP_NUM_THREADS"],
@@ -150,6 +154,7 @@ def test_two_ranks(launcher: str, kind: str) -> None:
     for rank, found in enumerate(findings(results)):
         assert (found["rank"], found["size"], found["local_rank"], found["kind"]) == (rank, 2, rank, kind)
         assert (found["sum"], found["device"], found["backend"]) == (3, "cpu", "gloo")
+        assert found["timeouts"] == [120.0, 120.0], "DeepSpeed reduces gradients in a group of its own"
         assert found["variables"] == [str(rank), "2", str(rank), "127.0.0.1"]
         if launcher != "deepspeed":  # it may set a number of its own
             assert (found["threads"], found["omp"]) == (max(1, cores // 2), str(max(1, cores // 2)))

@@ -110,7 +110,10 @@ def test_it_answers_as_the_command_does(server: Server, run: Path, zygote: Zygot
     hits = server.ask("/search", {"query": question, "size": 3})[1]["hits"]["hits"]
     printed = re.findall(r"^ *(-?\d+\.\d+) +(-?\d+\.\d+) +(-?\d+\.\d+)  (.+)$", told, re.MULTILINE)
     sent = [
-        (*(f"{hit['scores'][who]:.3f}" for who in ("fused", "ranker", "retriever")), hit["_source"]["title"])
+        (
+            *(f"{hit['scores'][who]:.3f}" for who in ("fused", "ranker", "retriever")),
+            f"{hit['_source']['title']}  [{hit['_id']}]",
+        )
         for hit in hits
     ]
     assert printed == sent
