@@ -74,6 +74,7 @@ def set_up_logging(rank: int, world_size: int, *, aside: tuple[TextIO, TextIO] |
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.ERROR if aside is None else logging.WARNING)
     if aside is None:
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # it sets its level when it is imported, which may be later
         warnings.filterwarnings("ignore", module=r"(deepspeed|torch|transformers)\..*")
         # Told to the caller, on every rank; what is to replace it exists in the newest torch only.
         warnings.filterwarnings("ignore", category=FutureWarning, message=r"torch\.distributed\.nn\.functional")

@@ -89,6 +89,21 @@ def test_nobody_need_read_the_log() -> None:
     assert (done.returncode, done.stdout) == (7, b"")
 
 
+def test_what_a_library_says_of_its_tries_stays_away() -> None:
+    """Of a hub that is not reached a plan showed eleven lines of tries, and then its own."""
+    body = """
+    from engine.log import set_up_logging
+    set_up_logging(0, 1)
+    from huggingface_hub.utils import logging
+    logging.get_logger("huggingface_hub.utils._http").warning("Retrying in 1s")
+    logging.get_logger("huggingface_hub.utils._http").error("a failure")
+    return 0
+"""
+    done = subprocess.run(words_of(body), env=environment(), capture_output=True, text=True, check=True)
+    assert "Retrying" not in done.stderr
+    assert "a failure" in done.stderr
+
+
 @pytest.mark.parametrize("closed", ["stdin", "stdout", "stderr"])
 def test_streams_that_were_closed_before(closed: str, tmp_path: Path) -> None:
     """With `>&-` the number of standard output was given to the first file that was opened, and prints went into it."""
