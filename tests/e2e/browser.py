@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 _QUIETLY = (
@@ -54,7 +55,8 @@ def seen(page: Path, folder: Path, *, width: int, is_dark: bool) -> dict[str, An
 
     Returns:
         Width of what is laid out, elements that stick out of the window, drawings that are seen and flat ones, how many
-        parts are folded before and after printing begins, colour of the paper.
+        parts are folded before and after printing begins, colour of the paper; and of a screenshot, what is of another
+        colour than the paper (`ink`), 0..1, and how bright the paper is.
     """
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
@@ -66,8 +68,16 @@ def seen(page: Path, folder: Path, *, width: int, is_dark: bool) -> dict[str, An
         f"<script>{_LOOK}</script>"
     )
     preferred = ["--force-dark-mode", "--blink-settings=preferredColorScheme=0"] if is_dark else []
+    shot = folder / "screenshot.png"
     ended = subprocess.run(
-        [chromium, *_QUIETLY, *preferred, f"--user-data-dir={folder / 'browser'}", outer.as_uri()],
+        [
+            chromium,
+            *_QUIETLY,
+            *preferred,
+            f"--screenshot={shot}",
+            f"--user-data-dir={folder / 'browser'}",
+            outer.as_uri(),
+        ],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -78,7 +88,24 @@ def seen(page: Path, folder: Path, *, width: int, is_dark: bool) -> dict[str, An
     told = re.search(r'<p id="seen">(.+?)</p>', ended.stdout)
     assert told is not None, ended.stdout[-2000:] + ended.stderr[-2000:]
     found: dict[str, Any] = json.loads(html.unescape(told[1]))
-    return found
+    return found | drawn(shot, width)
+
+
+def drawn(shot: Path, width: int) -> dict[str, float]:
+    """Return how much of a screenshot is written or drawn, and how bright its paper is, both 0..1.
+
+    Args:
+        shot: PNG, which begins with the page.
+        width: Of the page in it, in pixels.
+    """
+    from matplotlib.image import imread
+
+    page_HWC = np.asarray(imread(shot))[8:900, 8 : width + 8, :3]
+    colours, counts = np.unique(np.round(page_HWC * 255).astype(np.uint8).reshape(-1, 3), axis=0, return_counts=True)
+    return {
+        "ink": float(1 - counts.max() / counts.sum()),
+        "paper_brightness": float(colours[counts.argmax()].mean() / 255),
+    }
 
 
 def require_silent_console(logged: str) -> None:

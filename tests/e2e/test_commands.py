@@ -304,6 +304,8 @@ def test_the_report_fits_into_a_window(page: Path, tmp_path: Path, width: int, i
     assert found["folded"] > 5
     assert found["left_folded"] == 0, "what is folded is printed; the page's own script is the one that may run"
     assert (found["paper"] == "rgb(255, 255, 255)") is not is_dark
+    assert 0.03 < found["ink"] < 0.5, "the screenshot has text on paper"
+    assert found["paper_brightness"] < 0.2 if is_dark else found["paper_brightness"] == 1
 
 
 # --- export ----------------------------------------------------------------------------------------------------------

@@ -408,3 +408,5 @@ def test_the_page_shows_both_scores(server: Server, question: str, tmp_path: Pat
     laid_out.write_text(re.sub(r"<script>.*</script>", "", ended.stdout, flags=re.DOTALL))
     phone = seen(laid_out, tmp_path, width=340, is_dark=True)
     assert (phone["width"] <= 340, phone["outside"], phone["paper"]) == (True, [], "rgb(22, 24, 28)")
+    assert 0.03 < phone["ink"] < 0.5, "the screenshot has text on paper"
+    assert phone["paper_brightness"] < 0.2
