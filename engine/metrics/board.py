@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine.config.metric_names import ANSWERED, family_of
+
 TENSORBOARD = "tensorboard"
 Layout = dict[str, dict[str, list[Any]]]
 """Title of a group -> title of a chart -> its form and the patterns of its tags, as `add_custom_scalars` takes it."""
@@ -54,6 +56,7 @@ def layout_of(plan: BoardPlan) -> Layout:
     games, warmups = _any_of(plan.games), _any_of(plan.warmups)
     on_dev = {metric: _lines(rf"^dev/[^/]+/{re.escape(metric)}$") for metric in plan.metrics}
     headlines = [metric for metric in dict.fromkeys((*plan.metrics[:1], *_HEADLINES)) if metric in on_dev]
+    by_answers = [metric for metric in on_dev if metric not in headlines and family_of(metric) in ANSWERED]
     layout: Layout = {
         "The game on dev, over iterations (AR2 Figure 3)": {metric: on_dev.pop(metric) for metric in headlines},
         "Losses": {
@@ -81,7 +84,8 @@ def layout_of(plan: BoardPlan) -> Layout:
             "learning rate": _lines(r"^\w+/lr$"),
             "norm of the gradient": _lines(r"^\w+/grad_norm$"),
         },
-        "Other metrics on dev": on_dev,
+        "Other metrics on dev": {name: chart for name, chart in on_dev.items() if name not in by_answers},
+        "By answers in the text, on dev (where the data have answers)": {name: on_dev[name] for name in by_answers},
     }
     return {title: charts for title, charts in layout.items() if charts}
 
