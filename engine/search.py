@@ -191,13 +191,12 @@ def search_others(
     Returns:
         Hits [Q, top_k], or [Q, num_documents] where the corpus is smaller.
     """
-    depth = min(top_k, num_documents)
+    searched = searched_depth(top_k, own_documents, num_documents=num_documents)
     if not own_documents:
-        return searcher.search(queries, searched_depth(top_k, own_documents, num_documents=num_documents))
+        return searcher.search(queries, searched)
     # As deep for queries without such a document, so that what a rank finds does not depend on whom it searches with.
     own_Q = np.array([own_documents.get(query.id, -1) for query in queries], dtype=np.int64)
-    deeper = searched_depth(top_k, own_documents, num_documents=num_documents)
-    return searcher.search(queries, deeper).without(own_Q, depth)
+    return searcher.search(queries, searched).without(own_Q, min(top_k, num_documents))
 
 
 def searched_depth(top_k: int, own_documents: Mapping[str, int], *, num_documents: int) -> int:

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from shards.errors import ArtifactError, DataError, DiskFullError
-from shards.files import write_atomically
+from shards.files import lack_of_room, write_atomically
 from shards.manifest import CorpusManifest, ShardEntry
 
 _BLOCK_BYTES = 4 * 2**20
-_SPARE_BYTES = 64 * 2**20
-"""Left free, so that the host's other programs go on."""
 
 
 def copies_folder(cache: Path, manifest: CorpusManifest) -> Path:
@@ -49,11 +46,9 @@ def require_space(cache: Path, source: Path, manifest: CorpusManifest) -> None:
         ) from error
     missing = _missing_copies(cache, source, manifest)
     needed = sum((source / name).stat().st_size for entry in missing for name, _ in _to_copy(source, folder, entry))
-    free = shutil.disk_usage(folder).free
-    if needed and needed + _SPARE_BYTES > free:
+    if lack := lack_of_room(folder, needed):
         raise DiskFullError(
-            f"the disk is too small for copies of the shards: {folder} needs {needed} bytes "
-            f"and {_SPARE_BYTES} to spare, {free} are free",
+            f"the disk is too small for copies of the shards: {lack}",
             remedy="make space there, name another folder by shards.cache, or leave shards.cache out: the shards are "
             "then read where they lie",
         )

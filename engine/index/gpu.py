@@ -139,10 +139,15 @@ def require_gpu_index(settings: IndexConfig, plan: IndexPlan, dimension: int, de
         return ""
     fact, remedy = _obstacle(plan, dimension, device)
     if fact and settings.gpu == "always":
-        raise ConfigError(f"index.gpu is always, but {fact}", expected="an index on each rank's GPU", remedy=remedy)
+        raise not_on_gpus(fact, remedy)
     if fact:
         return f"the index is filled and searched on CPUs, its lists are trained on each rank's GPU: {fact}"
     return f"the index {plan.factory} is trained, filled and searched by FAISS on each rank's GPU"
+
+
+def not_on_gpus(fact: str, remedy: str) -> ConfigError:
+    """Return the error of an index that must be on GPUs and cannot be, by what `index_obstacle` says of it."""
+    return ConfigError(f"index.gpu is always, but {fact}", expected="an index on each rank's GPU", remedy=remedy)
 
 
 def _obstacle(plan: IndexPlan, dimension: int, device: torch.device) -> tuple[str, str]:

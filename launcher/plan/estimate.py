@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from engine.config.recipe import Config
 from engine.errors import ConfigError
 from engine.index.estimate import IndexEstimate
-from engine.index.gpu import index_obstacle
+from engine.index.gpu import index_obstacle, not_on_gpus
 from engine.index.plan import IndexPlan, plan_index
 from launcher.plan.corpus import Corpus
 from launcher.plan.durations import PhaseHours, Rates, phase_hours
@@ -158,13 +158,11 @@ def _searched(config: Config, plan: IndexPlan, needs: IndexEstimate, dimension: 
     """
     if config.index.gpu != "always" or plan.exact:
         return 0
-    fact, remedy = (
-        ("the ranks are planned on CPUs", "plan with --gpu, or set index.gpu=auto") if gpu.is_cpu else ("", "")
-    )
-    if not fact:
-        fact, remedy = index_obstacle(plan, dimension)
+    if gpu.is_cpu:
+        raise not_on_gpus("the ranks are planned on CPUs", "plan with --gpu, or set index.gpu=auto")
+    fact, remedy = index_obstacle(plan, dimension)
     if fact:
-        raise ConfigError(f"index.gpu is always, but {fact}", expected="an index on each rank's GPU", remedy=remedy)
+        raise not_on_gpus(fact, remedy)
     return needs.index_bytes
 
 

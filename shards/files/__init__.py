@@ -28,6 +28,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FULL_WORDS = ("No space left on device", "Disk quota exceeded")
+_SPARE_BYTES = 64 * 2**20
+"""Left free on a host's own disk, so that its other programs go on."""
 _NO_SPACE_BYTES = 2**20
 _adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
 """Making one takes milliseconds, and heartbeats are read by the hundred."""
@@ -166,6 +168,19 @@ def _disk_full(path: Path, temporary: Path, num_bytes: int | None, error: BaseEx
         f"the disk is full: {path} {needed}; {written} were written, {free} bytes were free in {path.parent} then",
         remedy="make space (or raise the quota) and start the same command again; what is finished is kept",
     )
+
+
+def lack_of_room(folder: Path, num_bytes: int) -> str:
+    """Say what a host's own disk lacks for what is still to be written there; empty where it has room.
+
+    Args:
+        folder: On the disk.
+        num_bytes: Still to be written; with 0 nothing is lacking.
+    """
+    free = shutil.disk_usage(folder).free
+    if not num_bytes or num_bytes + _SPARE_BYTES <= free:
+        return ""
+    return f"{folder} needs {num_bytes} bytes and {_SPARE_BYTES} to spare, {free} are free"
 
 
 def canonical_json(obj: object) -> str:

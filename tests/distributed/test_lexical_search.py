@@ -21,7 +21,7 @@ from engine.config.r2anker import R2ankerRecipe
 from engine.config.timetable import WeightsOf
 from engine.coordination.coordinator import Coordinator, LocalTransport
 from engine.data.candidates import Candidates
-from engine.data.corpus import Data, model_texts, open_data, random_model_folder, write_shards
+from engine.data.corpus import Data, open_data, write_shards
 from engine.models.lexical import Lexical
 from engine.refresh.mining import mine
 from engine.retrievers.kinds import Choice, build, is_built, open_searcher, stamp_of
@@ -29,11 +29,9 @@ from engine.run import Run, Stage
 from engine.training.publishing import publish_weights
 from shards.embeddings import part_paths
 from shards.errors import ArtifactError
-from shards.formats import open_dataset
-from shards.made.generated import generate_dataset
 from shards.postings import PostingsStore
 from tests.distributed.processes import report, run_ranks
-from tests.distributed.test_passes import Untrained, bytes_of, connect
+from tests.distributed.test_passes import Untrained, bytes_of, connect, made_up
 
 HERE = "tests.distributed.test_lexical_search"
 TINY = Path(__file__).parents[2] / "configs" / "r2anker_tiny.yaml"
@@ -57,13 +55,7 @@ def opened(folder: Path, coordinator: Coordinator) -> tuple[Run, Data]:
     }
     values["r2anker"]["ranker"] = {"steps": 1}
     run = Run.open(LexicalRecipe.model_validate(values), coordinator, torch.device("cpu"))
-    run.coordinator.only_rank_zero(
-        "data",
-        lambda: (folder / "data").exists() or generate_dataset(folder / "data", num_documents=NUM_DOCUMENTS, seed=1),
-    )
-    dataset = open_dataset(folder / "data")
-    name = run.coordinator.only_rank_zero("model", lambda: str(random_model_folder(run.config, dataset, run.folder)))
-    texts = model_texts(run.config, dict.fromkeys(run.config.models, name))
+    dataset, name, texts = made_up(run, folder / "data", NUM_DOCUMENTS)
     run.once("shards", write_shards, dataset, texts, run.folder)
     untrained: Any = Untrained(Lexical.load(name))
     untrained.name = "lexical"

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.distributed.processes import RankResult, report, run_ranks
-from tests.distributed.test_passes import TINY, Untrained, connect
+from tests.distributed.test_passes import TINY, Untrained, connect, made_up
 
 HERE = "tests.distributed.test_local_embeddings"
 NUM_DOCUMENTS, PER_SHARD = 160, 10
@@ -34,7 +34,7 @@ def refresh_on_every_rank() -> None:
     torch.set_num_threads(1)
     from engine.config.file import load_config
     from engine.config.timetable import WeightsOf
-    from engine.data.corpus import model_texts, open_data, random_model_folder, write_shards
+    from engine.data.corpus import open_data, write_shards
     from engine.evaluation.evaluate import evaluate_systems
     from engine.evaluation.systems import RETRIEVER, System
     from engine.models.retriever import Retriever
@@ -43,8 +43,6 @@ def refresh_on_every_rank() -> None:
     from engine.retrievers.places import gather_embeddings
     from engine.run import Run
     from engine.training.publishing import publish_weights
-    from shards.formats import open_dataset
-    from shards.made.generated import generate_dataset
 
     folder, coordinator = Path(os.environ["TEST_FOLDER"]), connect()
     words = [f"run.path={folder / 'run'}", f"data.documents_per_shard={PER_SHARD}", "evaluation.fuse=false"]
@@ -56,13 +54,7 @@ def refresh_on_every_rank() -> None:
         words += ["index.embeddings=local", "index.local_folder=$TEST_DISK/scratch"]
     misbehave(coordinator.rank)
     run = Run.open(load_config(TINY, words), coordinator, torch.device("cpu"))
-    run.coordinator.only_rank_zero(
-        "data",
-        lambda: (folder / "data").exists() or generate_dataset(folder / "data", num_documents=NUM_DOCUMENTS, seed=1),
-    )
-    dataset = open_dataset(folder / "data")
-    name = run.coordinator.only_rank_zero("model", lambda: str(random_model_folder(run.config, dataset, run.folder)))
-    texts = model_texts(run.config, dict.fromkeys(run.config.models, name))
+    dataset, name, texts = made_up(run, folder / "data", NUM_DOCUMENTS)
     run.once("shards", write_shards, dataset, texts, run.folder)
     data = open_data(run.config, dataset, texts, run.folder)
     module = Retriever.load(name, pooling="cls", similarity="dot", tied=True)

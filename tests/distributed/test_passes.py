@@ -40,34 +40,39 @@ class Untrained:
         return dict(self.module.state_dict())
 
 
+def made_up(run: Any, folder: Path, num_documents: int) -> tuple[Any, str, dict[str, Any]]:
+    """Make data and a random model on rank 0, unless they are there; return the data, the model, and how it reads."""
+    from engine.data.corpus import model_texts, random_model_folder
+    from shards.formats import open_dataset
+    from shards.made.generated import generate_dataset
+
+    run.coordinator.only_rank_zero(
+        "data", lambda: folder.exists() or generate_dataset(folder, num_documents=num_documents, seed=1)
+    )
+    dataset = open_dataset(folder)
+    name = run.coordinator.only_rank_zero("model", lambda: str(random_model_folder(run.config, dataset, run.folder)))
+    return dataset, name, model_texts(run.config, dict.fromkeys(run.config.models, name))
+
+
 def passes_on_every_rank() -> None:
     import torch
 
     torch.set_num_threads(1)
     from engine.config.file import load_config
     from engine.config.timetable import WeightsOf
-    from engine.data.corpus import model_texts, open_data, random_model_folder, write_shards
+    from engine.data.corpus import open_data, write_shards
     from engine.models.retriever import Retriever
     from engine.refresh.refresh import warmup_candidates
     from engine.retrievers.dense import encode_corpus
     from engine.retrievers.kinds import dense
     from engine.run import Run
     from engine.training.publishing import publish_weights
-    from shards.formats import open_dataset
-    from shards.made.generated import generate_dataset
 
     folder = Path(os.environ["TEST_FOLDER"])
     words = [f"run.path={folder / 'run'}", f"data.documents_per_shard={PER_SHARD}"]
     words += [f"data.generated_documents={NUM_DOCUMENTS}", "warmup_retriever.bm25_depth=20"]
     run = Run.open(load_config(TINY, words), connect(), torch.device("cpu"))
-    run.coordinator.only_rank_zero(
-        "data",
-        lambda: (folder / "data").exists() or generate_dataset(folder / "data", num_documents=NUM_DOCUMENTS, seed=1),
-    )
-    dataset = open_dataset(folder / "data")
-    name = run.coordinator.only_rank_zero("model", lambda: str(random_model_folder(run.config, dataset, run.folder)))
-
-    texts = model_texts(run.config, dict.fromkeys(run.config.models, name))
+    dataset, name, texts = made_up(run, folder / "data", NUM_DOCUMENTS)
     misbehave(run.coordinator.rank)
     run.once("shards", write_shards, dataset, texts, run.folder)
     data = open_data(run.config, dataset, texts, run.folder)

@@ -29,12 +29,10 @@ from shards.embeddings import (
     require_part,
 )
 from shards.errors import DiskFullError
-from shards.files import read_record, save_array, sha256_file, write_atomically, write_json
+from shards.files import lack_of_room, read_record, save_array, sha256_file, write_atomically, write_json
 from shards.manifest import CorpusManifest, ShardEntry
 
 _GATHERED = "gathered.json"
-_SPARE_BYTES = 64 * 2**20
-"""Left free on a host's disk, so that its other programs go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,10 +217,8 @@ def require_room(disk: LocalDisk, stamp: Stamp, num_bytes: int) -> None:
             expected="a folder on the host's own disk that can be written (index.local_folder)",
             remedy="name another, or make it on every host",
         ) from error
-    free = shutil.disk_usage(folder).free
-    if num_bytes and num_bytes + _SPARE_BYTES > free:
-        need = f"{folder} needs {num_bytes} bytes and {_SPARE_BYTES} to spare, {free} are free"
-        raise _full(disk, f"the disk is too small for its share of the embeddings: {need}")
+    if lack := lack_of_room(folder, num_bytes):
+        raise _full(disk, f"the disk is too small for its share of the embeddings: {lack}")
 
 
 def _full(disk: LocalDisk, fact: str) -> DiskFullError:
