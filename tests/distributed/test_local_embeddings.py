@@ -21,8 +21,8 @@ from tests.distributed.processes import RankResult, report, run_ranks
 from tests.distributed.test_passes import TINY, Untrained, connect, made_up
 
 HERE = "tests.distributed.test_local_embeddings"
-NUM_DOCUMENTS, PER_SHARD = 160, 10
-DONE: dict[str, int] = {"parts": 0}
+NUM_DOCUMENTS, PER_SHARD, NUM_PARTS = 160, 10, 8
+DONE: dict[str, int] = {"parts": 0, "scored": 0}
 
 
 # --- on the ranks ----------------------------------------------------------------------------------------------------
@@ -70,18 +70,27 @@ def refresh_on_every_rank() -> None:
 
 
 def misbehave(rank: int) -> None:
-    """Count the parts that this rank writes, and die in the third where the test says so."""
-    import engine.retrievers.dense as module
+    """Count the parts that this rank writes, and those that it scores; die in one where the test says so."""
+    import engine.retrievers.dense as dense
+    from engine.index.held.scores import ScoredBlocks
 
-    real = module.write_held
+    write, score = dense.write_held, ScoredBlocks._scores_of
 
-    def counted(*arguments: Any) -> None:
-        if "TEST_DIES" in os.environ and rank == 1 and DONE["parts"] == 2:
+    def die(where: str, done: int) -> None:
+        if os.environ.get("TEST_DIES") == where and rank == 1 and DONE[where] == done:
             os.kill(os.getpid(), signal.SIGKILL)
-        real(*arguments)
+
+    def written(*arguments: Any) -> None:
+        die("parts", 2)
+        write(*arguments)
         DONE["parts"] += 1
 
-    module.write_held = counted
+    def scored(*arguments: Any) -> Any:
+        die("scored", 6)
+        DONE["scored"] += 1
+        return score(*arguments)
+
+    dense.write_held, ScoredBlocks._scores_of = written, scored  # type: ignore[method-assign]
 
 
 # --- in the tests ----------------------------------------------------------------------------------------------------
@@ -92,9 +101,9 @@ def start(folder: Path, world_size: int, *, hosts: str = "", measured: str = "a"
     return run_ranks(f"{HERE}:refresh_on_every_rank", world_size, timeout=150, env={**variables, **env})
 
 
-def parts_encoded(results: list[RankResult]) -> int:
+def parts_done(results: list[RankResult], what: str = "parts") -> int:
     assert all(result.returncode == 0 for result in results), report(results)
-    return sum(json.loads(result.stdout.splitlines()[-1])["parts"] for result in results)
+    return sum(json.loads(result.stdout.splitlines()[-1])[what] for result in results)
 
 
 @dataclass
@@ -123,14 +132,14 @@ def homes_in(run: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("shared")
-    assert parts_encoded(start(folder, 1)) == 0, "of one host's own disk"
+    assert parts_done(start(folder, 1)) == 0, "of one host's own disk"
     return made_in(folder / "run")
 
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("local")
-    results = start(folder, 2, hosts="one two", TEST_DIES="yes", TEST_PATIENCE="12")
+    results = start(folder, 2, hosts="one two", TEST_DIES="parts", TEST_PATIENCE="12")
     assert results[1].returncode == -signal.SIGKILL, report(results)
     assert not (folder / "run" / "index" / "000" / "manifest.json").exists()
     return folder
@@ -140,7 +149,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def resumed(killed: Path) -> tuple[Path, int, dict[str, str]]:
     """The run on other ranks, how many parts they encoded, and which they had found."""
     before = homes_in(killed / "run")
-    return killed, parts_encoded(start(killed, 3, hosts="one two two", TEST_GATHER="yes")), before
+    return killed, parts_done(start(killed, 3, hosts="one two two", TEST_GATHER="yes")), before
 
 
 def test_a_killed_rank_costs_the_shards_it_was_at(resumed: tuple[Path, int, dict[str, str]], shared: Made) -> None:
@@ -167,7 +176,7 @@ def test_a_wiped_disk_costs_its_own_shards(resumed: tuple[Path, int, dict[str, s
     (folder / "run" / "results" / "dev-G0-000.trec").unlink()
     results = start(folder, 2, hosts="two one", measured="b")
     (folder / "gathered.json").rename(gathered)
-    assert parts_encoded(results) == len(lost)
+    assert parts_done(results) == len(lost)
     assert "encode/000: embeddings are lost with a host or its disk, and are encoded again" in results[0].stderr
     assert made_in(folder / "run") == shared
 
@@ -175,7 +184,19 @@ def test_a_wiped_disk_costs_its_own_shards(resumed: tuple[Path, int, dict[str, s
 def test_another_host_searches_what_was_gathered(resumed: tuple[Path, int, dict[str, str]], shared: Made) -> None:
     folder = resumed[0]
     (folder / "run" / "results" / "dev-G0-000.trec").unlink(missing_ok=True)
-    assert parts_encoded(start(folder, 1, hosts="three", measured="c", TEST_NO_DISK="yes")) == 0, (
-        "nor a folder of its own"
-    )
+    assert parts_done(start(folder, 1, hosts="three", measured="c", TEST_NO_DISK="yes")) == 0, "nor a folder of its own"
     assert made_in(folder / "run") == shared
+
+
+def test_a_rank_killed_in_a_search_of_all_hosts_costs_the_part_it_was_at(tmp_path: Path, shared: Made) -> None:
+    """Mining: a host has scored its own documents in two of its four parts; the next start scores the others."""
+    results = start(tmp_path, 2, hosts="one two", TEST_DIES="scored", TEST_PATIENCE="12")
+    assert results[1].returncode == -signal.SIGKILL, report(results)
+    left = len(list((tmp_path / "run" / "candidates").rglob("scores-*.npy")))
+    assert 2 <= left <= 6, "two of the host that died, the other's four at most"
+    assert not (tmp_path / "run" / "candidates" / "000" / "manifest.json").exists()
+    results = start(tmp_path, 2, hosts="two one")
+    assert parts_done(results) == 0, "embeddings were finished"
+    mined, measured = NUM_PARTS - left, NUM_PARTS
+    assert parts_done(results, "scored") == mined + measured
+    assert made_in(tmp_path / "run") == shared
