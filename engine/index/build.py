@@ -121,7 +121,7 @@ def build_index(
     k = min(recall_k, store.num_documents)
     reused = coordinator.only_rank_zero(f"{name}: look for it", lambda: _keep_or_clear(folder, store, plan, seed))
     if not reused:
-        announced = coordinator.only_rank_zero(f"{name}: plan", lambda: asdict(_announce(name, store, plan)))
+        announced = coordinator.only_rank_zero(f"{name}: plan", lambda: asdict(_announce(name, store, plan, last)))
         estimate = parse_record(announced, IndexEstimate, f"the estimate of {name}")
         queries_QD = np.array(coordinator.broadcast(f"{name}: queries", audit_queries_QD.tolist()), dtype=np.float32)
         build = _Build(coordinator, name, store, plan, folder, seed, estimate, queries_QD, k, recall_floor)
@@ -137,7 +137,8 @@ def build_index(
     return parse_record(described, BuiltIndex, f"the description of {name}")
 
 
-def _announce(name: str, store: EmbeddingStore, plan: IndexPlan) -> IndexEstimate:
+def _announce(name: str, store: EmbeddingStore, plan: IndexPlan, last: Sequence[Path]) -> IndexEstimate:
+    """Say what is planned and what it takes: in one line where an earlier index was planned alike."""
     estimate = estimate_index(
         plan,
         num_documents=store.num_documents,
@@ -146,11 +147,20 @@ def _announce(name: str, store: EmbeddingStore, plan: IndexPlan) -> IndexEstimat
         embedding_bytes=np.dtype(store.dtype).itemsize,
         gigaflops=measured_gigaflops(),
     )
-    log.info(
-        "%s: %d documents of %d dimensions\n  %s",
-        *(name, store.num_documents, store.dimension, "\n  ".join(estimate.lines(plan))),
-    )
+    size = f"{name}: {store.num_documents} documents of {store.dimension} dimensions"
+    if any(_planned_alike(folder, plan, store) for folder in last):
+        log.info("%s, as planned for the last index: %s, placement %s", size, plan.factory, plan.placement)
+    else:
+        log.info("%s\n  %s", size, "\n  ".join(estimate.lines(plan)))
     return estimate
+
+
+def _planned_alike(folder: Path, plan: IndexPlan, store: EmbeddingStore) -> bool:
+    try:
+        manifest = IndexManifest.load(folder)
+    except ArtifactError:  # what is wrong with it is said where it is asked for lists to begin from
+        return False
+    return manifest.plan == plan and manifest.num_documents == store.num_documents
 
 
 @dataclass(frozen=True, slots=True)

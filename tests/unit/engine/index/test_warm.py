@@ -76,6 +76,22 @@ def test_embeddings_that_stay_keep_their_lists(first: Path, tmp_path: Path) -> N
     assert again.recall >= build(store, [], folder=tmp_path / "anew").recall - 0.01
 
 
+def test_a_plan_is_told_in_full_once(first: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Symptom: ten lines of the same plan at every refresh, among which what changes was hard to find."""
+    whole, short = "because", f"as planned for the last index: {FACTORY}, placement memory"
+    for last, plan, told, left in (
+        ([], plan_of(), whole, short),
+        ([first], plan_of(), short, whole),
+        ([first], plan_of(kmeans_iterations=5), whole, short),
+    ):
+        caplog.clear()
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        with caplog.at_level(logging.INFO):
+            build(moved(folder, lambda rows_ND: rows_ND), last, folder=folder, plan=plan)
+        assert told in caplog.text
+        assert left not in caplog.text
+
+
 def test_lists_follow_a_movement_that_all_share_without_an_iteration(first: Path, tmp_path: Path) -> None:
     """Old centroids would be of no use: each vector has turned, and so has what lies near it."""
     rotation_DD = np.linalg.qr(np.random.default_rng(3).standard_normal((D, D)))[0]
