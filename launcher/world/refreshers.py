@@ -1,8 +1,8 @@
 """The devices of a host that are kept for refreshes beside training (`ar2.refresh_devices`): which, and are they there?
 
 On GPUs they are those that the ranks of the host do not train on: what is visible behind the ranks' own; and where the
-launcher of deepspeed has started the ranks, which shows them no more GPUs than slots, the next ones of the host. On
-CPUs a companion is a process, which needs no device.
+launcher of deepspeed has started the ranks, which shows them no more GPUs than slots, those that `sparring train`
+names, else the next ones of the host. On CPUs a companion is a process, which needs no device.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from engine.errors import ConfigError
 from engine.run import Refresher
 from launcher.world.opening import World
+from launcher.world.starters import KEPT_GPUS
 from shards.errors import counted
 
 _OF_DEEPSPEED = "CROSS_SIZE"
@@ -104,7 +105,9 @@ def kept_gpus(visible: Sequence[str], hidden: Sequence[str], *, num_ranks: int, 
 
 
 def _hidden_gpus(num_visible: int) -> list[str]:
-    """Return the GPUs of this host that this process does not see, by their ids; none where nobody can tell."""
+    """Return the GPUs of this host that this process does not see and may use; none where nobody can tell."""
+    if KEPT_GPUS in os.environ:
+        return [word for word in os.environ[KEPT_GPUS].split(",") if word]
     seen = {str(torch.cuda.get_device_properties(number).uuid) for number in range(num_visible)}
     try:
         told = subprocess.run(_QUERY, capture_output=True, text=True, check=True, timeout=_QUERY_SECONDS).stdout

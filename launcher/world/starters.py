@@ -29,6 +29,9 @@ _GPU_SIGNS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg", "/dev/dri/renderD128")
 _RANK_SIGNS = ("OMPI_COMM_WORLD_SIZE", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 _QUIETLY = ("--log_level", "error")
 """Of deepspeed's own lines, those alone that tell of an error; the ranks tell the rest."""
+KEPT_GPUS = "SPARRING_REFRESH_GPUS"
+"""Names the GPUs that `ar2.refresh_devices` keeps, where the one who starts has said which ones may be used."""
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 
 
@@ -225,11 +228,33 @@ def _on_this_machine(config: Config, asked: Asked, place: Place, words: Sequence
         return _as_root(
             Start([*start, sys.executable, _run_as_typed(), *words], environ, tuple(environ), is_here=True), place
         ), num_ranks
-    start = ["deepspeed", "--num_accelerators", str(num_ranks), *_master(asked), *_QUIETLY]
+    counted_out = ["--num_accelerators", str(num_ranks)]
+    if not on_cpu and (named := _named_gpus(place)):  # which deepspeed passes over where it is told a number
+        counted_out = []
+        environ = {_VISIBLE: ",".join(named[:num_ranks])}
+        if config.refresh_devices:
+            environ[KEPT_GPUS] = ",".join(named[num_ranks:])
+    start = ["deepspeed", *counted_out, *_master(asked), *_QUIETLY]
     shown = tuple(environ)
     if gpus == 0:  # otherwise it says that it found no GPU, in each of its processes
         environ = {"DS_ACCELERATOR": "cpu"}
     return Start([*start, _run_as_typed(), *words], environ, shown, is_here=True), num_ranks
+
+
+def _named_gpus(place: Place) -> list[str]:
+    """Return the GPUs that CUDA_VISIBLE_DEVICES names, of which this machine has them all; none where it is not set.
+
+    Raises:
+        ConfigError: They are not named by numbers.
+    """
+    named = [word.strip() for word in place.environ.get(_VISIBLE, "").split(",") if word.strip()][: place.gpus]
+    if other := [word for word in named if not word.isdigit()]:
+        raise ConfigError(
+            f"{_VISIBLE} names {other[0]!r}, and deepspeed takes numbers alone",
+            expected="numbers of GPUs, such as 2,3 (`nvidia-smi -L` lists them)",
+            remedy=f"set {_VISIBLE} to these, or start by --mpi, which takes ids as well",
+        )
+    return named
 
 
 def _free_gpus(config: Config, asked: Asked, place: Place) -> int:

@@ -77,6 +77,22 @@ def test_one_machine_with_gpus(place: Place) -> None:
         chosen(place, Asked(ranks=8), "run.device=cuda")
 
 
+def test_gpus_that_were_chosen_are_those_that_train(place: Place) -> None:
+    """Symptom: CUDA_VISIBLE_DEVICES=2,3 trained on another's GPUs 0 and 1: told a number, deepspeed passes it over."""
+    environ = {**place.environ, "CUDA_VISIBLE_DEVICES": "2, 3,5,7"}
+    gpus = replace(place, gpus=4, cores=64, environ=environ)
+    start = chosen(gpus)
+    assert start.told == f"CUDA_VISIBLE_DEVICES=2,3,5,7 deepspeed --log_level error {RUN} --config c.yaml"
+    assert chosen(gpus, Asked(ranks=2)).environ == {"CUDA_VISIBLE_DEVICES": "2,3"}
+    kept = chosen(gpus, Asked(), "ar2.overlap=split", "ar2.refresh_devices=2")
+    assert kept.environ == {"CUDA_VISIBLE_DEVICES": "2,3", "SPARRING_REFRESH_GPUS": "5,7"}
+    assert chosen(gpus, Asked(), "run.device=cpu").words[:2] == ["deepspeed", "--num_accelerators"]
+    by_id = replace(gpus, gpus=1, environ={**environ, "CUDA_VISIBLE_DEVICES": "GPU-1f"})
+    with pytest.raises(ConfigError, match=r"names 'GPU-1f', and deepspeed takes numbers alone.*--mpi"):
+        chosen(by_id)
+    assert chosen(by_id, Asked(mpi=True)).words[0] == "mpirun"
+
+
 def test_devices_that_refreshes_keep_get_no_ranks(place: Place) -> None:
     """Symptom: all GPUs would have a rank, and the run end at its start for want of those of the refresh."""
     keeping = ("ar2.overlap=split", "ar2.refresh_devices=2")

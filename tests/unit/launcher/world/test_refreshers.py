@@ -86,6 +86,11 @@ def test_deepspeed_shows_its_ranks_no_more_than_slots(monkeypatch: pytest.Monkey
     found = refreshers_of(world("cuda", ranks=2), 2)
     assert [one.environ["CUDA_VISIBLE_DEVICES"] for one in found] == ["GPU-1f-1", "GPU-1f-3"]
 
+    monkeypatch.setenv("SPARRING_REFRESH_GPUS", "5,7")  # of those that the one who started has chosen
+    found = refreshers_of(world("cuda", ranks=2), 1)
+    assert [one.environ["CUDA_VISIBLE_DEVICES"] for one in found] == ["5"]
+    monkeypatch.delenv("SPARRING_REFRESH_GPUS")
+
     def absent(*_: Any, **__: Any) -> Any:
         raise FileNotFoundError("nvidia-smi")
 
