@@ -226,6 +226,7 @@ def r2anker_timetable(
             *([BM25] if BM25 in pools.minings else []),
             *(f"{weights.model}-{weights.state}" for weights in last),
         ),
+        rivals={WeightsOf("student", STUDENT_STATE): last[0]} if with_student else {},
     )
 
 

@@ -248,6 +248,7 @@ class Timetable:
             corpus' encoder finds in the ranker's own iteration.
         refreshes: When an iteration's index and candidates are made anew, where that is not in each.
         beside: Kinds of stages that run beside the ranker's phase of their iteration.
+        rivals: Of a state, the other model's that it is to be above, where that is not the first state of its own.
     """
 
     phases: tuple[Phase, ...]
@@ -266,6 +267,7 @@ class Timetable:
     reranked: tuple[str, ...] | None = None
     refreshes: Refreshes | None = None
     beside: tuple[str, ...] = ()
+    rivals: Mapping[WeightsOf, WeightsOf] = field(default_factory=dict)
 
     @property
     def encodes_beside(self) -> bool:

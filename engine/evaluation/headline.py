@@ -3,6 +3,7 @@
     a ranker, a mixture   against the ranking that it re-orders
     G                     against G0: a model against the first state of its training
     G0                    against the model before any training (`zero-shot`)
+    a distilled student   against the retriever that was not distilled (D2)
 
 Rank 0 does this alone, since what it compares with lies in the results as a file.
 """
@@ -52,6 +53,8 @@ def built_on(config: Config, system: System) -> System | None:
     if system.weights is None or system.weights.iteration is None:
         return None
     first = config.timetable.states(system.weights.model)[0]
+    if rival := config.timetable.rivals.get(system.weights):
+        return system_of(config, rival)
     if first != system.weights:
         return system_of(config, first)
     untrained = (one for one in yardsticks(config) if one.weights and one.weights.model == system.weights.model)

@@ -52,6 +52,15 @@ def test_a_second_stage_should_be_above_the_first() -> None:
     assert found.weights == states[0]
 
 
+def test_a_student_should_be_above_the_retriever_that_was_not_distilled() -> None:
+    """Symptom: the last table had a distilled retriever beside nothing, where D2 is what one asks about."""
+    config = load_config(ROOT / "configs" / "r2anker_tiny.yaml").sized(Sizes(100, 300))
+    student = System("any", config.models["student"].kind, config.timetable.states("student")[0])
+    found = built_on(config, student)
+    assert found is not None
+    assert (found.name, found.weights) == ("D2", config.timetable.states("dense")[1])
+
+
 def test_rows_are_compared_by_one_metric() -> None:
     assert headline_metric({"R@1": 0.1, "MRR@10": 0.2}) == "MRR@10"
     assert headline_metric({"A@1": 0.1, "nDCG@10": 0.2}) == "nDCG@10"
