@@ -40,9 +40,9 @@ def play_as_in_the_paper(models: Models, data: Data, game: Ar2Config, run: Run) 
     """Play the game in the order of the paper: retriever, refresh, ranker."""
     candidates = warm_up(models, data, game, run)  # 1-5
     for t in run.iterations():  # 6
-        visit(run, "retriever", t, train_retriever, models, data, candidates, game, iteration=t, opponent=t - 1)  # 7-10
+        visit(run, f"retriever/{t}", train_retriever, models, data, candidates, game, opponent=t - 1)  # 7-10
         candidates = refresh_when_due(run, data, candidates, iteration=t)  # 11
-        visit(run, "ranker", t, train_ranker, models, data, candidates, phase="ranker", iteration=t)  # 12-15
+        visit(run, f"ranker/{t}", train_ranker, models, data, candidates)  # 12-15
         measure_when_refreshed(run, data, t)
 
 
@@ -50,9 +50,9 @@ def play_overlapped(models: Models, data: Data, game: Ar2Config, run: Run) -> No
     """Play in the paper's order, but for the ranker, which does not wait for the refresh: it draws as the retriever."""
     candidates = warm_up(models, data, game, run)
     for t in run.iterations():
-        visit(run, "retriever", t, train_retriever, models, data, candidates, game, iteration=t, opponent=t - 1)
+        visit(run, f"retriever/{t}", train_retriever, models, data, candidates, game, opponent=t - 1)
         with refreshed_beside(run, data, candidates, iteration=t) as refreshed:
-            visit(run, "ranker", t, train_ranker, models, data, candidates, phase="ranker", iteration=t)
+            visit(run, f"ranker/{t}", train_ranker, models, data, candidates)
         candidates = refreshed.candidates
         measure_when_refreshed(run, data, t)
 
@@ -61,8 +61,8 @@ def play_as_released(models: Models, data: Data, game: Ar2Config, run: Run) -> N
     """Play in the order of the authors' released code: ranker and retriever on the same candidates, then refresh."""
     candidates = warm_up(models, data, game, run)
     for t in run.iterations():
-        visit(run, "ranker", t, train_ranker, models, data, candidates, phase="ranker", iteration=t)
-        visit(run, "retriever", t, train_retriever, models, data, candidates, game, iteration=t, opponent=t)
+        visit(run, f"ranker/{t}", train_ranker, models, data, candidates)
+        visit(run, f"retriever/{t}", train_retriever, models, data, candidates, game, opponent=t)
         candidates = refresh_when_due(run, data, candidates, iteration=t)
         measure_when_refreshed(run, data, t)
 
@@ -71,7 +71,7 @@ def play_alone(models: Models, data: Data, game: Ar2Config, run: Run) -> None:
     """Train the retriever without a ranker, on what it found itself at the last refresh (ANCE, Figure 4)."""
     candidates = warm_up(models, data, game, run)
     for t in run.iterations():
-        visit(run, "retriever", t, train_by_contrast, models, data, candidates, phase="retriever", iteration=t)
+        visit(run, f"retriever/{t}", train_by_contrast, models, data, candidates)
         candidates = refresh_when_due(run, data, candidates, iteration=t)
         measure_when_refreshed(run, data, t)
 
@@ -82,10 +82,10 @@ def warm_up(models: Models, data: Data, game: Ar2Config, run: Run) -> NegativeSo
         run.once("starts", publish_starts, models, data)
     run.once("evaluate/yardsticks", evaluate_yardsticks, models, data)
     hard = warmup_candidates(run, data)
-    run.once("warmup_retriever", train_by_contrast, models, data, hard, phase="warmup_retriever")  # 2: Eq. 2
+    run.once("warmup_retriever", train_by_contrast, models, data, hard)  # 2: Eq. 2
     candidates = refresh_index(run, data, iteration=0)  # 3-4
     if game.has_ranker:
-        run.once("warmup_ranker", train_ranker, models, data, candidates, phase="warmup_ranker")  # 5: Eq. 7
+        run.once("warmup_ranker", train_ranker, models, data, candidates)  # 5: Eq. 7
     run.once("evaluate/0", evaluate_iteration, data, trained_systems(run.config, [0]))
     return candidates
 

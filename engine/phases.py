@@ -65,8 +65,6 @@ def train_by_contrast(
     data: Data,
     candidates: NegativeSource,
     *,
-    phase: str,
-    iteration: int | None = None,
     penalty: FlopsConfig | None = None,
 ) -> Trained:
     """Train a retriever by the contrast of positives with some of its candidates (AR2 Eq. 2).
@@ -74,43 +72,36 @@ def train_by_contrast(
     Where the phase has a pool, the documents of the whole batch are negatives as well.
 
     Args:
-        stage: Where this runs.
+        stage: Of a visit.
         models: All models.
         data: Corpus and training queries.
         candidates: BM25's in AR2 (Algorithm 1 line 2); in R2ANKER, BM25's or the retriever's own (section 4.2); in
             ANCE, its own.
-        phase: Of the timetable.
-        iteration: Of the visit; None for a phase that has one.
         penalty: What makes the vectors of a lexical retriever sparse; None for a dense one.
     """
-    row = stage.run.timetable.phase(phase)
-    visit = row.visits[0] if iteration is None else row.visit(iteration)
+    visit = stage.run.timetable.visit(stage.name)
 
     def contrast(samples: Samples) -> Objective:
         builder = builder_of(stage, data, models, visit.phase.model)
         score_scale = stage.run.config.models[visit.phase.model].score_scale
         if penalty is not None:
             return LexicalContrast(samples, builder, score_scale=score_scale, penalty=penalty)
-        contrast_of = MinedContrast if row.pool == "none" else InBatchContrast
+        contrast_of = MinedContrast if visit.phase.pool == "none" else InBatchContrast
         return contrast_of(samples, builder, score_scale=score_scale)
 
     return train_visit(stage, models, data, candidates, contrast, visit)
 
 
-def train_ranker(
-    stage: Stage, models: Models, data: Data, candidates: NegativeSource, *, phase: str, iteration: int = 0
-) -> Trained:
+def train_ranker(stage: Stage, models: Models, data: Data, candidates: NegativeSource) -> Trained:
     """Train a ranker to tell the positive from negatives of retrievers (AR2 Eq. 7, R2ANKER Eq. 5; in IRGAN Eq. 3).
 
     Args:
-        stage: Where this runs.
+        stage: Of a visit.
         models: All models.
         data: Corpus and training queries.
         candidates: From which the negatives are drawn.
-        phase: Of the timetable.
-        iteration: Of the visit.
     """
-    visit = stage.run.timetable.phase(phase).visit(iteration)
+    visit = stage.run.timetable.visit(stage.name)
     ranking_of = Discriminator if visit.phase.objective == "irgan" else ListwiseRanking
 
     def ranking(samples: Samples) -> Objective:
@@ -128,26 +119,25 @@ def train_retriever(
     candidates: NegativeSource,
     game: Ar2Config,
     *,
-    iteration: int,
     opponent: int,
 ) -> Trained:
     """Train G against the fixed ranker (Algorithm 1 lines 7-10, Eq. 9 and 12; in IRGAN Eq. 3).
 
     Args:
-        stage: Where this runs.
+        stage: Of a visit.
         models: All models.
         data: Corpus and training queries.
         candidates: What the newest index retrieved.
         game: Forms and weights of the equations.
-        iteration: Number of the iteration, from 1.
         opponent: Iteration whose ranker is the opponent and teacher.
     """
     run, config = stage.run, stage.run.config
-    if game.objective == "ar2" and game.adversarial_from == "lead" and not ranker_has_led(run, iteration):
+    visit = run.timetable.visit(stage.name)
+    if game.objective == "ar2" and game.adversarial_from == "lead" and not ranker_has_led(run, visit.iteration):
         log.info("%s: without Eq. 9, since the ranker has not been above the retriever on dev", stage.name)
         game = game.model_copy(update={"adversarial_weight": 0.0})
 
-    trust = trust_on_dev(run, iteration - 1) if game.teacher == "dev" else 1.0
+    trust = trust_on_dev(run, visit.iteration - 1) if game.teacher == "dev" else 1.0
 
     def against_ranker(samples: Samples) -> Objective:
         folder = run.folder.weights("ranker", iteration_name(opponent))
@@ -159,7 +149,6 @@ def train_retriever(
             samples, *builders, ranker.scorer(), game, score_scales=scales, trust=trust, prior=_prior(stage, data)
         )
 
-    visit = run.timetable.phase("retriever").visit(iteration)
     return train_visit(stage, models, data, candidates, against_ranker, visit)
 
 
@@ -256,8 +245,6 @@ def train_student(
     candidates: NegativeSource,
     scores: TeacherScores,
     settings: DistillationConfig,
-    *,
-    phase: str,
 ) -> Trained:
     """Train a retriever on what a teacher says of its queries' documents (R2ANKER Appendix C).
 
@@ -268,12 +255,11 @@ def train_student(
         candidates: From which the negatives are drawn.
         scores: The teacher's, of all that is drawn.
         settings: Which loss, and its scales.
-        phase: Of the timetable; it has one visit.
 
     Raises:
         DataError: A document that a step will draw has no score; found before the first step.
     """
-    visit = stage.run.timetable.phase(phase).visits[0]
+    visit = stage.run.timetable.visit(stage.name)
 
     def lessons(samples: Samples) -> Objective:
         with stage.run.coordinator.agreement(f"{stage.name}: a score for every pair"):

@@ -29,7 +29,7 @@ def train(models: Models, data: Data, run: Run) -> None:
     for model in run.timetable.encoders:
         train_retriever(model, models, data, game, run)  # sections 3.4 and 4.2
     pool = pool_of(run, data, JOINT)  # Eq. 9, Appendix B
-    run.once("ranker", train_ranker, models, data, pool, phase="ranker", iteration=RANKER_STATE)  # Eq. 8, 5
+    run.once("ranker", train_ranker, models, data, pool)  # Eq. 8, 5
     evaluate("ranker", data, run)
     if run.timetable.phases_of("student"):
         distil(models, data, pool, game, run)  # Appendix C
@@ -40,7 +40,7 @@ def train_retriever(model: str, models: Models, data: Data, game: R2ankerConfig,
     for state in (FIRST, SECOND):
         phase = run.timetable.phase(f"{model}_{state}")
         pool, penalty = pool_of(run, data, phase.candidates[0]), game.penalty(phase.name)
-        run.once(phase.name, train_by_contrast, models, data, pool, phase=phase.name, penalty=penalty)
+        run.once(phase.name, train_by_contrast, models, data, pool, penalty=penalty)
         refresh_index(run, data, model=model, iteration=state)
     evaluate(model, data, run)
 
@@ -50,7 +50,7 @@ def distil(models: Models, data: Data, pool: NegativeSource, game: R2ankerConfig
     teacher = WeightsOf("ranker", RANKER_STATE)
     lessons = lessons_of(run, data, pool, teacher, game.student, phase="student")
     taught, candidates, scores = lessons.data, lessons.candidates, lessons.scores
-    run.once("student", train_student, models, taught, candidates, scores, game.student, phase="student")
+    run.once("student", train_student, models, taught, candidates, scores, game.student)
     prepare_search(run, data, model="student", iteration=STUDENT_STATE)
     evaluate("student", data, run)
 

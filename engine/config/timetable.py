@@ -310,6 +310,10 @@ class Timetable:
         """Return a row."""
         return next(phase for phase in self.phases if phase.name == name)
 
+    def visit(self, stage: str) -> Visit:
+        """Return a visit by its stage."""
+        return next(visit for visit in self.visits if visit.stage == stage)
+
     def phases_of(self, model: str) -> list[Phase]:
         """Return the rows that train a model."""
         return [phase for phase in self.phases if phase.model == model]

@@ -25,5 +25,5 @@ def train(models: Models, data: Data, run: Run) -> None:
     run.once("start", publish_start, models, data, split, model="encoder")
     run.once("held_out/0", measure_condensed, data, split, rates, weights=WeightsOf("encoder", None))
     for epoch in run.iterations():
-        run.once(f"cocondenser/{epoch}", condense, models, data, split, rates, phase="cocondenser", iteration=epoch)
+        run.once(f"cocondenser/{epoch}", condense, models, data, split, rates)
         run.once(f"held_out/{epoch}", measure_condensed, data, split, rates, weights=WeightsOf("encoder", epoch))

@@ -26,5 +26,5 @@ def train(models: Models, data: Data, run: Run) -> None:
     run.once("start", publish_start, models, data, split, model="encoder")
     run.once("held_out/0", measure_held_out, data, split, rates, weights=WeightsOf("encoder", None))
     for epoch in run.iterations():
-        run.once(f"edmlm/{epoch}", reconstruct, models, data, split, rates, phase="edmlm", iteration=epoch)
+        run.once(f"edmlm/{epoch}", reconstruct, models, data, split, rates)
         run.once(f"held_out/{epoch}", measure_held_out, data, split, rates, weights=WeightsOf("encoder", epoch))

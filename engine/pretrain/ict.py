@@ -25,5 +25,5 @@ def train(models: Models, data: Data, run: Run) -> None:
     run.once("start", publish_start, models, data, split, model="retriever")
     run.once("held_out/0", measure_found, data, split, rates, weights=WeightsOf("retriever", None))
     for epoch in run.iterations():
-        run.once(f"ict/{epoch}", contrast_clozes, models, data, split, rates, phase="ict", iteration=epoch)
+        run.once(f"ict/{epoch}", contrast_clozes, models, data, split, rates)
         run.once(f"held_out/{epoch}", measure_found, data, split, rates, weights=WeightsOf("retriever", epoch))

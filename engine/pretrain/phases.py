@@ -53,21 +53,17 @@ def publish_start(stage: Stage, models: Models, data: Data, split: Split, *, mod
     return Started(len(split.train), len(split.held_out))
 
 
-def reconstruct(
-    stage: Stage, models: Models, data: Data, split: Split, rates: MaskRates, *, phase: str, iteration: int
-) -> Trained:
+def reconstruct(stage: Stage, models: Models, data: Data, split: Split, rates: MaskRates) -> Trained:
     """Train encoder and decoder to predict what is masked of documents, for one epoch (SimLM section 3.1).
 
     Args:
-        stage: Where this runs.
+        stage: Of an epoch.
         models: All models.
         data: The corpus.
         split: Which documents may be taken.
         rates: How much of a document is masked.
-        phase: Of the timetable.
-        iteration: The epoch, from 1.
     """
-    visit = stage.run.timetable.phase(phase).visit(iteration)
+    visit = stage.run.timetable.visit(stage.name)
     name = visit.phase.model
 
     def reconstruction() -> Objective:
@@ -79,21 +75,17 @@ def reconstruct(
     return train_by(stage, models, data, reconstruction, visit)
 
 
-def contrast_clozes(
-    stage: Stage, models: Models, data: Data, split: Split, rates: ClozeRates, *, phase: str, iteration: int
-) -> Trained:
+def contrast_clozes(stage: Stage, models: Models, data: Data, split: Split, rates: ClozeRates) -> Trained:
     """Train a retriever to find the documents that sentences were taken from, for one epoch (Lee et al. 2019).
 
     Args:
-        stage: Where this runs.
+        stage: Of an epoch.
         models: All models.
         data: The corpus.
         split: Which documents may be taken.
         rates: How the sentences are drawn.
-        phase: Of the timetable.
-        iteration: The epoch, from 1.
     """
-    visit = stage.run.timetable.phase(phase).visit(iteration)
+    visit = stage.run.timetable.visit(stage.name)
     name = visit.phase.model
 
     def contrast() -> Objective:
@@ -107,21 +99,17 @@ def contrast_clozes(
     return train_by(stage, models, data, contrast, visit)
 
 
-def condense(
-    stage: Stage, models: Models, data: Data, split: Split, rates: SpanRates, *, phase: str, iteration: int
-) -> Trained:
+def condense(stage: Stage, models: Models, data: Data, split: Split, rates: SpanRates) -> Trained:
     """Train an encoder by masked spans and by their contrast, for one epoch (Gao and Callan 2022).
 
     Args:
-        stage: Where this runs.
+        stage: Of an epoch.
         models: All models.
         data: The corpus.
         split: Which documents may be taken.
         rates: How spans are drawn and masked.
-        phase: Of the timetable.
-        iteration: The epoch, from 1.
     """
-    visit = stage.run.timetable.phase(phase).visit(iteration)
+    visit = stage.run.timetable.visit(stage.name)
     name = visit.phase.model
 
     def contrast() -> Objective:

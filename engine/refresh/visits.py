@@ -25,8 +25,7 @@ R = TypeVar("R")
 
 def visit(
     run: Run,
-    phase: str,
-    iteration: int,
+    stage: str,
     train: Callable[Concatenate[Stage, Models, Data, NegativeSource, P], R],
     models: Models,
     data: Data,
@@ -39,9 +38,8 @@ def visit(
 
     Args:
         run: Whose folder takes the artifacts.
-        phase: Of the timetable.
-        iteration: Of the visit.
-        train: What the phase is.
+        stage: The visit's.
+        train: What its phase is.
         models: All models.
         data: Corpus and training queries.
         found: What the last finished refresh found.
@@ -58,8 +56,8 @@ def visit(
         Preempted: As of `Run.once`.
         StopReached: As of `Run.once`.
     """
-    own = run.timetable.phase(phase).visit(iteration)
-    return run.once(own.stage, train, models, data, rescored_when_stale(run, data, found, own), *args, **kwargs)
+    fresh = rescored_when_stale(run, data, found, run.timetable.visit(stage))
+    return run.once(stage, train, models, data, fresh, *args, **kwargs)
 
 
 def rescored_when_stale(run: Run, data: Data, found: NegativeSource, visit: Visit) -> NegativeSource:

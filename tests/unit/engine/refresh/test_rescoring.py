@@ -304,7 +304,7 @@ def test_phases_between_refreshes_draw_by_the_scores_of_the_newest_retriever(fol
     def train(stage: Stage, _models: Models, _data: Data, candidates: NegativeSource) -> None:
         given.append((stage.name, candidates))
 
-    visit(run, "ranker", 1, train, Models({}, {}), data, found)
+    visit(run, "ranker/1", train, Models({}, {}), data, found)
     ((name, shown),) = given
     assert (name, shown.row(qid).tolist()) == ("ranker/1", drawn.row(qid).tolist())
     assert rescored_when_stale(run, data, found, of_ranker.visit(1)) is found, "the phase is over"
