@@ -31,6 +31,7 @@ from engine.objectives.distillation import Distillation, DistillationInBatch, re
 from engine.objectives.irgan import Discriminator, Generator
 from engine.objectives.lexical import LexicalContrast
 from engine.objectives.mined import MinedContrast
+from engine.objectives.pooled_game import AdversarialGameInBatch
 from engine.results import NOT_SHOWN
 from engine.retrievers.prior import RankerPrior
 from engine.run import Run, Stage
@@ -144,7 +145,8 @@ def train_retriever(
         ranker = frozen_ranker(config.model("ranker", RankerConfig), folder, run.device)
         builders = builder_of(stage, data, models, "retriever"), _builder(stage, data, "ranker", ranker)
         scales = config.models["retriever"].score_scale, config.models["ranker"].score_scale
-        game_of = Generator if visit.phase.objective == "irgan" else AdversarialGame
+        ours = AdversarialGame if visit.phase.pool == "none" else AdversarialGameInBatch
+        game_of = Generator if visit.phase.objective == "irgan" else ours
         return game_of(
             samples, *builders, ranker.scorer(), game, score_scales=scales, trust=trust, prior=_prior(stage, data)
         )

@@ -26,8 +26,8 @@ class Ar2Config(Section):
     """Documents of a query that IRGAN's generator draws from: positive and negatives, as in IRGAN, or the negatives
     alone, as d- in AR2's Eq. 3 may be read (the positive then gets no gradient)."""
     in_batch_negatives: Pool = "none"
-    """Whose documents are ANCE's negatives beside a query's own n: nobody's, as in its released code, or those of its
-    `rank` or of all ranks (`world`), as in G0's warm-up."""
+    """Whose documents are negatives of the contrast beside a query's own n: nobody's, as in ANCE's released code, or
+    those of its `rank` or of all ranks (`world`), as in G0's warm-up. Of ANCE, and of `contrastive_weight`."""
     order: Literal["paper", "released"] = "paper"
     """`paper`: retriever, refresh, ranker. `released`: ranker and retriever on the same candidates, then refresh."""
     iterations: int = Field(10, ge=0, le=10000)
@@ -80,6 +80,10 @@ class Ar2Config(Section):
     retriever on dev, by the metric of `run.keep_best` or the first of `evaluation.metrics` (ours)."""
     distillation_weight: float = Field(1.0, ge=0)
     """Weight of Eq. 12. The paper gives none; 1.0 is our reading. Released README: 0.5."""
+    contrastive_weight: float = Field(0.0, ge=0)
+    """Weight of Eq. 2 beside Eq. 9 and 12, over the documents of the batch (`in_batch_negatives`), as in G0's warm-up:
+    the ranker says how a query's candidates stand to each other, and the contrast keeps them above all others (ours;
+    SimLM has 0.2 beside its distillation). 0, as in the paper."""
     teacher: Literal["lead", "dev", "always"] = "lead"
     """What the ranker's word counts (w) in Eq. 9 and 12; the rest of a query's group learns from its label, so that a
     weak ranker's groups become ordinary training on hard negatives. `lead`: by how far it is surer of the positive than
@@ -151,10 +155,22 @@ class Ar2Config(Section):
                 f"irgan_support is {self.irgan_support}, but the objective {self.objective} has no generator of "
                 "IRGAN's: set objective to irgan, or leave it out"
             )
-        if self.objective != "ance" and self.in_batch_negatives != "none":
+        if self.objective != "ar2" and self.contrastive_weight:
+            raise ValueError(
+                f"contrastive_weight is {self.contrastive_weight}, but the objective {self.objective} has no Eq. 9 and "
+                "12 that the contrast could stand beside: set objective to ar2, or leave it out"
+            )
+        if self.contrastive_weight and self.in_batch_negatives == "none":
+            raise ValueError(
+                f"contrastive_weight is {self.contrastive_weight} and in_batch_negatives none, and over a query's own "
+                "negatives the contrast is what `teacher` weighs: set in_batch_negatives to world, or leave the weight "
+                "out"
+            )
+        if self.objective != "ance" and not self.contrastive_weight and self.in_batch_negatives != "none":
+            either = ", give contrastive_weight a value (SimLM: 0.2)" if self.objective == "ar2" else ""
             raise ValueError(
                 f"in_batch_negatives is {self.in_batch_negatives}, but the objective {self.objective} takes a "
-                "query's own negatives alone: set objective to ance, or leave it out"
+                f"query's own negatives alone: set objective to ance{either}, or leave it out"
             )
         plays = self.iterations and self.retriever.steps
         if plays and self.has_ranker and self.ranker_restarts == "pretrained" and not self.ranker.steps:

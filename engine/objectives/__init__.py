@@ -140,12 +140,20 @@ class InBatchContrast(PoolContrast[Group]):
         samples: Queries, positives and hard negatives.
         builder: Makes the retriever's inputs.
         score_scale: The tau of Eq. 2.
+        token_counts: Count all tokens of a group, where other models take it, too; None for the retriever's alone.
     """
 
     samples: Samples
 
-    def __init__(self, samples: Samples, builder: InputBuilder, *, score_scale: float) -> None:
-        super().__init__(samples, (builder.tokens_of_texts,), score_scale=score_scale)
+    def __init__(
+        self,
+        samples: Samples,
+        builder: InputBuilder,
+        *,
+        score_scale: float,
+        token_counts: tuple[GroupTokens, ...] | None = None,
+    ) -> None:
+        super().__init__(samples, token_counts or (builder.tokens_of_texts,), score_scale=score_scale)
         self._builder = builder
 
     def inputs(self, groups: Sequence[Group]) -> dict[str, Batch]:
@@ -251,17 +259,19 @@ class AdversarialGame:
         means = Means()
         for inputs in batch:
             torch.manual_seed(inputs.micro.seed)
-            num_queries = len(inputs.micro.groups)
-            ranker_scores_BN = self._ranker(inputs.of["pairs"]).view(num_queries, -1).clone()  # out of inference mode
-            if self._prior is not None:
-                ranker_scores_BN = ranker_scores_BN + self._prior(inputs.micro.groups)
+            ranker_scores_BN = self.ranker_scores(inputs.micro.groups, inputs.of["pairs"])
             queries_BD, documents_ND = model(queries=inputs.of["queries"], documents=inputs.of["documents"])
-            documents_BND = documents_ND.view(num_queries, -1, queries_BD.shape[-1])
+            documents_BND = documents_ND.view(len(queries_BD), -1, queries_BD.shape[-1])
             retriever_scores_BN = torch.einsum("bd,bnd->bn", queries_BD, documents_BND)
             loss, measured = self.loss(retriever_scores_BN, ranker_scores_BN)
             model.backward(loss, last=inputs.micro.last, share=inputs.micro.share)
             means.add(inputs, measured | {"score_spread": spread(retriever_scores_BN)})
         return means.metrics()
+
+    def ranker_scores(self, groups: Sequence[Group], pairs: Batch) -> Tensor:
+        """Return the ranker's scores of groups' documents, with what is added to them [B, N]."""
+        scores_BN = self._ranker(pairs).view(len(groups), -1).clone()  # out of inference mode
+        return scores_BN if self._prior is None else scores_BN + self._prior(groups)
 
     def loss(self, retriever_scores_BN: Tensor, ranker_scores_BN: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the retriever's loss of both models' scores of the same documents, and what is measured of it."""

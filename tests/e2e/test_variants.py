@@ -303,6 +303,20 @@ def test_irgan_on_one_rank_and_on_two(runs: Runs, plain: Path) -> None:
     assert points["retriever/1", 1, "retriever/loss"] < 0 < points["retriever/1", 1, "retriever/reward"]
 
 
+def test_the_contrast_of_the_batch_beside_the_game(runs: Runs, plain: Path) -> None:
+    """Another game from the same G0, the same by one rank in pieces and by two at once."""
+    words = ("ar2.contrastive_weight=0.5", "ar2.in_batch_negatives=world", "index.embedding_dtype=float32")
+    folder = runs.make("contrast", *words, "ar2.retriever.micro_batch_size=1")
+    assert_same_losses(runs.make("contrast2", *words, num_ranks=2), folder)
+    ours, theirs = weights_of(folder), weights_of(plain)
+    assert [ours[name] == theirs[name] for name in ("retriever/000", "retriever/001")] == [True, False]
+    points = measured(folder)
+    game = points["retriever/1", 1, "retriever/distillation"] + points["retriever/1", 1, "retriever/label"]
+    game += 0.3 * points["retriever/1", 1, "retriever/adversarial"]
+    contrast = points["retriever/1", 1, "retriever/contrastive"]
+    assert points["retriever/1", 1, "retriever/loss"] == pytest.approx(game + 0.5 * contrast, rel=1e-5)
+
+
 def test_ance_trains_and_measures_no_ranker(runs: Runs, plain: Path, zygote: Zygote) -> None:
     """Figure 4's other curve, from the same G0: nothing of a ranker is loaded, measured or exported."""
     folder = runs.make("ance", "ar2.objective=ance", "ar2.mine=sampled", "ar2.in_batch_negatives=world")

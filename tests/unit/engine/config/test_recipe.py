@@ -57,7 +57,11 @@ def test_all_problems_are_named_at_once() -> None:
         ("evaluation", {"metrics": []}, "evaluation.metrics"),
         ("run", {"path": "r", "keep_best": "R@3"}, "run.keep_best 'R@3' is none of evaluation.metrics"),
         ("ar2", {"irgan_support": "negatives"}, "the objective ar2 has no generator of IRGAN's"),
-        ("ar2", {"objective": "irgan", "in_batch_negatives": "world"}, "set objective to ance"),
+        ("ar2", {"objective": "irgan", "in_batch_negatives": "world"}, "set objective to ance, or leave it out"),
+        ("ar2", {"in_batch_negatives": "world"}, r"set objective to ance, give contrastive_weight a value"),
+        ("ar2", {"contrastive_weight": 0.2}, "set in_batch_negatives to world, or leave the weight out"),
+        ("ar2", {"objective": "irgan", "contrastive_weight": 0.2}, "irgan has no Eq. 9 and 12"),
+        ("ar2", {"objective": "ance", "contrastive_weight": 0.2}, "ance has no Eq. 9 and 12"),
         (
             "ar2",
             {"objective": "irgan", "irgan_support": "negatives", "num_negatives": 1},
