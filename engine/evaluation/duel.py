@@ -61,6 +61,8 @@ class Duel:
     """Each iteration from 1 on, over its own retriever; none without a ranker."""
     ranker_names: list[str]
     """What the table calls it after the warm-up, and later: D0, D; none without a ranker."""
+    num_left: int = 0
+    """Of dev, queries that were not measured."""
 
     @property
     def paid(self) -> bool:
@@ -76,8 +78,13 @@ class Duel:
         before, after = self.retriever_names
         by = difference.told_of(before, f" {self.metric} on {self.num_queries} dev queries")
         what = "duel" if self.ranker_names else "training after the warm-up"
+        gain = self.taken and difference.mean > 0
         if self.paid:
             text = f"The {what} paid: {after} of iteration {shown} is {by}."
+        elif gain:
+            text = f"The {what} is NOT shown to have paid: {after} of iteration {shown} is {by}, which may be chance."
+            if self.num_left:
+                text += f" {self.num_left} more dev queries would tell more (evaluation.max_dev_queries)."
         else:
             gains = any(one.is_gain for one in self.retriever)
             ahead = "is taken although another iteration" if gains else "is taken, and no iteration"

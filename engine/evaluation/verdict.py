@@ -86,6 +86,7 @@ def judge(stage: Stage, data: Data, taken: int) -> Duel:
         names_of(table.encoder),
         _differences(values_of(ranker), stage.seed) if ranker is not None else [],
         names_of(ranker) if ranker is not None else [],
+        num_left=max(0, len(data.dataset.qrels.get("dev", {})) - len(by_retriever[0])),
     )
 
 

@@ -231,8 +231,9 @@ def test_a_gain_that_may_be_chance_is_none(open_run: Open) -> None:
     better = [3] * (NUM_QUERIES - 2) + [1, 4]
     taken = verdict(run, {0: ([3] * NUM_QUERIES, ranks(0)), 1: (better, ranks(1))})
     assert taken.iteration == 1
-    assert "did NOT pay: G of iteration 1 is taken, and no iteration is above G0 by more than chance" in taken.verdict
-    assert "G of iteration 1 is above G0 by" in taken.verdict
+    assert taken.verdict.startswith("The duel is NOT shown to have paid: G of iteration 1 is above G0 by .")
+    assert "MRR@10 on 40 dev queries (p 1.000), which" in taken.verdict
+    assert "which may be chance. D of iteration 1" in taken.verdict, "all of dev was measured"
 
 
 def test_a_game_is_judged_by_answers_too(open_run: Open) -> None:
@@ -260,7 +261,16 @@ def test_a_worse_last_iteration_that_is_taken_all_the_same_is_told() -> None:
         told(1, 0.012)
         == "The duel paid: G of iteration 1 is above G0 by .012 +- .004 MRR@10 on 300 dev queries (p .001)."
     )
-    assert "did NOT pay" in told(1, 0.012, p=0.05)
+    assert told(1, 0.012, p=0.05).startswith("The duel is NOT shown to have paid: G of iteration 1 is above G0 by .012")
+
+
+def test_a_verdict_by_a_sample_says_that_more_could_be_known() -> None:
+    """Symptom: a gain of four standard errors on all of dev was "did NOT pay" on the sample that the run measured."""
+    few = Duel(1, "MRR@10", 300, [Difference(1, 0.013, 0.008, 0.17)], ["G0", "G"], [], ["D0", "D"], num_left=1548)
+    assert few.told == (
+        "The duel is NOT shown to have paid: G of iteration 1 is above G0 by .013 +- .008 MRR@10 on 300 dev queries "
+        "(p .170), which may be chance. 1548 more dev queries would tell more (evaluation.max_dev_queries)."
+    )
 
 
 def test_training_without_a_ranker_is_no_duel() -> None:
