@@ -77,10 +77,8 @@ def test_killed_in_every_stage_two_ranks_end_bit_equal(zygote: Zygote, made: Fin
     folder = tmp_path / "run"
     moments: list[tuple[str, Callable[[], bool]]] = [
         ("dense_1", checkpointed(folder, "dense", "dense_1", 5)),
-        ("candidates/dense-001", in_ledger(folder, "index/dense-001")),
         ("dense_2", checkpointed(folder, "dense", "dense_2", 1)),
         ("lexical_1", checkpointed(folder, "lexical", "lexical_1", 3)),
-        ("encode/lexical-001", in_ledger(folder, "lexical_1")),
         ("lexical_2", checkpointed(folder, "lexical", "lexical_2", 4)),
         ("ranker", checkpointed(folder, "ranker", "ranker", 11)),
         ("scores/ranker-001", exists(folder / "teacher_scores")),
@@ -94,7 +92,7 @@ def test_killed_in_every_stage_two_ranks_end_bit_equal(zygote: Zygote, made: Fin
         started.kill()
         assert started.wait().code == -9
         cut += [stage] if stage not in ledger_of(folder) else []
-    assert len(cut) >= 8, f"the kills came too late; only these stages were cut: {cut}"
+    assert len(cut) >= 6, f"the kills came too late; only these stages were cut: {cut}"
     ended = zygote.recipe(f"run.path={folder}", *OFTEN, num_ranks=2, config=R2ANKER).wait()
     assert ended.code == 0, ended.err[-6000:]
     assert weights_of(folder) == weights_of(made.folder)
