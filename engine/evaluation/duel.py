@@ -78,10 +78,9 @@ class Duel:
         before, after = self.retriever_names
         by = difference.told_of(before, f" {self.metric} on {self.num_queries} dev queries")
         what = "duel" if self.ranker_names else "training after the warm-up"
-        gain = self.taken and difference.mean > 0
         if self.paid:
             text = f"The {what} paid: {after} of iteration {shown} is {by}."
-        elif gain:
+        elif self.taken and difference.mean > 0:
             text = f"The {what} is NOT shown to have paid: {after} of iteration {shown} is {by}, which may be chance."
             if self.num_left:
                 text += f" {self.num_left} more dev queries would tell more (evaluation.max_dev_queries)."

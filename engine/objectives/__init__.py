@@ -28,7 +28,7 @@ from engine.models.packed import Scorer
 from engine.models.template import Batch, count_tokens
 from engine.objectives.teacher import lead
 from engine.training.backend import TrainedModel
-from engine.training.gradient_cache import contrastive_backward
+from engine.training.gradient_cache import LossOf, contrastive_backward
 
 PriorOfGroups = Callable[[Sequence[Group]], Tensor]
 """From groups to what is added to a ranker's scores of their documents [B, N]."""
@@ -71,6 +71,27 @@ class PooledBatch:
     step: int
 
 
+def pooled_backward(
+    model: TrainedModel, batch: PooledBatch, loss_of: LossOf, *, further_tokens: float = 0.0
+) -> dict[str, Metric]:
+    """Differentiate a loss over a whole pool, chunk by chunk where there is more than one.
+
+    Args:
+        model: The retriever.
+        batch: This rank's share.
+        loss_of: From the representations of its queries [B, D] and documents [N, D] to the loss and its metrics.
+        further_tokens: Of what other models have read for it.
+
+    Returns:
+        The loss's metrics, with the number of tokens.
+    """
+    chunks = batch.chunks
+    metrics = contrastive_backward(
+        model, [chunk.of for chunk in chunks], loss_of, [chunk.micro.seed for chunk in chunks]
+    )
+    return metrics | {"tokens": Metric(sum(chunk.num_tokens for chunk in chunks) + further_tokens, "sum")}
+
+
 class PoolContrast(Generic[G]):
     """A contrast over a batch: a sample's query is told its own document among the documents of all samples (Eq. 2).
 
@@ -109,13 +130,9 @@ class PoolContrast(Generic[G]):
 
     def backward(self, model: TrainedModel, batch: PooledBatch) -> dict[str, Metric]:
         """Differentiate the loss over the whole pool, chunk by chunk where there is more than one."""
-        metrics = contrastive_backward(
-            model,
-            [chunk.of for chunk in batch.chunks],
-            lambda queries_BD, documents_ND: self.loss(batch, queries_BD, documents_ND),
-            [chunk.micro.seed for chunk in batch.chunks],
+        return pooled_backward(
+            model, batch, lambda queries_BD, documents_ND: self.loss(batch, queries_BD, documents_ND)
         )
-        return metrics | {"tokens": Metric(sum(chunk.num_tokens for chunk in batch.chunks), "sum")}
 
     def loss(self, batch: PooledBatch, queries_BD: Tensor, documents_ND: Tensor) -> tuple[Tensor, dict[str, Metric]]:
         """Return the loss of a rank's representations, and what is measured of it."""

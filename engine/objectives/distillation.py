@@ -20,9 +20,8 @@ from engine.data.batches import Group, InputBuilder, Samples
 from engine.data.teacher_scores import TeacherScores
 from engine.errors import ConfigError, DataError
 from engine.metrics import Metric
-from engine.objectives import InBatchContrast, Inputs, Means, PooledBatch, gather_documents, inputs_of, spread
+from engine.objectives import InBatchContrast, Inputs, Means, PooledBatch, inputs_of, pooled_backward, spread
 from engine.training.backend import TrainedModel
-from engine.training.gradient_cache import contrastive_backward
 
 _LOSSES = {"kl": losses.kl_distillation, "margin_mse": losses.margin_mse, "mse": losses.score_mse}
 
@@ -153,36 +152,28 @@ class DistillationInBatch(_FromTeacher):
     Source: Wang et al. 2022 (SimLM), whose last retriever is trained so; AR2 Eq. 2 for the contrastive loss.
     """
 
+    @property
+    def _contrast(self) -> InBatchContrast:
+        return InBatchContrast(self.samples, self._builder, score_scale=self._score_scale)
+
     def prepare(self, step: int) -> ScoredPool:
         """Make a rank's inputs, mark what of the pool is no negative, and look the teacher's scores up.
 
         Raises:
             DataError: A document that was drawn has no score.
         """
-        pool = InBatchContrast(self.samples, self._builder, score_scale=self._score_scale).prepare(step)
+        pool = self._contrast.prepare(step)
         own = [group for chunk in pool.chunks for group in chunk.micro.groups]
         return ScoredPool(pool, self._teacher_scores(own))
 
     def backward(self, model: TrainedModel, batch: ScoredPool) -> dict[str, Metric]:
         """Differentiate both losses over the whole pool, chunk by chunk where there is more than one."""
-        chunks = batch.pool.chunks
-        metrics = contrastive_backward(
-            model,
-            [chunk.of for chunk in chunks],
-            lambda queries_BD, documents_ND: self._loss(batch, queries_BD, documents_ND),
-            [chunk.micro.seed for chunk in chunks],
+        return pooled_backward(
+            model, batch.pool, lambda queries_BD, documents_ND: self._loss(batch, queries_BD, documents_ND)
         )
-        return metrics | {"tokens": Metric(sum(chunk.num_tokens for chunk in chunks), "sum")}
 
     def _loss(self, batch: ScoredPool, queries_BD: Tensor, documents_ND: Tensor) -> tuple[Tensor, dict[str, Metric]]:
-        shared = self.samples.visit.phase.pool == "world"
-        pool_PD = gather_documents(documents_ND) if shared else documents_ND
-        contrastive = losses.contrastive(
-            queries_BD @ pool_PD.T,
-            batch.pool.targets_B,
-            score_scale=self._score_scale,
-            excluded_BN=batch.pool.excluded_BP,
-        )
+        contrastive, _ = self._contrast.loss(batch.pool, queries_BD, documents_ND)
         student_scores_BN = own_scores(queries_BD, documents_ND)
         loss, measured = student_loss(
             self._settings,

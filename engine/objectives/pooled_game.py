@@ -20,10 +20,9 @@ from torch import Tensor
 
 from engine.metrics import Metric
 from engine.models.template import Batch, count_tokens
-from engine.objectives import AdversarialGame, InBatchContrast, PooledBatch, spread
+from engine.objectives import AdversarialGame, InBatchContrast, PooledBatch, pooled_backward, spread
 from engine.objectives.distillation import own_scores
 from engine.training.backend import TrainedModel
-from engine.training.gradient_cache import contrastive_backward
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +66,12 @@ class AdversarialGameInBatch(AdversarialGame):
                     for chunk, pairs in zip(chunks, batch.pairs, strict=True)
                 ]
             )
-        metrics = contrastive_backward(
+        return pooled_backward(
             model,
-            [chunk.of for chunk in chunks],
+            batch.pool,
             lambda queries_BD, documents_ND: self._pooled_loss(batch.pool, queries_BD, documents_ND, ranker_scores_BN),
-            [chunk.micro.seed for chunk in chunks],
+            further_tokens=count_tokens(*batch.pairs),
         )
-        num_tokens = sum(chunk.num_tokens for chunk in chunks) + count_tokens(*batch.pairs)
-        return metrics | {"tokens": Metric(num_tokens, "sum")}
 
     def _pooled_loss(
         self, pool: PooledBatch, queries_BD: Tensor, documents_ND: Tensor, ranker_scores_BN: Tensor

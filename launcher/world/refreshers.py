@@ -16,12 +16,11 @@ import torch
 from engine.errors import ConfigError
 from engine.run import Refresher
 from launcher.world.opening import World
-from launcher.world.starters import KEPT_GPUS
+from launcher.world.starters import KEPT_GPUS, VISIBLE, named_gpus
 from shards.errors import counted
 
 _OF_DEEPSPEED = "CROSS_SIZE"
 """A variable that the launcher of deepspeed sets in its ranks, and nobody else does."""
-_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _QUERY = ("nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader")
 _QUERY_SECONDS = 60.0
 
@@ -49,7 +48,7 @@ def refreshers_of(world: World, wanted: int, cores: Sequence[Sequence[int]] = ()
     kept = kept_gpus(visible, hidden, num_ranks=num_ranks, wanted=wanted)
     # All of them together have as many threads as the ranks of the host.
     threads = {"OMP_NUM_THREADS": str(max(1, num_ranks * torch.get_num_threads() // wanted))}
-    return tuple(Refresher("cuda:0", {_VISIBLE: gpu, **threads}, together) for gpu in kept)
+    return tuple(Refresher("cuda:0", {VISIBLE: gpu, **threads}, together) for gpu in kept)
 
 
 def told_of(found: Sequence[Refresher]) -> str:
@@ -58,26 +57,25 @@ def told_of(found: Sequence[Refresher]) -> str:
     Args:
         found: They.
     """
-    gpus = [one.environ[_VISIBLE].removeprefix("GPU-") for one in found if _VISIBLE in one.environ]
+    gpus = [one.environ[VISIBLE].removeprefix("GPU-") for one in found if VISIBLE in one.environ]
     return ", ".join(f"GPU {gpu}" for gpu in gpus) or f"{counted(len(found), 'companion')} of each host"
 
 
 def visible_gpus(environ: Mapping[str, str], count: int) -> list[str]:
-    """Return what CUDA_VISIBLE_DEVICES calls each GPU that this process sees, in torch's order.
+    """Return what CUDAVISIBLE_DEVICES calls each GPU that this process sees, in torch's order.
 
     Args:
         environ: Environment variables.
         count: How many torch sees.
     """
-    named = [word.strip() for word in environ.get(_VISIBLE, "").split(",") if word.strip()]
-    return (named or [str(number) for number in range(count)])[:count]
+    return (named_gpus(environ) or [str(number) for number in range(count)])[:count]
 
 
 def kept_gpus(visible: Sequence[str], hidden: Sequence[str], *, num_ranks: int, wanted: int) -> list[str]:
     """Choose GPUs on which no rank trains; the ranks have the first that are visible.
 
     Args:
-        visible: Of this host, as CUDA_VISIBLE_DEVICES calls them.
+        visible: Of this host, as CUDAVISIBLE_DEVICES calls them.
         hidden: Further ones that may be taken, likewise.
         num_ranks: On this host.
         wanted: How many are needed.
@@ -100,7 +98,7 @@ def kept_gpus(visible: Sequence[str], hidden: Sequence[str], *, num_ranks: int, 
         f"ar2.refresh_devices keeps {counted(wanted, 'GPU')} of each host for the refresh, but of the {total} here "
         f"{counted(num_ranks, 'rank')} leave {len(free)}",
         expected=f"{counted(num_ranks + wanted, 'GPU')}, one for each rank and {wanted} more",
-        remedy=f"{fewer}; where the host has more GPUs, let the processes see them ({_VISIBLE})",
+        remedy=f"{fewer}; where the host has more GPUs, let the processes see them ({VISIBLE})",
     )
 
 

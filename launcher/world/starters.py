@@ -31,7 +31,7 @@ _QUIETLY = ("--log_level", "error")
 """Of deepspeed's own lines, those alone that tell of an error; the ranks tell the rest."""
 KEPT_GPUS = "SPARRING_REFRESH_GPUS"
 """Names the GPUs that `ar2.refresh_devices` keeps, where the one who starts has said which ones may be used."""
-_VISIBLE = "CUDA_VISIBLE_DEVICES"
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 _AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 
 
@@ -96,6 +96,15 @@ def look_around(environ: Mapping[str, str]) -> Place:
 
         gpus = torch.cuda.device_count()
     return Place(gpus, len(os.sched_getaffinity(0)), Path(sys.executable).parent, os.geteuid() == 0, environ)
+
+
+def named_gpus(environ: Mapping[str, str]) -> list[str]:
+    """Return the GPUs that CUDA_VISIBLE_DEVICES names, as it does; none where it is not set.
+
+    Args:
+        environ: Environment variables.
+    """
+    return [word.strip() for word in environ.get(VISIBLE, "").split(",") if word.strip()]
 
 
 def choose_start(config: Config, asked: Asked, place: Place, words: Sequence[str]) -> Start:
@@ -228,13 +237,13 @@ def _on_this_machine(config: Config, asked: Asked, place: Place, words: Sequence
         return _as_root(
             Start([*start, sys.executable, _run_as_typed(), *words], environ, tuple(environ), is_here=True), place
         ), num_ranks
-    counted_out = ["--num_accelerators", str(num_ranks)]
+    how_many = ["--num_accelerators", str(num_ranks)]
     if not on_cpu and (named := _named_gpus(place)):  # which deepspeed passes over where it is told a number
-        counted_out = []
-        environ = {_VISIBLE: ",".join(named[:num_ranks])}
+        how_many = []
+        environ = {VISIBLE: ",".join(named[:num_ranks])}
         if config.refresh_devices:
             environ[KEPT_GPUS] = ",".join(named[num_ranks:])
-    start = ["deepspeed", *counted_out, *_master(asked), *_QUIETLY]
+    start = ["deepspeed", *how_many, *_master(asked), *_QUIETLY]
     shown = tuple(environ)
     if gpus == 0:  # otherwise it says that it found no GPU, in each of its processes
         environ = {"DS_ACCELERATOR": "cpu"}
@@ -247,12 +256,12 @@ def _named_gpus(place: Place) -> list[str]:
     Raises:
         ConfigError: They are not named by numbers.
     """
-    named = [word.strip() for word in place.environ.get(_VISIBLE, "").split(",") if word.strip()][: place.gpus]
+    named = named_gpus(place.environ)[: place.gpus]
     if other := [word for word in named if not word.isdigit()]:
         raise ConfigError(
-            f"{_VISIBLE} names {other[0]!r}, and deepspeed takes numbers alone",
+            f"{VISIBLE} names {other[0]!r}, and deepspeed takes numbers alone",
             expected="numbers of GPUs, such as 2,3 (`nvidia-smi -L` lists them)",
-            remedy=f"set {_VISIBLE} to these, or start by --mpi, which takes ids as well",
+            remedy=f"set {VISIBLE} to these, or start by --mpi, which takes ids as well",
         )
     return named
 
