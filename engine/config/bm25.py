@@ -8,6 +8,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Literal
 
 import Stemmer  # type: ignore[import-not-found]
@@ -99,9 +101,19 @@ def stemmers() -> tuple[str, ...]:
 
 @cache
 def stop_word_lists() -> dict[str, tuple[str, ...]]:
-    """Return bm25s's lists of stop words by their language."""
-    import bm25s.stopwords as bm25s_stopwords  # type: ignore[import-untyped]  # not before: it imports scipy
+    """Return bm25s's lists of stop words by their language.
 
+    They are read from the package's file. The package itself imports JAX where there is one, which takes three quarters
+    of a GPU's memory from whoever trains there.
+    """
+    package = find_spec("bm25s")
+    assert package is not None, "setup.cfg requires it"
+    assert package.origin is not None, "it is a regular package"
+    file = spec_from_file_location("bm25s_stopwords", Path(package.origin).with_name("stopwords.py"))
+    assert file is not None, "a module of Python"
+    assert file.loader is not None, "a module of Python"
+    lists = module_from_spec(file)
+    file.loader.exec_module(lists)
     prefix, english = "STOPWORDS_", {"en": "english", "en_plus": "english_plus"}
-    named = {name.removeprefix(prefix).lower(): name for name in dir(bm25s_stopwords) if name.startswith(prefix)}
-    return {english.get(name, name): tuple(getattr(bm25s_stopwords, constant)) for name, constant in named.items()}
+    named = {name.removeprefix(prefix).lower(): name for name in dir(lists) if name.startswith(prefix)}
+    return {english.get(name, name): tuple(getattr(lists, constant)) for name, constant in named.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,3 +45,16 @@ def test_a_list_of_stop_words_comes_back_from_the_recorded_configuration(tmp_pat
     path.write_text(dump_config(config))
     assert load_config(path) == config
     assert (config.bm25.stopwords, config.data.ignore_identical_ids) == (("der", "die"), False)
+
+
+def test_the_lists_of_stop_words_come_without_what_takes_a_gpu(tmp_path: Path) -> None:
+    (tmp_path / "jax.py").write_text("raise SystemExit('JAX was imported')")
+    program = "from engine.config.bm25 import stop_word_lists; print(len(stop_word_lists()['english']))"
+    command = [
+        sys.executable,
+        "-c",
+        f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(TINY.parents[1])!r}]; {program}",
+    ]
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (told.returncode, told.stderr) == (0, "")
+    assert int(told.stdout) > 30
