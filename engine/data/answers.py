@@ -12,8 +12,13 @@ from __future__ import annotations
 import re
 import sys
 import unicodedata
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Hashable, Sequence
+from functools import cache, lru_cache
+from typing import TypeVar
+
+KEPT_TEXTS = 65_536
+"""Documents whose texts stay cut into tokens: some 100 MiB of Wikipedia's passages."""
+Key = TypeVar("Key", bound=Hashable)
 
 
 @cache
@@ -60,6 +65,41 @@ def tokenize(text: str) -> list[str]:
     return [token.lower() for token in _token_pattern().findall(unicodedata.normalize("NFD", text))]
 
 
+class Haystack:
+    """A text that is looked through for the answers of many queries: what every look needs is made once.
+
+    Args:
+        text: The document's text. Its title does not count.
+    """
+
+    __slots__ = ("_text", "_tokens", "plain")
+
+    def __init__(self, text: str) -> None:
+        self.plain = (text if text.isascii() else unicodedata.normalize("NFD", text)).lower()
+        self._text, self._tokens = text, ""
+
+    @property
+    def tokens(self) -> str:
+        """The text's tokens between spaces; cut when first asked for, which most texts never are."""
+        if not self._tokens:
+            self._tokens, self._text = _joined(tokenize(self._text)), ""
+        return self._tokens
+
+
+def haystacks_of(text_of: Callable[[Key], str]) -> Callable[[Key], Haystack]:
+    """Return a function from a document to its text as a haystack, which keeps those that were asked for last.
+
+    Args:
+        text_of: Document -> its text.
+    """
+
+    @lru_cache(maxsize=KEPT_TEXTS)
+    def haystack(document: Key) -> Haystack:
+        return Haystack(text_of(document))
+
+    return haystack
+
+
 class AnswerMatcher:
     """The answers of one query, tokenised once, to be looked for in many documents.
 
@@ -73,20 +113,16 @@ class AnswerMatcher:
         self._needles = [_joined(tokens) for tokens in needles]
         self._rare = [_telling(tokens) for tokens in needles]
 
-    def has(self, text: str) -> bool:
+    def has(self, text: Haystack) -> bool:
         """Whether a text contains one of the answers as consecutive tokens.
 
         Args:
-            text: The document's text. Its title does not count.
+            text: The document's.
         """
         # Most documents lack even the longest word of the answer, which is seen without cutting them into tokens.
-        plain = text if text.isascii() else unicodedata.normalize("NFD", text)
-        plain = plain.lower()
+        plain = text.plain
         likely = [needle for needle, word in zip(self._needles, self._rare, strict=True) if word in plain]
-        if not likely:
-            return False
-        haystack = _joined(tokenize(text))
-        return any(needle in haystack for needle in likely)
+        return bool(likely) and any(needle in text.tokens for needle in likely)
 
 
 def contains_answer(text: str, answers: Sequence[str]) -> bool:
@@ -96,7 +132,7 @@ def contains_answer(text: str, answers: Sequence[str]) -> bool:
         text: The document's text. Its title does not count.
         answers: Strings of which any will do.
     """
-    return AnswerMatcher(answers).has(text)
+    return AnswerMatcher(answers).has(Haystack(text))
 
 
 def _joined(tokens: list[str]) -> str:

@@ -118,8 +118,4 @@ def answers_of(data: Data) -> Predicate:
     def matcher(qid: str) -> AnswerMatcher:
         return AnswerMatcher(answers[qid])
 
-    @lru_cache(maxsize=200_000)
-    def text(document: int) -> str:
-        return data.shards.document(document).text
-
-    return lambda qid, document: qid in answers and matcher(qid).has(text(document))
+    return lambda qid, document: qid in answers and matcher(qid).has(data.haystack_of(document))

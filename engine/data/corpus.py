@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from engine.config.models import RankerConfig
 from engine.config.recipe import Config
+from engine.data.answers import Haystack, haystacks_of
 from engine.data.identical import find_own_documents
 from engine.data.negatives import FALSE_NEGATIVES, IDENTICAL_IDS, POSITIVES
 from engine.data.tokenization import ModelText, WrittenCorpus, find_corpus, plan_corpus, write_corpus
@@ -144,6 +146,11 @@ class Data:
             false_negatives=missed,
         )
         return replace(self, train=more)
+
+    @cached_property
+    def haystack_of(self) -> Callable[[int], Haystack]:
+        """Corpus index -> a document's text, ready to be looked through for answers; the last ones are kept."""
+        return haystacks_of(lambda document: self.shards.document(document).text)
 
     def queries_of(self, split: str, limit: int | None, seed: int) -> list[Query]:
         """Return a split's queries, all or a sample drawn by the seed, in the split's order.

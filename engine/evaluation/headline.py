@@ -128,8 +128,7 @@ def _values(
     for qid in queries:
         if answers := data.dataset.queries[qid].answers:
             matcher, top = AnswerMatcher(answers), best_first(qid, ranking.get(qid, {}))[: cutoff_of(metric)]
-            texts = {docid: data.shards.document(data.shards.index_of(docid)).text for docid in top}
-            answered[qid] = {docid for docid, text in texts.items() if matcher.has(text)}
+            answered[qid] = {docid for docid in top if matcher.has(data.haystack_of(data.shards.index_of(docid)))}
     return answer_values(ranking, answered, metric)
 
 

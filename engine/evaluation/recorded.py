@@ -14,7 +14,7 @@ from pathlib import Path
 
 from engine.config.metric_names import ANSWERED, ENTROPY, ENTROPY_DEPTH, cutoff_of, family_of
 from engine.config.timetable import iteration_name
-from engine.data.answers import AnswerMatcher
+from engine.data.answers import AnswerMatcher, haystacks_of
 from engine.data.corpus import sample_queries
 from engine.data.trec import Rankings, best_first, read_trec
 from engine.errors import ArtifactError, ConfigError
@@ -103,7 +103,8 @@ class Recordings:
         text_of: Callable[[str], str] | None = None,
     ) -> None:
         self._dataset, self._split, self._metrics = dataset, split, tuple(metrics)
-        self._threshold, self._num_queries, self._text_of = relevance_threshold, num_queries, text_of
+        self._threshold, self._num_queries = relevance_threshold, num_queries
+        self._haystack_of = haystacks_of(text_of) if text_of else None
         self._answers: dict[tuple[str, str], bool] = {}
         self._matchers: dict[str, AnswerMatcher] = {}
 
@@ -176,7 +177,7 @@ class Recordings:
         return query_values(ranking, qrels, metric, relevance_threshold=self._threshold)
 
     def _answered(self, ranking: Rankings, queries: Sequence[Query], depth: int) -> dict[str, set[str]]:
-        if self._text_of is None:
+        if self._haystack_of is None:
             raise ValueError("a metric by answers without the documents' texts")
         found: dict[str, set[str]] = {}
         for query in queries:
@@ -186,7 +187,7 @@ class Recordings:
             found[query.id] = set()
             for docid in best_first(query.id, ranking.get(query.id, {}))[:depth]:
                 if (query.id, docid) not in self._answers:
-                    self._answers[query.id, docid] = matcher.has(self._text_of(docid))
+                    self._answers[query.id, docid] = matcher.has(self._haystack_of(docid))
                 if self._answers[query.id, docid]:
                     found[query.id].add(docid)
         return found

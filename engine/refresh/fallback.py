@@ -196,7 +196,7 @@ def _best_with_answer(
         judged = {data.shards.index_of(docid) for docid in (*train[question.id], *exclusions.get(question.id, ()))}
         for rank in range(int(hits.num_found_Q[row])):
             document = int(hits.documents_QK[row, rank])
-            if document not in judged and matcher.has(data.shards.document(document).text):
+            if document not in judged and matcher.has(data.haystack_of(document)):
                 documents_Q1[row, 0], scores_Q1[row, 0] = document, hits.scores_QK[row, rank]
                 break
     return documents_Q1, scores_Q1

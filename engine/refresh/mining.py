@@ -18,7 +18,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -237,12 +237,7 @@ def _found_of(blocks: Blocks, group: int) -> Path:
 def answer_predicate(data: Data, rows: np.ndarray) -> Callable[[int, int], bool]:
     """Return a function (place in `rows`, document) -> whether the document contains an answer of that query."""
     matchers = [AnswerMatcher(data.train.queries[row].answers) for row in rows.tolist()]
-
-    @lru_cache(maxsize=200_000)
-    def text(document: int) -> str:
-        return data.shards.document(document).text
-
-    return lambda place, document: matchers[place].has(text(document))
+    return lambda place, document: matchers[place].has(data.haystack_of(document))
 
 
 def _mine_block(plan: _Plan, searcher: Searcher, rows: np.ndarray) -> Candidates:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from engine.config.metric_names import ANSWERED, JUDGED, cutoff_of, family_of
 from engine.config.timetable import WeightsOf
-from engine.data.answers import AnswerMatcher
+from engine.data.answers import AnswerMatcher, haystacks_of
 from engine.data.corpus import sample_queries
 from engine.data.trec import best_first, run_lines
 from engine.errors import DataError
@@ -59,6 +59,7 @@ class RankingReader:
 
     def __init__(self, opened: Opened) -> None:
         self._opened = opened
+        self._haystack_of = haystacks_of(self._text_of)
         self._answers: dict[tuple[str, str], bool] = {}
         self._matchers: dict[str, AnswerMatcher] = {}
 
@@ -132,12 +133,16 @@ class RankingReader:
         return next((rank for rank, docid in enumerate(docids, start=1) if self._has_answer(query, docid)), math.inf)
 
     def _has_answer(self, query: Query, docid: str) -> bool:
-        shards, key = self._opened.shards, (query.id, docid)
-        assert shards is not None
+        key = (query.id, docid)
         if key not in self._answers:
             matcher = self._matchers.setdefault(query.id, AnswerMatcher(query.answers))
-            self._answers[key] = matcher.has(shards.document(shards.index_of(docid)).text)
+            self._answers[key] = matcher.has(self._haystack_of(docid))
         return self._answers[key]
+
+    def _text_of(self, docid: str) -> str:
+        shards = self._opened.shards
+        assert shards is not None
+        return shards.document(shards.index_of(docid)).text
 
 
 def rankings_by_query(path: Path, depth: int) -> Iterator[tuple[str, dict[str, float]]]:

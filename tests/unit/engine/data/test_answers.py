@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 
-from engine.data.answers import AnswerMatcher, contains_answer, tokenize
+from engine.data.answers import AnswerMatcher, Haystack, contains_answer, haystacks_of, tokenize
 
 
 @pytest.mark.parametrize(
@@ -50,10 +50,24 @@ def test_an_answer_is_not_found(text: str, answer: str) -> None:
 
 def test_any_of_the_answers_will_do_and_none_matches_nothing() -> None:
     matcher = AnswerMatcher(["", "missing", "Second Answer"])
-    assert matcher.has("the second answer is here")
-    assert not matcher.has("an answer, the second")
-    assert not AnswerMatcher([]).has("text")
+    assert matcher.has(Haystack("the second answer is here"))
+    assert not matcher.has(Haystack("an answer, the second"))
+    assert not AnswerMatcher([]).has(Haystack("text"))
     assert not contains_answer("text", ())
+
+
+def test_a_text_is_read_once_for_the_answers_of_many_queries() -> None:
+    read: list[str] = []
+
+    def text_of(docid: str) -> str:
+        read.append(docid)
+        return {"a": "Caf\u00e9 au lait, 1973", "b": "an art party"}[docid]
+
+    haystack_of = haystacks_of(text_of)
+    answers = [["1973"], ["party"], ["art"], ["cafe\u0301 au"], ["art party"], ["arty"]]
+    found = [[docid for docid in ("a", "b") if AnswerMatcher(own).has(haystack_of(docid))] for own in answers]
+    assert found == [["a"], ["b"], ["b"], ["a"], ["b"], []]
+    assert read == ["a", "b"]
 
 
 @pytest.mark.parametrize(
