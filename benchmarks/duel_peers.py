@@ -4,8 +4,8 @@ The peer gets the seconds that the run's ledger has for its warm-ups, refreshes 
 and for measurements), and the run's own models, lengths and batches. Its recipe: hard negatives mined with the start;
 CachedMultipleNegativesRankingLoss on them; negatives mined again; a cross-encoder with a listwise loss on these; the
 cached loss together with DistillKLDivLoss on the cross-encoder's scores. Each part has the share of the seconds that
-the run spent on what corresponds to it, and ends by the clock. It has one process with as many threads as the run had
-ranks.
+the run spent on what corresponds to it, and ends by the clock. It has one process, with as many threads as the run had
+ranks, on the device that the run had, and its half precision, as autocast has it.
 
 Both retrievers then encode the corpus by sentence-transformers and are searched exactly, for all queries of a split.
 
@@ -32,6 +32,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.cross_encoder.losses import ListNetLoss
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss, DistillKLDivLoss
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+from sentence_transformers.util import batch_to_device
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -91,10 +92,12 @@ class Peer:
         config: The run's.
         folder: Takes copies of the start models.
         seed: Of the orders and draws.
+        device: Of both models.
     """
 
-    def __init__(self, config: Ar2Recipe, folder: Path, seed: int) -> None:
-        self.config, self.random = config, random.Random(seed)
+    def __init__(self, config: Ar2Recipe, folder: Path, seed: int, device: torch.device) -> None:
+        self.config, self.random, self.device = config, random.Random(seed), device
+        self.chunk = 32 if device.type == "cpu" else 512
         torch.manual_seed(seed)
         section, ranker = config.retriever, config.ranker
         assert ranker is not None, "the objective ar2 has one"
@@ -108,12 +111,17 @@ class Peer:
             dropout=section.dropout,
         )
         start.save(folder / "retriever", tokenizer)
-        self.retriever = read_retriever(folder / "retriever", section.max_length)
+        self.retriever = read_retriever(folder / "retriever", section.max_length, device, section.precision)
         plain = Ranker.load(ranker.name, head="pooler", num_layers=ranker.kept_layers)
         plain.save(folder / "ranker", load_tokenizer(ranker.name))
         self.ranker = CrossEncoder(
-            str(folder / "ranker"), num_labels=1, max_length=ranker.max_length, activation_fn=nn.Identity()
+            str(folder / "ranker"),
+            num_labels=1,
+            max_length=ranker.max_length,
+            activation_fn=nn.Identity(),
+            device=str(device),
         )
+        halve(self.ranker, ranker.precision)
         dataset = open_dataset(Path(str(config.data.path)))
         documents = list(dataset.documents())
         self.place = {document.id: row for row, document in enumerate(documents)}
@@ -129,8 +137,10 @@ class Peer:
 
     def encode(self, model: SentenceTransformer, texts: list[str]) -> torch.Tensor:
         """Return embeddings [N, D]."""
-        found: torch.Tensor = model.encode(texts, batch_size=32, convert_to_tensor=True, show_progress_bar=False)
-        return found
+        found: torch.Tensor = model.encode(
+            texts, batch_size=self.chunk, convert_to_tensor=True, show_progress_bar=False
+        )
+        return found.float().cpu()
 
     def search(self, model: SentenceTransformer, qids: list[str], depth: int) -> tuple[np.ndarray, np.ndarray]:
         """Return each query's best documents and their scores, [Q, depth]."""
@@ -166,7 +176,8 @@ class Peer:
 
     def features(self, queries: list[str], texts: list[list[str]]) -> list[Any]:
         """Return what a loss takes: the queries' tokens, then each column's."""
-        return [self.retriever.preprocess(list(column)) for column in (queries, *zip(*texts, strict=True))]
+        columns = (queries, *zip(*texts, strict=True))
+        return [batch_to_device(self.retriever.preprocess(list(column)), self.device) for column in columns]
 
     def contrast(self, seconds: float) -> int:
         """Train the retriever on in-batch negatives and one mined; return the steps."""
@@ -203,18 +214,26 @@ class Peer:
             queries, texts = next(drawn)
             pairs = [(query, text) for query, own in zip(queries, texts, strict=True) for text in own]
             self.ranker.eval()
-            told = self.ranker.predict(pairs, batch_size=32, convert_to_tensor=True, show_progress_bar=False)
-            yield distillation(self.features(queries, texts), told.view(len(queries), -1))
+            told = self.ranker.predict(pairs, batch_size=self.chunk, convert_to_tensor=True, show_progress_bar=False)
+            yield distillation(self.features(queries, texts), told.float().view(len(queries), -1))
             yield contrast(self.features(queries, texts), None)
 
         return train(self.retriever, game.retriever.optim.lr, seconds, of_a_step)
 
 
-def read_retriever(folder: Path, max_length: int) -> SentenceTransformer:
+def halve(model: Any, precision: str) -> None:
+    """Have a model's layers computed as autocast does, in passes forward of whatever thread."""
+    if precision != "fp32":
+        dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+        model.forward = torch.autocast("cuda", dtype)(model.forward)
+
+
+def read_retriever(folder: Path, max_length: int, device: torch.device, precision: str) -> SentenceTransformer:
     """Read a retriever that the engine wrote, with mean pooling and unit vectors."""
     backbone = Transformer(str(folder), max_seq_length=max_length)
+    halve(backbone, precision)
     return SentenceTransformer(
-        modules=[backbone, Pooling(backbone.get_embedding_dimension(), "mean"), Normalize()], device="cpu"
+        modules=[backbone, Pooling(backbone.get_embedding_dimension(), "mean"), Normalize()], device=str(device)
     )
 
 
@@ -250,7 +269,7 @@ def compete(peer: Peer, seconds: Seconds) -> dict[str, str]:
     peer.mine()
     mined = time.monotonic() - begun - seconds.contrast
     steps["ranker"] = peer.learn(seconds.ranker)
-    left = max(60.0, seconds.total - (time.monotonic() - begun))
+    left = max(seconds.distillation / 2, seconds.total - (time.monotonic() - begun))
     steps["distillation"] = peer.distil(left)
     taken = time.monotonic() - begun
     return {
@@ -268,6 +287,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--seconds", type=float, help="in place of the run's own")
     parser.add_argument("--threads", type=int, default=2, help="as many as the run had ranks")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="that the run had")
     parser.add_argument("--out", type=Path, help="keeps the peer's models")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -275,16 +295,19 @@ def main() -> None:
     assert isinstance(config, Ar2Recipe), "an AR2 run"
     seconds = Seconds.of(arguments.run, arguments.seconds)
     with tempfile.TemporaryDirectory() as scratch:
-        peer = Peer(config, Path(scratch), arguments.seed)
-        start = read_retriever(Path(scratch) / "retriever", config.retriever.max_length)
+        device = torch.device(arguments.device)
+        peer = Peer(config, Path(scratch), arguments.seed, device)
+        start = read_retriever(Path(scratch) / "retriever", config.retriever.max_length, device, "fp32")
         did = compete(peer, seconds)
-        if arguments.out is not None:
-            peer.retriever.save_pretrained(str(arguments.out / "retriever"))
-            peer.ranker.save_pretrained(str(arguments.out / "ranker"))
+        out = arguments.out or Path(scratch) / "peer"
+        peer.retriever.save_pretrained(str(out / "retriever"))
+        peer.ranker.save_pretrained(str(out / "ranker"))
         models = {
             "the start": start,
-            "sentence-transformers": peer.retriever.eval(),
-            "the run's retriever": SentenceTransformer(str(arguments.run / "export" / "retriever"), device="cpu"),
+            "sentence-transformers": SentenceTransformer(str(out / "retriever"), device=arguments.device),
+            "the run's retriever": SentenceTransformer(
+                str(arguments.run / "export/retriever"), device=arguments.device
+            ),
         }
         qrels = peer.dataset.qrels[arguments.split]
         qids = [qid for qid in qrels if any(grade > 0 for grade in qrels[qid].values())]
