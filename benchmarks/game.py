@@ -26,7 +26,7 @@ from engine.config.ar2 import Ar2Config
 from engine.evaluation.chosen import trust_by
 from engine.evaluation.significance import standard_error
 from engine.losses import contrastive
-from engine.objectives import retriever_loss
+from engine.objectives.game import retriever_loss
 
 DOCUMENTS, TRAIN, DEV = 600, 400, 200
 SIGNAL, NUISANCE = 16, 16

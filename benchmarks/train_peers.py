@@ -21,7 +21,7 @@ from engine import losses
 from engine.config.timetable import Visit
 from engine.data.batches import Group
 from engine.models.loading import load_tokenizer
-from engine.objectives import retriever_loss
+from engine.objectives.game import retriever_loss
 
 CERTAIN = 100.0
 """A label whose softmax among zeros is 1."""

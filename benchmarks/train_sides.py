@@ -18,7 +18,9 @@ from engine.data.batches import InputBuilder
 from engine.data.prefetch import map_tensors, prefetched
 from engine.models.kinds import load_untrained
 from engine.models.weights import frozen_ranker
-from engine.objectives import AdversarialGame, InBatchContrast, ListwiseRanking
+from engine.objectives.contrast import InBatchContrast
+from engine.objectives.game import AdversarialGame
+from engine.objectives.ranking import ListwiseRanking
 from engine.training import loop
 from engine.training.backend import TrainedModel
 from engine.training.loop import Objective

@@ -26,12 +26,14 @@ from engine.log import get_logger
 from engine.models.adapters import read_adapters
 from engine.models.kinds import load_untrained, parts_of
 from engine.models.weights import frozen_ranker, verify_weights
-from engine.objectives import AdversarialGame, InBatchContrast, ListwiseRanking, PriorOfGroups
+from engine.objectives.contrast import InBatchContrast
 from engine.objectives.distillation import Distillation, DistillationInBatch, require_scores
+from engine.objectives.game import AdversarialGame
 from engine.objectives.irgan import Discriminator, Generator
 from engine.objectives.lexical import LexicalContrast
 from engine.objectives.mined import MinedContrast
 from engine.objectives.pooled_game import AdversarialGameInBatch
+from engine.objectives.ranking import ListwiseRanking, PriorOfGroups
 from engine.results import NOT_SHOWN
 from engine.retrievers.prior import RankerPrior
 from engine.run import Run, Stage

@@ -19,20 +19,10 @@ from engine.config.models import RetrieverConfig
 from engine.config.recipe import Config
 from engine.config.timetable import Sizes
 from engine.data.batches import require_equal_shares
-from engine.data.corpus import (
-    Data,
-    ModelText,
-    copy_shards,
-    model_texts,
-    open_data,
-    random_model_folder,
-    require_enough_documents,
-    require_same_files,
-    require_training_queries,
-    write_shards,
-)
+from engine.data.corpus import Data, ModelText, copy_shards, model_texts, open_data, random_model_folder, write_shards
 from engine.data.given import require_given, require_given_documents
 from engine.data.label_files import require_label_files, require_same_labels, with_labels
+from engine.data.requirements import require_enough_documents, require_same_files, require_training_queries
 from engine.data.tokenization import WrittenCorpus
 from engine.evaluation.chosen import plays_iterations
 from engine.evaluation.evaluate import evaluate_systems, require_measurable_splits

@@ -21,6 +21,7 @@ from engine.config.recipe import Config
 from engine.data.answers import Haystack, haystacks_of
 from engine.data.identical import find_own_documents
 from engine.data.negatives import FALSE_NEGATIVES, IDENTICAL_IDS, POSITIVES
+from engine.data.requirements import require_same_files
 from engine.data.tokenization import ModelText, WrittenCorpus, find_corpus, plan_corpus, write_corpus
 from engine.errors import ArtifactError, DataError
 from engine.log import get_logger
@@ -316,64 +317,6 @@ def copy_shards(data: Data, run: Run) -> Data:
     copied = sum(coordinator.gather("bytes of the copies", num_bytes))
     log.info("the shards are read from %s on each host; %.1f MB were copied there", copies.copies, copied / 1e6)
     return replace(data, shards=copies)
-
-
-def require_same_files(dataset_sha256: str, dataset: Dataset) -> None:
-    """Refuse to go on with other data than the shards were made of.
-
-    Args:
-        dataset_sha256: Fingerprint of the files that the shards were made of.
-        dataset: What is there now.
-
-    Raises:
-        ArtifactError: The data changed since.
-    """
-    if dataset_sha256 != dataset.fingerprint:
-        raise ArtifactError(
-            f"the shards of the run were made of other files than those now in {dataset.path}",
-            expected=f"data with fingerprint {dataset_sha256}, found {dataset.fingerprint}",
-            remedy="restore the data, or choose another run.path",
-        )
-
-
-def require_training_queries(dataset: Dataset, *, finds_positives: bool = False) -> None:
-    """Refuse to train where nothing can be learnt from.
-
-    Args:
-        dataset: The data.
-        finds_positives: Whether positives are looked for, of queries that have answers.
-
-    Raises:
-        DataError: The train split is missing or none of its queries has a positive.
-    """
-    train = dataset.qrels.get("train", {})
-    if not any(dataset.positives("train", qid) or (finds_positives and dataset.queries[qid].answers) for qid in train):
-        raise DataError(
-            f"{dataset.path} has no training query with a positive document",
-            expected="a train split, such as qrels/train.tsv in the BEIR layout",
-            remedy="add one, or name another folder by data.path",
-        )
-
-
-def require_enough_documents(config: Config, dataset: Dataset) -> None:
-    """Refuse a corpus that is too small for the negatives a step draws, before any work is done.
-
-    Raises:
-        DataError: Even with all documents but the positive, n cannot be drawn; or all are held out.
-    """
-    needed, held_out = config.timetable.most_negatives, config.timetable.held_out
-    if held_out >= dataset.num_documents:
-        raise DataError(
-            f"the corpus has {dataset.num_documents} documents, {held_out} of which are to be held out",
-            expected="documents that are left to train on",
-            remedy=f"lower {config.recipe}.held_out, or use a larger corpus",
-        )
-    if dataset.num_documents <= needed:
-        raise DataError(
-            f"the corpus has {dataset.num_documents} documents, a step draws {needed} negatives and a positive",
-            expected=f"more than {needed} documents",
-            remedy="lower num_negatives, or use a larger corpus",
-        )
 
 
 def random_model_folder(config: Config, dataset: Dataset, folder: RunFolder) -> Path:

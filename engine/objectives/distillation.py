@@ -20,7 +20,8 @@ from engine.data.batches import Group, InputBuilder, Samples
 from engine.data.teacher_scores import TeacherScores
 from engine.errors import ConfigError, DataError
 from engine.metrics import Metric
-from engine.objectives import InBatchContrast, Inputs, Means, PooledBatch, inputs_of, pooled_backward, spread
+from engine.objectives import Inputs, Means, PooledBatch, inputs_of, own_scores, pooled_backward, spread
+from engine.objectives.contrast import InBatchContrast
 from engine.training.backend import TrainedModel
 
 _LOSSES = {"kl": losses.kl_distillation, "margin_mse": losses.margin_mse, "mse": losses.score_mse}
@@ -184,20 +185,6 @@ class DistillationInBatch(_FromTeacher):
         )
         measured["score_spread"] = spread(student_scores_BN)
         return loss, {name: Metric(value) for name, value in measured.items()}
-
-
-def own_scores(queries_BD: Tensor, documents_ND: Tensor) -> Tensor:
-    """Score each query's own documents.
-
-    Args:
-        queries_BD: Representations of B queries [B, D].
-        documents_ND: Representations of their documents, query by query, equally many of each [B * N, D].
-
-    Returns:
-        Inner products [B, N].
-    """
-    documents_BND = documents_ND.view(len(queries_BD), -1, queries_BD.shape[-1])
-    return torch.einsum("bd,bnd->bn", queries_BD, documents_BND)
 
 
 def student_loss(

@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine import losses
-from engine.objectives import AdversarialGame, ListwiseRanking
+from engine.objectives.game import AdversarialGame
+from engine.objectives.ranking import ListwiseRanking
 
 Support = Literal["group", "negatives"]
 """Which documents of a query's group the generator draws from: see `generator`."""

@@ -13,7 +13,8 @@ from torch.distributed.nn.functional import all_reduce
 from engine.config.lexical import FlopsConfig
 from engine.data.batches import InputBuilder, Samples
 from engine.metrics import Metric
-from engine.objectives import InBatchContrast, PooledBatch
+from engine.objectives import PooledBatch
+from engine.objectives.contrast import InBatchContrast
 
 
 class LexicalContrast(InBatchContrast):

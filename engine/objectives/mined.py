@@ -17,8 +17,7 @@ import torch
 from engine import losses
 from engine.data.batches import InputBuilder, Samples
 from engine.metrics import Metric
-from engine.objectives import Inputs, Means, inputs_of, spread
-from engine.objectives.distillation import own_scores
+from engine.objectives import Inputs, Means, inputs_of, own_scores, spread
 from engine.training.backend import TrainedModel
 
 

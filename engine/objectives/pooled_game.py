@@ -20,8 +20,9 @@ from torch import Tensor
 
 from engine.metrics import Metric
 from engine.models.template import Batch, count_tokens
-from engine.objectives import AdversarialGame, InBatchContrast, PooledBatch, pooled_backward, spread
-from engine.objectives.distillation import own_scores
+from engine.objectives import PooledBatch, own_scores, pooled_backward, spread
+from engine.objectives.contrast import InBatchContrast
+from engine.objectives.game import AdversarialGame
 from engine.training.backend import TrainedModel
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.models.template import Batch
-from engine.objectives import PoolContrast
+from engine.objectives.contrast import PoolContrast
 from engine.pretrain.cloze import ClozeBuilder
 from engine.pretrain.documents import Reading, ReadingSamples
 

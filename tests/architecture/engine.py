@@ -96,9 +96,8 @@ def phases_without_their_parts(modules: list[Module]) -> list[str]:
         if ("engine.training.loop", "train") not in {(origin, name) for _, origin, name in imported_names(module)}:
             offences.append(f"{module.name} does not train by engine.training.loop")
         known = {other.name for other in modules}
-        if "engine.objectives" in known and "engine.objectives" not in {
-            target for _, target in imported_modules(module, known)
-        }:
+        taken = {f"{target}." for _, target in imported_modules(module, known)}
+        if "engine.objectives" in known and not any(target.startswith("engine.objectives.") for target in taken):
             offences.append(f"{module.name} takes no objective from engine.objectives")
         offences += [
             f"{module.at(node.lineno)} {node.name} belongs into engine.objectives"

@@ -50,7 +50,7 @@ def three_models_on_every_rank() -> None:
 
 def auto_on_every_rank() -> None:
     """Micro-batches of the size that trials found, and the same size as a number: on a device with made-up memory."""
-    from engine.objectives import InBatchContrast
+    from engine.objectives.contrast import InBatchContrast
     from engine.training import micro_batches
     from launcher.world.opening import open_world
 
@@ -153,7 +153,7 @@ class Student:
 
     def train(self) -> Trained:
         from engine.config.lexical import FlopsConfig
-        from engine.objectives import InBatchContrast
+        from engine.objectives.contrast import InBatchContrast
         from engine.objectives.lexical import LexicalContrast
         from engine.phases import builder_of, train_visit
         from engine.refresh.refresh import warmup_candidates

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engine import losses
 from engine.config.ar2 import Ar2Config
-from engine.objectives import retriever_loss
+from engine.objectives.game import retriever_loss
 from engine.objectives.teacher import lead
 from tests.numerics.test_losses import PHI, THETA, brute_force_adversarial, random_scores, softmax
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from engine.config.ar2 import Ar2Config
 from engine.losses import AdversarialForm
-from engine.objectives import retriever_loss
+from engine.objectives.game import retriever_loss
 
 NUM_QUERIES, STEPS = 200, 100
 

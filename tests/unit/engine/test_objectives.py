@@ -18,7 +18,9 @@ from engine.config.timetable import Phase
 from engine.config.training import OptimConfig
 from engine.data.batches import Group, Samples
 from engine.data.corpus import TrainingQueries
-from engine.objectives import InBatchContrast, no_negatives, retriever_loss
+from engine.objectives import no_negatives
+from engine.objectives.contrast import InBatchContrast
+from engine.objectives.game import retriever_loss
 from engine.objectives.lexical import LexicalContrast
 from shards.records import Query
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from engine.config.ar2 import Ar2Config
 from engine.data.batches import Group, Samples
 from engine.metrics import Metric
-from engine.objectives import AdversarialGame, no_negatives, retriever_loss
+from engine.objectives import no_negatives
+from engine.objectives.game import AdversarialGame, retriever_loss
 from engine.objectives.pooled_game import AdversarialGameInBatch
 from tests.unit.engine.objectives.tables import Numbers, Student, samples, teacher_score
 

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from engine.config.file import load_config
-from engine.data.corpus import Data, TrainingQueries, require_training_queries
+from engine.data.corpus import Data, TrainingQueries
+from engine.data.requirements import require_training_queries
 from engine.errors import ConfigError, DataError
 from engine.refresh import fallback
 from engine.refresh.fallback import (

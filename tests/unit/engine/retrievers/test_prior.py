@@ -17,7 +17,7 @@ from engine.config.file import load_config
 from engine.config.timetable import WeightsOf
 from engine.data.batches import Group
 from engine.errors import ConfigError
-from engine.objectives import ListwiseRanking
+from engine.objectives.ranking import ListwiseRanking
 from engine.retrievers.prior import RankerPrior
 from shards.records import Query
 
