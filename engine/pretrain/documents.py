@@ -132,7 +132,7 @@ def split_documents(num_documents: int, num_held_out: int, seed: int) -> Split:
 
     Args:
         num_documents: Of the corpus.
-        num_held_out: How many, fewer than all (`engine.data.corpus.require_enough_documents`).
+        num_held_out: How many, fewer than all (`engine.data.requirements.require_enough_documents`).
         seed: Of the run.
 
     """
