@@ -27,6 +27,8 @@ DATA := runs/quickstart-data
 # deepspeed and mpirun start each other by name: they must be found in the environment, not beside it.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Images often set it; then each process would compile all of torch and transformers anew, longer than importing them takes.
+export PYTHONDONTWRITEBYTECODE :=
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
