@@ -28,6 +28,7 @@ from engine.config.training import OptimConfig
 from engine.errors import ConfigError, TrainingError
 from engine.training.fragments import Fragment, fragments, refresh_weights, torch_optimizer
 from engine.training.gradient_norm import look_once
+from engine.training.muon import import_muon
 from engine.training.parameter_groups import parameter_groups
 from engine.training.state import rank_share
 
@@ -321,6 +322,7 @@ def _initialize(module: nn.Module, config: ModelConfig, optim: OptimConfig, head
     # Fused: one pass over weights, gradients and moments, on a CPU several times as fast as tensor operations in turn.
     groups = parameter_groups(module, optim, head)
     optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+    import_muon()
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=deepspeed_config(config, optim))
     if config.zero_stage in (1, 2) and engine.device.type == "cuda":
         look_once(engine.optimizer)

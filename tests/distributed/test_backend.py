@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,7 @@ def matrix_on_every_rank() -> None:
                         bad_gradient(stage, folder, precision, looks_once=True) for precision in ("fp32", "bf16")
                     ]
                 results[f"{stage}/resumed"] = resumed(world, engine, stage, folder, state)
+    results["compiler"] = "torch._inductor.compile_fx" in sys.modules
     if dist.get_rank() == 0:
         print(json.dumps(results))
     world.close()
@@ -272,3 +274,8 @@ def test_norms_found_at_once_are_deepspeeds(worlds: dict[int, dict[str, Any]], w
     losses, norms = worlds[world_size][f"{stage}/once"]
     assert losses == pytest.approx(plain["losses"], abs=2e-5)
     assert norms == pytest.approx(plain["norms"], rel=1e-5)
+
+
+def test_an_engine_does_without_torchs_compiler(worlds: dict[int, dict[str, Any]]) -> None:
+    """Symptom: each rank imported it for Muon, an optimizer that nobody asked for, and began seconds later."""
+    assert [worlds[world_size]["compiler"] for world_size in (1, 2)] == [False, False]
