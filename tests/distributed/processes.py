@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 ROOT = Path(__file__).parents[2]
 _BIN = Path(sys.executable).parent
-_WORLD_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
+_WORLD_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _WORLD_PREFIXES = ("OMPI_", "PMIX_", "PMI_", "SLURM_", "PRTE_")
 
 
@@ -68,7 +68,10 @@ def has_fp16() -> bool:
 
 
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return this process's environment without any sign of a world, for processes of tests."""
+    """Return this process's environment without any sign of a world, for processes of tests.
+
+    They have one thread: the tests share their cores, and threads that wait for each other there burn them.
+    """
     env = {
         name: value
         for name, value in os.environ.items()
@@ -76,7 +79,9 @@ def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     }
     env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [env.get("PYTHONPATH")])])
     env["PATH"] = os.pathsep.join([str(_BIN), env.get("PATH", "")])
-    env.update(TORCH_CPP_LOG_LEVEL="ERROR", OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
+    env.update(
+        TORCH_CPP_LOG_LEVEL="ERROR", OMP_NUM_THREADS="1", OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1"
+    )
     return {**env, **(extra or {})}
 
 

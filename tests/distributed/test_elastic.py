@@ -192,7 +192,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
     shared = tmp_path_factory.mktemp("shared")
     model = make_random_model(tmp_path_factory.mktemp("model"), ["some words for a small vocabulary"] * 4)
-    env = {"TEST_MODEL": str(model), "TEST_SHARED": str(shared), "OMP_NUM_THREADS": "1"}
+    env = {"TEST_MODEL": str(model), "TEST_SHARED": str(shared)}
 
     def run(size: int) -> dict[str, Any]:
         ranks = run_ranks(f"{HERE}:every_way_on_every_rank", size, "store", timeout=240, env=env)

@@ -99,7 +99,7 @@ def kill_after(parts: int | None, units: int | None) -> None:
 
 
 def run(folder: Path, world_size: int, jobs: list[dict[str, Any]], **env: str) -> list[RankResult]:
-    variables = {"TEST_FOLDER": str(folder), "TEST_JOBS": json.dumps(jobs), "OMP_NUM_THREADS": "1", **env}
+    variables = {"TEST_FOLDER": str(folder), "TEST_JOBS": json.dumps(jobs), **env}
     return run_ranks(f"{HERE}:build_on_every_rank", world_size, timeout=60, env=variables)
 
 

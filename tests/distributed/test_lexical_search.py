@@ -151,7 +151,7 @@ def test_two_ranks_make_the_same_bytes_also_after_a_kill(
     alone: tuple[Run, Data, Candidates, Path], tmp_path: Path
 ) -> None:
     """Symptom guarded against: another number of ranks, or a kill, gives another L1, and other negatives."""
-    variables = {"TEST_FOLDER": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    variables = {"TEST_FOLDER": str(tmp_path)}
     target = f"{HERE}:search_on_every_rank"
     first = run_ranks(target, 1, timeout=150, env={**variables, "TEST_DIES": "1"})
     assert first[0].returncode == -signal.SIGKILL, report(first)

@@ -97,7 +97,7 @@ def misbehave(rank: int) -> None:
 
 
 def start(folder: Path, world_size: int, *, hosts: str = "", measured: str = "a", **env: str) -> list[RankResult]:
-    variables = {"TEST_FOLDER": str(folder), "OMP_NUM_THREADS": "1", "TEST_HOSTS": hosts, "TEST_MEASURED": measured}
+    variables = {"TEST_FOLDER": str(folder), "TEST_HOSTS": hosts, "TEST_MEASURED": measured}
     return run_ranks(f"{HERE}:refresh_on_every_rank", world_size, timeout=150, env={**variables, **env})
 
 

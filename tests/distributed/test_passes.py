@@ -135,7 +135,7 @@ def misbehave(rank: int) -> None:
 
 
 def start(folder: Path, world_size: int, launcher: Any = "store", **env: str) -> list[RankResult]:
-    variables = {"TEST_FOLDER": str(folder), "OMP_NUM_THREADS": "1", **env}
+    variables = {"TEST_FOLDER": str(folder), **env}
     return run_ranks(f"{HERE}:passes_on_every_rank", world_size, launcher, timeout=150, env=variables)
 
 

@@ -113,7 +113,7 @@ def score_on_every_rank() -> None:
 
 
 def start(folder: Path, world_size: int, **env: str) -> list[RankResult]:
-    variables = {"TEST_FOLDER": str(folder), "OMP_NUM_THREADS": "1", **env}
+    variables = {"TEST_FOLDER": str(folder), **env}
     return run_ranks(f"{HERE}:score_on_every_rank", world_size, "store", timeout=150, env=variables)
 
 

@@ -21,6 +21,8 @@ HERE = "tests.distributed.test_world"
 HOST = socket.gethostname()
 PATIENCE = 300.0  # of a test; ranks are more patient, so that one that waits in vain fails the test
 SEPARATOR = "--- next\n"
+UNSAID = {"OMP_NUM_THREADS": ""}
+"""Nobody says how many threads a rank has."""
 
 
 # --- on the ranks ----------------------------------------------------------------------------------------------------
@@ -149,7 +151,7 @@ def findings(results: list[RankResult]) -> list[dict]:
 
 @pytest.mark.parametrize(("launcher", "kind"), [("store", "store"), ("mpirun", "mpi"), ("deepspeed", "store")])
 def test_two_ranks(launcher: str, kind: str) -> None:
-    results = run_ranks(f"{HERE}:open_and_sum_on_every_rank", 2, launcher, timeout=PATIENCE, fresh=True)
+    results = run_ranks(f"{HERE}:open_and_sum_on_every_rank", 2, launcher, PATIENCE, UNSAID, fresh=True)
     cores = len(os.sched_getaffinity(0))
     for rank, found in enumerate(findings(results)):
         assert (found["rank"], found["size"], found["local_rank"], found["kind"]) == (rank, 2, rank, kind)
@@ -163,7 +165,7 @@ def test_two_ranks(launcher: str, kind: str) -> None:
 
 
 def test_a_process_alone_is_a_world_of_one() -> None:
-    (found,) = findings(run_ranks(f"{HERE}:open_and_sum_on_every_rank", 1, "plain", timeout=PATIENCE, fresh=True))
+    (found,) = findings(run_ranks(f"{HERE}:open_and_sum_on_every_rank", 1, "plain", PATIENCE, UNSAID, fresh=True))
     assert (found["rank"], found["size"], found["kind"], found["sum"]) == (0, 1, "local", 1)
     assert found["variables"] == ["0", "1", "0", "127.0.0.1"]
     assert found["threads"] == len(os.sched_getaffinity(0))

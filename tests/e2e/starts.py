@@ -48,7 +48,7 @@ def refused(ended: Ended, *words: str) -> None:
 
 def on_the_cpu(**variables: str) -> dict[str, str]:
     """The environment of all starts: one thread a rank, so that sums are made in the same order everywhere."""
-    return clean_environment({"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **variables})
+    return clean_environment({"TOKENIZERS_PARALLELISM": "false", **variables})
 
 
 def deepspeed_command(num_ranks: int) -> list[str]:
