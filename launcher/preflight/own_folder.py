@@ -12,13 +12,16 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.errors import ConfigError
 from engine.index.held.store import LocalDisk, expanded
 from launcher.preflight.folder import leave_mark, marks_in, mount_of, remove_mark
 from launcher.preflight.outcome import Outcome, Problem, having, names
 from launcher.preflight.records import Facts, Mark, OwnFolder, Severity
-from launcher.preflight.space import Space, gib
+
+if TYPE_CHECKING:
+    from launcher.preflight.space import Space
 
 CHECK = "local folder"
 _ROOM = 1.2
@@ -70,6 +73,8 @@ def check_own_folder(hosts: Sequence[Facts], space: Space | None) -> Outcome:
         hosts: Facts of each host.
         space: What the recipe will write; None where it was not estimated.
     """
+    from launcher.preflight.space import gib  # imports torch; who is asked for its folder alone does without
+
     known, examined = having(hosts, lambda facts: facts.own_folder)
     if not known:
         return Outcome(CHECK, "")

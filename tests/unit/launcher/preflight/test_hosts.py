@@ -127,6 +127,17 @@ def test_greeting_of_a_login_shell_does_not_disturb(programs: Path) -> None:
         }
 
 
+def test_host_answers_before_it_loads_a_large_library() -> None:
+    """A host that cannot be reached was told after six seconds, in which all others imported torch."""
+    script = """
+import sys
+import launcher.preflight.probe
+print(sorted({"torch", "scipy", "transformers", "deepspeed", "faiss"} & set(sys.modules)))
+"""
+    words = [sys.executable, "-c", script]
+    assert subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT).stdout == "[]\n"
+
+
 def test_port_of_one_host_is_reached_by_the_others(programs: Path) -> None:
     stand_in(programs, "ssh", RUN_IT)
     with Conversations(["node-1", "node-2"], ssh_words) as conversations:
