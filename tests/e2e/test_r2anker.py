@@ -16,6 +16,8 @@ from tests.e2e.starts import ROOT, Zygote, wait_until
 from tests.e2e.test_resume import OFTEN, checkpointed, exists, in_ledger
 
 R2ANKER = ROOT / "configs" / "r2anker_tiny.yaml"
+WORDS = (*OFTEN, "data.generated_documents=160")
+"""The ranker scores the candidates of every query: with half of the data it takes half of the time."""
 TRAINED = ("dense_1", "dense_2", "lexical_1", "lexical_2", "ranker", "student")
 
 
@@ -23,7 +25,7 @@ TRAINED = ("dense_1", "dense_2", "lexical_1", "lexical_2", "ranker", "student")
 def made(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """The recipe on two ranks, undisturbed."""
     folder = tmp_path_factory.mktemp("r2anker") / "run"
-    ended = zygote.recipe(f"run.path={folder}", *OFTEN, num_ranks=2, config=R2ANKER).wait()
+    ended = zygote.recipe(f"run.path={folder}", *WORDS, num_ranks=2, config=R2ANKER).wait()
     assert ended.code == 0, ended.err[-6000:]
     return Finished(folder, ended)
 
@@ -87,13 +89,13 @@ def test_killed_in_every_stage_two_ranks_end_bit_equal(zygote: Zygote, made: Fin
     ]
     cut = []
     for stage, moment in moments:
-        started = zygote.recipe(f"run.path={folder}", *OFTEN, num_ranks=2, config=R2ANKER)
+        started = zygote.recipe(f"run.path={folder}", *WORDS, num_ranks=2, config=R2ANKER)
         wait_until(moment, started)
         started.kill()
         assert started.wait().code == -9
         cut += [stage] if stage not in ledger_of(folder) else []
     assert len(cut) >= 6, f"the kills came too late; only these stages were cut: {cut}"
-    ended = zygote.recipe(f"run.path={folder}", *OFTEN, num_ranks=2, config=R2ANKER).wait()
+    ended = zygote.recipe(f"run.path={folder}", *WORDS, num_ranks=2, config=R2ANKER).wait()
     assert ended.code == 0, ended.err[-6000:]
     assert weights_of(folder) == weights_of(made.folder)
     assert summary_of(folder) == summary_of(made.folder)
@@ -103,11 +105,11 @@ def test_killed_in_every_stage_two_ranks_end_bit_equal(zygote: Zygote, made: Fin
 def test_one_rank_goes_on_with_what_two_began(zygote: Zygote, made: Finished, tmp_path: Path) -> None:
     """Sums are made in another order, so the losses are near and not equal."""
     folder = tmp_path / "run"
-    started = zygote.recipe(f"run.path={folder}", *OFTEN, num_ranks=2, config=R2ANKER)
+    started = zygote.recipe(f"run.path={folder}", *WORDS, num_ranks=2, config=R2ANKER)
     wait_until(checkpointed(folder, "lexical", "lexical_2", 2), started)
     started.kill()
     started.wait()
-    ended = zygote.recipe(f"run.path={folder}", *OFTEN, config=R2ANKER).wait()
+    ended = zygote.recipe(f"run.path={folder}", *WORDS, config=R2ANKER).wait()
     assert ended.code == 0, ended.err[-6000:]
     assert "lexical goes on from lexical_2, step" in ended.err
     here, there = losses_of(folder), losses_of(made.folder)
