@@ -5,9 +5,11 @@ The functions named `..._on_every_rank` run on the ranks and print one JSON line
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,21 @@ STEPS, QUERIES, LR = 3, 8, 1e-3
 # --- on the ranks ----------------------------------------------------------------------------------------------------
 
 
+@cache
+def loaded(folder: Path) -> Any:
+    """Return the model as it lies on disk, read once for the forty engines that begin from it."""
+    from engine.models.retriever import Retriever
+
+    return Retriever.load(str(folder), pooling="cls", similarity="dot", tied=True, dropout=0.0)
+
+
 def make_engine(stage: int, folder: Path, precision: Any = "fp32", *, looks_once: bool = False) -> Any:
     from engine.config.models import RetrieverConfig
     from engine.config.training import OptimConfig
-    from engine.models.retriever import Retriever
     from engine.training.backend import TrainedModel
     from engine.training.gradient_norm import look_once
 
-    model = Retriever.load(str(folder), pooling="cls", similarity="dot", tied=True, dropout=0.0)
+    model = copy.deepcopy(loaded(folder))
     optim = OptimConfig(lr=LR, eps=1e-3)  # a large eps keeps Adam from blowing rounding up to the size of a step
     engine = TrainedModel(
         "retriever", model, RetrieverConfig(name="tiny", zero_stage=stage, precision=precision), optim
@@ -41,7 +50,9 @@ def make_engine(stage: int, folder: Path, precision: Any = "fp32", *, looks_once
     return engine
 
 
-def contrastive_steps(engine: Any, num_chunks: int, num_queries: int = QUERIES) -> tuple[list[float], list[float]]:
+def contrastive_steps(
+    engine: Any, num_chunks: int, num_queries: int = QUERIES, num_steps: int = STEPS
+) -> tuple[list[float], list[float]]:
     import torch
     import torch.distributed as dist
 
@@ -72,7 +83,7 @@ def contrastive_steps(engine: Any, num_chunks: int, num_queries: int = QUERIES) 
     ]
     losses: list[float] = []
     norms: list[float] = []
-    for _ in range(STEPS):
+    for _ in range(num_steps):
         loss = torch.as_tensor(float(contrastive_backward(engine, chunks, loss_of, range(len(chunks)))["loss"].value))
         dist.all_reduce(loss)
         losses.append(float(loss) / world_size)
@@ -139,11 +150,9 @@ def restarted(stage: int, folder: Path) -> bool:
     """Train, go back to the weights of the beginning, train again: is it the training of a new engine?"""
     import torch
 
-    from engine.models.retriever import Retriever
-
     again, fresh = make_engine(stage, folder), make_engine(stage, folder)
     contrastive_steps(again, 1)
-    again.load_weights(Retriever.load(str(folder), pooling="cls", similarity="dot", tied=True).state_dict())
+    again.load_weights(loaded(folder).state_dict())
     for engine in (again, fresh):
         contrastive_steps(engine, 1)
     one, other = again.full_state_dict(), fresh.full_state_dict()
@@ -158,7 +167,7 @@ def bad_gradient(stage: int, folder: Path, precision: str, *, looks_once: bool =
     from engine.errors import TrainingError
 
     engine = make_engine(stage, folder, precision, looks_once=looks_once)
-    contrastive_steps(engine, 1)
+    contrastive_steps(engine, 1, num_steps=1)
     before = engine.full_state_dict()
     ids = {name: torch.ones(2, 6, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
     bad = float("nan") if dist.get_rank() == dist.get_world_size() - 1 else 1.0
