@@ -129,17 +129,6 @@ class Phase:
         """All of them, in order."""
         return tuple(Visit(self, number) for number in range(len(self.candidates)))
 
-    def visit(self, iteration: int) -> Visit:
-        """Return the visit of an iteration.
-
-        Raises:
-            KeyError: It has none.
-        """
-        number = iteration - self.first_iteration
-        if not 0 <= number < len(self.candidates):
-            raise KeyError(f"{self.name} has no visit in iteration {iteration}")
-        return Visit(self, number)
-
 
 @dataclass(frozen=True, slots=True)
 class Visit:

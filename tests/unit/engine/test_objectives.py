@@ -144,7 +144,7 @@ def warmup_loss(
 ) -> dict[str, float]:
     """The warm-up's loss of given embeddings, without any model; a lexical retriever's with a penalty."""
     phase = Phase("warmup_retriever", "", "retriever", 1, len(groups), 8, 1, OptimConfig(), ("bm25",), pool="world")
-    samples = Samples(phase.visit(0), 0, data, None, 0, 1)  # type: ignore[arg-type]
+    samples = Samples(phase.visits[0], 0, data, None, 0, 1)  # type: ignore[arg-type]
     builder: Any = NoTokens()
     objective = (
         InBatchContrast(samples, builder, score_scale=score_scale)

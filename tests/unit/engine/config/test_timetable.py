@@ -58,10 +58,6 @@ def test_a_phase_goes_on_in_its_schedule_from_visit_to_visit() -> None:
     ]
     assert (phase.total_steps, phase.schedule.total_steps) == (15, 15)
     assert [list(visit.places)[:: 5 * 4 - 1] for visit in phase.visits] == [[0, 19], [20, 39], [40, 59]]
-    assert phase.visit(2) == phase.visits[1]
-    for iteration in (0, 4):
-        with pytest.raises(KeyError, match=f"p has no visit in iteration {iteration}"):
-            phase.visit(iteration)
 
 
 @pytest.mark.parametrize(

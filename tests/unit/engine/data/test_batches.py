@@ -51,7 +51,7 @@ def samples(
     data: Any = SimpleNamespace(train=train, shards=SimpleNamespace(docids=[f"d{index}" for index in range(20_000)]))
     optim = OptimConfig()
     phase = Phase("ranker", "ar2.ranker", "ranker", 5, batch_size, micro, n, optim, ("000",) * 4, 1, tokens)
-    return Samples(phase.visit(1), 42, data, numbered_candidates(num_queries), rank, world_size)
+    return Samples(phase.visits[0], 42, data, numbered_candidates(num_queries), rank, world_size)
 
 
 def test_the_plain_recipe_draws_what_it_always_drew() -> None:

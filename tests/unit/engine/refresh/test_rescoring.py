@@ -149,7 +149,7 @@ def rescore(folder: Path, coordinator: Coordinator | None = None) -> tuple[Resco
     try:
         mined = run.coordinator.only_rank_zero("mined", lambda: bool(mined_of(run, data)))
         assert mined
-        visit = run.timetable.phase("ranker").visit(1)
+        visit = run.timetable.visit("ranker/1")
         stage, rows = Stage(run, "rescore/000@001"), np.arange(0, len(data.train), 2)
         rows = np.union1d(rows, [*DRAWN_AT_RANDOM, SHORT])
         return rescore_candidates(stage, data, Candidates.load(run.folder.candidates("000")), visit, rows), run, data
@@ -267,9 +267,8 @@ def test_a_score_that_is_no_number_stops_the_run(folder: Path, monkeypatch: pyte
 def test_phases_between_refreshes_draw_by_the_scores_of_the_newest_retriever(folder: Path) -> None:
     run, data = opened(folder)
     found = refresh_index(run, data, iteration=0)
-    of_retriever, of_ranker = run.timetable.phase("retriever"), run.timetable.phase("ranker")
-    assert rescored_when_stale(run, data, found, of_retriever.visit(1)) is found, "they are its own"
-    drawn = rescored_when_stale(run, data, found, of_ranker.visit(1))
+    assert rescored_when_stale(run, data, found, run.timetable.visit("retriever/1")) is found, "they are its own"
+    drawn = rescored_when_stale(run, data, found, run.timetable.visit("ranker/1"))
     assert isinstance(drawn, JointPool)
     stages = json.loads(run.folder.ledger.read_text())["stages"]
     assert list(stages)[-2:] == ["rescore/000@001", "negatives/000@001"]
@@ -279,7 +278,7 @@ def test_phases_between_refreshes_draw_by_the_scores_of_the_newest_retriever(fol
     entries = drawn.entries(qid)
     np.testing.assert_array_equal(entries.scores_E, scored.scores_QK[0, : len(entries)].astype(np.float64))
     assert entries.scores_E.tolist() != found.entries(qid).scores_E[: len(entries)].tolist()  # type: ignore[attr-defined]
-    again = rescored_when_stale(run, data, found, of_retriever.visit(2))
+    again = rescored_when_stale(run, data, found, run.timetable.visit("retriever/2"))
     assert again.row(qid).tolist() == drawn.row(qid).tolist()
     assert list(json.loads(run.folder.ledger.read_text())["stages"]) == list(stages), "both draw from the same"
 
@@ -287,7 +286,7 @@ def test_phases_between_refreshes_draw_by_the_scores_of_the_newest_retriever(fol
     run.forget(["rescore/000@001", "negatives/000@001"])
     shutil.rmtree(run.folder.candidates("000@001"))
     encode_dense(run, data, run.folder, dense(WeightsOf("retriever", 1)), "")
-    rescored_when_stale(run, data, found, of_ranker.visit(1))
+    rescored_when_stale(run, data, found, run.timetable.visit("ranker/1"))
     result = json.loads(run.folder.ledger.read_text())["stages"]["rescore/000@001"]["result"]
     assert (result["documents_encoded"], result["documents"]) == (0, stages["rescore/000@001"]["result"]["documents"])
     stored = Candidates.load(run.folder.candidates("000@001"))
@@ -307,7 +306,7 @@ def test_phases_between_refreshes_draw_by_the_scores_of_the_newest_retriever(fol
     visit(run, "ranker/1", train, Models({}, {}), data, found)
     ((name, shown),) = given
     assert (name, shown.row(qid).tolist()) == ("ranker/1", drawn.row(qid).tolist())
-    assert rescored_when_stale(run, data, found, of_ranker.visit(1)) is found, "the phase is over"
+    assert rescored_when_stale(run, data, found, run.timetable.visit("ranker/1")) is found, "the phase is over"
 
 
 def test_a_corpus_in_int8_is_near_that_in_float32(folder: Path) -> None:

@@ -94,7 +94,7 @@ class Steps:
 def visit_of(iteration: int, steps: int) -> Visit:
     """A visit to a phase of ten steps in all."""
     names = tuple("x" for _ in range(10 // max(1, steps)))
-    return Phase("retriever", "ar2.retriever", "retriever", steps, 4, 2, 1, OPTIM, names, 1).visit(iteration)
+    return Phase("retriever", "ar2.retriever", "retriever", steps, 4, 2, 1, OPTIM, names, 1).visits[iteration - 1]
 
 
 def go(
