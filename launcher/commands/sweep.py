@@ -1,7 +1,8 @@
-"""`python -m launcher sweep FILE [key=value ...]`: the runs of a file of settings, one by one, and their comparison.
+"""`python -m launcher sweep FILE [key=value ...]`: the runs of a file of settings, and their comparison.
 
     python -m launcher sweep configs/sweeps/ar2_regularization.yaml data.path=DIR
     python -m launcher sweep FILE --starter "deepspeed --num_accelerators 2" data.path=DIR
+    python -m launcher sweep FILE --jobs 8 --starter "deepspeed --include localhost:{slot} --master_port {port}"
     python -m launcher sweep FILE --print data.path=DIR                     # the commands, one a line
     python -m launcher sweep FILE --slurm "--nodes 1 --gpus-per-node 8" data.path=DIR    # a job for each run
 
@@ -16,9 +17,11 @@ import argparse
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from engine.errors import ConfigError
@@ -29,8 +32,9 @@ from engine.reliability.starts import newest_nonce
 from engine.reliability.traces import read_traces
 from launcher.commands.sweep_board import write_board
 from launcher.commands.sweep_file import Sweep, SweepRun, read_sweep
+from launcher.commands.sweep_slots import Slots
 from launcher.slurm.job import is_finished
-from launcher.terminal.arguments import typed_path
+from launcher.terminal.arguments import positive_whole_number, typed_path
 from shards.errors import listed
 from shards.files import read_record, write_json
 
@@ -46,6 +50,7 @@ Runner = Callable[[Sequence[str], Path], int]
 EXAMPLES = (
     "configs/sweeps/ar2_regularization.yaml data.path=data/wiki",
     'configs/sweeps/tiny.yaml --starter "deepspeed --num_accelerators 2" --out runs/sweep',
+    'FILE --jobs 8 --starter "deepspeed --include localhost:{slot} --master_port {port}"',
 )
 
 
@@ -60,6 +65,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="WORDS",
         help='what starts the ranks, such as "deepspeed --num_accelerators 2" or "mpirun -n 2 python" (deepspeed)',
     )
+    parser.add_argument(
+        "--jobs",
+        type=positive_whole_number,
+        default=1,
+        metavar="N",
+        help="so many runs at once; in --starter {slot} is then a run's place, 0 to N-1, and {port} a free port (1)",
+    )
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--print", action="store_true", dest="prints", help="print the commands that are left, one a line")
     how.add_argument("--slurm", metavar="OPTIONS", help="hand each run to SLURM, by these options of `submit`")
@@ -71,15 +83,18 @@ def run_command(arguments: argparse.Namespace) -> int:
     """Run what is left of a sweep and compare what is finished; return 0, or the first failed run's exit code."""
     sweep = read_sweep(arguments.file, arguments.overrides, arguments.out)
     starter = shlex.split(arguments.starter)
-    if not starter:
-        raise ConfigError("--starter is empty", expected='such as "deepspeed --num_accelerators 2"')
+    slots = Slots(arguments.jobs, starter)
     if arguments.prints:
         for command in _commands_left(sweep, starter):
             print(shlex.join(command))
         return 0
     if arguments.slurm is not None:
+        if arguments.jobs > 1:
+            raise ConfigError(
+                "--jobs and --slurm are both given", remedy="leave --jobs out: SLURM says what runs at once"
+            )
         return submit_all(sweep, shlex.split(arguments.slurm), run_logged)
-    outcome = play_sweep(sweep, starter, run_logged, shared_only=arguments.shared_only)
+    outcome = play_sweep(sweep, slots, run_logged, shared_only=arguments.shared_only)
     if arguments.shared_only or outcome.stopped:
         return outcome.code
     print(outcome.text(sweep), flush=True)
@@ -100,17 +115,20 @@ class Outcome:
         failed: Label of a run -> why it is not finished.
         code: Exit code: 0, or that of the first run that failed.
         stopped: Whether the sweep was asked to stop.
+        lock: Held by whoever writes here or into the sweep's record.
     """
 
     failed: dict[str, str] = field(default_factory=dict)
     code: int = 0
     stopped: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def add(self, label: str, code: int, reason: str) -> None:
         """Record a run that failed."""
-        self.failed[label] = reason
-        self.code = self.code or code or EXIT_LOST
-        self.stopped = self.stopped or code in _STOPS
+        with self.lock:
+            self.failed[label] = reason
+            self.code = self.code or code or EXIT_LOST
+            self.stopped = self.stopped or code in _STOPS
         log.error("%s: %s", label, reason)
 
     def text(self, sweep: Sweep) -> str:
@@ -121,30 +139,40 @@ class Outcome:
         return "\n".join(lines)
 
 
-def play_sweep(sweep: Sweep, starter: Sequence[str], run: Runner, *, shared_only: bool = False) -> Outcome:
-    """Run what is not finished, seed by seed; a failure ends no other run than those that build on it.
+def play_sweep(sweep: Sweep, slots: Slots, run: Runner, *, shared_only: bool = False) -> Outcome:
+    """Run what is not finished, as many seeds at once as runs; a failure ends no other run than those that build on it.
 
     Args:
         sweep: The runs.
-        starter: Words that start the ranks.
+        slots: In which they go.
         run: Runs a command.
         shared_only: End when what settings share is there.
     """
     outcome = Outcome()
-    for seed in sweep.seeds:
-        own = [one for one in sweep.runs if one.seed == seed]
-        if sweep.share and any(not _is_begun(one.folder) for one in own):
-            log.info("seed %d: what all settings share, before %s", seed, sweep.share)
-            if reason := _share(sweep, seed, starter, run, outcome):
-                waiting = ", ".join(one.variant for one in own if not _is_begun(one.folder))
-                log.error("seed %d: %s wait for it (%s)", seed, waiting, reason)
-                own = [one for one in own if _is_begun(one.folder)]
-        for one in own if not shared_only else ():
-            if not outcome.stopped and not is_finished(one.folder):
-                _play_one(sweep, one, starter, run, outcome)
-        if outcome.stopped:
-            break
+
+    def begin(seed: int, starter: list[str]) -> list[SweepRun]:
+        return [] if outcome.stopped else _begin_seed(sweep, seed, starter, run, outcome)
+
+    def play(one: SweepRun, starter: list[str]) -> None:
+        if not outcome.stopped and not is_finished(one.folder):
+            _play_one(sweep, one, starter, run, outcome)
+
+    for first in range(0, len(sweep.seeds), slots.number):
+        ready = slots.each(begin, sweep.seeds[first : first + slots.number])
+        slots.each(play, [] if shared_only else list(chain.from_iterable(ready)))
     return outcome
+
+
+def _begin_seed(sweep: Sweep, seed: int, starter: Sequence[str], run: Runner, outcome: Outcome) -> list[SweepRun]:
+    """Compute what the settings of a seed share; return the runs that can begin."""
+    own = [one for one in sweep.runs if one.seed == seed]
+    if sweep.share and any(not _is_begun(one.folder) for one in own):
+        log.info("seed %d: what all settings share, before %s", seed, sweep.share)
+        if reason := _share(sweep, seed, starter, run, outcome):
+            waiting = ", ".join(one.variant for one in own if not _is_begun(one.folder))
+            log.error("seed %d: %s wait for it (%s)", seed, waiting, reason)
+            return [one for one in own if _is_begun(one.folder)]
+    return own
 
 
 def finished_groups(sweep: Sweep) -> list[str]:
@@ -190,8 +218,8 @@ def _share(sweep: Sweep, seed: int, starter: Sequence[str], run: Runner, outcome
         reason = _why(code, traces.failure.message if traces and traces.failure else "", sweep, f"shared-seed-{seed}")
         outcome.add(label, code, reason)
         return reason
-    done = _read_shared(sweep)
-    write_json(sweep.out / _RECORD, {**done, f"{seed}": sweep.share})
+    with outcome.lock:
+        write_json(sweep.out / _RECORD, {**_read_shared(sweep), f"{seed}": sweep.share})
     return ""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 from engine.errors import ConfigError
 from engine.evaluation.summary import read_rows
+from engine.reliability.exit_codes import EXIT_PREEMPTED
 from engine.reliability.starts import Start, record_start
 from launcher.commands.sweep import finished_groups, play_sweep, submit_all
 from launcher.commands.sweep_board import metrics_of, settings_of, write_board
 from launcher.commands.sweep_file import Sweep, read_sweep
+from launcher.commands.sweep_slots import Slots
 from shards.records import Dataset
 from tests.distributed.processes import ROOT
 from tests.unit.launcher.commands.made_runs import TINY, MadeRun, made_data
@@ -108,10 +111,10 @@ def test_runs_are_started_once_and_compared_in_the_end(
     tmp_path: Path, dataset: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep, run = read(tmp_path, dataset), StandIn(dataset)
-    outcome = play_sweep(sweep, ["deepspeed"], run)
+    outcome = play_sweep(sweep, Slots(1, ["deepspeed"]), run)
     assert run.calls == [f"deepspeed {name}/seed-{seed}" for seed in (1, 2) for name in ("with", "without")]
     assert (outcome.code, outcome.failed) == (0, {})
-    play_sweep(sweep, ["deepspeed"], run)
+    play_sweep(sweep, Slots(1, ["deepspeed"]), run)
     assert len(run.calls) == 4, "what is finished is not run again"
     words = [str(tmp_path / "sweep.yaml"), f"data.path={dataset.path}", "--no-figure"]
     run_command("sweep", *words)
@@ -123,7 +126,7 @@ def test_runs_are_started_once_and_compared_in_the_end(
 
 def test_what_settings_share_is_computed_once_a_seed(tmp_path: Path, dataset: Dataset) -> None:
     sweep, run = read(tmp_path, dataset, "retriever/1"), StandIn(dataset)
-    play_sweep(sweep, ["mpirun"], run)
+    play_sweep(sweep, Slots(1, ["mpirun"]), run)
     assert run.calls == [
         call
         for seed in (1, 2)
@@ -135,7 +138,7 @@ def test_what_settings_share_is_computed_once_a_seed(tmp_path: Path, dataset: Da
     ]
     run.calls.clear()
     shutil.rmtree(tmp_path / "out" / "without" / "seed-2")
-    play_sweep(sweep, ["mpirun"], run)
+    play_sweep(sweep, Slots(1, ["mpirun"]), run)
     assert run.calls == ["branch .shared/seed-2 without/seed-2", "mpirun without/seed-2"], "a setting may come later"
     assert len(finished_groups(sweep)) == 2, "what is shared is no result"
 
@@ -144,7 +147,7 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(
     tmp_path: Path, dataset: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep, run = read(tmp_path, dataset), StandIn(dataset, "with/seed-1")
-    outcome = play_sweep(sweep, ["deepspeed"], run)
+    outcome = play_sweep(sweep, Slots(1, ["deepspeed"]), run)
     assert len(run.calls) == 4
     assert outcome.code == 2
     assert set(outcome.failed) == {"with seed 1"}
@@ -152,13 +155,13 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(
     assert "with-seed-1.log" in outcome.failed["with seed 1"]
     assert finished_groups(sweep) == [f"{name}={tmp_path}/out/{name}/seed-2" for name in ("with", "without")]
     run.fails = ()
-    assert play_sweep(sweep, ["deepspeed"], run).code == 0
+    assert play_sweep(sweep, Slots(1, ["deepspeed"]), run).code == 0
     assert run.calls[4:] == ["deepspeed with/seed-1"]
 
 
 def test_settings_wait_for_what_they_share_and_other_seeds_do_not(tmp_path: Path, dataset: Dataset) -> None:
     sweep, run = read(tmp_path, dataset, "retriever/1"), StandIn(dataset, ".shared/seed-1")
-    outcome = play_sweep(sweep, ["deepspeed"], run)
+    outcome = play_sweep(sweep, Slots(1, ["deepspeed"]), run)
     assert set(outcome.failed) == {"shared seed 1"}
     assert [call for call in run.calls if "seed-1" in call] == ["deepspeed .shared/seed-1"]
     assert len(finished_groups(sweep)) == 2
@@ -171,8 +174,51 @@ def test_a_sweep_that_is_asked_to_stop_stops(tmp_path: Path, dataset: Dataset) -
         calls.append(command)
         return 85
 
-    outcome = play_sweep(read(tmp_path, dataset), ["deepspeed"], preempted)
+    outcome = play_sweep(read(tmp_path, dataset), Slots(1, ["deepspeed"]), preempted)
     assert (len(calls), outcome.stopped, outcome.code) == (1, True, 85)
+
+
+def test_so_many_runs_go_at_once_each_in_a_place_and_at_a_port_of_its_own(tmp_path: Path, dataset: Dataset) -> None:
+    """Each start waits for another one beside it, and would fail without."""
+    sweep, made, pair = read(tmp_path, dataset, "retriever/1"), StandIn(dataset), threading.Barrier(2)
+    seen: list[tuple[str, str, str]] = []
+
+    def beside_another(command: Sequence[str], file: Path) -> int:
+        if "branch" not in command:
+            folder = Path(next(word.split("=")[1] for word in command if word.startswith("run.path=")))
+            seen.append((folder.parent.name, command[1], command[2]))
+            pair.wait(timeout=60)
+        return made(command, file)
+
+    outcome = play_sweep(sweep, Slots(2, ["starter", "gpu:{slot}", "port:{port}"]), beside_another)
+    assert (outcome.code, outcome.failed) == (0, {})
+    assert [name for name, *_ in seen[:2]] == [".shared"] * 2
+    assert sorted(name for name, *_ in seen[2:]) == ["with", "with", "without", "without"]
+    for first, second in zip(seen[::2], seen[1::2], strict=True):
+        assert {first[1], second[1]} == {"gpu:0", "gpu:1"}
+        assert first[2] != second[2]
+    assert all(int(port.removeprefix("port:")) > 1023 for *_, port in seen)
+    assert len(finished_groups(sweep)) == 2
+
+
+def test_runs_at_once_stop_together(tmp_path: Path, dataset: Dataset) -> None:
+    calls, pair = [], threading.Barrier(2)
+
+    def preempted(command: Sequence[str], file: Path) -> int:
+        calls.append(command)
+        pair.wait(timeout=60)
+        return EXIT_PREEMPTED
+
+    outcome = play_sweep(read(tmp_path, dataset), Slots(2, ["python"]), preempted)
+    assert (outcome.stopped, outcome.code, len(calls)) == (True, EXIT_PREEMPTED, 2)
+
+
+def test_runs_at_one_port_are_refused(tmp_path: Path, dataset: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [str(sweep_file(tmp_path)), f"data.path={dataset.path}", "--jobs", "2"]
+    with pytest.raises(ConfigError, match=r"2 runs at once, started by deepspeed, would listen at one port.*\{port\}"):
+        run_command("sweep", *words)
+    with pytest.raises(ConfigError, match="--jobs and --slurm are both given"):
+        run_command("sweep", *words, "--starter", "python", "--slurm", "--nodes 1")
 
 
 def test_the_commands_are_printed_as_they_would_be_typed(
@@ -198,7 +244,7 @@ def test_runs_are_handed_to_slurm_when_what_they_share_is_there(tmp_path: Path, 
     with pytest.raises(ConfigError, match="is not there for the seeds 1, 2") as error:
         submit_all(sweep, ["--nodes", "1"], run)
     assert "--shared-only" in str(error.value)
-    play_sweep(sweep, ["deepspeed"], run, shared_only=True)
+    play_sweep(sweep, Slots(1, ["deepspeed"]), run, shared_only=True)
     assert run.calls == ["deepspeed .shared/seed-1", "deepspeed .shared/seed-2"]
     commands: list[Sequence[str]] = []
 
