@@ -20,6 +20,7 @@ from engine.config.recipes import RECIPES
 from engine.config.reference import options_of
 from launcher.__main__ import command_line
 from launcher.commands.sweep_file import read_sweep
+from launcher.commands.sweep_slots import Slots
 from launcher.run import parse_words
 from launcher.slurm.settings import settings_of
 from launcher.slurm.sweep import tasks_of
@@ -123,7 +124,9 @@ def check_launcher(words: list[str]) -> argparse.Namespace:
         check([word for word in arguments.words if word != "--"])
     elif name == "sweep":
         read_sweep(arguments.file, arguments.overrides, arguments.out)
-        check([*shlex.split(arguments.starter), "launcher/run.py", "--config", "configs/tiny.yaml"])
+        slots = Slots(arguments.jobs, shlex.split(arguments.starter))
+        for words in slots.each(lambda _, words: words, range(arguments.jobs)):
+            check([*words, "launcher/run.py", "--config", "configs/tiny.yaml"])
         if arguments.slurm:
             check_launcher(["submit", "--config", "configs/tiny.yaml", *shlex.split(arguments.slurm)])
     return arguments
