@@ -169,7 +169,7 @@ class Student:
         def train(stage: Any) -> Trained:
             stage_of.append(stage)
             bm25 = warmup_candidates(self.run, self.data)
-            return train_visit(stage, self.models, self.data, bm25, contrast, self.phase.visit(0))
+            return train_visit(stage, self.models, self.data, bm25, contrast, self.phase.visits[0])
 
         return self.run.once("student", train)
 

@@ -88,7 +88,7 @@ def make_objective(recipe: str, folder: Path, module: Any, rank: int, world_size
     read: tuple[Any, ...] = (shards, "model", tokenizer, collate)
     pool: Any = "none" if recipe == "edmlm" else "world"
     phase = Phase(recipe, recipe, "model", STEPS, 8, 2, 0, OptimConfig(), ("",), 1, pool=pool)
-    taken: tuple[Any, ...] = (phase.visit(1), 3, np.arange(DOCUMENTS), [], rank, world_size)
+    taken: tuple[Any, ...] = (phase.visits[0], 3, np.arange(DOCUMENTS), [], rank, world_size)
     if recipe == "ict":
         clozes = ClozeBuilder(*read, ClozeRates(0.1, 3), max_length=24, query_max_length=12, seed=3)
         return ClozeContrast(ReadingSamples(*taken), clozes, score_scale=0.1)

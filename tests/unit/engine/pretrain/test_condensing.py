@@ -40,7 +40,7 @@ def objective_of(builder: SpanBuilder, micro: int, batch_size: int = DOCUMENTS) 
     phase = Phase(
         "cocondenser", "cocondenser", "encoder", 5, batch_size, micro, 0, OptimConfig(), ("",), 1, pool="world"
     )
-    samples = ReadingSamples(phase.visit(1), 7, np.arange(DOCUMENTS), [f"d{one}" for one in range(DOCUMENTS)], 0, 1)
+    samples = ReadingSamples(phase.visits[0], 7, np.arange(DOCUMENTS), [f"d{one}" for one in range(DOCUMENTS)], 0, 1)
     return SpanContrast(samples, builder, score_scale=SCALE)
 
 

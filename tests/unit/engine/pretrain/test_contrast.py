@@ -41,7 +41,7 @@ def objective_of(
 ) -> ClozeContrast:
     phase = Phase("ict", "ict", "retriever", 5, batch_size, micro, 0, OptimConfig(), ("",), 1, pool="world")
     names = [f"d{number}" for number in range(DOCUMENTS)]
-    samples = ReadingSamples(phase.visit(1), 7, np.arange(DOCUMENTS), names, rank, world_size)
+    samples = ReadingSamples(phase.visits[0], 7, np.arange(DOCUMENTS), names, rank, world_size)
     return ClozeContrast(samples, builder, score_scale=SCALE)
 
 

@@ -24,7 +24,7 @@ Builder = Callable[..., MaskedInputBuilder]
 def samples(rank: int = 0, world_size: int = 1, *, batch_size: int = 4, tokens: int | None = None) -> DocumentSamples:
     phase = Phase("edmlm", "edmlm", "encoder", 5, batch_size, 2, 0, OptimConfig(), ("documents",) * 4, 1, tokens)
     documents = np.arange(100, 110)
-    return DocumentSamples(phase.visit(2), 42, documents, [f"d{number}" for number in range(200)], rank, world_size)
+    return DocumentSamples(phase.visits[1], 42, documents, [f"d{number}" for number in range(200)], rank, world_size)
 
 
 def test_an_epoch_takes_every_document_once_and_the_next_in_another_order() -> None:
@@ -126,6 +126,6 @@ def test_documents_are_shuffled_as_queries_are(corpus: CorpusShards) -> None:
     """One order serves both, so that what is known of it (no rank, no state) holds for documents."""
     phase = samples().visit.phase
     taken = {document - 100 for document in samples().groups(0)}
-    first = rows_drawn([phase.visit(1)], 42, 10)
+    first = rows_drawn([phase.visits[0]], 42, 10)
     assert taken <= set(first.tolist())
     assert corpus.num_documents == len(TEXTS)

@@ -40,7 +40,7 @@ class Plain:
 def objective_of(builder: MaskedInputBuilder, micro: int, documents: Any = None) -> BottleneckReconstruction:
     taken = np.arange(len(TEXTS)) if documents is None else np.array(documents)
     phase = Phase("edmlm", "edmlm", "encoder", 5, len(taken), micro, 0, OptimConfig(), ("documents",))
-    samples = DocumentSamples(phase.visit(0), 7, taken, [f"d{number}" for number in range(20)], 0, 1)
+    samples = DocumentSamples(phase.visits[0], 7, taken, [f"d{number}" for number in range(20)], 0, 1)
     return BottleneckReconstruction(samples, builder)
 
 
