@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import cache, lru_cache
 from typing import TypeVar
 
@@ -123,6 +123,27 @@ class AnswerMatcher:
         plain = text.plain
         likely = [needle for needle, word in zip(self._needles, self._rare, strict=True) if word in plain]
         return bool(likely) and any(needle in text.tokens for needle in likely)
+
+
+class AnswerFinder:
+    """Finds documents that hold answers.
+
+    Args:
+        haystack_of: Docid -> the document's text; see `haystacks_of`.
+    """
+
+    def __init__(self, haystack_of: Callable[[str], Haystack]) -> None:
+        self._haystack_of = haystack_of
+
+    def holding(self, answers: Sequence[str], docids: Iterable[str]) -> Iterator[str]:
+        """Yield those of some documents that hold one of the answers, in their order.
+
+        Args:
+            answers: Of one query.
+            docids: The documents.
+        """
+        matcher = AnswerMatcher(answers)
+        return (docid for docid in docids if matcher.has(self._haystack_of(docid)))
 
 
 def contains_answer(text: str, answers: Sequence[str]) -> bool:

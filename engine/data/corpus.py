@@ -10,7 +10,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from engine.config.models import RankerConfig
 from engine.config.recipe import Config
-from engine.data.answers import Haystack, haystacks_of
+from engine.data.answers import KEPT_TEXTS, AnswerFinder, Haystack, haystacks_of
 from engine.data.identical import find_own_documents
 from engine.data.negatives import FALSE_NEGATIVES, IDENTICAL_IDS, POSITIVES
 from engine.data.requirements import require_same_files
@@ -152,6 +152,12 @@ class Data:
     def haystack_of(self) -> Callable[[int], Haystack]:
         """Corpus index -> a document's text, ready to be looked through for answers; the last ones are kept."""
         return haystacks_of(lambda document: self.shards.document(document).text)
+
+    @cached_property
+    def answer_finder(self) -> AnswerFinder:
+        """Finds documents by their docids that hold answers."""
+        index_of = lru_cache(maxsize=KEPT_TEXTS)(self.shards.index_of)
+        return AnswerFinder(lambda docid: self.haystack_of(index_of(docid)))
 
     def queries_of(self, split: str, limit: int | None, seed: int) -> list[Query]:
         """Return a split's queries, all or a sample drawn by the seed, in the split's order.

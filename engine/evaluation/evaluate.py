@@ -9,12 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 from engine.config.metric_names import ANSWERED, ENTROPY, cutoff_of, family_of
 from engine.config.recipe import Config
-from engine.data.answers import KEPT_TEXTS, AnswerMatcher
 from engine.data.corpus import Data, sample_queries
 from engine.data.trec import best_first, read_trec, write_trec
 from engine.errors import ConfigError, ModelError
@@ -359,16 +357,12 @@ def answered_in(stage: Stage, data: Data, ranking: Ranking, label: str, names: S
     by_answers = [name for name in names if family_of(name) in ANSWERED]
     depth = max(map(cutoff_of, by_answers), default=0)
     qids = [qid for qid in ranking if data.dataset.queries[qid].answers] if by_answers else []
-    index_of = lru_cache(maxsize=KEPT_TEXTS)(data.shards.index_of)
     found: dict[str, list[str]] = {}
     with coordinator.agreement(f"{stage.name}: answers {label}"):
         for place in split_range(len(qids), coordinator.rank, coordinator.world_size):
-            matcher = AnswerMatcher(data.dataset.queries[qids[place]].answers)
-            found[qids[place]] = [
-                docid
-                for docid in best_first(qids[place], ranking[qids[place]])[:depth]
-                if matcher.has(data.haystack_of(index_of(docid)))
-            ]
+            qid = qids[place]
+            top = best_first(qid, ranking[qid])[:depth]
+            found[qid] = list(data.answer_finder.holding(data.dataset.queries[qid].answers, top))
     return {qid: set(docids) for qid, docids in _together(stage, f"answers {label}", found).items()}
 
 

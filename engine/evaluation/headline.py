@@ -16,7 +16,6 @@ import numpy as np
 
 from engine.config.metric_names import ANSWERED, JUDGED, cutoff_of, family_of
 from engine.config.recipe import Config
-from engine.data.answers import AnswerMatcher
 from engine.data.corpus import Data
 from engine.data.trec import Rankings, best_first, read_trec
 from engine.evaluation.measures import answer_values, query_values
@@ -127,8 +126,8 @@ def _values(
     answered: dict[str, set[str]] = {}
     for qid in queries:
         if answers := data.dataset.queries[qid].answers:
-            matcher, top = AnswerMatcher(answers), best_first(qid, ranking.get(qid, {}))[: cutoff_of(metric)]
-            answered[qid] = {docid for docid in top if matcher.has(data.haystack_of(data.shards.index_of(docid)))}
+            top = best_first(qid, ranking.get(qid, {}))[: cutoff_of(metric)]
+            answered[qid] = set(data.answer_finder.holding(answers, top))
     return answer_values(ranking, answered, metric)
 
 

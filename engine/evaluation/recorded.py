@@ -14,7 +14,7 @@ from pathlib import Path
 
 from engine.config.metric_names import ANSWERED, ENTROPY, ENTROPY_DEPTH, cutoff_of, family_of
 from engine.config.timetable import iteration_name
-from engine.data.answers import AnswerMatcher, haystacks_of
+from engine.data.answers import AnswerFinder, haystacks_of
 from engine.data.corpus import sample_queries
 from engine.data.trec import Rankings, best_first, read_trec
 from engine.errors import ArtifactError, ConfigError
@@ -104,9 +104,7 @@ class Recordings:
     ) -> None:
         self._dataset, self._split, self._metrics = dataset, split, tuple(metrics)
         self._threshold, self._num_queries = relevance_threshold, num_queries
-        self._haystack_of = haystacks_of(text_of) if text_of else None
-        self._answers: dict[tuple[str, str], bool] = {}
-        self._matchers: dict[str, AnswerMatcher] = {}
+        self._answer_finder = AnswerFinder(haystacks_of(text_of)) if text_of else None
 
     def find(self, run: Run, system: System) -> Row | None:
         """Return the row of a system on the split, that of the most queries where there are several; None without.
@@ -177,19 +175,14 @@ class Recordings:
         return query_values(ranking, qrels, metric, relevance_threshold=self._threshold)
 
     def _answered(self, ranking: Rankings, queries: Sequence[Query], depth: int) -> dict[str, set[str]]:
-        if self._haystack_of is None:
+        if self._answer_finder is None:
             raise ValueError("a metric by answers without the documents' texts")
         found: dict[str, set[str]] = {}
         for query in queries:
             if not query.answers:
                 continue
-            matcher = self._matchers.setdefault(query.id, AnswerMatcher(query.answers))
-            found[query.id] = set()
-            for docid in best_first(query.id, ranking.get(query.id, {}))[:depth]:
-                if (query.id, docid) not in self._answers:
-                    self._answers[query.id, docid] = matcher.has(self._haystack_of(docid))
-                if self._answers[query.id, docid]:
-                    found[query.id].add(docid)
+            top = best_first(query.id, ranking.get(query.id, {}))[:depth]
+            found[query.id] = set(self._answer_finder.holding(query.answers, top))
         return found
 
     def _require_same_means(self, run: Run, row: Row, path: Path, values: Mapping[str, Mapping[str, float]]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from engine.config.metric_names import ANSWERED, JUDGED, cutoff_of, family_of
 from engine.config.timetable import WeightsOf
-from engine.data.answers import AnswerMatcher, haystacks_of
+from engine.data.answers import AnswerFinder, haystacks_of
 from engine.data.corpus import sample_queries
 from engine.data.trec import best_first, run_lines
 from engine.errors import DataError
@@ -59,9 +59,7 @@ class RankingReader:
 
     def __init__(self, opened: Opened) -> None:
         self._opened = opened
-        self._haystack_of = haystacks_of(self._text_of)
-        self._answers: dict[tuple[str, str], bool] = {}
-        self._matchers: dict[str, AnswerMatcher] = {}
+        self._answer_finder = AnswerFinder(haystacks_of(self._text_of))
 
     def read(self, row: Row) -> Ranked:
         """Return a row with the values of its queries, as far as they are there.
@@ -130,14 +128,8 @@ class RankingReader:
 
     def _first_answer(self, query: Query, docids: Sequence[str]) -> float:
         """Return the rank of the first document with an answer, from 1; infinity without one."""
-        return next((rank for rank, docid in enumerate(docids, start=1) if self._has_answer(query, docid)), math.inf)
-
-    def _has_answer(self, query: Query, docid: str) -> bool:
-        key = (query.id, docid)
-        if key not in self._answers:
-            matcher = self._matchers.setdefault(query.id, AnswerMatcher(query.answers))
-            self._answers[key] = matcher.has(self._haystack_of(docid))
-        return self._answers[key]
+        first = next(self._answer_finder.holding(query.answers, docids), None)
+        return math.inf if first is None else docids.index(first) + 1
 
     def _text_of(self, docid: str) -> str:
         shards = self._opened.shards

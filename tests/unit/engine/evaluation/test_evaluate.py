@@ -16,7 +16,7 @@ import pytest
 
 from engine.config.file import load_config
 from engine.config.timetable import Sizes
-from engine.data.answers import haystacks_of
+from engine.data.answers import AnswerFinder, haystacks_of
 from engine.data.candidate_sets import CandidateSets
 from engine.data.trec import read_trec
 from engine.errors import ConfigError, ModelError
@@ -61,7 +61,7 @@ def data_of(num_queries: int = 3, answers: tuple[str, ...] = ()) -> Any:
     return SimpleNamespace(
         dataset=dataset,
         shards=shards,
-        haystack_of=haystacks_of(lambda document: shards.document(document).text),
+        answer_finder=AnswerFinder(haystacks_of(lambda docid: shards.document(shards.index_of(docid)).text)),
         queries_of=lambda split, limit, seed: list(queries.values())[:limit],
         own_documents={},
     )

@@ -13,7 +13,7 @@ import pytest
 
 from engine.config.file import load_config
 from engine.config.timetable import Sizes
-from engine.data.answers import haystacks_of
+from engine.data.answers import AnswerFinder, haystacks_of
 from engine.evaluation.evaluate import record_ranking
 from engine.evaluation.headline import built_on, headline_metric
 from engine.evaluation.significance import randomisation_test, standard_error
@@ -88,7 +88,7 @@ class Made:
         self.data: Any = SimpleNamespace(
             dataset=SimpleNamespace(queries=queries, qrels={"dev": qrels, "test": qrels}),
             shards=shards,
-            haystack_of=haystacks_of(lambda document: shards.document(document).text),
+            answer_finder=AnswerFinder(haystacks_of(lambda docid: shards.document(shards.index_of(docid)).text)),
         )
 
     def record(self, system: System, better: float = 0.0, split: str = "dev", num_queries: int = NUM_QUERIES) -> Any:

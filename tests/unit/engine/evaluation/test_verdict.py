@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.data.answers import haystacks_of
+from engine.data.answers import AnswerFinder, haystacks_of
 from engine.data.trec import write_trec
 from engine.errors import ConfigError
 from engine.evaluation.chosen import (
@@ -161,7 +161,7 @@ def data_of(answers: tuple[str, ...] = ()) -> Any:
     return SimpleNamespace(
         dataset=dataset,
         shards=shards,
-        haystack_of=haystacks_of(lambda document: shards.document(document).text),
+        answer_finder=AnswerFinder(haystacks_of(lambda docid: shards.document(shards.index_of(docid)).text)),
         queries_of=lambda split, limit, seed: list(queries.values())[:limit] if split == "dev" else [],
     )
 
