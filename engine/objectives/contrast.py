@@ -67,16 +67,8 @@ class PoolContrast(Generic[G]):
         """Return the loss of a rank's representations, and what is measured of it."""
         pool_PD = gather_documents(documents_ND) if self.samples.visit.phase.pool == "world" else documents_ND
         scores_BP = queries_BD @ pool_PD.T
-        loss = losses.contrastive(
-            scores_BP, batch.targets_B, score_scale=self._score_scale, excluded_BN=batch.excluded_BP
-        )
-        best_B = scores_BP.detach().masked_fill(batch.excluded_BP, -torch.inf).argmax(1)
-        measured = {
-            "loss": loss.detach(),
-            "accuracy": (best_B == batch.targets_B).float().mean(),
-            "score_spread": spread(scores_BP),
-        }
-        return loss, {name: Metric(value) for name, value in measured.items()}
+        loss, measured = contrast_of(scores_BP, batch.targets_B, batch.excluded_BP, score_scale=self._score_scale)
+        return loss, {"loss": Metric(loss.detach()), **measured}
 
 
 class InBatchContrast(PoolContrast[Group]):
@@ -109,3 +101,20 @@ class InBatchContrast(PoolContrast[Group]):
     def excluded(self, own: Sequence[Group], pool: Sequence[Group]) -> Tensor:
         """Mark positives and known false negatives."""
         return no_negatives(self.samples.data, own, pool)
+
+
+def contrast_of(
+    scores_BP: Tensor, targets_B: Tensor, excluded_BP: Tensor, *, score_scale: float
+) -> tuple[Tensor, dict[str, Metric]]:
+    """Return the loss of Eq. 2 over a pool, and what is measured of its scores.
+
+    Args:
+        scores_BP: Of each query with each document of the pool.
+        targets_B: Column of each query's positive, int64.
+        excluded_BP: What is no negative of a query, bool.
+        score_scale: The tau of Eq. 2.
+    """
+    loss = losses.contrastive(scores_BP, targets_B, score_scale=score_scale, excluded_BN=excluded_BP)
+    best_B = scores_BP.detach().masked_fill(excluded_BP, -torch.inf).argmax(1)
+    accuracy = (best_B == targets_B).float().mean()
+    return loss, {"accuracy": Metric(accuracy), "score_spread": Metric(spread(scores_BP))}

@@ -16,7 +16,8 @@ from engine import losses
 from engine.data.batches import MicroBatch
 from engine.metrics import Metric
 from engine.models.condenser import Predictions
-from engine.objectives import gather_documents, spread
+from engine.objectives import gather_documents
+from engine.objectives.contrast import contrast_of
 from engine.pretrain.documents import Reading, ReadingSamples
 from engine.pretrain.reconstruction import masked_per_rank
 from engine.pretrain.spans import MaskedSpans, SpanBuilder
@@ -103,16 +104,8 @@ class SpanContrast:
     def contrast(self, batch: SpanShare, vectors_ND: Tensor) -> tuple[Tensor, dict[str, Metric]]:
         """Return the contrast of a rank's spans with those of all ranks, and what is measured of it."""
         scores_NP = vectors_ND @ gather_documents(vectors_ND).T
-        loss = losses.contrastive(
-            scores_NP, batch.targets_N, score_scale=self._score_scale, excluded_BN=batch.excluded_NP
-        )
-        best_N = scores_NP.detach().masked_fill(batch.excluded_NP, -torch.inf).argmax(1)
-        measured = {
-            "contrastive": loss.detach(),
-            "accuracy": (best_N == batch.targets_N).float().mean(),
-            "score_spread": spread(scores_NP),
-        }
-        return loss, {name: Metric(value) for name, value in measured.items()}
+        loss, measured = contrast_of(scores_NP, batch.targets_N, batch.excluded_NP, score_scale=self._score_scale)
+        return loss, {"contrastive": Metric(loss.detach()), **measured}
 
 
 def partners(own: Sequence[Reading], pool: Sequence[Reading], first: int) -> tuple[Tensor, Tensor]:
