@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from launcher.preflight.outcome import Groups, Outcome, Problem, having
+from launcher.preflight.outcome import Groups, Outcome, Problem, gib, having
 from launcher.preflight.records import Facts, LocalFolder, Severity, SharedFolder
-from launcher.preflight.space import Space, gib
+from launcher.preflight.space import Space
 
 _LEAST_TEMPORARY_BYTES = 64 * 2**20
 _LEAST_SHARED_MEMORY_BYTES = 512 * 2**20

@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from launcher.preflight.outcome import Groups, Outcome, Problem, having
+from launcher.preflight.outcome import Groups, Outcome, Problem, gib, having
 from launcher.preflight.records import Facts, Gpu
-from launcher.preflight.space import Space, gib
+from launcher.preflight.space import Space
 from shards.errors import counted
 
 CLOCK_WARNING_SECONDS, CLOCK_ERROR_SECONDS = 5.0, 60.0

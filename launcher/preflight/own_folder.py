@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 from engine.errors import ConfigError
 from engine.index.held.store import LocalDisk, expanded
 from launcher.preflight.folder import leave_mark, marks_in, mount_of, remove_mark
-from launcher.preflight.outcome import Outcome, Problem, having, names
+from launcher.preflight.outcome import Outcome, Problem, gib, having, names
 from launcher.preflight.records import Facts, Mark, OwnFolder, Severity
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # imports torch; who is asked for its folder alone does without
     from launcher.preflight.space import Space
 
 CHECK = "local folder"
@@ -73,8 +73,6 @@ def check_own_folder(hosts: Sequence[Facts], space: Space | None) -> Outcome:
         hosts: Facts of each host.
         space: What the recipe will write; None where it was not estimated.
     """
-    from launcher.preflight.space import gib  # imports torch; who is asked for its folder alone does without
-
     known, examined = having(hosts, lambda facts: facts.own_folder)
     if not known:
         return Outcome(CHECK, "")

@@ -18,6 +18,7 @@ from launcher.plan.corpus import Corpus, corpus_of
 from launcher.plan.models import ModelShape, encoder_of, shape_of
 from launcher.plan.postings import postings_use
 from launcher.plan.storage import DiskUse, disk_use, index_needs, shard_sizes
+from launcher.preflight.outcome import gib
 
 _ASSUMED_QUERIES = 500_000
 """Training queries, where files do not tell their number; MS MARCO has as many."""
@@ -116,15 +117,6 @@ def estimate_space(config: Config) -> Space:
 def _space(config: Config, use: DiskUse) -> Space:
     parts = {what: size for what, (size, _) in use.parts.items()}
     return Space(parts, (), min(_size_of(config.run.path), sum(parts.values())))
-
-
-def gib(num_bytes: float) -> str:
-    """Write a number of bytes as a person reads it."""
-    for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if abs(num_bytes) >= size:
-            number = num_bytes / size
-            return f"{number:.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"
-    return f"{num_bytes:.0f} bytes"
 
 
 def _corpus(config: Config) -> Corpus | None:

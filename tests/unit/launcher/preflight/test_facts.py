@@ -19,8 +19,9 @@ from launcher.preflight import folder
 from launcher.preflight.disks import check_models
 from launcher.preflight.facts import ROOT, Needs, collect_facts, environment, sources_digest
 from launcher.preflight.folder import leave_mark, look_for_mark, mount_of, remove_mark
+from launcher.preflight.outcome import gib
 from launcher.preflight.records import ModelSource, Mount
-from launcher.preflight.space import Space, estimate_space, gib
+from launcher.preflight.space import Space, estimate_space
 from shards.files import parse_record
 
 R = TypeVar("R")
