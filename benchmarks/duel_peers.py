@@ -121,7 +121,7 @@ class Peer:
             activation_fn=nn.Identity(),
             device=str(device),
         )
-        halve(self.ranker, ranker.precision)
+        halve(self.ranker, device, ranker.precision)
         dataset = open_dataset(Path(str(config.data.path)))
         documents = list(dataset.documents())
         self.place = {document.id: row for row, document in enumerate(documents)}
@@ -221,17 +221,17 @@ class Peer:
         return train(self.retriever, game.retriever.optim.lr, seconds, of_a_step)
 
 
-def halve(model: Any, precision: str) -> None:
+def halve(model: Any, device: torch.device, precision: str) -> None:
     """Have a model's layers computed as autocast does, in passes forward of whatever thread."""
     if precision != "fp32":
         dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-        model.forward = torch.autocast("cuda", dtype)(model.forward)
+        model.forward = torch.autocast(device.type, dtype)(model.forward)
 
 
 def read_retriever(folder: Path, max_length: int, device: torch.device, precision: str) -> SentenceTransformer:
     """Read a retriever that the engine wrote, with mean pooling and unit vectors."""
     backbone = Transformer(str(folder), max_seq_length=max_length)
-    halve(backbone, precision)
+    halve(backbone, device, precision)
     return SentenceTransformer(
         modules=[backbone, Pooling(backbone.get_embedding_dimension(), "mean"), Normalize()], device=str(device)
     )

@@ -6,9 +6,10 @@ What languages there are is the libraries' knowledge: stemmers are Snowball's (P
 from __future__ import annotations
 
 import difflib
+import runpy
 from collections.abc import Callable
 from functools import cache
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -109,11 +110,7 @@ def stop_word_lists() -> dict[str, tuple[str, ...]]:
     package = find_spec("bm25s")
     assert package is not None, "setup.cfg requires it"
     assert package.origin is not None, "it is a regular package"
-    file = spec_from_file_location("bm25s_stopwords", Path(package.origin).with_name("stopwords.py"))
-    assert file is not None, "a module of Python"
-    assert file.loader is not None, "a module of Python"
-    lists = module_from_spec(file)
-    file.loader.exec_module(lists)
+    lists = runpy.run_path(str(Path(package.origin).with_name("stopwords.py")))
     prefix, english = "STOPWORDS_", {"en": "english", "en_plus": "english_plus"}
-    named = {name.removeprefix(prefix).lower(): name for name in dir(lists) if name.startswith(prefix)}
-    return {english.get(name, name): tuple(getattr(lists, constant)) for name, constant in named.items()}
+    named = {name.removeprefix(prefix).lower(): name for name in lists if name.startswith(prefix)}
+    return {english.get(name, name): tuple(lists[constant]) for name, constant in named.items()}

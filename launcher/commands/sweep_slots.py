@@ -69,8 +69,6 @@ class Slots:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _words(self, slot: int) -> list[str]:
-        if not any(PORT in word for word in self._starter):
-            return [word.replace(SLOT, str(slot)) for word in self._starter]
         with socket.create_server(("", 0)) as free:
             port = free.getsockname()[1]
         return [word.replace(SLOT, str(slot)).replace(PORT, str(port)) for word in self._starter]

@@ -62,7 +62,7 @@ def told_of(found: Sequence[Refresher]) -> str:
 
 
 def visible_gpus(environ: Mapping[str, str], count: int) -> list[str]:
-    """Return what CUDAVISIBLE_DEVICES calls each GPU that this process sees, in torch's order.
+    """Return what CUDA_VISIBLE_DEVICES calls each GPU that this process sees, in torch's order.
 
     Args:
         environ: Environment variables.
@@ -75,7 +75,7 @@ def kept_gpus(visible: Sequence[str], hidden: Sequence[str], *, num_ranks: int, 
     """Choose GPUs on which no rank trains; the ranks have the first that are visible.
 
     Args:
-        visible: Of this host, as CUDAVISIBLE_DEVICES calls them.
+        visible: Of this host, as CUDA_VISIBLE_DEVICES calls them.
         hidden: Further ones that may be taken, likewise.
         num_ranks: On this host.
         wanted: How many are needed.
