@@ -35,7 +35,7 @@ from engine.objectives.mined import MinedContrast
 from engine.objectives.pooled_game import AdversarialGameInBatch
 from engine.objectives.ranking import ListwiseRanking, PriorOfGroups
 from engine.results import NOT_SHOWN
-from engine.retrievers.prior import RankerPrior
+from engine.retrievers.prior import RankerPrior, build_prior
 from engine.run import Run, Stage
 from engine.training.loop import Objective, train
 from engine.training.micro_batches import fit_micro_batches
@@ -183,6 +183,7 @@ def builder_of(stage: Stage, data: Data, models: Models, name: str) -> InputBuil
 
 def _prior(stage: Stage, data: Data) -> PriorOfGroups | None:
     """Return what the recipe adds to a ranker's scores in training."""
+    build_prior(stage.run, data)
     prior = RankerPrior.open(stage.run, data)
     return None if prior is None else prior.of_groups
 

@@ -52,11 +52,12 @@ class Ar2Recipe(Config):
         return {name: sections[name] for name in sections if name != "ranker" or self.ar2.has_ranker}
 
     @property
-    def prior(self) -> Prior | None:
-        """G0's score inside D's."""
+    def priors(self) -> tuple[Prior, ...]:
+        """G0's score inside D's, and BM25's."""
         if self.ranker is None or not self.ranker.prior or not self.ar2.has_ranker:
-            return None
-        return Prior(WeightsOf("retriever", 0), self.ranker.prior * self.retriever.score_scale)
+            return super().priors
+        scale = self.ranker.prior * self.retriever.score_scale
+        return Prior(DENSE, scale, WeightsOf("retriever", 0)), *super().priors
 
     @property
     def refresh_devices(self) -> int:

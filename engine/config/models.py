@@ -187,6 +187,10 @@ class RankerConfig(ModelConfig):
     """What G0's score counts inside the ranker's (beta): logit + beta * tau * inner product of G0's vectors, tau being
     `retriever.score_scale`. So the ranker begins at G0's level and learns what is left to say. AR2 alone; 0 for none,
     as in the paper. Exports of the ranker are without it."""
+    bm25_prior: float = Field(0.0, ge=0)
+    """What BM25's score counts inside the ranker's: logit + bm25_prior * BM25 / (what the query's words are worth),
+    a share below 1 for any query. So a ranker that has seen little knows which words a document has; 10 is good where
+    BM25 is any good. 0 for none, as in the papers. Exports of the ranker are without it."""
 
     @property
     def answers(self) -> tuple[str, str]:

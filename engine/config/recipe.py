@@ -35,12 +35,15 @@ class Prior:
     """A retriever's score inside a ranker's.
 
     Attributes:
-        weights: Whose vectors.
-        scale: What their inner product is multiplied by (beta * tau).
+        retriever: Its kind.
+        scale: What its score is multiplied by: the inner product of a dense one's vectors, BM25's share of what the
+            query's words are worth.
+        weights: Whose vectors a dense one's are.
     """
 
-    weights: WeightsOf
+    retriever: str
     scale: float
+    weights: WeightsOf | None = None
 
 
 class Config(Section):
@@ -110,9 +113,10 @@ class Config(Section):
         raise NotImplementedError
 
     @property
-    def prior(self) -> Prior | None:
-        """What the ranker's score has of a retriever's; None for nothing."""
-        return None
+    def priors(self) -> tuple[Prior, ...]:
+        """What the ranker's score has of retrievers'."""
+        rankers = [section for section in self.models.values() if isinstance(section, RankerConfig)]
+        return tuple(Prior(BM25, section.bm25_prior) for section in rankers if section.bm25_prior)
 
     @property
     def refresh_devices(self) -> int:
@@ -124,7 +128,7 @@ class Config(Section):
         """What of the recipe cannot do without BM25's index, as `option=value`, and what to do where there is none."""
         if not self.learns_from_queries:
             return {}
-        found = {}
+        found = {f"ranker.bm25_prior={one.scale:g}": "set it to 0" for one in self.priors if one.retriever == BM25}
         if self.data.fallback_positive != "none":
             option = f"data.fallback_positive={self.data.fallback_positive}"
             found[option] = "leave it out, so that these questions are not trained on"
@@ -180,7 +184,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _values_agree(self) -> Config:
         for name, section in self.models.items():
-            if isinstance(section, RankerConfig) and section.prior and self.prior is None:
+            if isinstance(section, RankerConfig) and section.prior and all(one.weights is None for one in self.priors):
                 raise ValueError(f"{name}.prior is {section.prior:g}, but {self.recipe} has no G0: leave it out")
         table = self.timetable_for(Sizes(1, 1))
         for phase in table.phases:
@@ -230,7 +234,7 @@ class Config(Section):
 
     def _require_no_scattered_reads(self) -> None:
         """Refuse what reads single documents' embeddings on any rank at any time, where each host has only its own."""
-        if self.prior is not None:
+        if any(one.weights is not None for one in self.priors):
             raise ValueError(
                 "index.embeddings is local, but the ranker's prior reads embeddings of all documents at every step: "
                 "set index.embeddings=shared, or ranker.prior=0"

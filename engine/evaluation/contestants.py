@@ -22,7 +22,8 @@ from engine.evaluation.pairs import PairScorer
 from engine.evaluation.systems import RANKER, System, system_of
 from engine.models.weights import MARKER, weights_sha256
 from engine.retrievers.choice import Choice
-from engine.retrievers.kinds import BM25, choice_of, dense, open_searcher, stamp_of
+from engine.retrievers.kinds import BM25, choice_of, open_searcher, stamp_of
+from engine.retrievers.prior import choice_of_prior
 from engine.run import Run
 from engine.search import Rescorer
 from shards.files import canonical_json
@@ -59,10 +60,12 @@ class Contestant:
             made_of |= {"kind": RANKER, "of": weights_sha256(folder)}
         if self.weights is not None:
             section = self.run.config.models[self.weights.model]
-            made_of["model"] = section.model_dump(mode="json", exclude={"name", "prior"})
-            prior = self.run.config.prior
-            if self.choice is None and prior is not None:
-                made_of["prior"] = [stamp_of(self.run, self.data, dense(prior.weights)).weights_sha256, prior.scale]
+            made_of["model"] = section.model_dump(mode="json", exclude={"name", "prior", "bm25_prior"})
+            if self.choice is None:
+                made_of["prior"] = [
+                    [stamp_of(self.run, self.data, choice_of_prior(prior)).weights_sha256, prior.scale]
+                    for prior in self.run.config.priors
+                ]
             made_of["query_max_length"] = self.run.config.query_max_length
         return hashlib.sha256(canonical_json(made_of).encode()).hexdigest()
 

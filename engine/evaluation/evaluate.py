@@ -26,7 +26,8 @@ from engine.log import get_logger
 from engine.reliability.progress import progress_bar
 from engine.results import Measured, Score
 from engine.retrievers.choice import Choice
-from engine.retrievers.kinds import build, dense, open_searcher
+from engine.retrievers.kinds import build, open_searcher
+from engine.retrievers.prior import build_prior
 from engine.retrievers.scattered import answered
 from engine.run import Run, RunFolder, Stage
 from engine.search import Rescorer, Searcher, finds_too_little, search_others, searched_depth
@@ -222,8 +223,7 @@ def rerank(
     """
     if system.weights is None:
         raise ValueError(f"{system.name} re-orders a ranking without the weights of a ranker")
-    if prior := stage.run.config.prior:
-        build(stage.run, data, folder or stage.run.folder, dense(prior.weights))
+    build_prior(stage.run, data, folder)
     scorer = PairScorer.open(stage.run, data, system.weights.model, system.weights.state, folder)
     return rerank_by(stage, data, scorer, queries, found, system.name)
 

@@ -136,7 +136,7 @@ class PostingsIndex:
                 best.settle(num_queries * max(_FEWEST_CHOSEN, best.top_k))
 
     def score(self, queries_QV: sparse.csr_array, documents: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Score documents that somebody else found, in one pass over the postings for all queries.
+        """Score documents that somebody else found, in one pass for all queries over the files that have them.
 
         Args:
             queries_QV: As of `search_parts`.
@@ -153,7 +153,7 @@ class PostingsIndex:
         queries_QV.sort_indices()
         wanted = [np.unique(np.array(own, dtype=np.int64), return_inverse=True) for own in documents]
         scores = [np.zeros(len(own_N), dtype=np.float64) for own_N, _ in wanted]
-        for block in self.store.blocks():
+        for block in self._blocks_with([document for own_N, _ in wanted for document in own_N.tolist()]):
             ends, own_QV = [block.first_document, block.first_document + block.num_documents], None
             for row, (own_N, _) in enumerate(wanted):
                 start, stop = np.searchsorted(own_N, ends).tolist()
@@ -166,6 +166,14 @@ class PostingsIndex:
             own_scores.astype(np.float32)[places].tolist()
             for own_scores, (_, places) in zip(scores, wanted, strict=True)
         ]
+
+    def _blocks_with(self, documents: Sequence[int]) -> Iterator[Block]:
+        """Read the blocks of the files that have some of these documents, in the order of the corpus."""
+        starts = np.cumsum([0, *self.store.sizes])
+        for number in np.unique(
+            np.searchsorted(starts, np.array(documents, dtype=np.int64), side="right") - 1
+        ).tolist():
+            yield from self.store.blocks(range(number, number + 1))
 
     def finish(self, found: Sequence[Hits], top_k: int) -> Hits:
         """Merge what `search_parts` found in all parts: [Q, top_k], the same as `search` returns."""

@@ -21,7 +21,7 @@ from engine.models.export_parts import MODULES, describe_tower, write_modules, w
 from engine.models.projection import IDENTITY, load_projection
 from engine.models.retriever import pool
 from engine.models.sentence_transformers import SETTINGS_FILE
-from engine.models.source import HEAD, TRANSFORMER
+from engine.models.source import HEAD, TRANSFORMER, added_to_logit
 from engine.models.start import RankerStart
 from shards.files import write_json
 
@@ -61,13 +61,19 @@ def pooled_logits(folder: Path, start: RankerStart, batch: Mapping[str, Tensor])
 
 
 def prior_told(metadata: Mapping[str, Any]) -> str:
-    """Return what is said of a retriever's score that was added to the ranker's; empty where there was none."""
-    if "prior" not in metadata:
+    """Return what is said of retrievers' scores that were added to the ranker's; empty where there were none."""
+    added = added_to_logit(metadata)
+    if not added:
         return ""
+    missing = []
+    if metadata.get("prior"):
+        missing.append("`sparring export RUN --iteration 0` writes that retriever")
+    if metadata.get("bm25_prior"):
+        missing.append("BM25's index is in the run's folder")
     return f"""
 **Not the whole score.** This ranker was trained and measured with
 
-    logit + {metadata["prior"]:g} * inner product of the query's and the document's vectors
+    logit + {" + ".join(added)}
 
-of the retriever after its warm-up, not in this folder: `sparring export RUN --iteration 0` writes it.
+which this folder does not hold: {"; ".join(missing)}. `sparring serve RUN` scores with all of it.
 """

@@ -170,6 +170,19 @@ def kind_in_words(kind: str | None) -> str:
     return "lexical retriever" if kind == "lexical" else str(kind)
 
 
+def added_to_logit(metadata: Mapping[str, Any]) -> list[str]:
+    """Say what the score of a ranker has besides its logit (`ranker.prior`, `ranker.bm25_prior`), a term each.
+
+    Args:
+        metadata: What was saved beside the ranker.
+    """
+    told = {
+        "prior": "inner product of the vectors of query and document by the retriever after its warm-up",
+        "bm25_prior": "BM25's score / what it gives the query's words at most",
+    }
+    return [f"{metadata[name]:g} * {term}" for name, term in told.items() if metadata.get(name)]
+
+
 def read_metadata(folder: Path, model: Literal["retriever", "lexical", "ranker"]) -> dict[str, Any]:
     """Read what `write_metadata` wrote.
 

@@ -25,7 +25,7 @@ from engine.models.packed import Scorer
 from engine.models.ranker import Ranker
 from engine.models.retriever import Retriever
 from engine.models.score import score_inputs
-from engine.models.source import read_metadata
+from engine.models.source import added_to_logit, read_metadata
 from engine.models.template import Collator, InputTemplate
 from engine.models.wording import Wording
 from shards.records import Document
@@ -177,10 +177,10 @@ class TextRanker:
             ModelError: It holds no ranker; or a part of its score is a retriever's, which is not in the folder.
         """
         metadata = read_metadata(folder, "ranker")
-        if metadata.get("prior"):
+        if added := added_to_logit(metadata):
             raise ModelError(
-                f"the score of the ranker in {folder} is its logit and {metadata['prior']:g} times the score of the "
-                "retriever after its warm-up, which an export does not hold",
+                f"the score of the ranker in {folder} is its logit and {' and '.join(added)}, which an export does not "
+                "hold",
                 expected="a ranker that scores alone, or the run's folder, which has both",
                 remedy="name the run's folder; or the exported retriever's, for vectors alone",
             )

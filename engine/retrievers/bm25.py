@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import scipy.sparse as sparse  # type: ignore[import-untyped]
 
 from engine.index.plan import cut_parts
@@ -93,7 +94,7 @@ class BM25Searcher:
 
     def encode(self, queries: Sequence[Query]) -> sparse.csr_array:
         """Count the words of queries that the corpus has: sparse float32 [Q, V], V the words of the corpus."""
-        counted = [Counter(self._analyzer.stems(query.text)) for query in queries]
+        counted = self._count([query.text for query in queries])
         stems = list(dict.fromkeys(stem for one in counted for stem in one))
         ids_V, _ = self._store.vocabulary.find(hash_words(stems))
         id_of = {stem: number for stem, number in zip(stems, ids_V.tolist(), strict=True) if number >= 0}
@@ -129,3 +130,47 @@ class BM25Searcher:
             ArtifactError: A part is damaged.
         """
         return self._index.score(self.encode(queries), documents)
+
+    def worth(self, queries: Sequence[str]) -> npt.NDArray[np.float64]:
+        """Return what no document's score can reach: the worth of all words that the corpus has of each query.
+
+        Args:
+            queries: Q texts.
+
+        Returns:
+            float64 [Q]; 0 for a query of which the corpus has no word.
+        """
+        counted = self._count(queries)
+        worth_of = self._worth_of(counted)
+        return np.array([sum(times * worth_of[stem] for stem, times in one.items()) for one in counted])
+
+    def score_texts(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[list[float]]:
+        """Score texts that are in no corpus, by the corpus's frequencies and mean length.
+
+        Args:
+            queries: Any texts.
+            documents: Texts for each of them, rendered as those of the corpus are.
+
+        Returns:
+            Scores for each query, in the order of its documents; a text of the corpus has the score that it has there.
+        """
+        counted, formula = self._count(queries), self._store.formula
+        worth_of, scores = self._worth_of(counted), []
+        for query, own in zip(counted, documents, strict=True):
+            words, has_N = list(query), self._count(own)
+            counts_NT = np.array([[has[word] for word in words] for has in has_N]).reshape(len(own), len(words))
+            saturation_N = formula.saturation(np.array([has.total() for has in has_N], dtype=np.float64))
+            worth_T = np.array([query[word] * worth_of[word] for word in words])
+            scores.append((counts_NT / (counts_NT + saturation_N[:, None]) @ worth_T).astype(np.float32).tolist())
+        return scores
+
+    def _count(self, texts: Sequence[str]) -> list[Counter[str]]:
+        """Count the words of each text."""
+        return [Counter(self._analyzer.stems(text)) for text in texts]
+
+    def _worth_of(self, counted: Sequence[Counter[str]]) -> dict[str, float]:
+        """Return what each word of some queries is worth; 0 for one that the corpus does not have."""
+        stems = list(dict.fromkeys(stem for one in counted for stem in one))
+        _, num_documents_V = self._store.vocabulary.find(hash_words(stems))
+        worth_V = np.where(num_documents_V > 0, self._store.formula.idf(num_documents_V), 0.0)
+        return dict(zip(stems, worth_V.tolist(), strict=True))

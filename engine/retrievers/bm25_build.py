@@ -8,8 +8,6 @@
 Parts and buckets are functions of the corpus and are handed out to whoever is free; what is finished is a file with a
 marker, so that a build which was killed goes on, and its bytes are the same whoever did what. What a rank holds does
 not grow with the corpus: a part has 65,536 documents at most, or one shard where that has more.
-
-Source: Robertson and Zaragoza (2009); the variant is Lucene's (Kamphuis et al., 2020).
 """
 
 from __future__ import annotations
@@ -192,13 +190,13 @@ def weight_part(files: Bm25Folder, number: int, plan: Plan) -> None:
     ids_V, num_documents_V = Vocabulary(files, statistics.buckets).find(words_V)
     if (ids_V < 0).any():
         raise damaged(files.counts(number), "has words that the vocabulary does not have")
-    idf_V = np.log1p((statistics.num_documents - num_documents_V + 0.5) / (num_documents_V + 0.5))
-    mean_length = statistics.num_tokens / statistics.num_documents
+    formula = statistics.formula(plan)
+    idf_V = formula.idf(num_documents_V)
     weighted = []
     for block in blocks:
         counts_P = block.weights_P.astype(np.float64)
         lengths_N = np.bincount(block.documents_P, weights=counts_P, minlength=block.num_documents)
-        saturation_N = plan.k1 * (1 - plan.b + plan.b * lengths_N / mean_length)
+        saturation_N = formula.saturation(lengths_N.astype(np.float64))
         weights_P = np.repeat(idf_V, np.diff(block.starts_V)) * counts_P / (counts_P + saturation_N[block.documents_P])
         weighted.append(PostingsOf(block.starts_V, weights_P.astype(np.float32), block.documents_P))
     write_part(files.part(number), ids_V, weighted, num_documents=marker.num_documents, num_tokens=marker.num_tokens)

@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.errors import ArtifactError
+from engine.retrievers.bm25_formula import Formula
 from engine.retrievers.words import Words
 from shards.files import read_record, save_array, sha256_file, write_atomically, write_json
 from shards.postings import DOCUMENTS_PER_BLOCK, Block
@@ -86,6 +87,10 @@ class Statistics:
     def num_words(self) -> int:
         """Different words of the corpus."""
         return sum(bucket.num_words for bucket in self.buckets)
+
+    def formula(self, plan: Plan) -> Formula:
+        """Return BM25 over this corpus."""
+        return Formula(plan.k1, plan.b, self.num_documents, self.num_tokens / self.num_documents)
 
 
 @dataclass(frozen=True, slots=True)

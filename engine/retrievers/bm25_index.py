@@ -25,6 +25,7 @@ from engine.run import Run, RunFolder, Stage
 from shards.embeddings import Stamp
 from shards.files import canonical_json
 from shards.reader import CorpusShards
+from shards.records import Document
 from shards.writer import render
 
 log = get_logger(__name__)
@@ -129,7 +130,7 @@ def index_documents(
     parts = cut_documents([entry.num_documents for entry in entries])
 
     def read(number: int) -> Iterator[str]:
-        return (render(_TEXT, document) for shard in parts[number] for document in shards.documents(shard))
+        return (words_of(document) for shard in parts[number] for document in shards.documents(shard))
 
     build_bm25(
         coordinator,
@@ -142,6 +143,11 @@ def index_documents(
         metadata=_made_of(shards.manifest.sha256, settings),
         name=name,
     )
+
+
+def words_of(document: Document) -> str:
+    """Return what BM25 reads of a document."""
+    return render(_TEXT, document)
 
 
 def prepared_place(shards: Path, settings: Bm25Config) -> Path:

@@ -26,6 +26,7 @@ from engine.retrievers.bm25_files import (
     mapped,
     read_part,
 )
+from engine.retrievers.bm25_formula import Formula
 from shards.files import read_record
 from shards.postings import Block
 
@@ -126,6 +127,11 @@ class Bm25Store:
     def num_documents(self) -> int:
         """Documents of the corpus, those without a word too."""
         return self.manifest.statistics.num_documents
+
+    @property
+    def formula(self) -> Formula:
+        """What its weights were computed by."""
+        return self.manifest.statistics.formula(self.manifest.plan)
 
     @property
     def sizes(self) -> list[int]:

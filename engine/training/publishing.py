@@ -72,8 +72,9 @@ def publish_start(run: Run, model: TrainedModel, text: ModelText) -> None:
 
 def describe_model(config: Config, name: str) -> dict[str, Any]:
     """Return what a saved model must carry beside its weights to give the same scores elsewhere, as JSON."""
-    section, prior = config.models[name], config.prior
-    added: dict[str, Any] = {"prior": prior.scale} if isinstance(section, RankerConfig) and prior is not None else {}
+    section, added = config.models[name], dict[str, Any]()
+    if isinstance(section, RankerConfig):
+        added |= {"bm25_prior" if prior.weights is None else "prior": prior.scale for prior in config.priors}
     if isinstance(section, RankerConfig) and section.pair_words is not None:
         added["pair_template"] = section.pair_words
     return added | {

@@ -92,28 +92,28 @@ class SearchEngine:
         self._first = self._mixture.parts[0].name
         self.weights = read_fusion(self.run, self._mixture).weights if fused and self.run.folder.fusion.exists() else {}
         states = states_of(self.run, self.iteration)
-        self._data = corpus_of(self.run, self.iteration, shards)
+        self.data = corpus_of(self.run, self.iteration, shards)
         table, config = self.run.timetable, self.run.config
         found_by = system_of(config, states[table.encoder])
         choice = retriever_of(found_by)
         _require_index(self.run, self.run.folder.index(table.artifact(choice.trained)), found_by.name)
-        self._searcher = open_searcher(self.run, self._data, self.run.folder, choice)
+        self._searcher = open_searcher(self.run, self.data, self.run.folder, choice)
         ranker = next((model for model, one in config.models.items() if isinstance(one, RankerConfig)), None)
         self.ranker = None if ranker is None else table.name_of(states[ranker])
         """What the ranker is called; None where there is none."""
-        self.scorer = None if ranker is None else PairScorer.open(self.run, self._data, ranker, states[ranker].state)
+        self.scorer = None if ranker is None else PairScorer.open(self.run, self.data, ranker, states[ranker].state)
         """Scores pairs of questions and documents of the corpus; None where there is no ranker."""
         names = " and ".join(name for name in (found_by.name, self.ranker) if name is not None)
         self.stage = f"iteration {self.iteration}" if table.ends is None else names
         """What answers, for whoever asks."""
         self._further: dict[str, Rescorer] | None = None
         if self.weights:
-            self._further = further_scorers(self.run, self._data, self.run.folder, self._mixture)
+            self._further = further_scorers(self.run, self.data, self.run.folder, self._mixture)
 
     @property
     def num_documents(self) -> int:
         """Documents of the corpus."""
-        return self._data.shards.num_documents
+        return self.data.shards.num_documents
 
     @property
     def order(self) -> Order:
@@ -233,7 +233,7 @@ class SearchEngine:
         if not places:
             return {}
         if self._further is None:
-            self._further = further_scorers(self.run, self._data, self.run.folder, self._mixture)
+            self._further = further_scorers(self.run, self.data, self.run.folder, self._mixture)
         asked, found = [queries[place] for place in places], [documents[place] for place in places]
         further = {name: scorer.score(asked, found) for name, scorer in self._further.items() if weights.get(name)}
         mixed = {}
@@ -259,7 +259,7 @@ class SearchEngine:
         ordered_by = next(scores for scores in (mixed, by_ranker, by_retriever) if scores is not None)
         found = []
         for place in sorted(range(len(documents)), key=lambda place: -ordered_by[place])[:top_k]:
-            one = self._data.shards.document(documents[place])
+            one = self.data.shards.document(documents[place])
             own = None if mixed is None else mixed[place]
             judged = None if by_ranker is None else by_ranker[place]
             found.append(Found(judged, by_retriever[place], one.id, one.title, one.text, own))

@@ -7,6 +7,7 @@ settled here once for all who open either.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -15,16 +16,21 @@ import numpy.typing as npt
 import torch
 
 from engine.config.models import RankerConfig, RetrieverConfig
+from engine.config.timetable import WeightsOf
 from engine.errors import ArtifactError, ConfigError
 from engine.models.dual import DOCUMENT, QUERY
 from engine.models.source import METADATA_FILE, saved_metadata
 from engine.models.texts import SIDES, TextEncoder, TextRanker
 from engine.models.weights import DTYPES, frozen_ranker
+from engine.retrievers.bm25_index import open_bm25
+from engine.retrievers.prior import BM25Share
 from engine.run import Run, RunFolder
-from launcher.commands.finished import open_run, require_search, states_of, taken_of
+from launcher.commands.finished import corpus_of, open_run, require_search, states_of, taken_of
 from launcher.commands.search_engine import SearchEngine
 from shards.records import Document
+from shards.writer import render
 
+_ScoresTexts = Callable[[Sequence[str], Sequence[Sequence[Document]]], list[list[float]]]
 T = TypeVar("T")
 
 
@@ -44,7 +50,7 @@ class TextModels:
         self.is_export = not RunFolder(path).config.exists()
         self._encoder: _Later[TextEncoder]
         self._ranker: _Later[TextRanker]
-        self._prior: _Later[tuple[TextEncoder, float]] | None = None
+        self._priors: list[tuple[_Later[_ScoresTexts], float]] = []
         if self.is_export:
             self._open_export(path)
         else:
@@ -67,9 +73,11 @@ class TextModels:
             ArtifactError: Weights are missing or damaged.
             ModelError: The score of an exported ranker has a part that an export does not hold.
         """
-        for one in (self._encoder, self._ranker, self._prior):
-            if one is not None and one.is_there:
+        for one in (self._encoder, self._ranker):
+            if one.is_there:
                 one.get()
+        for prior, _ in self._priors:
+            prior.get()
 
     def encode(self, texts: Sequence[str], side: str = QUERY) -> npt.NDArray[np.float32]:
         """Encode texts with the retriever.
@@ -104,16 +112,13 @@ class TextModels:
             ConfigError: There is no ranker.
         """
         scores = self._ranker.get().score(queries, documents)
-        if self._prior is None or not any(documents):
-            return scores
-        encoder, scale = self._prior.get()
-        added = []
-        for query, own in zip(queries, documents, strict=True):
-            texts = [self._render(document) for document in own]
-            added.append((encoder.encode(texts, DOCUMENT) @ encoder.encode([query])[0]).tolist() if texts else [])
-        return [
-            [one + scale * more for one, more in zip(*both, strict=True)] for both in zip(scores, added, strict=True)
-        ]
+        for prior, scale in self._priors:
+            added = prior.get()(queries, documents)
+            scores = [
+                [one + scale * more for one, more in zip(*both, strict=True)]
+                for both in zip(scores, added, strict=True)
+            ]
+        return scores
 
     def too_long_to_encode(self, texts: Sequence[str], side: str = QUERY) -> str | None:
         """Say which text is longer than the retriever reads; None where none is."""
@@ -122,9 +127,6 @@ class TextModels:
     def too_long_to_rerank(self, query: str, documents: Sequence[Document]) -> str | None:
         """Say which text is longer than the ranker reads; None where none is."""
         return self._ranker.get().too_long(query, documents)
-
-    def _render(self, document: Document) -> str:
-        return self._ranker.get().rendered(document)
 
     def _open_run(self, run: Run, engine: SearchEngine | None) -> None:
         require_search(run)
@@ -155,10 +157,16 @@ class TextModels:
                 device=run.device,
                 tokens_per_batch=tokens_per_batch,
             )
-        if (prior := config.prior) is not None and self.has_ranker:
-            weights, scale = prior.weights, prior.scale
-            self._prior = _Later("")
-            self._prior.make = lambda: (encoder_of(weights.model, weights.state), scale)
+
+        def open_prior(weights: WeightsOf | None) -> _ScoresTexts:
+            if weights is None:
+                return _bm25_of(run, engine).score_texts
+            return partial(_by_vectors, encoder_of(weights.model, weights.state), config.data.template)
+
+        for prior in config.priors if self.has_ranker else ():
+            later = _Later[_ScoresTexts]("")
+            later.make = partial(open_prior, prior.weights)
+            self._priors.append((later, prior.scale))
 
     def _open_export(self, path: Path) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -187,6 +195,22 @@ class TextModels:
         self._ranker = _Later(f"the export in {path} has no ranker")
         if rankers:
             self._ranker.make = lambda: TextRanker.open(rankers[0], device)
+
+
+def _by_vectors(
+    encoder: TextEncoder, template: str, queries: Sequence[str], documents: Sequence[Sequence[Document]]
+) -> list[list[float]]:
+    """Score documents by a retriever's inner products."""
+    scores = []
+    for query, own in zip(queries, documents, strict=True):
+        texts = [render(template, document) for document in own]
+        scores.append((encoder.encode(texts, DOCUMENT) @ encoder.encode([query])[0]).tolist() if texts else [])
+    return scores
+
+
+def _bm25_of(run: Run, engine: SearchEngine | None) -> BM25Share:
+    """Open BM25 of the corpus of a run, by whose words texts are scored."""
+    return BM25Share(open_bm25(run, engine.data if engine else corpus_of(run, taken_of(run)), run.folder))
 
 
 class _Later(Generic[T]):

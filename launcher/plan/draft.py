@@ -164,7 +164,8 @@ def _sections(asked: Asked) -> tuple[Tree, dict[str, str]]:
         tree["retriever"]["score_scale"] = 20.0
     if asked.ranker.name == asked.retriever.name:
         # An encoder without a ranker's head learns to rank in these few steps only from its retriever's level on.
-        tree["ranker"] |= {"head": "last" if asked.retriever.pooling == "last" else "cls", "prior": 1.0}
+        head = "last" if asked.retriever.pooling == "last" else "cls"
+        tree["ranker"] |= {"head": head, "prior": 1.0, "bm25_prior": 10.0}
     elif asked.ranker.is_decoder:
         tree["ranker"]["head"] = "last"
     if "head" in tree["ranker"]:
@@ -200,7 +201,7 @@ def _first_notes(asked: Asked, tree: Tree) -> dict[str, str]:
         "retriever.pooling": "the last token has seen the whole text"
         if asked.retriever.pooling == "last"
         else "as the model's files say; a plain checkpoint does not say it, and gets AR2's",
-        "ranker.head": "not trained yet: it begins at its retriever's scores"
+        "ranker.head": "not trained yet: it begins at the scores of its retriever and BM25"
         if "prior" in tree["ranker"]
         else "a decoder's, not trained yet; `yes_no` where the model was trained to answer yes or no (docs/models.md)",
         "index.factory": f"{documents} documents: {exact}",

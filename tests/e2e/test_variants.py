@@ -10,6 +10,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from engine.data.corpus import sample_queries
+from engine.errors import ModelError
+from launcher.commands.finished import open_run, states_of, taken_of
+from launcher.commands.text_models import TextModels
+from shards.formats import open_dataset
 from tests.e2e.made import ledger_of, losses_of, measured, metrics_of, ranking_of, summary_of, weights_of
 from tests.e2e.starts import TINY, Zygote, refused
 
@@ -351,6 +356,54 @@ def test_a_ranker_begins_at_the_level_of_its_prior(runs: Runs) -> None:
     accuracy = {key: value for key, value in measured(folder).items() if key[2].endswith("ranker_accuracy")}
     assert accuracy, "the game ran against it"
     assert "1e+06 * " in (folder / "export" / "ranker" / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def lexical(runs: Runs) -> Path:
+    """A run whose ranker has BM25's score, so large that nothing else can be heard, and behind it G0's."""
+    words = ("ranker.bm25_prior=1e9", "ranker.prior=1e3", "ar2.teacher=always", "ar2.adversarial_weight=0")
+    return runs.make("lexical", *words)
+
+
+def test_bm25_has_a_say_in_the_rankers_score(lexical: Path) -> None:
+    """D0 orders what G0 found by BM25's scores, and where these are equal by G0's."""
+    words, found, ranked = (
+        ranking_of(lexical / "results" / name) for name in ("dev-BM25.trec", "dev-G0-000.trec", "dev-D0-000.trec")
+    )
+    num_moved = 0
+    for qid, own in ranked.items():
+        by_words, by_g0 = dict(words[qid]), dict(found[qid])
+        own_docids, g0_docids = ([docid for docid, _ in one[:10]] for one in (own, found[qid]))
+        assert set(own_docids) == set(g0_docids)
+        scores = [by_words[docid] for docid in own_docids if docid in by_words]
+        assert scores == sorted(scores, reverse=True)
+        silent = [docid for docid in own_docids if docid not in by_words]
+        assert own_docids[len(scores) :] == silent, "what shares no word is below what shares one"
+        assert [by_g0[docid] for docid in silent] == sorted((by_g0[docid] for docid in silent), reverse=True)
+        num_moved += own_docids != g0_docids
+    assert num_moved > 0
+
+
+def test_texts_score_as_the_documents_of_the_corpus_do(lexical: Path, small_data: Path) -> None:
+    """The whole score, BM25's and G0's part in it, of texts that are given as they stand."""
+    dataset, models = open_dataset(small_data), TextModels(lexical)
+    states = states_of(open_run(lexical), taken_of(open_run(lexical)))
+    name = "D0" if states["ranker"].iteration == 0 else "D"
+    ranked = ranking_of(lexical / "results" / f"dev-{name}-{states['ranker'].state}.trec")
+    corpus = {document.id: document for document in dataset.documents()}
+    texts = {query.id: query.text for query in sample_queries(dataset, "dev", None, 0)}
+    for qid, own in list(ranked.items())[:3]:
+        (scores,) = models.rerank([texts[qid]], [[corpus[docid] for docid, _ in own[:10]]])
+        # G0's vectors of the corpus are kept in half precision.
+        np.testing.assert_allclose(scores, [score for _, score in own[:10]], rtol=1e-3)
+
+
+def test_an_export_says_what_its_score_lacks(lexical: Path) -> None:
+    told = " ".join((lexical / "export" / "ranker" / "README.md").read_text().split())
+    assert "logit + 1000 * inner product" in told
+    assert "+ 1e+09 * BM25's score / " in told
+    with pytest.raises(ModelError, match=r"1000 \* inner product .* and 1e\+09 \* BM25's score"):
+        TextModels(lexical / "export" / "ranker").load()
 
 
 def test_a_prior_without_g0_is_refused(zygote: Zygote, tmp_path: Path) -> None:

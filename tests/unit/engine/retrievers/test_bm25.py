@@ -381,3 +381,43 @@ def test_documents_that_others_found_have_the_scores_of_a_search(searcher: BM25S
     hits = searcher.search(queries[:1], 2)
     again = searcher.score(queries[:1], hits.documents_QK.tolist())
     assert again == [pytest.approx(hits.scores_QK[0].tolist(), rel=1e-6)]
+
+
+QUERIES = ["red fox", "fox red fox", "the dogs sleep", "unheard words", ""]
+
+
+@pytest.mark.parametrize("part", [2, 2**16])
+def test_a_text_of_the_corpus_scores_as_it_does_there(tmp_path: Path, part: int) -> None:
+    build_bm25(TEXTS, tmp_path, part=part)
+    searcher, everywhere = BM25Searcher.open(tmp_path), list(range(len(TEXTS)))
+    stored = searcher.score(
+        [Query(str(number), text) for number, text in enumerate(QUERIES)], [everywhere] * len(QUERIES)
+    )
+    assert max(map(max, stored)) > 0.5
+    np.testing.assert_allclose(searcher.score_texts(QUERIES, [TEXTS] * len(QUERIES)), stored, rtol=1e-6)
+    assert searcher.score_texts(["red fox", "dogs"], [[], ["a dog that nobody knows"]])[0] == []
+
+
+def test_what_a_query_is_worth_is_what_no_score_reaches(searcher: BM25Searcher) -> None:
+    def idf(word: str) -> float:
+        df = sum(word in text for text in WORDS)
+        return math.log(1 + (len(WORDS) - df + 0.5) / (df + 0.5))
+
+    worth = searcher.worth(QUERIES).tolist()
+    assert worth == pytest.approx(
+        [idf("red") + idf("fox"), idf("red") + 2 * idf("fox"), idf("dog") + idf("sleep"), 0, 0]
+    )
+    for query, most in zip(QUERIES, worth, strict=True):
+        for text in (*TEXTS, " ".join(["red fox dogs sleep"] * 1000)):
+            assert searcher.score_texts([query], [[text]])[0][0] < most or most == 0
+
+
+def test_scoring_reads_the_parts_of_the_documents_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_bm25(TEXTS, tmp_path, part=2)
+    searcher = BM25Searcher.open(tmp_path)
+    whole = searcher.score([Query("q", "red dogs")], [[4, 0, 2]])
+    read, blocks = [], searcher._store.blocks
+    monkeypatch.setattr(searcher._store, "blocks", lambda parts=None: read.append(parts) or blocks(parts))
+    assert searcher.score([Query("q", "red dogs"), Query("r", "fox")], [[4, 0], [1]])[0] == whole[0][:2]
+    assert read == [range(1), range(2, 3)]
+    assert searcher.score([Query("q", "red dogs")], [[]]) == [[]]

@@ -1,4 +1,4 @@
-"""A retriever's score inside a ranker's."""
+"""Retrievers' scores inside a ranker's."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ import torch
 from engine import losses
 from engine.config.ar2 import Ar2Recipe
 from engine.config.file import load_config
+from engine.config.recipe import Prior
 from engine.config.timetable import WeightsOf
 from engine.data.batches import Group
 from engine.errors import ConfigError
 from engine.objectives.ranking import ListwiseRanking
-from engine.retrievers.prior import RankerPrior
-from shards.records import Query
+from engine.retrievers.prior import BM25Share, RankerPrior
+from shards.records import Document, Query
 
 TINY = Path(__file__).resolve().parents[4] / "configs" / "tiny.yaml"
+R2ANKER = TINY.with_name("r2anker_tiny.yaml")
 
 
 class Table:
@@ -33,9 +35,9 @@ class Table:
         return [[self.scores[int(query.id)][one] for one in own] for query, own in zip(queries, documents, strict=True)]
 
 
-def a_prior(scale: float) -> RankerPrior:
+def a_prior(*scales: float) -> RankerPrior:
     data: Any = SimpleNamespace(train=SimpleNamespace(queries=[Query("1", "b"), Query("0", "a")]))
-    return RankerPrior(Table(), data, scale, torch.device("cpu"))
+    return RankerPrior([(Table(), scale) for scale in scales], data, torch.device("cpu"))
 
 
 GROUPS = [Group(0, np.array([0, 2])), Group(1, np.array([1, 0]))]
@@ -47,18 +49,67 @@ def test_what_is_added_is_the_scaled_score_of_the_group() -> None:
     assert a_prior(2.0).of_groups(GROUPS).tolist() == [[6.0, 0.5], [-2.0, 1.0]]
 
 
+def test_what_several_retrievers_add_is_the_sum() -> None:
+    assert a_prior(2.0, 0.5).of_documents([Query("0", "a"), Query("1", "b")], [[2, 1], []]) == [[5.0, -2.5], []]
+    assert a_prior(2.0, 0.5).of_groups(GROUPS).tolist() == [[7.5, 0.625], [-2.5, 1.25]]
+
+
 def test_its_scale_is_beta_times_tau() -> None:
     config = load_config(TINY, ["ranker.prior=0.5", "retriever.score_scale=20"])
     assert isinstance(config, Ar2Recipe)
-    assert config.prior is not None
-    assert (config.prior.weights, config.prior.scale) == (WeightsOf("retriever", 0), 10.0)
-    assert load_config(TINY).prior is None
-    assert load_config(TINY, ["ranker.prior=0.5", "ar2.objective=ance"]).prior is None
+    assert config.priors == (Prior("dense", 10.0, WeightsOf("retriever", 0)),)
+    assert load_config(TINY).priors == ()
+    assert load_config(TINY, ["ranker.prior=0.5", "ranker.bm25_prior=3", "ar2.objective=ance"]).priors == ()
+
+
+def test_bm25_has_a_say_with_g0_or_alone_in_any_recipe() -> None:
+    both = load_config(TINY, ["ranker.prior=0.5", "ranker.bm25_prior=3", "retriever.score_scale=20"]).priors
+    assert both == (Prior("dense", 10.0, WeightsOf("retriever", 0)), Prior("bm25", 3.0))
+    for recipe in (TINY, R2ANKER):
+        assert load_config(recipe, ["ranker.bm25_prior=3"]).priors == (Prior("bm25", 3.0),)
+
+
+def test_a_recipe_without_bm25_refuses_its_say() -> None:
+    without = ["bm25.enabled=false", "warmup_retriever.hard_negatives=0"]
+    load_config(TINY, without)
+    with pytest.raises(ConfigError, match=r"ranker.bm25_prior=3: set it to 0"):
+        load_config(TINY, [*without, "ranker.bm25_prior=3"])
+
+
+def test_embeddings_that_each_host_has_its_own_of_leave_bm25_its_say() -> None:
+    local = ["index.embeddings=local", "index.local_folder=/scratch", "evaluation.fuse=false"]
+    load_config(TINY, [*local, "ranker.bm25_prior=3"])
+    with pytest.raises(ConfigError, match=r"ranker.prior=0"):
+        load_config(TINY, [*local, "ranker.bm25_prior=3", "ranker.prior=1"])
+
+
+def test_bm25s_say_is_a_share_of_what_the_query_is_worth() -> None:
+    class Scored:
+        """BM25 that gives each query's documents half and all but nothing of what its words are worth."""
+
+        def worth(self, queries: Sequence[str]) -> np.ndarray:
+            return np.array([{"long": 80.0, "short": 4.0}.get(query, 0.0) for query in queries])
+
+        def score(self, queries: Sequence[Query], documents: Sequence[Sequence[int]]) -> list[list[float]]:
+            return [[most / 2, 0.0][: len(own)] for most, own in zip(self.worth_of(queries), documents, strict=True)]
+
+        def score_texts(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[list[float]]:
+            assert list(documents) == [["a title and a text"]]
+            return [[float(self.worth(queries)[0]) / 4]]
+
+        def worth_of(self, queries: Sequence[Query]) -> list[float]:
+            worth: list[float] = self.worth([query.text for query in queries]).tolist()
+            return worth
+
+    share = BM25Share(Scored())  # type: ignore[arg-type]
+    queries = [Query("0", "long"), Query("1", "short"), Query("2", "unheard")]
+    assert share.score(queries, [[3, 4], [5], [6, 7]]) == [[0.5, 0.0], [0.5], [0.0, 0.0]]
+    assert share.score_texts(["long"], [[Document("d", "a title", "and a text")]]) == [[0.25]]
 
 
 def test_a_recipe_without_g0_refuses_it() -> None:
     with pytest.raises(ConfigError, match=r"ranker.prior is 1, but r2anker has no G0"):
-        load_config(TINY.with_name("r2anker_tiny.yaml"), ["ranker.prior=1"])
+        load_config(R2ANKER, ["ranker.prior=1"])
 
 
 def test_the_ranker_learns_what_is_left_to_say() -> None:

@@ -185,7 +185,7 @@ def test_a_model_that_is_not_at_hand_is_planned_by_words(
 def test_a_ranker_without_a_head_begins_at_its_retrievers_level(asked: Asked) -> None:
     """Symptom: 35 steps of a new head put a made-up help desk's answers into a worse order than the retriever had."""
     tree = draft_recipe(asked).tree
-    assert (tree["ranker"]["head"], tree["ranker"]["prior"]) == ("cls", 1.0)
+    assert [tree["ranker"][name] for name in ("head", "prior", "bm25_prior")] == ["cls", 1.0, 10.0]
     assert tree["warmup_ranker"]["optim"]["head_lr_scale"] == 10.0
     tree = draft_recipe(replace(asked, ranker=ANYTHING, shapes={"ranker": "minilm-l6"})).tree
     assert "prior" not in tree["ranker"], "a model of its own may have a head"
