@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import faiss
 import torch
 
-from engine.index.plan import GIB, IndexPlan, factory_sizes
+from engine.index.plan import IndexPlan, factory_sizes
+from shards.sizes import size
 
 _MATRIX, _LEAST_SECONDS = 1024, 0.1
 _SHARE = 0.5
@@ -74,16 +75,19 @@ class IndexEstimate:
         """Say what was planned, why, and what it takes, in aligned lines."""
         lines = [("plan", f"{plan.factory}, placement {plan.placement}")]
         lines += [("because" if not place else "", reason) for place, reason in enumerate(plan.reasons)]
-        disk = f"embeddings {_gib(self.embeddings_bytes)}"
+        disk = f"embeddings {size(self.embeddings_bytes)}"
         rotation = f"rotation {_time(self.rotate_minutes)} on rank 0, " if self.rotate_minutes else ""
         if not plan.exact:
             lines += [
                 (
                     "index",
-                    f"{_gib(self.index_bytes)}: codes {_gib(self.codes_bytes)}, ids {_gib(self.ids_bytes)}, lists and "
-                    f"codebooks {_gib(self.lists_bytes)}",
+                    f"{size(self.index_bytes)}: codes {size(self.codes_bytes)}, ids {size(self.ids_bytes)}, lists and "
+                    f"codebooks {size(self.lists_bytes)}",
                 ),
-                ("memory", f"training {_gib(self.training_bytes)}, adding {_gib(self.rank_bytes)} on each rank"),
+                (
+                    "memory",
+                    f"training {size(self.training_bytes)}, adding {size(self.rank_bytes)} on each rank",
+                ),
                 (
                     "time",
                     f"train {_time(self.train_minutes)} (from the last index {_time(self.warm_minutes)} at most) and "
@@ -91,7 +95,7 @@ class IndexEstimate:
                     f"at {self.gigaflops:.0f} GFLOP/s of a matrix product",
                 ),
             ]
-            disk += f", parts {_gib(self.parts_bytes)}, merged {_gib(self.merged_bytes)}"
+            disk += f", parts {size(self.parts_bytes)}, merged {size(self.merged_bytes)}"
         return [f"{name:<8} {text}" for name, text in [*lines, ("disk", disk)]]
 
 
@@ -171,12 +175,6 @@ def measured_gigaflops() -> float:
         float((matrix @ matrix)[0, 0])
         done += 1
     return done * 2 * _MATRIX**3 / max(seconds, _LEAST_SECONDS) / 1e9
-
-
-def _gib(num_bytes: int) -> str:
-    if num_bytes >= GIB // 10:
-        return f"{num_bytes / GIB:.3g} GiB"
-    return f"{num_bytes / 2**20:.3g} MiB" if num_bytes >= 2**20 else f"{num_bytes / 1024:.3g} KiB"
 
 
 def _time(minutes: float) -> str:

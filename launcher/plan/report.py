@@ -11,6 +11,7 @@ from launcher.plan.estimate import Plan, StageRow
 from launcher.plan.phases import CONTEXT_BYTES, FRAGMENTATION, NCCL_BYTES, needed_bytes
 from launcher.plan.storage import host_peak
 from launcher.plan.traffic import pool_bytes
+from shards.sizes import size
 
 _HOUR = 3600.0
 _WAYS = ("network", "files", "local disks")
@@ -30,15 +31,6 @@ def report(plan: Plan) -> str:
             _assumptions(plan),
         ]
     )
-
-
-def size(num_bytes: float) -> str:
-    """Write a number of bytes as a person reads it."""
-    for unit, one in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if num_bytes >= one:
-            number = num_bytes / one
-            return f"{number:,.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"
-    return "0" if num_bytes < 1 else f"{num_bytes:.0f} B"
 
 
 def _head(plan: Plan) -> str:

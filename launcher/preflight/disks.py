@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from launcher.preflight.outcome import Groups, Outcome, Problem, gib, having
+from launcher.preflight.outcome import Groups, Outcome, Problem, having
 from launcher.preflight.records import Facts, LocalFolder, Severity, SharedFolder
 from launcher.preflight.space import Space
+from shards.sizes import size
 
 _LEAST_TEMPORARY_BYTES = 64 * 2**20
 _LEAST_SHARED_MEMORY_BYTES = 512 * 2**20
@@ -61,7 +62,7 @@ def check_space(hosts: Sequence[Facts], space: Space | None) -> Outcome:
     free = min(own for _, (_, own) in known)
     if space.unknown:
         found = (
-            f"{gib(free)} free; what is needed is unknown, as {' and '.join(space.unknown)} cannot be looked at here"
+            f"{size(free)} free; what is needed is unknown, as {' and '.join(space.unknown)} cannot be looked at here"
         )
         return Outcome("space", found, [], examined)
     problems = []
@@ -71,13 +72,13 @@ def check_space(hosts: Sequence[Facts], space: Space | None) -> Outcome:
         if not members:
             continue
         folder, own = members[0][1]
-        fact = f"{gib(own)} are free for {folder.path}; the recipe will write about {space.words}"
+        fact = f"{size(own)} are free for {folder.path}; the recipe will write about {space.words}"
         remedy = "make space or raise the quota, choose another run.path, or keep less (run.keep_indexes, "
         remedy += "run.keep_checkpoints)"
         if own < _ROOM * space.needed_bytes:
             short: Severity = "error" if own < space.needed_bytes else "warning"
             problems.append(Problem("space", tuple(facts.host for facts, _ in members), fact, remedy, short))
-    found = f"{gib(free)} free, about {gib(space.needed_bytes)} needed"
+    found = f"{size(free)} free, about {size(space.needed_bytes)} needed"
     return Outcome("space", found, problems, examined)
 
 
@@ -96,7 +97,7 @@ def check_local_disk(hosts: Sequence[Facts]) -> Outcome:
             if problem:
                 problems.append(Problem("local disk", (facts.host,), *problem))
     first = known[0][1] if known else []
-    found = ", ".join(f"{folder.path} {gib(folder.free_bytes)} free" for folder in first)
+    found = ", ".join(f"{folder.path} {size(folder.free_bytes)} free" for folder in first)
     return Outcome("local disk", found, problems, examined)
 
 
@@ -109,9 +110,9 @@ def _local_problem(folder: LocalFolder, *, on_gpus: bool) -> tuple[str, str, Sev
         }.get(purpose, "let this user write there, or name another folder")
         return f"{what} cannot be written: {folder.error}", remedy, "error"
     if purpose == "temporary files" and free < _LEAST_TEMPORARY_BYTES:
-        return f"{gib(free)} are free in {what}", "make space there, or set TMPDIR to another folder", "error"
+        return f"{size(free)} are free in {what}", "make space there, or set TMPDIR to another folder", "error"
     if purpose == "shared memory" and on_gpus and free < _LEAST_SHARED_MEMORY_BYTES:
-        fact = f"{gib(free)} are free in {what}, through which NCCL joins the GPUs of a host"
+        fact = f"{size(free)} are free in {what}, through which NCCL joins the GPUs of a host"
         return fact, "start the container with --shm-size=1g or --ipc=host, or remove what lies there", "warning"
     return None
 

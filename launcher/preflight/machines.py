@@ -5,10 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from launcher.preflight.outcome import Groups, Outcome, Problem, gib, having
+from launcher.preflight.outcome import Groups, Outcome, Problem, having
 from launcher.preflight.records import Facts, Gpu
 from launcher.preflight.space import Space
 from shards.errors import counted
+from shards.sizes import size
 
 CLOCK_WARNING_SECONDS, CLOCK_ERROR_SECONDS = 5.0, 60.0
 _ALIKE = 0.05
@@ -95,7 +96,7 @@ def check_devices(hosts: Sequence[Facts]) -> Outcome:
 def _gpu_words(gpus: Sequence[Gpu]) -> str:
     if not gpus:
         return "CPU"
-    kinds = {f"{gpu.name} {gib(gpu.memory_bytes)}" for gpu in gpus}
+    kinds = {f"{gpu.name} {size(gpu.memory_bytes)}" for gpu in gpus}
     return f"{len(gpus)} x {' and '.join(sorted(kinds))}"
 
 
@@ -128,7 +129,7 @@ def _memory_in_use(host: str, gpus: Sequence[Gpu]) -> list[Problem]:
     for number, gpu in enumerate(gpus):
         taken = 0 if gpu.free_bytes is None else gpu.memory_bytes - gpu.free_bytes
         if taken > _USED * gpu.memory_bytes:
-            used.append(f"GPU {number} has {gib(taken)} of {gib(gpu.memory_bytes)} in use")
+            used.append(f"GPU {number} has {size(taken)} of {size(gpu.memory_bytes)} in use")
     if not used:
         return []
     remedy = "see with nvidia-smi whose process it is; end it, or choose other GPUs with CUDA_VISIBLE_DEVICES"
@@ -180,11 +181,11 @@ def check_cores_and_memory(hosts: Sequence[Facts]) -> Outcome:
         problems.append(Problem("cores, memory", groups.outliers, fact, remedy, "warning"))
     middle = statistics.median_high(memory for _, (_, memory) in known)
     if less := [(facts.host, memory) for facts, (_, memory) in known if memory < (1 - _ALIKE) * middle]:
-        fact = f"less memory than elsewhere: {gib(less[0][1])}, others have {gib(middle)}"
+        fact = f"less memory than elsewhere: {size(less[0][1])}, others have {size(middle)}"
         remedy = "choose index.memory_gib by the smallest host"
         problems.append(Problem("cores, memory", tuple(host for host, _ in less), fact, remedy, "warning"))
     cores, memory = known[0][1]
-    found = f"{counted(cores, 'core')}, {gib(memory)}"
+    found = f"{counted(cores, 'core')}, {size(memory)}"
     return Outcome("cores, memory", "unlike" if problems else found, problems, examined)
 
 

@@ -79,12 +79,3 @@ class Groups:
     def __str__(self) -> str:
         """Say which hosts have which value."""
         return "; ".join(f"{'none' if value is None else value} on {names(hosts)}" for value, hosts in self.members)
-
-
-def gib(num_bytes: float) -> str:
-    """Write a number of bytes as a person reads it."""
-    for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if abs(num_bytes) >= size:
-            number = num_bytes / size
-            return f"{number:.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"
-    return f"{num_bytes:.0f} bytes"

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 from engine.errors import ConfigError
 from engine.index.held.store import LocalDisk, expanded
 from launcher.preflight.folder import leave_mark, marks_in, mount_of, remove_mark
-from launcher.preflight.outcome import Outcome, Problem, gib, having, names
+from launcher.preflight.outcome import Outcome, Problem, having, names
 from launcher.preflight.records import Facts, Mark, OwnFolder, Severity
+from shards.sizes import size
 
 if TYPE_CHECKING:  # imports torch; who is asked for its folder alone does without
     from launcher.preflight.space import Space
@@ -94,9 +95,9 @@ def check_own_folder(hosts: Sequence[Facts], space: Space | None) -> Outcome:
             problems.append(Problem(CHECK, host, fact, remedy))
         elif own.free_bytes < _ROOM * needed:
             severity: Severity = "error" if own.free_bytes < needed else "warning"
-            fact = f"{gib(own.free_bytes)} are free in {what}; its share of the embeddings takes about {gib(needed)}"
+            fact = f"{size(own.free_bytes)} are free in {what}; its share of the embeddings takes about {size(needed)}"
             remedy = "make space there, name another index.local_folder, keep fewer indexes (run.keep_indexes), take "
             problems.append(Problem(CHECK, host, fact, f"{remedy}more hosts, or set index.embeddings=shared", severity))
     free, needed = min(found)[0], max(needed for _, needed in found)
-    text = f"{known[0][1].path}, {gib(free)} free, about {gib(needed)} needed on a host"
+    text = f"{known[0][1].path}, {size(free)} free, about {size(needed)} needed on a host"
     return Outcome(CHECK, text, problems, examined)

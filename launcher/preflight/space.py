@@ -18,7 +18,7 @@ from launcher.plan.corpus import Corpus, corpus_of
 from launcher.plan.models import ModelShape, encoder_of, shape_of
 from launcher.plan.postings import postings_use
 from launcher.plan.storage import DiskUse, disk_use, index_needs, shard_sizes
-from launcher.preflight.outcome import gib
+from shards.sizes import size
 
 _ASSUMED_QUERIES = 500_000
 """Training queries, where files do not tell their number; MS MARCO has as many."""
@@ -70,10 +70,10 @@ class Space:
     def words(self) -> str:
         """The estimate in words, the largest parts first."""
         listed = sorted(self.parts.items(), key=lambda part: -part[1])
-        text = ", ".join(f"{what} {gib(size)}" for what, size in listed if size)
-        text = f"{gib(self.needed_bytes)} ({text})"
+        text = ", ".join(f"{what} {size(part)}" for what, part in listed if part)
+        text = f"{size(self.needed_bytes)} ({text})"
         if self.present_bytes >= _TOLD_BYTES:
-            text += f", {gib(self.present_bytes)} of which are there"
+            text += f", {size(self.present_bytes)} of which are there"
         return text
 
 
@@ -115,7 +115,7 @@ def estimate_space(config: Config) -> Space:
 
 
 def _space(config: Config, use: DiskUse) -> Space:
-    parts = {what: size for what, (size, _) in use.parts.items()}
+    parts = {what: own for what, (own, _) in use.parts.items()}
     return Space(parts, (), min(_size_of(config.run.path), sum(parts.values())))
 
 
