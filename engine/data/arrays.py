@@ -179,6 +179,31 @@ def row_numbers(what: str, qids: Sequence[str]) -> dict[str, int]:
     return rows
 
 
+def require_alike(
+    what: str, number: int, part: Mapping[str, Any], first: Mapping[str, Any], *, made_in: str, remedy: str
+) -> None:
+    """Refuse a part that was not made together with the first.
+
+    Args:
+        what: Whose part, for the error.
+        number: Its number.
+        part: What must be the same of all parts, by name.
+        first: The same of the first.
+        made_in: What all of them must come from, such as one search.
+        remedy: What to do.
+
+    Raises:
+        ArtifactError: They differ.
+    """
+    for name, here in part.items():
+        if here != first[name]:
+            raise ArtifactError(
+                f"Part {number} of the {what} has {name} {here}, part 0 has {first[name]}",
+                expected=f"parts of {made_in}",
+                remedy=remedy,
+            )
+
+
 def joined_qids(what: str, parts: Sequence[Sequence[str]]) -> tuple[str, ...]:
     """Join the query ids of parts.
 

@@ -24,6 +24,7 @@ from engine.data.arrays import (
     joined_qids,
     map_array,
     read_manifest,
+    require_alike,
     require_stamp,
     row_numbers,
     write_arrays,
@@ -192,6 +193,11 @@ def is_of(folder: Path, stamp: Stamp) -> bool:
         return False
 
 
+def _common(part: Candidates) -> dict[str, Any]:
+    """Return what all parts of a search have in common."""
+    return {"source": part.source, "stamp": part.stamp, "number of candidates a query": part.documents_QK.shape[1]}
+
+
 def join(parts: Sequence[Candidates], folder: Path, *, search: str = "") -> None:
     """Publish parts of one search as one, in the order given; they are copied one by one, not held together.
 
@@ -207,18 +213,9 @@ def join(parts: Sequence[Candidates], folder: Path, *, search: str = "") -> None
     if not parts:
         raise ArtifactError("There are no candidates to join", expected="one part or more")
     first, listed, counts, positives = parts[0], list[list[str]](), Counter[str](), list[NDArray[Any]]()
+    remedy = "delete the parts and mine again"
     for number, part in enumerate(parts):
-        for name, here, there in (
-            ("source", part.source, first.source),
-            ("stamp", part.stamp, first.stamp),
-            ("number of candidates a query", part.documents_QK.shape[1], first.documents_QK.shape[1]),
-        ):
-            if here != there:
-                raise ArtifactError(
-                    f"Part {number} of the candidates has {name} {here}, part 0 has {there}",
-                    expected="parts of one search",
-                    remedy="delete the parts and mine again",
-                )
+        require_alike("candidates", number, _common(part), _common(first), made_in="one search", remedy=remedy)
         positives.append(part.positives.from_row(sum(map(len, listed))))
         listed.append(part.qids)
         counts += part.counts

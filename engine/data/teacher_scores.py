@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from engine.data.arrays import (
     joined_qids,
     map_array,
     read_manifest,
+    require_alike,
     require_stamp,
     row_numbers,
     write_arrays,
@@ -242,6 +244,11 @@ def is_of(folder: Path, stamp: Stamp) -> bool:
         return False
 
 
+def _common(part: TeacherScores) -> dict[str, Any]:
+    """Return what all parts of a pass have in common."""
+    return {"source": part.source, "stamp": part.stamp, "margins only": part.margins_only}
+
+
 def join(parts: Sequence[TeacherScores], folder: Path, *, asked: str = "") -> None:
     """Publish parts of one pass as one, in the order given; they are copied one by one, not held together.
 
@@ -257,18 +264,9 @@ def join(parts: Sequence[TeacherScores], folder: Path, *, asked: str = "") -> No
     if not parts:
         raise ArtifactError("There are no teacher scores to join", expected="one part or more")
     first, listed, sizes, counts = parts[0], list[list[str]](), list[int](), Counter[str]()
+    remedy = "delete the parts and score again"
     for number, part in enumerate(parts):
-        for name, here, there in (
-            ("source", part.source, first.source),
-            ("stamp", part.stamp, first.stamp),
-            ("margins only", part.margins_only, first.margins_only),
-        ):
-            if here != there:
-                raise ArtifactError(
-                    f"Part {number} of the teacher scores has {name} {here}, part 0 has {there}",
-                    expected="parts of one pass",
-                    remedy="delete the parts and score again",
-                )
+        require_alike("teacher scores", number, _common(part), _common(first), made_in="one pass", remedy=remedy)
         _require_sound(part)
         listed.append(part.qids)
         sizes.append(part.num_pairs)
