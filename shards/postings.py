@@ -158,6 +158,11 @@ class PostingsStore:
         return [entry.num_documents for entry in self.manifest.shards]
 
     @property
+    def firsts(self) -> list[int]:
+        """Global index of each part's first document."""
+        return [entry.first_document for entry in self.manifest.shards]
+
+    @property
     def num_postings(self) -> int:
         """Postings of all documents."""
         return sum(marker.num_postings for marker in self._markers)

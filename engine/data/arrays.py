@@ -179,27 +179,24 @@ def row_numbers(what: str, qids: Sequence[str]) -> dict[str, int]:
     return rows
 
 
-def require_alike(
-    what: str, number: int, part: Mapping[str, Any], first: Mapping[str, Any], *, made_in: str, remedy: str
-) -> None:
+def require_alike(what: str, number: int, pairs: Mapping[str, tuple[object, object]], *, of: str, remedy: str) -> None:
     """Refuse a part that was not made together with the first.
 
     Args:
         what: Whose part, for the error.
         number: Its number.
-        part: What must be the same of all parts, by name.
-        first: The same of the first.
-        made_in: What all of them must come from, such as one search.
+        pairs: What must be the same of all parts, by name: of this one, of the first.
+        of: What all of them must come from, such as one search.
         remedy: What to do.
 
     Raises:
         ArtifactError: They differ.
     """
-    for name, here in part.items():
-        if here != first[name]:
+    for name, (here, there) in pairs.items():
+        if here != there:
             raise ArtifactError(
-                f"Part {number} of the {what} has {name} {here}, part 0 has {first[name]}",
-                expected=f"parts of {made_in}",
+                f"Part {number} of the {what} has {name} {here}, part 0 has {there}",
+                expected=f"parts of {of}",
                 remedy=remedy,
             )
 

@@ -193,11 +193,6 @@ def is_of(folder: Path, stamp: Stamp) -> bool:
         return False
 
 
-def _common(part: Candidates) -> dict[str, Any]:
-    """Return what all parts of a search have in common."""
-    return {"source": part.source, "stamp": part.stamp, "number of candidates a query": part.documents_QK.shape[1]}
-
-
 def join(parts: Sequence[Candidates], folder: Path, *, search: str = "") -> None:
     """Publish parts of one search as one, in the order given; they are copied one by one, not held together.
 
@@ -215,7 +210,12 @@ def join(parts: Sequence[Candidates], folder: Path, *, search: str = "") -> None
     first, listed, counts, positives = parts[0], list[list[str]](), Counter[str](), list[NDArray[Any]]()
     remedy = "delete the parts and mine again"
     for number, part in enumerate(parts):
-        require_alike("candidates", number, _common(part), _common(first), made_in="one search", remedy=remedy)
+        pairs = {
+            "source": (part.source, first.source),
+            "stamp": (part.stamp, first.stamp),
+            "number of candidates a query": (part.documents_QK.shape[1], first.documents_QK.shape[1]),
+        }
+        require_alike("candidates", number, pairs, of="one search", remedy=remedy)
         positives.append(part.positives.from_row(sum(map(len, listed))))
         listed.append(part.qids)
         counts += part.counts

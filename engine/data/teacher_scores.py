@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -244,11 +243,6 @@ def is_of(folder: Path, stamp: Stamp) -> bool:
         return False
 
 
-def _common(part: TeacherScores) -> dict[str, Any]:
-    """Return what all parts of a pass have in common."""
-    return {"source": part.source, "stamp": part.stamp, "margins only": part.margins_only}
-
-
 def join(parts: Sequence[TeacherScores], folder: Path, *, asked: str = "") -> None:
     """Publish parts of one pass as one, in the order given; they are copied one by one, not held together.
 
@@ -266,7 +260,12 @@ def join(parts: Sequence[TeacherScores], folder: Path, *, asked: str = "") -> No
     first, listed, sizes, counts = parts[0], list[list[str]](), list[int](), Counter[str]()
     remedy = "delete the parts and score again"
     for number, part in enumerate(parts):
-        require_alike("teacher scores", number, _common(part), _common(first), made_in="one pass", remedy=remedy)
+        pairs = {
+            "source": (part.source, first.source),
+            "stamp": (part.stamp, first.stamp),
+            "margins only": (part.margins_only, first.margins_only),
+        }
+        require_alike("teacher scores", number, pairs, of="one pass", remedy=remedy)
         _require_sound(part)
         listed.append(part.qids)
         sizes.append(part.num_pairs)

@@ -9,7 +9,7 @@ import faiss
 import torch
 
 from engine.index.plan import IndexPlan, factory_sizes
-from shards.sizes import size
+from shards.files.sizes import size
 
 _MATRIX, _LEAST_SECONDS = 1024, 0.1
 _SHARE = 0.5

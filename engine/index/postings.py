@@ -51,6 +51,11 @@ class Postings(Protocol):
         ...
 
     @property
+    def firsts(self) -> list[int]:
+        """Global index of each file's first document."""
+        ...
+
+    @property
     def num_terms(self) -> int:
         """Terms of the vocabulary."""
         ...
@@ -169,10 +174,8 @@ class PostingsIndex:
 
     def _blocks_with(self, documents: Sequence[int]) -> Iterator[Block]:
         """Read the blocks of the files that have some of these documents, in the order of the corpus."""
-        starts = np.cumsum([0, *self.store.sizes])
-        for number in np.unique(
-            np.searchsorted(starts, np.array(documents, dtype=np.int64), side="right") - 1
-        ).tolist():
+        files_N = np.searchsorted(self.store.firsts, np.array(documents, dtype=np.int64), side="right") - 1
+        for number in np.unique(files_N).tolist():
             yield from self.store.blocks(range(number, number + 1))
 
     def finish(self, found: Sequence[Hits], top_k: int) -> Hits:

@@ -83,7 +83,7 @@ class Bm25Store:
     def __init__(self, folder: Bm25Folder, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest
         self.vocabulary = Vocabulary(folder, manifest.statistics.buckets)
-        self._firsts = np.cumsum([0, *manifest.plan.sizes]).tolist()
+        self._firsts: list[int] = np.cumsum([0, *manifest.plan.sizes]).tolist()
         self._checked: set[int] = set()
 
     @classmethod
@@ -137,6 +137,11 @@ class Bm25Store:
     def sizes(self) -> list[int]:
         """Documents of each part."""
         return list(self.manifest.plan.sizes)
+
+    @property
+    def firsts(self) -> list[int]:
+        """Global index of each part's first document."""
+        return self._firsts[:-1]
 
     def blocks(self, parts: range | None = None) -> Iterator[Block]:
         """Map blocks in the order of the corpus; a part's file is let go when its last block is.

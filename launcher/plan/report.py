@@ -11,7 +11,7 @@ from launcher.plan.estimate import Plan, StageRow
 from launcher.plan.phases import CONTEXT_BYTES, FRAGMENTATION, NCCL_BYTES, needed_bytes
 from launcher.plan.storage import host_peak
 from launcher.plan.traffic import pool_bytes
-from shards.sizes import size
+from shards.files.sizes import size
 
 _HOUR = 3600.0
 _WAYS = ("network", "files", "local disks")

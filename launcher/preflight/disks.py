@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from launcher.preflight.outcome import Groups, Outcome, Problem, having
 from launcher.preflight.records import Facts, LocalFolder, Severity, SharedFolder
 from launcher.preflight.space import Space
-from shards.sizes import size
+from shards.files.sizes import size
 
 _LEAST_TEMPORARY_BYTES = 64 * 2**20
 _LEAST_SHARED_MEMORY_BYTES = 512 * 2**20

@@ -9,7 +9,7 @@ from launcher.preflight.outcome import Groups, Outcome, Problem, having
 from launcher.preflight.records import Facts, Gpu
 from launcher.preflight.space import Space
 from shards.errors import counted
-from shards.sizes import size
+from shards.files.sizes import size
 
 CLOCK_WARNING_SECONDS, CLOCK_ERROR_SECONDS = 5.0, 60.0
 _ALIKE = 0.05

@@ -19,7 +19,7 @@ from engine.index.held.store import LocalDisk, expanded
 from launcher.preflight.folder import leave_mark, marks_in, mount_of, remove_mark
 from launcher.preflight.outcome import Outcome, Problem, having, names
 from launcher.preflight.records import Facts, Mark, OwnFolder, Severity
-from shards.sizes import size
+from shards.files.sizes import size
 
 if TYPE_CHECKING:  # imports torch; who is asked for its folder alone does without
     from launcher.preflight.space import Space

@@ -18,7 +18,7 @@ from launcher.plan.corpus import Corpus, corpus_of
 from launcher.plan.models import ModelShape, encoder_of, shape_of
 from launcher.plan.postings import postings_use
 from launcher.plan.storage import DiskUse, disk_use, index_needs, shard_sizes
-from shards.sizes import size
+from shards.files.sizes import size
 
 _ASSUMED_QUERIES = 500_000
 """Training queries, where files do not tell their number; MS MARCO has as many."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shards.sizes import size
+from shards.files.sizes import size
 
 
 @pytest.mark.parametrize(
