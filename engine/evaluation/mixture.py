@@ -2,8 +2,8 @@
 
 All points of a grid over the simplex are tried, which is exhaustive, the same everywhere, and cheap, since the systems
 have scored the documents already. What is best on the queries that it was chosen by looks better than it is. So the
-mixture is also measured on queries that its weights have not seen, in five parts in turn: where one part alone is as
-good there, it is taken, and these values are tested against the best part.
+mixture is also measured on queries that its weights have not seen, in five parts in turn: where it is not clearly above
+the order of one part there, that part is taken alone. These values are tested against the best part.
 
 Shapes: Q queries, P points of the grid, M parts of the mixture.
 """
@@ -198,13 +198,13 @@ def fit(
         seed: Draws the signs of the test.
 
     Returns:
-        The mixture with the largest mean, of several the simplest; the best order by one part alone where a mixture is
-        no better than that on queries that it has not seen.
+        The mixture with the largest mean, of several the simplest; the best order by one part alone unless the mixture
+        is above that by a standard error on queries that it has not seen: of choices within one standard error the
+        simplest, as Breiman et al. (1984) prune trees.
     """
-    chosen, held_out_Q = best_point(values_PQ), held_out_values(values_PQ)
-    alone = best_point(values_PQ[: len(parts)])
-    if _mean(held_out_Q) <= _mean(values_PQ[alone]):
-        chosen = alone
+    held_out_Q, alone = held_out_values(values_PQ), best_point(values_PQ[: len(parts)])
+    gained_Q = held_out_Q - values_PQ[alone]
+    chosen = best_point(values_PQ) if _mean(gained_Q) > (_error(gained_Q) or 0.0) else alone
     means = [_mean(part.values_Q) for part in parts]
     best = parts[means.index(max(means))]
     return Fusion(

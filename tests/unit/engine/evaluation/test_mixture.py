@@ -88,6 +88,11 @@ def test_a_part_alone_is_taken_where_a_mixture_is_no_better_on_what_it_has_not_s
     # The other part's order of the same documents, though the first's own ranking is above both.
     lists = [[0.4] * 40, [0.5] * 40, [0.6] + [0.5] * 39]
     assert fitted(lists, [0.9] * 40, [0.5] * 40).weights == {"G": 0.0, "D": 1.0}
+    # A gain of .02 +- .05 on queries that were not seen: five of them are better and four worse.
+    by_chance = np.array(one)
+    by_chance[[0, 2, 4, 6, 8]], by_chance[[1, 3, 5, 7]] = 1.0, 0.0
+    fusion = fitted([one, [0.0] * 40, by_chance], one, [0.0] * 40)
+    assert fusion.weights == {"G": 1.0, "D": 0.0}
 
 
 def test_a_mixture_that_is_worse_than_a_part_by_its_own_ranking_is_told() -> None:
