@@ -11,7 +11,7 @@ from engine.models.ranker import Ranker
 from engine.models.score import score_inputs
 from engine.models.texts import TextRanker
 from engine.models.weights import frozen_ranker
-from engine.retrievers.prior import RankerPrior
+from engine.retrievers.prior import RankerPrior, plus
 from engine.run import Run, RunFolder
 from shards.records import Query
 
@@ -91,5 +91,4 @@ class PairScorer:
         logits = [scores[end - len(own) : end] for own, end in zip(documents, ends, strict=True)]
         if self._prior is None:
             return logits
-        added = self._prior.of_documents(queries, documents)
-        return [[one + more for one, more in zip(*both, strict=True)] for both in zip(logits, added, strict=True)]
+        return plus(logits, self._prior.of_documents(queries, documents))

@@ -84,10 +84,7 @@ class RankerPrior:
         """Return what is added for each query's documents, given by their corpus indices."""
         added = [[0.0] * len(own) for own in documents]
         for scorer, scale in self._parts:
-            scored = scorer.score(queries, documents)
-            added = [
-                [one + scale * more for one, more in zip(*own, strict=True)] for own in zip(added, scored, strict=True)
-            ]
+            added = plus(added, scorer.score(queries, documents), scale)
         return added
 
     def of_groups(self, groups: Sequence[Group]) -> Tensor:
@@ -95,6 +92,11 @@ class RankerPrior:
         queries = [self._data.train.queries[group.query] for group in groups]
         added = self.of_documents(queries, [group.documents.tolist() for group in groups])
         return torch.tensor(added, dtype=torch.float32, device=self._device)
+
+
+def plus(scores: Sequence[Sequence[float]], more: Sequence[Sequence[float]], scale: float = 1.0) -> list[list[float]]:
+    """Add other scores of the same documents of the same queries, each times a factor."""
+    return [[one + scale * other for one, other in zip(*own, strict=True)] for own in zip(scores, more, strict=True)]
 
 
 def choice_of_prior(prior: Prior) -> Choice:

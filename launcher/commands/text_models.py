@@ -23,7 +23,7 @@ from engine.models.source import METADATA_FILE, saved_metadata
 from engine.models.texts import SIDES, TextEncoder, TextRanker
 from engine.models.weights import DTYPES, frozen_ranker
 from engine.retrievers.bm25_index import open_bm25
-from engine.retrievers.prior import BM25Share
+from engine.retrievers.prior import BM25Share, plus
 from engine.run import Run, RunFolder
 from launcher.commands.finished import corpus_of, open_run, require_search, states_of, taken_of
 from launcher.commands.search_engine import SearchEngine
@@ -113,11 +113,7 @@ class TextModels:
         """
         scores = self._ranker.get().score(queries, documents)
         for prior, scale in self._priors:
-            added = prior.get()(queries, documents)
-            scores = [
-                [one + scale * more for one, more in zip(*both, strict=True)]
-                for both in zip(scores, added, strict=True)
-            ]
+            scores = plus(scores, prior.get()(queries, documents), scale)
         return scores
 
     def too_long_to_encode(self, texts: Sequence[str], side: str = QUERY) -> str | None:
