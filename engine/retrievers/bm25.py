@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ class BM25Searcher:
     def __init__(self, store: Bm25Store) -> None:
         self.source, self.num_documents = "bm25", store.num_documents
         self._store, self._analyzer = store, Analyzer(store.manifest.plan.words)
+        # A query is asked about more than once: for its documents' scores and for what its words are worth.
+        self._counted = lru_cache(maxsize=2 * self.block_size)(self._analyzer.count)
         whole = store.num_documents <= DOCUMENTS_SEARCHED_AS_ONE
         parts = [range(len(store.sizes))] if whole else cut_parts(store.sizes)
         self._index = PostingsIndex(store, parts=parts, scan=fastest_scan(without=FewTermsScan))
@@ -94,7 +97,7 @@ class BM25Searcher:
 
     def encode(self, queries: Sequence[Query]) -> sparse.csr_array:
         """Count the words of queries that the corpus has: sparse float32 [Q, V], V the words of the corpus."""
-        counted = self._count([query.text for query in queries])
+        counted = [self._counted(query.text) for query in queries]
         stems = list(dict.fromkeys(stem for one in counted for stem in one))
         ids_V, _ = self._store.vocabulary.find(hash_words(stems))
         id_of = {stem: number for stem, number in zip(stems, ids_V.tolist(), strict=True) if number >= 0}
@@ -140,7 +143,7 @@ class BM25Searcher:
         Returns:
             float64 [Q]; 0 for a query of which the corpus has no word.
         """
-        counted = self._count(queries)
+        counted = [self._counted(query) for query in queries]
         worth_of = self._worth_of(counted)
         return np.array([sum(times * worth_of[stem] for stem, times in one.items()) for one in counted])
 
@@ -154,19 +157,15 @@ class BM25Searcher:
         Returns:
             Scores for each query, in the order of its documents; a text of the corpus has the score that it has there.
         """
-        counted, formula = self._count(queries), self._store.formula
+        counted, formula = [self._counted(query) for query in queries], self._store.formula
         worth_of, scores = self._worth_of(counted), []
         for query, own in zip(counted, documents, strict=True):
-            words, has_N = list(query), self._count(own)
+            words, has_N = list(query), [self._analyzer.count(text) for text in own]
             counts_NT = np.array([[has[word] for word in words] for has in has_N]).reshape(len(own), len(words))
             saturation_N = formula.saturation(np.array([has.total() for has in has_N], dtype=np.float64))
             worth_T = np.array([query[word] * worth_of[word] for word in words])
             scores.append((counts_NT / (counts_NT + saturation_N[:, None]) @ worth_T).astype(np.float32).tolist())
         return scores
-
-    def _count(self, texts: Sequence[str]) -> list[Counter[str]]:
-        """Count the words of each text."""
-        return [Counter(self._analyzer.stems(text)) for text in texts]
 
     def _worth_of(self, counted: Sequence[Counter[str]]) -> dict[str, float]:
         """Return what each word of some queries is worth; 0 for one that the corpus does not have."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -87,6 +88,10 @@ class Analyzer:
     def learn(self, text: str) -> list[int]:
         """Return the ids of a document's words; a new word gets the next id."""
         return [self.vocabulary.setdefault(stem, len(self.vocabulary)) for stem in self.stems(text)]
+
+    def count(self, text: str) -> Counter[str]:
+        """Count what counts of a text: how often it has each stem."""
+        return Counter(self.stems(text))
 
     def stems(self, text: str) -> Iterator[str]:
         """Yield what counts of a text: stems of words, and pairs of characters."""

@@ -118,7 +118,7 @@ def recipe_text(draft: Draft, asked: Asked, out: Path) -> str:
         f"  language  {_language(asked)}",
         f"  machine   {asked.machine.told}: {asked.machine.ranks} ranks",
         *[f"  {name:9} {_about(name, asked, draft)}" for name in ("retriever", "ranker")],
-        f"  plan      {_in_short(draft)}; an estimate, often off by a factor of two (docs/plan.md)",
+        f"  plan      {_in_short(draft)}; an estimate, often off by a factor of two",
         "",
         f"  sparring train --config {shlex.quote(out.name)} --ranks {asked.machine.ranks}",
         "",

@@ -203,7 +203,7 @@ def _first_notes(asked: Asked, tree: Tree) -> dict[str, str]:
         else "as the model's files say; a plain checkpoint does not say it, and gets AR2's",
         "ranker.head": "not trained yet: it begins at the scores of its retriever and BM25"
         if "prior" in tree["ranker"]
-        else "a decoder's, not trained yet; `yes_no` where the model was trained to answer yes or no (docs/models.md)",
+        else "a decoder's, not trained yet; `yes_no` where the model was trained to answer yes or no",
         "index.factory": f"{documents} documents: {exact}",
         "ar2.mine": "`sampled` searches only the queries that are drawn, and trains the same as `all`",
         "evaluation": f"the folder has no {' and no '.join(missing)} split, which is not measured" if missing else "",

@@ -281,7 +281,7 @@ class Conversion:
                 raise DataError(
                     "the sources hold no document",
                     expected="a corpus, such as collection.tsv, psgs_w100.tsv or corpus.jsonl",
-                    remedy="name its file or folder, too; docs/data.md lists the names",
+                    remedy="name its file or folder, too, and the form of a file of another name by --format",
                 )
             self._checkpoint(outputs, "finish")
         finally:

@@ -136,7 +136,10 @@ _ANSWERS = {"positive", "answer", "passage", "context", "sentence2"}
 def _no_field(source: Source, names: list[str], wanted: list[str], option: str = "") -> DataError:
     remedy = f"name the field by {option}" if option else "rename the field"
     if _QUESTIONS & {*names} and _ANSWERS & {*names}:
-        remedy = "these are pairs without ids, of which a few lines of Python make a data folder: docs/coming_from.md"
+        remedy = (
+            "these are pairs without ids: write each text of the one side to corpus.jsonl and of the other to "
+            "queries.jsonl, as {_id, text}, and the pairs' ids to qrels/train.tsv as query-id, corpus-id, score"
+        )
     return DataError(
         f"{source.path} has the fields {', '.join(map(repr, names)) or 'of no record'}",
         expected=f"one of {', '.join(map(repr, wanted))}",

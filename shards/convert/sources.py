@@ -70,6 +70,11 @@ _RULES = [
     ("trec", r"topics[^/]*$", "topics"),
     ("trec msmarco", r"(\.(trec|run)$|(^|/)runs?[./])", "run"),
 ]
+NAMES = (
+    "corpus.jsonl, queries.jsonl, qrels/test.tsv, psgs_w100.tsv, biencoder-nq-train.json, nq-test.csv, collection.tsv, "
+    "queries.train.tsv, qidpidtriples.train.tsv, topics.dl19.txt, qrels.dl19.txt, bm25.trec, train.parquet"
+)
+"""A name of each kind, for messages."""
 _REFUSED = [
     (r"\.(pkl|pickle|pt|pth|bin|npy|npz|joblib)$", "a pickle, or may hold one: loading it can run any code"),
     (r"\.(tar|tgz|zip|bz2|xz|7z|rar)$", "an archive, or compressed in another way than .gz and .zst: unpack it first"),
@@ -140,7 +145,7 @@ def find_sources(paths: list[Path], options: Options, out: Path) -> tuple[list[S
         listed = ", ".join(f"{name} ({why})" for name, why in list(ignored.items())[:8])
         raise DataError(
             f"{', '.join(map(str, paths))} holds no file that can be read{': ' + listed if listed else ''}",
-            expected="downloads under their own names; docs/data.md lists them",
+            expected=f"downloads under their own names, such as {NAMES}",
             remedy="name single files, and their form by --format",
         )
     return sorted(found, key=lambda source: _rank(source.kind)), ignored

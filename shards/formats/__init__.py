@@ -127,8 +127,8 @@ def _layout_of(path: Path) -> str:
         expected=expected,
         remedy=f"name {' or '.join(map(str, folders[:3]))}, which has one"
         if folders
-        else f"`sparring convert {path} --out DIR` makes a data folder of TSV, jsonl, Parquet and others; docs/data.md "
-        "lists which",
+        else f"`sparring convert {path} --out DIR` makes a data folder of what BEIR, MS MARCO, DPR, TREC and the "
+        "hub give out, and of jsonl and Parquet",
     )
 
 

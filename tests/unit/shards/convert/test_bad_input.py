@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 from shards.convert.conversion import Report, convert
 from shards.convert.options import Options
+from shards.convert.sources import _RULES, NAMES
 from shards.errors import DataError
 from shards.formats import open_dataset
 from tests.unit.shards.convert.test_conversion import BEIR, DPR, MSMARCO, QUESTIONS, write, zstd
@@ -152,6 +154,16 @@ def test_a_broken_list_cannot_be_passed_over(source: Path, data: str) -> None:
 def test_a_damaged_table_is_refused(source: Path) -> None:
     write(source, {"corpus.parquet": "PAR1 and no more"})
     assert "is damaged, or no table" in refusal(source)
+
+
+def test_a_folder_of_other_files_is_told_names_that_are_read(tmp_path: Path) -> None:
+    """Symptom: the message named a page of the documentation, which an installed package does not have."""
+    write(tmp_path / "other", {"notes.md": "# Notes"})
+    with pytest.raises(DataError) as told:
+        convert([tmp_path / "other"], tmp_path / "out", Options())
+    assert NAMES in str(told.value)
+    for name in NAMES.split(", "):
+        assert any(re.search(pattern, name) for _, pattern, _ in _RULES), name
 
 
 def test_a_title_without_its_passages_and_judgements_without_a_corpus_are_refused(source: Path) -> None:
