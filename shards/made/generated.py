@@ -7,6 +7,7 @@ document has. A query holds some of both, so that topics make hard negatives and
 from __future__ import annotations
 
 import random
+import sys
 from pathlib import Path
 
 from shards.errors import DataError
@@ -18,6 +19,8 @@ _VOWELS = ("a", "e", "i", "o", "u")
 _FILLERS = ("the", "of", "and", "with", "near", "from", "under")
 _DOCUMENTS_PER_TOPIC = 20
 _WORDS_PER_TOPIC = 12
+# So many syllables have words until there are so many words: a fraction of those that there can be.
+_SHORT_WORDS = ((2, 1000), (3, 100_000), (4, 5_000_000), (5, sys.maxsize))
 # Of every 20 documents, the queries of these go to dev and to test.
 _CYCLE, _DEV, _TEST = 20, (3, 10, 17), (5, 12, 19)
 
@@ -75,7 +78,7 @@ def _new_words(rng: random.Random, num_documents: int) -> list[list[str]]:
     num_topics = -(-num_documents // _DOCUMENTS_PER_TOPIC)
     made: dict[str, None] = {}
     while len(made) < num_topics * _WORDS_PER_TOPIC:
-        made.setdefault(_word(rng, 2 if len(made) < 1000 else 3))
+        made.setdefault(_word(rng, next(syllables for syllables, many in _SHORT_WORDS if len(made) < many)))
     every = list(made)
     return [every[first : first + _WORDS_PER_TOPIC] for first in range(0, len(every), _WORDS_PER_TOPIC)]
 

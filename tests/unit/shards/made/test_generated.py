@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from engine.data.answers import contains_answer
 from shards.errors import DataError
 from shards.formats import open_dataset
-from shards.made.generated import generate_dataset
+from shards.made.generated import _new_words, generate_dataset
 
 
 def test_counts_and_splits(tmp_path: Path) -> None:
@@ -72,3 +73,12 @@ def test_too_small_a_set_is_refused(tmp_path: Path) -> None:
         generate_dataset(tmp_path / "data", num_documents=19)
     with pytest.raises(DataError, match="10 queries"):
         generate_dataset(tmp_path / "data", num_queries=10)
+
+
+def test_a_corpus_of_more_topics_than_there_are_short_words_gets_longer_ones() -> None:
+    """Symptom: a million documents were never made, as there are not so many words of three syllables."""
+    topics = _new_words(random.Random(0), 800_000)
+    every = [word for own in topics for word in own]
+    assert len(topics) == 40_000
+    assert len(set(every)) == len(every) == 12 * len(topics) > 70**3
+    assert topics[:50] == _new_words(random.Random(0), 1000), "a small corpus is no longer the same"
