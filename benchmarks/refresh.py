@@ -1,4 +1,4 @@
-"""What does a refresh take, part by part, and what is saved by making the index beside the ranker's phase?
+r"""What does a refresh take, part by part, and what is saved by making the index beside the ranker's phase?
 
 Plays one iteration of AR2 on made-up passages, on two ranks of this machine, with a small encoder that is a real one:
 once as in the paper, and once overlapped, from the same warm-ups (`branch`). Prints the seconds of each stage of the
@@ -6,10 +6,14 @@ iteration from the ledgers, and for the overlap the clock's seconds against the 
 
     nice python benchmarks/refresh.py OUT [--documents 20000] [--queries 2000] [--config FILE] [key=value ...]
 
-OUT takes data and runs, and is gone on with where it is there. A million passages (hours on two cores; on a GPU the
-encoding is minutes, and the rest is what this is about):
+OUT takes data and runs, and is gone on with where it is there. A million passages on two cores take an hour, with a
+retriever of one layer and the paper's steps divided by 21, since its corpus has 21 million passages:
 
-    python benchmarks/refresh.py OUT --documents 1000000 --queries 60000 run.device=cuda ar2.ranker.steps=500
+    python benchmarks/refresh.py OUT --documents 1000000 --queries 10000 retriever.layers=[0] retriever.max_length=24 \
+        ranker.layers=[0,2,5] ranker.max_length=40 ranker.prior=0 ranker.bm25_prior=0 bm25.enabled=false \
+        warmup_retriever.hard_negatives=0 ar2.mine=sampled ar2.num_negatives=15 data.documents_per_shard=10000 \
+        ar2.retriever.steps=71 ar2.retriever.batch_size=64 ar2.retriever.micro_batch_size=16 ar2.ranker.steps=24 \
+        ar2.ranker.batch_size=64 ar2.ranker.micro_batch_size=8 evaluation.max_dev_queries=500
 """
 
 from __future__ import annotations
@@ -99,7 +103,8 @@ def tell(plain: dict[str, Any], overlapped: dict[str, Any]) -> None:
         f"which is {took['wall_seconds'] / both(took):.0%} of the sum"
     )
     stale = overlapped[f"{STALENESS}/1"]["result"]
-    print(f"the ranker's candidates were {stale['lag_steps']} steps old and had {stale['kept']:.0%} of the fresh ones")
+    kept = "" if stale["kept"] is None else f" and had {stale['kept']:.0%} of the fresh ones"  # none were searched
+    print(f"the ranker's candidates were {stale['lag_steps']} steps old{kept}")
 
 
 def both(took: dict[str, float]) -> float:
