@@ -156,7 +156,7 @@ def _count(dataset: Dataset, trained: Sequence[str], proposed_by: str) -> GivenC
             f"{dataset.path} gives no negatives, and `{GIVEN}` is to draw from them",
             expected="training records with negatives: DPR's biencoder-*-train.json, or training/train.jsonl of a "
             "converted folder",
-            remedy="convert sources that have negatives (DPR, MS MARCO's triples, training records), or draw from bm25",
+            remedy="convert sources that have negatives (training records, triples), or draw from bm25",
         )
     lacking = dict.fromkeys(trained)
     num_negatives, names = 0, Counter[str]()
