@@ -442,11 +442,17 @@ def test_a_single_file_that_is_not_read_is_an_error(tmp_path: Path, name: str, p
         convert([tmp_path / "in" / name], tmp_path / "out", Options())
 
 
-def test_pairs_without_ids_are_told_where_they_become_data(tmp_path: Path) -> None:
+def test_pairs_without_ids_are_told_how_they_become_data(tmp_path: Path) -> None:
     """`--id` was the advice, and no field of theirs is an id."""
     write(tmp_path / "in", {"pairs.jsonl": [{"anchor": "a question", "positive": "an answer"}]})
-    with pytest.raises(DataError, match=r"'anchor', 'positive'.*docs/coming_from\.md"):
+    with pytest.raises(DataError, match=r"'anchor', 'positive'.*corpus\.jsonl.*queries\.jsonl.*qrels/train\.tsv"):
         convert([tmp_path / "in" / "pairs.jsonl"], tmp_path / "out", Options())
+    as_told = {
+        "corpus.jsonl": [{"_id": "d1", "text": "an answer"}],
+        "queries.jsonl": [{"_id": "q1", "text": "a question"}],
+        "qrels/train.tsv": "query-id\tcorpus-id\tscore\nq1\td1\t1\n",
+    }
+    assert open_dataset(write(tmp_path / "told", as_told)).qrels["train"] == {"q1": {"d1": 1}}
 
 
 def test_the_larger_dev_split_gives_way_to_the_small_one(source: Path) -> None:
