@@ -215,8 +215,9 @@ def _share(sweep: Sweep, seed: int, starter: Sequence[str], run: Runner, outcome
     code = run(_shared_command(sweep, seed, starter), sweep.out / _LOGS / f"shared-seed-{seed}.log")
     traces = read_traces(folder, before)
     if code or traces is None or traces.failure is not None:
-        reason = _why(code, traces.failure.message if traces and traces.failure else "", sweep, f"shared-seed-{seed}")
-        outcome.add(label, code, reason)
+        failure = traces.failure if traces else None
+        reason = _why(code, failure.message if failure else "", sweep, f"shared-seed-{seed}")
+        outcome.add(label, failure.code if failure else code, reason)
         return reason
     with outcome.lock:
         write_json(sweep.out / _RECORD, {**_read_shared(sweep), f"{seed}": sweep.share})
@@ -237,8 +238,9 @@ def _play_one(sweep: Sweep, one: SweepRun, starter: Sequence[str], run: Runner, 
         log.info("%s: finished in %s", one.label, format_seconds(time.monotonic() - began))
         return
     traces = read_traces(one.folder, before)
-    told = traces.failure.message if traces and traces.failure else _last_error(file)
-    outcome.add(one.label, traces.failure.code if traces and traces.failure else code, _why(code, told, sweep, name))
+    failure = traces.failure if traces else None
+    told = failure.message if failure else _last_error(file)
+    outcome.add(one.label, failure.code if failure else code, _why(code, told, sweep, name))
 
 
 def _commands_left(sweep: Sweep, starter: Sequence[str]) -> list[list[str]]:

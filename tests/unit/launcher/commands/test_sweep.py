@@ -15,6 +15,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from engine.errors import ConfigError
 from engine.evaluation.summary import read_rows
 from engine.reliability.exit_codes import EXIT_PREEMPTED
+from engine.reliability.failure import record_failure
 from engine.reliability.starts import Start, record_start
 from launcher.commands.sweep import finished_groups, play_sweep, submit_all
 from launcher.commands.sweep_board import metrics_of, settings_of, write_board
@@ -176,6 +177,24 @@ def test_a_sweep_that_is_asked_to_stop_stops(tmp_path: Path, dataset: Dataset) -
 
     outcome = play_sweep(read(tmp_path, dataset), Slots(1, ["deepspeed"]), preempted)
     assert (len(calls), outcome.stopped, outcome.code) == (1, True, 85)
+
+
+@pytest.mark.parametrize("share", ["", "retriever/1"])
+def test_a_sweep_stops_whatever_its_starter_makes_of_a_runs_exit_code(
+    tmp_path: Path, dataset: Dataset, share: str
+) -> None:
+    """Symptom: stopped before what settings share was there, a sweep went on with the next seed."""
+    calls: list[Sequence[str]] = []
+
+    def interrupted(command: Sequence[str], file: Path) -> int:
+        calls.append(command)
+        begin(folder := Path(next(word for word in command if word.startswith("run.path="))[len("run.path=") :]))
+        told = {"stage": "warmup_retriever", "step": 3, "kind": "Preempted", "message": "stopped at step 3"}
+        record_failure(folder, attempt="1", rank=0, code=EXIT_PREEMPTED, **told)
+        return 1
+
+    outcome = play_sweep(read(tmp_path, dataset, share), Slots(1, ["deepspeed"]), interrupted)
+    assert (len(calls), outcome.stopped, outcome.code) == (1, True, EXIT_PREEMPTED)
 
 
 def test_so_many_runs_go_at_once_each_in_a_place_and_at_a_port_of_its_own(tmp_path: Path, dataset: Dataset) -> None:
