@@ -27,6 +27,7 @@ from pathlib import Path
 from engine.errors import ConfigError
 from engine.log import get_logger
 from engine.reliability.exit_codes import EXIT_INTERRUPTED, EXIT_LOST, EXIT_PREEMPTED
+from engine.reliability.failure import Failure
 from engine.reliability.progress import format_seconds
 from engine.reliability.starts import newest_nonce
 from engine.reliability.traces import read_traces
@@ -123,8 +124,9 @@ class Outcome:
     stopped: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def add(self, label: str, code: int, reason: str) -> None:
-        """Record a run that failed."""
+    def add(self, label: str, code: int, reason: str, failure: Failure | None = None) -> None:
+        """Record a run that failed; what its ranks recorded counts, as starters make other exit codes of theirs."""
+        code = failure.code if failure else code
         with self.lock:
             self.failed[label] = reason
             self.code = self.code or code or EXIT_LOST
@@ -217,7 +219,7 @@ def _share(sweep: Sweep, seed: int, starter: Sequence[str], run: Runner, outcome
     if code or traces is None or traces.failure is not None:
         failure = traces.failure if traces else None
         reason = _why(code, failure.message if failure else "", sweep, f"shared-seed-{seed}")
-        outcome.add(label, failure.code if failure else code, reason)
+        outcome.add(label, code, reason, failure)
         return reason
     with outcome.lock:
         write_json(sweep.out / _RECORD, {**_read_shared(sweep), f"{seed}": sweep.share})
@@ -240,7 +242,7 @@ def _play_one(sweep: Sweep, one: SweepRun, starter: Sequence[str], run: Runner, 
     traces = read_traces(one.folder, before)
     failure = traces.failure if traces else None
     told = failure.message if failure else _last_error(file)
-    outcome.add(one.label, failure.code if failure else code, _why(code, told, sweep, name))
+    outcome.add(one.label, code, _why(code, told, sweep, name), failure)
 
 
 def _commands_left(sweep: Sweep, starter: Sequence[str]) -> list[list[str]]:
