@@ -28,6 +28,7 @@ from engine.evaluation.chosen import plays_iterations
 from engine.evaluation.evaluate import evaluate_systems, require_measurable_splits
 from engine.evaluation.exported import export_iteration
 from engine.evaluation.fusion import evaluate_fused, fit_on_dev, require_fusable
+from engine.evaluation.mixture import fitted_system
 from engine.evaluation.summary import summary_table
 from engine.evaluation.systems import end_states, every_system, fused_system
 from engine.evaluation.verdict import take_iteration
@@ -171,7 +172,9 @@ def measure_at_end(run: Run, data: Data, taken: int) -> None:
     if settings.test_at_end:
         run.once("evaluate/test", evaluate_systems, data, run.folder, "test", every_system(run.config, taken=taken))
     if settings.fuse and settings.test_at_end:
-        run.once("fusion/test", evaluate_fused, data, run.folder, "test", fused_system(run.config, taken=taken))
+        run.once(
+            "fusion/test", evaluate_fused, data, run.folder, "test", fitted_system(run.folder, run.config, taken=taken)
+        )
 
 
 def gather_at_end(run: Run, data: Data, taken: int) -> None:

@@ -274,6 +274,9 @@ class EvaluationConfig(Section):
     fuse: bool = False
     """Also measure a mixture of the scores of retriever, ranker, further retrievers and BM25, its weights fitted on dev
     (docs/evaluation.md). Off unless it is said, so that a run that was begun without it keeps its table."""
+    fusion_candidates: Literal["hybrid", "retriever"] = "hybrid"
+    """Documents that the mixture orders: those that all its retrievers found, BM25 among them, one of each in turn
+    (hybrid), or those of the first retriever alone. As many as `rerank_depth`, either way."""
     fusion_metric: str = "MRR@10"
     """What the weights are fitted to, by judgements: AR2's and R2ANKER's headline on MS MARCO."""
 

@@ -207,6 +207,7 @@ def rerank(
     found: Ranking,
     *,
     folder: RunFolder | None = None,
+    known: Ranking | None = None,
 ) -> Ranking:
     """Re-order the top of a ranking by a ranker, on all ranks; what lies deeper keeps its order below.
 
@@ -217,6 +218,7 @@ def rerank(
         queries: Whose ranking.
         found: The ranking that it re-orders; a file has no line of a query without hits.
         folder: Holds the vectors of a retriever whose score is in the ranker's; the run's, unless it is said.
+        known: Scores that this ranker has given before, which are taken as they are.
 
     Returns:
         The new ranking of every query, on every rank.
@@ -225,7 +227,7 @@ def rerank(
         raise ValueError(f"{system.name} re-orders a ranking without the weights of a ranker")
     build_prior(stage.run, data, folder)
     scorer = PairScorer.open(stage.run, data, system.weights.model, system.weights.state, folder)
-    return rerank_by(stage, data, scorer, queries, found, system.name)
+    return rerank_by(stage, data, scorer, queries, found, system.name, known=known)
 
 
 def rerank_by(
@@ -237,6 +239,7 @@ def rerank_by(
     label: str,
     *,
     depth: int | None = None,
+    known: Ranking | None = None,
 ) -> Ranking:
     """Re-order the top of a ranking by any scores, on all ranks; arguments and result as of `rerank`.
 
@@ -248,6 +251,7 @@ def rerank_by(
         found: The ranking that is re-ordered.
         label: Who re-orders, for messages.
         depth: How many documents of a query, from the first; `evaluation.rerank_depth` unless it is said.
+        known: Scores that need not be computed, by the same scorer.
     """
     coordinator, depth = stage.run.coordinator, depth or stage.run.config.evaluation.rerank_depth
     # A retriever passes over its index for as many queries as it is searched with.
@@ -262,7 +266,7 @@ def rerank_by(
         for block in own:
             docids = [best_first(query.id, found.get(query.id, {})) for query in block]
             tops = [one[:depth] for one in docids]
-            scores = scorer.score(block, [[data.shards.index_of(docid) for docid in top] for top in tops])
+            scores = _scores_of(scorer, data, block, tops, known or {})
             for query, whole, top, own_scores in zip(block, docids, tops, scores, strict=True):
                 _require_finite(label, query, top, own_scores)
                 below = min(own_scores, default=0.0)
@@ -271,6 +275,22 @@ def rerank_by(
                 }
             bar.update(len(block))
     return _together(stage, f"ranking {label}", ranking)
+
+
+def _scores_of(
+    scorer: Rescorer, data: Data, queries: Sequence[Query], tops: Sequence[Sequence[str]], known: Ranking
+) -> list[list[float]]:
+    """Return the scores of some documents of each query, of which those that are not known are computed together."""
+    said = [known.get(query.id, {}) for query in queries]
+    open_ = [[docid for docid in top if docid not in own] for top, own in zip(tops, said, strict=True)]
+    asked = [place for place, docids in enumerate(open_) if docids or not known]
+    computed = scorer.score(
+        [queries[place] for place in asked],
+        [[data.shards.index_of(docid) for docid in open_[place]] for place in asked],
+    )
+    for place, scores in zip(asked, computed, strict=True):
+        said[place] = {**said[place], **dict(zip(open_[place], scores, strict=True))}
+    return [[own[docid] for docid in top] for top, own in zip(tops, said, strict=True)]
 
 
 def _require_finite(label: str, query: Query, docids: Sequence[str], scores: Sequence[float]) -> None:

@@ -15,7 +15,8 @@ from engine.errors import ConfigError
 from engine.evaluation.card import Carded, write_card
 from engine.evaluation.evaluate import retriever_of
 from engine.evaluation.fusion import export_fusion
-from engine.evaluation.systems import end_states, fused_system, system_of
+from engine.evaluation.mixture import fitted_system
+from engine.evaluation.systems import end_states, system_of
 from engine.index.dense import MANIFEST
 from engine.models.export import export_model
 from engine.models.export_onnx import export_onnx
@@ -64,7 +65,7 @@ def export_iteration(
 
         export_model(source, folders[model], complete)
     if run.config.learns_from_queries and states == every:
-        export_fusion(run, fused_system(run.config, taken=iteration), target / "fusion")
+        export_fusion(run, fitted_system(run.folder, run.config, taken=iteration), target / "fusion")
     return folders
 
 

@@ -9,16 +9,22 @@ that a run writes (`fusion.json`):
     best = documents[order[0]]
 
 What the scores are: of a retriever the inner product, of a ranker the logit, of BM25 its score, which is 0 for a
-document that shares no word with the query. All are for the documents that the retriever found, as many as were fused
-when the weights were fitted (`rerank_depth`), in the retriever's order; what lies deeper stays below in that order.
+document that shares no word with the query. All are for the same documents, as many as were fused when the weights were
+fitted (`rerank_depth`); what lies deeper stays below in the order that it had. Which documents these are, the record
+says by `candidates`: `retriever`, those that the retriever found, in its order, or `hybrid`, those of all that search:
+
+    documents = interleave([found_by_retriever, found_by_bm25])[:rerank_depth]
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from os import PathLike
+from typing import TypeVar
+
+Document = TypeVar("Document", bound=Hashable)
 
 
 def fuse(scores: Mapping[str, Sequence[float]], weights: Mapping[str, float]) -> list[int]:
@@ -62,6 +68,21 @@ def mix(scores: Mapping[str, Sequence[float]], weights: Mapping[str, float]) -> 
         for place, normal in enumerate(normalise(scores[name])):
             mixed[place] += weight * normal
     return mixed
+
+
+def interleave(lists: Sequence[Sequence[Document]], most: int | None = None) -> list[Document]:
+    """Return the documents of several lists, each once: the first of each list in turn, then the second, and so on.
+
+    Args:
+        lists: Documents by their ids, best first, in the order in which the lists take turns.
+        most: Documents at most; None for all.
+    """
+    found: dict[Document, None] = {}
+    for rank in range(max(map(len, lists), default=0)):
+        found.update(dict.fromkeys(own[rank] for own in lists if rank < len(own)))
+        if most is not None and len(found) >= most:
+            break
+    return list(found)[:most]
 
 
 def normalise(scores: Sequence[float]) -> list[float]:

@@ -1,9 +1,9 @@
 """A mixture of the scores of retriever, ranker, further retrievers and BM25, as a system of its own.
 
-The documents are those that the first retriever found, to the depth of re-ranking; all parts score these and no others
-(`engine.evaluation.part_scores`). Scores are brought to mean 0 and deviation 1 within the query and mixed
-linearly (`engine.evaluation.fuse`). The weights are fitted on the dev split, kept with the hashes of who was mixed, and
-applied to any other split as they are.
+The documents are those that all retrievers found, BM25 among them, one of each in turn, or those of the first alone, to
+the depth of re-ranking; all parts score these and no others (`engine.evaluation.part_scores`). Scores are brought to
+mean 0 and deviation 1 within the query and mixed linearly (`engine.evaluation.fuse`). The weights are fitted on the dev
+split, kept with the hashes of who was mixed, and applied to any other split as they are.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ import numpy as np
 from engine.config.metric_names import cutoff_of
 from engine.config.recipe import Config
 from engine.data.corpus import Data, sample_queries
-from engine.data.trec import read_trec
+from engine.data.trec import Rankings, best_first, read_trec
 from engine.errors import ConfigError, DataError
 from engine.evaluation import fuse
-from engine.evaluation.evaluate import Ranking, record_ranking, split_queries
+from engine.evaluation.evaluate import Ranking, record_ranking, rerank, split_queries
 from engine.evaluation.fuse import normalise
 from engine.evaluation.measures import query_values, values_of_any
 from engine.evaluation.mixture import Floats, Fusion, MeasuredPart, fit, simplex
 from engine.evaluation.part_scores import Scored, score_parts
-from engine.evaluation.systems import System
+from engine.evaluation.summary import read_rows
+from engine.evaluation.systems import HYBRID, RANKER, System, behind
 from engine.log import get_logger
 from engine.models.weights import weights_sha256
 from engine.results import Measured
 from engine.retrievers.bm25_index import digest_of_settings
 from engine.run import Run, RunFolder, Stage
 from shards.files import read_record, write_atomically, write_json
-from shards.records import Dataset
+from shards.records import Dataset, Query
 
 log = get_logger(__name__)
 DEV = "dev"
@@ -78,14 +79,16 @@ def fit_on_dev(stage: Stage, data: Data, system: System) -> Measured:
     Args:
         stage: Where this runs.
         data: The run's own.
-        system: The mixture; the rankings of all its parts have been recorded on dev.
+        system: The mixture; the rankings of all that search have been recorded on dev, and those of the rankers over
+            the first of them.
 
     Raises:
         DataError: No dev query has a relevant document.
-        ArtifactError: A part's ranking is not of the documents that the first one found.
+        ArtifactError: A ranker's ranking is not of the documents that were found.
     """
     run, folder, settings = stage.run, stage.run.folder, stage.run.config.evaluation
     queries = split_queries(run, data, DEV)
+    record_candidates(stage, data, folder, system, queries, DEV)
     qrels = {query.id: data.dataset.qrels[DEV][query.id] for query in queries}
     scored = score_parts(stage, data, folder, system, queries, DEV)
     points = simplex(len(system.parts))
@@ -102,6 +105,7 @@ def fit_on_dev(stage: Stage, data: Data, system: System) -> Measured:
             relevance_threshold=settings.relevance_threshold,
             rerank_depth=settings.rerank_depth,
             seed=stage.seed,
+            candidates=HYBRID if system.over is not None and system.over.kind == HYBRID else "retriever",
         )
         write_json(folder.fusion, asdict(fusion))
         log.info("%s", fusion.told)
@@ -119,17 +123,84 @@ def evaluate_fused(
         stage: Where this runs.
         data: The run's own data, or another corpus.
         folder: As of `evaluate_systems`; the weights are the run's whatever it is.
-        split: Any; the rankings of the first retriever and of the rankers have been recorded on it.
-        system: The mixture.
+        split: Any; the rankings of all that search and of the rankers have been recorded on it.
+        system: The mixture, over the candidates that the weights were fitted on (`fitted_system`).
         sample: As of `evaluate_systems`.
 
     Raises:
         ConfigError: There are no weights, or those of other models.
         ArtifactError: As of `fit_on_dev`.
     """
-    fusion = read_fusion(stage.run, system)
-    scored = score_parts(stage, data, folder, system, split_queries(stage.run, data, split), split, sample)
+    fusion, queries = read_fusion(stage.run, system), split_queries(stage.run, data, split)
+    record_candidates(stage, data, folder, system, queries, split, sample)
+    scored = score_parts(stage, data, folder, system, queries, split, sample)
     return _measure(stage, data, folder, system, split, scored, fusion, sample)
+
+
+def record_candidates(
+    stage: Stage,
+    data: Data,
+    folder: RunFolder,
+    system: System,
+    queries: Sequence[Query],
+    split: str,
+    sample: int | None = None,
+) -> None:
+    """Record what all that search found, in turn, and what the rankers make of it, as rows of their own.
+
+    A document that a ranker has scored behind the first retriever already is not scored again. Where the first
+    retriever's documents alone are mixed, nothing is done.
+
+    Args:
+        stage: Where this runs.
+        data: Corpus and queries.
+        folder: Holds the rankings.
+        system: The mixture.
+        queries: Of the split.
+        split: Its name.
+        sample: As of `evaluate_systems`.
+    """
+    found = system.over
+    if found is None or found.kind != HYBRID or not queries:
+        return
+    with stage.run.coordinator.agreement(f"{stage.name}: join the lists of {split}"):
+        lists = [read_trec(folder.results / part.run_file_name(split, sample)) for part in found.parts]
+        ranking: Ranking = {}
+        for query in queries:
+            whole = fuse.interleave([best_first(query.id, own.get(query.id, {})) for own in lists])
+            kept = whole[: stage.run.config.evaluation.search_depth]
+            ranking[query.id] = {docid: 1.0 / rank for rank, docid in enumerate(kept, start=1)}
+    record_ranking(stage, data, folder, ranking, found, split, sample)
+    for part in system.parts:
+        if part.kind == RANKER:
+            known = _said_before(
+                stage, folder, behind(stage.run.config, system.parts[0], part), lists[0], split, sample
+            )
+            ordered = rerank(stage, data, part, queries, ranking, folder=folder, known=known)
+            record_ranking(stage, data, folder, ordered, part, split, sample)
+
+
+def _said_before(
+    stage: Stage, folder: RunFolder, ranker: System, found: Rankings, split: str, sample: int | None
+) -> Ranking:
+    """Return the scores that a ranker has given to what it has re-ordered, where that was recorded and is as deep."""
+    depth, over = stage.run.config.evaluation.rerank_depth, ranker.over
+    path = folder.results / ranker.run_file_name(split, sample)
+    with stage.run.coordinator.agreement(f"{stage.name}: scores of {ranker.name}"):
+        rows = [
+            row
+            for row in read_rows(folder.summary)
+            if (row.system, row.iteration, row.split) == (ranker.name, ranker.iteration, split)
+            and over is not None
+            and (row.over, row.over_iteration, row.rerank_depth) == (over.name, over.iteration, depth)
+        ]
+        if not rows or not path.exists():
+            return {}
+        scores = read_trec(path)
+        return {
+            qid: {docid: scores[qid][docid] for docid in best_first(qid, own)[:depth] if docid in scores.get(qid, {})}
+            for qid, own in found.items()
+        }
 
 
 def read_fusion(run: Run, system: System) -> Fusion:

@@ -18,7 +18,11 @@ from itertools import product
 import numpy as np
 import numpy.typing as npt
 
+from engine.config.recipe import Config
 from engine.evaluation.significance import randomisation_test, standard_error
+from engine.evaluation.systems import HYBRID, RANKER, System, fused_system
+from engine.reliability.run_folder import RunFolder
+from shards.files import read_record
 
 Floats = npt.NDArray[np.float64]
 STEPS = 10
@@ -77,6 +81,8 @@ class Fusion:
     """The part with the largest value."""
     p: float
     """Of the paired test of the held-out values against those of the best part."""
+    candidates: str = "retriever"
+    """As `evaluation.fusion_candidates`; of mixtures that were fitted without it, what the first part found."""
 
     @property
     def weights(self) -> dict[str, float]:
@@ -98,10 +104,16 @@ class Fusion:
             verdict = "better than" if self.beats_its_parts else "WORSE than"
         of = "" if self.iteration is None else f" of iteration {self.iteration}"
         return (
-            f"fused{of} = {mixed}, fitted on {self.num_queries} queries of {self.split}: {self.metric} {self.value:.3f}"
+            f"fused{of} = {mixed}{self._over}, fitted on {self.num_queries} queries of {self.split}: {self.metric} "
+            f"{self.value:.3f}"
             f"{error}; {self.held_out_value:.3f} on queries held out, {verdict} {self.best_part} alone "
             f"({self._best.value:.3f}, p {self.p:.2g})"
         )
+
+    @property
+    def _over(self) -> str:
+        searching = [part.system for part in self.parts if part.kind != RANKER]
+        return f" over what {' and '.join(searching)} found" if self.candidates == HYBRID else ""
 
     @property
     def _best(self) -> Part:
@@ -183,6 +195,7 @@ def fit(
     relevance_threshold: int,
     rerank_depth: int,
     seed: int,
+    candidates: str = "retriever",
 ) -> Fusion:
     """Choose the weights of a mixture, and tell what they are worth.
 
@@ -195,6 +208,7 @@ def fit(
         metric: What is measured.
         relevance_threshold: Grade from which a document was relevant.
         rerank_depth: Documents of a query that were fused at most.
+        candidates: Whose they are, as `Fusion.candidates`.
         seed: Draws the signs of the test.
 
     Returns:
@@ -224,7 +238,25 @@ def fit(
         _mean(held_out_Q),
         best.system,
         randomisation_test(held_out_Q, best.values_Q, seed=seed),
+        candidates,
     )
+
+
+def fitted_system(folder: RunFolder, config: Config, *, taken: int) -> System:
+    """Return a run's mixture over the candidates that its weights were fitted on.
+
+    Args:
+        folder: The run's; without weights, the candidates are those of the settings.
+        config: The recipe.
+        taken: The iteration that is taken.
+
+    Raises:
+        ArtifactError: The record of the weights is damaged.
+    """
+    candidates = None
+    if folder.fusion.exists():
+        candidates = read_record(folder.fusion, Fusion, "the weights of the mixture").candidates
+    return fused_system(config, taken=taken, candidates=candidates)
 
 
 def _mean(values_Q: Floats) -> float:

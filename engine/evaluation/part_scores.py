@@ -1,14 +1,16 @@
-"""What the parts of a mixture say of the documents that the first of them found, for the queries of this rank.
+"""What the parts of a mixture say of the documents that it orders, for the queries of this rank.
 
-The first part's scores and the rankers' lie in the rankings that were recorded of them; further retrievers and BM25
-score the documents here. So no part lacks a score: where a retriever did not find a document itself, it has the score
-that the document would have been found with, which of BM25 is 0 where no word is shared.
+These are what the first part found, or what all that search found, in turn. Rankers' scores lie in the rankings that
+were recorded of them over these documents, and so do those of a first part that found them alone; all others score the
+documents here. So no part lacks a score: where a retriever did not find a document itself, it has the score that the
+document would have been found with, which of BM25 is 0 where no word is shared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, cast
 
 from engine.data.corpus import Data
 from engine.data.trec import best_first, read_trec
@@ -19,7 +21,7 @@ from engine.evaluation.summary import read_rows
 from engine.evaluation.systems import RANKER, System
 from engine.retrievers.kinds import build, open_searcher
 from engine.run import Run, RunFolder, Stage
-from engine.search import Rescorer
+from engine.search import Rescorer, Searcher
 from shards.partition import split_range
 from shards.records import Query
 
@@ -32,7 +34,7 @@ class Scored:
     """The documents of one query with the scores of all parts.
 
     Attributes:
-        docids: In the first retriever's order, all that it found.
+        docids: In the order in which they were found, all of them.
         scores: Part's name -> its scores of the documents that are fused, which are the first of these.
     """
 
@@ -40,7 +42,7 @@ class Scored:
     scores: dict[str, list[float]]
 
     def fused(self, weights: Mapping[str, float]) -> dict[str, float]:
-        """Return the mixture as a ranking: what is not fused stays below, in the retriever's order."""
+        """Return the mixture as a ranking: what is not fused stays below, in the order that it had."""
         mixed = mix(self.scores, weights)
         below = min(mixed, default=0.0)
         return dict(zip(self.docids, mixed, strict=False)) | {
@@ -48,14 +50,21 @@ class Scored:
         }
 
 
-def further_scorers(run: Run, data: Data, folder: RunFolder, system: System) -> dict[str, Rescorer]:
-    """Open the parts that score what the first one found, but for rankers, whose scores there are already.
+class SearcherScorer(Searcher, Rescorer, Protocol):
+    """What finds documents and scores those that others found."""
+
+
+def further_scorers(
+    run: Run, data: Data, folder: RunFolder, system: System, opened: Mapping[str, Searcher] | None = None
+) -> dict[str, SearcherScorer]:
+    """Open the parts that score what was found, but for those whose scores there are already (`is_recorded`).
 
     Args:
         run: Whose weights.
         data: The corpus.
         folder: Holds the indexes.
         system: The mixture.
+        opened: Parts that are open already, by name.
 
     Returns:
         Part's name -> its scorer.
@@ -63,14 +72,20 @@ def further_scorers(run: Run, data: Data, folder: RunFolder, system: System) -> 
     Raises:
         ArtifactError: An index is missing, damaged or of other weights.
     """
-    scorers: dict[str, Rescorer] = {}
-    for part in system.parts[1:]:
-        if part.kind != RANKER:
-            opened = open_searcher(run, data, folder, retriever_of(part))
-            if not isinstance(opened, Rescorer):
-                raise ValueError(f"{part.name} cannot score what {system.parts[0].name} found")
-            scorers[part.name] = opened
+    scorers: dict[str, SearcherScorer] = {}
+    for part in system.parts:
+        if is_recorded(system, part):
+            continue
+        searcher = (opened or {}).get(part.name) or open_searcher(run, data, folder, retriever_of(part))
+        if not isinstance(searcher, Rescorer):
+            raise ValueError(f"{part.name} cannot score what others found")
+        scorers[part.name] = cast(SearcherScorer, searcher)
     return scorers
+
+
+def is_recorded(system: System, part: System) -> bool:
+    """Tell whether a part's scores of the documents lie in its ranking: a ranker's, and of whoever found them alone."""
+    return part.kind == RANKER or part is system.over
 
 
 def score_parts(
@@ -90,30 +105,38 @@ def score_parts(
         folder: Holds indexes and rankings.
         system: The mixture.
         queries: Of the split.
-        split: Whose rankings are read: that of the first part, and those of the rankers over it.
+        split: Whose rankings are read: that of the documents, and those of the rankers over it.
         sample: As of `evaluate_systems`.
 
     Returns:
         Query id -> documents with their scores.
 
     Raises:
-        ArtifactError: A ranker's ranking is not of the documents that the first part found.
+        ArtifactError: A ranker's ranking is not of the documents that were found.
     """
     run = stage.run
-    for part in system.parts[1:]:
-        if part.kind != RANKER:
+    found = _found(system)
+    for part in system.parts:
+        if not is_recorded(system, part):
             build(run, data, folder, retriever_of(part))
     blocks = [queries[start : start + _SCORED_TOGETHER] for start in range(0, len(queries), _SCORED_TOGETHER)]
     own = [blocks[place] for place in split_range(len(blocks), run.coordinator.rank, run.coordinator.world_size)]
     scored: dict[str, Scored] = {}
     with run.coordinator.agreement(f"{stage.name}: score {system.name}"):
         _require_depth(run, folder, system, split, len(queries))
-        read = [part for part in system.parts if part.over is not None or part is system.parts[0]]
+        read = [found, *(part for part in system.parts if part.kind == RANKER)]
         rankings = {part.name: read_trec(folder.results / part.run_file_name(split, sample)) for part in read}
         scorers = further_scorers(run, data, folder, system)
         for block in own:
             _score_block(run, data, system, block, rankings, scorers, scored)
     return scored
+
+
+def _found(system: System) -> System:
+    """Return whose ranking a mixture re-orders."""
+    if system.over is None:
+        raise ValueError(f"{system.name} re-orders nothing")
+    return system.over
 
 
 def _require_depth(run: Run, folder: RunFolder, system: System, split: str, num_queries: int) -> None:
@@ -143,7 +166,7 @@ def _score_block(
     scored: dict[str, Scored],
 ) -> None:
     """Add the scores of some queries to those of others."""
-    first, depth = system.parts[0].name, run.config.evaluation.rerank_depth
+    first, depth = _found(system).name, run.config.evaluation.rerank_depth
     docids = [best_first(query.id, rankings[first].get(query.id, {})) for query in block]
     documents = [[data.shards.index_of(docid) for docid in own[:depth]] for own in docids]
     further = {name: scorer.score(block, documents) for name, scorer in scorers.items()}

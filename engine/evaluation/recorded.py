@@ -20,8 +20,9 @@ from engine.data.trec import Rankings, best_first, read_trec
 from engine.errors import ArtifactError, ConfigError
 from engine.evaluation.chosen import taken_iteration
 from engine.evaluation.measures import answer_values, query_entropies, query_values
+from engine.evaluation.mixture import fitted_system
 from engine.evaluation.summary import Row, read_rows
-from engine.evaluation.systems import BM25, RANKER, System, fused_system, trained_systems
+from engine.evaluation.systems import BM25, RANKER, System, behind, trained_systems
 from engine.run import Run
 from shards.records import Dataset, Query
 
@@ -40,13 +41,14 @@ def final_systems(run: Run) -> dict[str, System]:
         Role -> system; a further retriever's role is its name, and so is a second ranker's. The mixture is among them
         whether or not it was measured.
     """
-    fused = fused_system(run.config, taken=taken_iteration(run, run.timetable.iterations))
+    fused = fitted_system(run.folder, run.config, taken=taken_iteration(run, run.timetable.iterations))
     systems: dict[str, System] = {}
     for part in fused.parts:
         if part.kind == BM25:
             continue
         role = RANKER_ROLE if part.kind == RANKER else RETRIEVER_ROLE
-        systems[part.name if role in systems else role] = part
+        alone = behind(run.config, fused.parts[0], part) if part.kind == RANKER else part
+        systems[part.name if role in systems else role] = alone
     return systems | {FUSED_ROLE: fused}
 
 

@@ -8,7 +8,7 @@ ranker = System("D", RANKER, WeightsOf("ranker", 3), over=retriever)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.config.recipe import Config
 from engine.config.timetable import Timetable, WeightsOf, iteration_name
@@ -17,9 +17,11 @@ __all__ = ["System", "WeightsOf"]
 BM25, RUN_FILE, RETRIEVER, LEXICAL, RANKER = "bm25", "run_file", "retriever", "lexical", "ranker"
 FUSED = "fused"
 """Mixtures of the scores of several systems (`engine.evaluation.fusion`)."""
+HYBRID = "hybrid"
+"""What several retrievers found, a document of each in turn: its parts."""
 CANDIDATES = "candidates"
 """Sets of documents that somebody else chose for re-ranking, in no order."""
-_ORDER = (BM25, RUN_FILE, CANDIDATES, RETRIEVER, LEXICAL, RANKER, FUSED)
+_ORDER = (BM25, RUN_FILE, CANDIDATES, RETRIEVER, LEXICAL, HYBRID, RANKER, FUSED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +39,13 @@ class System:
     names_over: bool = False
     """Whether its file names that system although it is of its own iteration, since it re-orders others as well."""
     parts: tuple[System, ...] = ()
-    """The systems whose scores a fused one mixes; the first is the one that it re-orders."""
+    """The systems whose scores a fused one mixes, or whose lists a hybrid one joins; the first retriever is first."""
 
     @property
     def iteration(self) -> int | None:
         """Whose weights it has; None for the state before training, and for a system without weights.
 
-        A fused one has that of the system that it re-orders.
+        A fused or hybrid one has that of the first retriever.
         """
         if self.parts:
             return self.parts[0].iteration
@@ -57,6 +59,8 @@ class System:
     @property
     def curve(self) -> str:
         """The name of its points in TensorBoard: systems of a kind are one curve over the iterations (Figure 3)."""
+        if self.kind == RANKER and self.over is not None and self.over.kind == HYBRID:
+            return f"{self.kind}_over_{self.over.name}"
         return self.name if self.iteration is None else self.kind
 
     def run_file_name(self, split: str, sample: int | None = None) -> str:
@@ -175,26 +179,46 @@ def every_system(config: Config, *, taken: int) -> list[System]:
     return [*yardsticks(config), *trained_systems(config, sorted({0, taken}))]
 
 
-def fused_system(config: Config, *, taken: int) -> System:
-    """Return the mixture of what a run leaves behind: first retriever, ranker over it, further retrievers, and BM25.
+def fused_system(config: Config, *, taken: int, candidates: str | None = None) -> System:
+    """Return the mixture of what a run leaves behind: first retriever, rankers, further retrievers, and BM25.
 
     Args:
         config: The recipe.
         taken: The iteration that is taken, for models that go through iterations together.
+        candidates: As `evaluation.fusion_candidates`, in its place.
 
     Returns:
-        A system whose first part finds the documents; all others score these. A recipe without BM25 has none in it.
+        A system that re-orders what the first part found, or what all that search found; every part scores that. A
+        recipe without BM25 has none in it, and nothing to join where one model alone searches.
     """
     table = config.timetable
     states = end_states(table, list(config.models), taken)
     first, *further = (system_of(config, states[model]) for model in table.encoders)
+    searching, found = (first, *further, *bm25_of(config)), first
+    if (candidates or config.evaluation.fusion_candidates) == HYBRID and len(searching) > 1:
+        found = System(HYBRID, HYBRID, None, parts=searching)
     rankers = [
-        system_of(config, states[model], first, names_over=table.reranked is not None)
+        system_of(config, states[model], found, names_over=found is not first or table.reranked is not None)
         for model, kind in _models(config).items()
         if kind == RANKER
     ]
-    parts = (first, *rankers, *further, *bm25_of(config))
-    return System("fused", FUSED, None, first, parts=parts)
+    return System("fused", FUSED, None, found, parts=(first, *rankers, *searching[1:]))
+
+
+def over_first(config: Config, system: System) -> System:
+    """Return the last stage of the search that a mixture is measured against: its ranker over its first retriever.
+
+    Args:
+        config: The recipe.
+        system: The mixture; without a ranker it is the first retriever.
+    """
+    rankers = (part for part in system.parts if part.kind == RANKER)
+    return next((behind(config, system.parts[0], ranker) for ranker in rankers), system.parts[0])
+
+
+def behind(config: Config, retriever: System, ranker: System) -> System:
+    """Return a ranker as the recipe's own table has it behind its retriever, whatever it re-orders elsewhere."""
+    return replace(ranker, over=retriever, names_over=config.timetable.reranked is not None)
 
 
 def pairs_of(config: Config, retrievers: Sequence[WeightsOf], rankers: Sequence[WeightsOf]) -> list[list[System]]:

@@ -115,6 +115,12 @@ def _rankers(comparison: Comparison, arguments: argparse.Namespace) -> list[_Tra
             if ranker.weights is not None:
                 negatives = entrant.negatives_of(ranker.weights)
                 found.append(_Trained(ranker, negatives, negatives.told(entrant)))
+    if not found:
+        raise ConfigError(
+            f"no ranker of {', '.join(str(one.run.folder.path) for one in comparison.entrants)} is compared",
+            expected="runs with trained rankers, and --ranker without the word none",
+            remedy="name other runs; retrievers are compared by the commands compare and matrix",
+        )
     require_labels([one.ranker for one in found])
     labels = [one.ranker.label for one in found]
     if arguments.against is not None and arguments.against not in labels:

@@ -38,7 +38,7 @@ from launcher.commands.finished import (
     open_run,
     require_search,
 )
-from launcher.commands.iterations import states_in
+from launcher.commands.iterations import rankers_in
 from launcher.commands.run_groups import runs_in_groups
 from launcher.commands.words.comparison import FOLDER
 from launcher.world.opening import open_world
@@ -97,12 +97,12 @@ class Comparison:
         )
 
     def rankers_of(self, entrant: Entrant) -> list[Contestant]:
-        """Return the rankers of a run that were asked for.
+        """Return the rankers of a run that were asked for; none where it has none at all.
 
         Raises:
             ConfigError: It has none of these iterations.
         """
-        return [entrant.state(one) for one in states_in(entrant.run, self.rankers, rankers=True, option="--ranker")]
+        return [entrant.state(one) for one in rankers_in(entrant.run, self.rankers)]
 
     def settings_of(self, labels: Iterable[str]) -> dict[str, str]:
         """Return the label of a system's setting for that of each system of one seed, `joint:R` for `joint@43:R`."""

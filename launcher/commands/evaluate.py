@@ -6,6 +6,7 @@ done beside a running training, and needs nothing of the data that the run was t
 
     --max-queries 100                        a sample of the split; its rows stand beside those of the whole split
     --retriever 0,3 --ranker 0..3            rankers of some iterations over retrievers of others, in one table
+    --retriever all --ranker none            retrievers alone, on all queries in minutes
     --candidates bm25 --depth 1000           rankers over the top 1000 of BM25
     --candidates top1000.dev                 rankers over candidates in a file (qid, docid, query, passage)
     --set evaluation.relevance_threshold=2   other metrics, depths and grades than the recipe's
@@ -29,6 +30,7 @@ from engine.evaluation.candidates import evaluate_candidates
 from engine.evaluation.chosen import best_iteration
 from engine.evaluation.evaluate import evaluate_systems, require_measurable_splits, retriever_of, split_queries
 from engine.evaluation.fusion import DEV, evaluate_fused, fit_on_dev, read_fusion, require_fusable
+from engine.evaluation.mixture import fitted_system
 from engine.evaluation.summary import summary_table
 from engine.evaluation.systems import BM25, CANDIDATES, System, every_system, fused_system, pairs_of, system_of
 from engine.log import get_logger, is_bold
@@ -46,7 +48,7 @@ from launcher.commands.finished import (
     require_search,
     texts_of,
 )
-from launcher.commands.iterations import states_in
+from launcher.commands.iterations import rankers_in, states_in
 from launcher.world.opening import open_world
 from shards.formats import open_dataset
 from shards.records import Dataset
@@ -71,7 +73,7 @@ class Asked:
     retrievers: str | None = None
     """Iterations, as `iterations_in` reads them; None with `rankers` for the usual systems."""
     rankers: str | None = None
-    """Iterations, each over every one of the retrievers'."""
+    """Iterations, each over every one of the retrievers'; or `none`, for retrievers alone."""
     candidates: str | None = None
     """What the rankers re-order in place of what retrievers find: `bm25`, or a file of candidates."""
     depth: int | None = None
@@ -185,7 +187,7 @@ def _systems(run: Run, asked: Asked, taken: int) -> list[list[System]]:
         groups = [every_system(run.config, taken=taken)]
     else:
         retrievers = states_in(run, asked.retrievers, rankers=False, option="--retriever", taken=taken)
-        rankers = states_in(run, asked.rankers, rankers=True, option="--ranker", taken=taken)
+        rankers = rankers_in(run, asked.rankers, taken=taken)
         groups = pairs_of(run.config, retrievers, rankers)
     for weights in (system.weights for systems in groups for system in systems if system.weights):
         folder = run.folder.weights(weights.model, weights.state)
@@ -209,11 +211,11 @@ def _fused(run: Run, dataset: Dataset, asked: Asked, taken: int, is_own: bool) -
     usual = asked.retrievers is None and asked.rankers is None and asked.candidates is None
     if not (usual and run.config.evaluation.fuse):
         return None
-    system = fused_system(run.config, taken=taken)
     if _fits(asked, is_own):
         require_fusable(run.config, dataset)
-    else:
-        read_fusion(run, system)
+        return fused_system(run.config, taken=taken)
+    system = fitted_system(run.folder, run.config, taken=taken)
+    read_fusion(run, system)
     return system
 
 
@@ -233,7 +235,13 @@ def _over_candidates(run: Run, asked: Asked, given: Path | None, taken: int) -> 
             remedy="name a file, or leave --candidates out: rankers then re-order what the run's own retrievers find",
         )
     first = System("BM25", BM25, None) if given is None else System(given.name, CANDIDATES, None)
-    states = states_in(run, asked.rankers, rankers=True, option="--ranker", taken=taken)
+    states = rankers_in(run, asked.rankers, taken=taken)
+    if not states:
+        raise ConfigError(
+            f"no ranker is named that could re-order --candidates {asked.candidates}",
+            expected="a run with a trained ranker, and --ranker without the word none",
+            remedy="leave --candidates out: the run's retrievers search by themselves",
+        )
     return [[first, *(system_of(run.config, weights, first, names_over=True) for weights in states)]]
 
 

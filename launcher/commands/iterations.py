@@ -1,4 +1,4 @@
-"""Iterations as a command line names them: `0`, `0,3`, `0..3`, `last`, `all`."""
+"""Iterations as a command line names them: `0`, `0,3`, `0..3`, `last`, `all`; of rankers `none` as well."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from engine.evaluation.systems import RANKER, system_of
 from engine.retrievers.kinds import KINDS
 from engine.run import Run
 
+NO_RANKER = "none"
+"""The word for retrievers alone, where rankers could be named."""
 _PART = re.compile(r"(\d+|last)(?:\.\.(\d+|last))?")
 
 
@@ -70,11 +72,30 @@ def states_in(run: Run, words: str | None, *, rankers: bool, option: str, taken:
         upto = newest if taken is None else taken
         found = list({one.model: one for one in there if (one.iteration or 0) <= upto}.values())
     if not found:
+        kind = "ranker" if rankers else "retriever"
         raise ConfigError(
-            f"{run.folder.path} has no {'ranker' if rankers else 'retriever'} of the iterations that were asked for",
-            expected=f"one of {', '.join(f'{one.model} {one.iteration}' for one in there) or 'none: it has none'}",
+            f"{run.folder.path} has no {kind}" + " of the iterations that were asked for" * bool(there),
+            expected=f"one of {', '.join(f'{one.model} {one.iteration}' for one in there)}"
+            if there
+            else f"a run with a trained {kind}",
         )
     return found
+
+
+def rankers_in(run: Run, words: str | None, *, taken: int | None = None) -> list[WeightsOf]:
+    """Return the states of a run's rankers that `--ranker` names; none for its word `none`.
+
+    Args:
+        run: The run. Where its recipe has no ranker (ANCE), nothing asked for is none.
+        words: As of `states_in`, or `NO_RANKER`.
+        taken: As of `states_in`.
+
+    Raises:
+        ConfigError: The words are of another form, or name what is not there.
+    """
+    if words == NO_RANKER or (words is None and not any(_is_ranker(run, one) for one in published(run))):
+        return []
+    return states_in(run, words, rankers=True, option="--ranker", taken=taken)
 
 
 def _is_ranker(run: Run, weights: WeightsOf) -> bool:

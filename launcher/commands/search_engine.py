@@ -1,7 +1,8 @@
 """A finished run as a two-stage search engine over its corpus, for whoever asks: the terminal, a server, Python.
 
 The retriever of the iteration that is taken finds documents in its index, the ranker of that iteration re-orders them
-where the recipe has one, and where weights of a mixture were fitted, the scores of both and of BM25 are mixed. Titles
+where the recipe has one, and where weights of a mixture were fitted, the scores of both and of BM25 are mixed, of what
+the retriever found or of what all that search found, as the weights were fitted. Titles
 and texts come from the shards, so the data folder is not needed. Questions that are asked together are encoded and
 scored together.
 """
@@ -16,14 +17,15 @@ from typing import Literal, get_args
 from engine.config.models import RankerConfig
 from engine.errors import ArtifactError, ConfigError
 from engine.evaluation.evaluate import retriever_of
-from engine.evaluation.fuse import mix
+from engine.evaluation.fuse import interleave, mix
 from engine.evaluation.fusion import read_fusion
+from engine.evaluation.mixture import fitted_system
 from engine.evaluation.pairs import PairScorer
-from engine.evaluation.part_scores import further_scorers
-from engine.evaluation.systems import fused_system, system_of
+from engine.evaluation.part_scores import SearcherScorer, further_scorers
+from engine.evaluation.systems import HYBRID, system_of
 from engine.retrievers.kinds import open_searcher
 from engine.run import Run
-from engine.search import Rescorer
+from engine.search import Searcher
 from launcher.commands.finished import corpus_of, open_run, require_search, states_of, taken_of
 from shards.records import Query
 
@@ -88,7 +90,7 @@ class SearchEngine:
         self.run = open_run(path)
         require_search(self.run)
         self.iteration = taken_of(self.run)
-        self._mixture = fused_system(self.run.config, taken=self.iteration)
+        self._mixture = fitted_system(self.run.folder, self.run.config, taken=self.iteration)
         self._first = self._mixture.parts[0].name
         self.weights = read_fusion(self.run, self._mixture).weights if fused and self.run.folder.fusion.exists() else {}
         states = states_of(self.run, self.iteration)
@@ -106,9 +108,9 @@ class SearchEngine:
         names = " and ".join(name for name in (found_by.name, self.ranker) if name is not None)
         self.stage = f"iteration {self.iteration}" if table.ends is None else names
         """What answers, for whoever asks."""
-        self._further: dict[str, Rescorer] | None = None
+        self._scorers: dict[str, SearcherScorer] | None = None
         if self.weights:
-            self._further = further_scorers(self.run, self.data, self.run.folder, self._mixture)
+            self._open_parts()
 
     @property
     def num_documents(self) -> int:
@@ -187,6 +189,7 @@ class SearchEngine:
             orders.append(question.order or self.order)
         queries = [Query("", question.text) for question in questions]  # no document has the empty id
         documents, by_retriever = self._retrieve(queries, questions, orders)
+        self._join(queries, questions, orders, documents, by_retriever)
         judged = [place for place, order in enumerate(orders) if order != "retriever"]
         by_ranker: dict[int, list[float]] = {}
         if self.scorer is not None and judged:
@@ -203,22 +206,62 @@ class SearchEngine:
         self, queries: Sequence[Query], questions: Sequence[Question], orders: Sequence[Order]
     ) -> tuple[list[list[int]], list[list[float]]]:
         """Return of each question the documents that are ordered, with the retriever's scores."""
-        settings = self.run.config.evaluation
+        rerank_depth = self.run.config.evaluation.rerank_depth
+        found = self._found_by(self._searcher, queries, questions, range(len(questions)))
+        documents: list[list[int]] = []
+        scores: list[list[float]] = []
+        for (own, own_scores), question, order in zip(found, questions, orders, strict=True):
+            kept = question.top_k if order == "retriever" else max(question.top_k, rerank_depth)
+            documents.append(own[:kept])
+            scores.append(own_scores[:kept])
+        return documents, scores
+
+    def _found_by(
+        self, searcher: Searcher, queries: Sequence[Query], questions: Sequence[Question], places: Sequence[int]
+    ) -> list[tuple[list[int], list[float]]]:
+        """Return what a retriever finds for the questions at some places, and its scores, best first."""
         # As deep as an evaluation searches, so that what was measured is what is served: an index that is asked for
         # less re-scores fewer documents. And as deep as if the question were alone.
-        depths = [min(max(one.top_k, settings.search_depth), self.num_documents) for one in questions]
-        documents: list[list[int]] = [[] for _ in questions]
-        scores: list[list[float]] = [[] for _ in questions]
-        for depth in sorted(set(depths)):
-            places = [place for place, own in enumerate(depths) if own == depth]
-            hits = self._searcher.search([queries[place] for place in places], depth)
-            for row, place in enumerate(places):
-                kept = questions[place].top_k
-                if orders[place] != "retriever":
-                    kept = max(kept, settings.rerank_depth)
-                documents[place] = [int(document) for document in hits.documents_QK[row, :kept] if document >= 0]
-                scores[place] = [float(score) for score in hits.scores_QK[row, : len(documents[place])]]
-        return documents, scores
+        search_depth = self.run.config.evaluation.search_depth
+        depths = {place: min(max(questions[place].top_k, search_depth), self.num_documents) for place in places}
+        found: dict[int, tuple[list[int], list[float]]] = {}
+        for depth in sorted(set(depths.values())):
+            asked = [place for place in places if depths[place] == depth]
+            hits = searcher.search([queries[place] for place in asked], depth)
+            for row, place in enumerate(asked):
+                own = [int(document) for document in hits.documents_QK[row] if document >= 0]
+                found[place] = own, [float(score) for score in hits.scores_QK[row, : len(own)]]
+        return [found[place] for place in places]
+
+    def _join(
+        self,
+        queries: Sequence[Query],
+        questions: Sequence[Question],
+        orders: Sequence[Order],
+        documents: list[list[int]],
+        by_retriever: list[list[float]],
+    ) -> None:
+        """Take turns with what the other parts of a mixture find, where its weights were fitted so."""
+        found, rerank_depth = self._mixture.over, self.run.config.evaluation.rerank_depth
+        places = [place for place, order in enumerate(orders) if order == "fused"]
+        if found is None or found.kind != HYBRID or not places:
+            return
+        scorers = self._open_parts()
+        others = [self._found_by(scorers[part.name], queries, questions, places) for part in found.parts[1:]]
+        for row, place in enumerate(places):
+            lists = [documents[place], *(of_part[row][0] for of_part in others)]
+            documents[place] = interleave(lists, max(questions[place].top_k, rerank_depth))
+        asked = [queries[place] for place in places]
+        scored = scorers[self._first].score(asked, [documents[place] for place in places])
+        for place, own in zip(places, scored, strict=True):
+            by_retriever[place] = own
+
+    def _open_parts(self) -> dict[str, SearcherScorer]:
+        """Open what searches and scores for a mixture beside the ranker, unless it is open."""
+        if self._scorers is None:
+            opened = {self._first: self._searcher}
+            self._scorers = further_scorers(self.run, self.data, self.run.folder, self._mixture, opened)
+        return self._scorers
 
     def _mix(
         self,
@@ -232,10 +275,12 @@ class SearchEngine:
         """Return the mixture of all scores, for the questions whose answers it orders."""
         if not places:
             return {}
-        if self._further is None:
-            self._further = further_scorers(self.run, self.data, self.run.folder, self._mixture)
         asked, found = [queries[place] for place in places], [documents[place] for place in places]
-        further = {name: scorer.score(asked, found) for name, scorer in self._further.items() if weights.get(name)}
+        further = {
+            name: scorer.score(asked, found)
+            for name, scorer in self._open_parts().items()
+            if weights.get(name) and name != self._first
+        }
         mixed = {}
         for row, place in enumerate(places):
             scores = {name: own[row] for name, own in further.items()} | {self._first: by_retriever[place]}

@@ -328,12 +328,19 @@ class _Context:
         rounds = self.dev * (1 + iterations) + self.test * (1 + (iterations > 0))
         flops, seconds, how = 0.0, 0.0, f"{rounds} queries in all"
         if (ranker := reranker_of(self.config)) is not None:
-            pairs = [Inputs(rounds * settings.rerank_depth, self.config.models[ranker].max_length)]
-            flops = forward_flops(self.shapes[ranker], pairs)
+            scored = rounds * settings.rerank_depth + self._pairs_of_others()
+            flops = forward_flops(self.shapes[ranker], [Inputs(scored, self.config.models[ranker].max_length)])
             seconds = flops / self.rate(ranker, self.rates.inference_share)
             how += f", {settings.rerank_depth} documents each re-ranked"
         seconds += self._search_seconds(rounds + (self.dev + self.test) * settings.zero_shot, settings.search_depth)
         return PhaseHours("evaluation", 1 + iterations, seconds, flops, how)
+
+    def _pairs_of_others(self) -> int:
+        """Return how many pairs a mixture has the ranker score at most that it has not scored behind its retriever."""
+        settings, searching = self.config.evaluation, len(self.config.timetable.encoders) + self.config.bm25.enabled
+        if not settings.fuse or settings.fusion_candidates == "retriever":
+            return 0
+        return (self.dev + self.test) * settings.rerank_depth * (searching - 1) // searching
 
     def saving(self, works: list[Work]) -> PhaseHours:
         """Estimate checkpoints and published weights: written, read back."""

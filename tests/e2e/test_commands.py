@@ -17,6 +17,8 @@ from tests.e2e.conftest import Finished
 from tests.e2e.made import ledger_of, ranking_of, summary_of, weights_of
 from tests.e2e.starts import Zygote, on_the_cpu, refused
 
+ROWS = ["BM25", "zero-shot", "G0", "D0", "G", "D", "hybrid", "D", "fused"]
+"""What an evaluation measures, in its order."""
 FUSED_HIT = re.compile(r"^ *(-?\d+\.\d{3}) +(-?\d+\.\d{3}) +(-?\d+\.\d{3})  (\S.*)$", re.MULTILINE)
 HIT = re.compile(r"^ *(-?\d+\.\d{3}) +(-?\d+\.\d{3})  (\S.*)  \[(\S+)\]$", re.MULTILINE)
 
@@ -122,7 +124,7 @@ def test_evaluate_on_a_sample_leaves_the_other_rows_and_rankings_alone(zygote: Z
     after = summary_of(run)
     assert [row for row in after if row["num_queries"] == 16] == before
     added = [(row["system"], row["split"], row["num_queries"]) for row in after if row not in before]
-    assert added == [(name, "test", 3) for name in ("BM25", "zero-shot", "G0", "D0", "G", "D", "fused")]
+    assert added == [(name, "test", 3) for name in ROWS]
     assert "3 of 90" in ended.err
     assert "16 of 90" in ended.err
     assert {name: (results / name).read_bytes() for name in files} == files
@@ -181,9 +183,19 @@ def test_evaluate_any_retriever_under_any_ranker(zygote: Zygote, run: Path) -> N
     assert ranking_of(run / "results" / "test-D-002-over-G-001-4-queries.trec") != over
 
 
+def test_retrievers_are_measured_without_their_ranker(zygote: Zygote, run: Path) -> None:
+    before = summary_of(run)
+    words = ("--data", str(run / "data"), "--split", "dev", "--retriever", "0..1", "--ranker", "none")
+    ended = zygote.launcher("evaluate", str(run), *words, "--max-queries", "7")
+    assert ended.code == 0, ended.err
+    added = [(row["system"], row["iteration"], row["over"]) for row in summary_of(run)[len(before) :]]
+    assert added == [("G0", 0, None), ("G", 1, None)]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (("--ranker", "none", "--candidates", "bm25"), "no ranker is named that could re-order"),
         (("--ranker", "3"), "--ranker names 3, but the newest finished iteration is 2"),
         (("--set", "evaluation.metrics=[bpref@5]"), "'bpref@5' is no metric"),
         (("--set", "ranker.max_length=9"), "--set ranker.max_length=9 would change what the run has computed"),
@@ -219,7 +231,7 @@ def test_evaluate_on_a_few_graded_documents_needs_nothing_of_the_runs_data(
     assert "5 documents are searched exactly, too few for the run's index.factory IVF8,PQ8x4" in ended.err
     (folder,) = (path for path in (run / "evaluations").iterdir() if path.name.startswith("few-"))
     rows = {row["system"]: row for row in summary_of(folder)}
-    assert list(rows) == ["BM25", "zero-shot", "G0", "D0", "G", "D", "fused"]
+    assert [row["system"] for row in summary_of(folder)] == ROWS
     assert {(row["num_queries"], row["relevance_threshold"], *row["metrics"]) for row in rows.values()} == {
         (2, 2, "R@1", "nDCG@10")
     }
@@ -235,7 +247,7 @@ def test_evaluate_on_another_corpus_keeps_its_rows_apart(zygote: Zygote, run: Pa
     assert weights_of(run) == weights
     (folder,) = (path for path in (run / "evaluations").iterdir() if path.name.startswith("small-"))
     rows = summary_of(folder)
-    assert [row["system"] for row in rows] == ["BM25", "zero-shot", "G0", "D0", "G", "D", "fused"]
+    assert [row["system"] for row in rows] == ROWS
     for row in rows:
         assert row["split"] == "dev"
         assert all(0 <= value <= 1 for value in row["metrics"].values())

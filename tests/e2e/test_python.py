@@ -53,7 +53,7 @@ def test_a_run_of_python_is_the_run_of_a_command(session: tuple[Path, dict[str, 
     assert told["again"] == [0, True]
     assert told["environment"]
     assert not told["lock"]
-    assert set(told["systems"]) == {"BM25", "G0", "D0", "G", "D", "fused"}
+    assert set(told["systems"]) == {"BM25", "G0", "D0", "G", "hybrid", "D", "fused"}
     assert told["table"]
 
 

@@ -42,14 +42,14 @@ def test_every_stage_is_there_in_the_order_of_the_paper(made: Finished) -> None:
 def test_the_ranker_is_measured_over_each_retriever_and_all_states_have_rows(made: Finished) -> None:
     rows = [(row["system"], row["over"]) for row in summary_of(made.folder) if row["split"] == "test"]
     assert {system for system, over in rows if over is None} == {
-        *("BM25", "zero-shot-dense", "zero-shot-lexical", "D1", "D2", "L1", "L2", "S")
+        *("hybrid", "BM25", "zero-shot-dense", "zero-shot-lexical", "D1", "D2", "L1", "L2", "S")
     }
-    assert {over for system, over in rows if system == "R"} == {"BM25", "D2", "L2"}
-    assert {over for system, over in rows if system == "fused"} == {"D2"}
+    assert {over for system, over in rows if system == "R"} == {"BM25", "D2", "L2", "hybrid"}
+    assert {over for system, over in rows if system == "fused"} == {"hybrid"}
     kept = json.loads((made.folder / "results" / "fusion.json").read_text())
     assert [part["system"] for part in kept["parts"]] == ["D2", "R", "L2", "BM25"]
     files = {path.name for path in (made.folder / "results").glob("test-R-*.trec")}
-    assert len(files) == 3, "each ranking in a file of its own"
+    assert len(files) == 4, "each ranking in a file of its own"
 
 
 def test_the_second_stage_begins_from_the_pre_trained_weights_again(made: Finished) -> None:

@@ -132,7 +132,7 @@ def test_a_duel_that_does_not_raise_the_retriever_leaves_the_warm_up(runs: Runs,
     assert (taken["iteration"], taken["why"]) == (0, "best on dev by MRR@10")
     assert taken["verdict"].startswith("The duel did NOT pay: G0 is taken, and no iteration is above G0")
     rows = {(row["system"], row["iteration"]) for row in summary_of(folder) if row["split"] == "test"}
-    assert rows == {("BM25", None), ("G0", 0), ("D0", 0), ("fused", 0)}
+    assert rows == {("BM25", None), ("G0", 0), ("hybrid", 0), ("D0", 0), ("fused", 0)}
     by_model = {
         score["model"]: score["metrics"]["MRR@10"] for score in ledger_of(folder)["evaluate/0"]["result"]["scores"]
     }
@@ -325,7 +325,7 @@ def test_the_contrast_of_the_batch_beside_the_game(runs: Runs, plain: Path) -> N
         assert loss == pytest.approx(game + contrast, rel=1e-5)
 
 
-def test_ance_trains_and_measures_no_ranker(runs: Runs, plain: Path, zygote: Zygote) -> None:
+def test_ance_trains_and_measures_no_ranker(runs: Runs, plain: Path, zygote: Zygote, small_data: Path) -> None:
     """Figure 4's other curve, from the same G0: nothing of a ranker is loaded, measured or exported."""
     folder = runs.make("ance", "ar2.objective=ance", "ar2.mine=sampled", "ar2.in_batch_negatives=world")
     assert weights_of(folder)["retriever/000"] == weights_of(plain)["retriever/000"]
@@ -338,6 +338,13 @@ def test_ance_trains_and_measures_no_ranker(runs: Runs, plain: Path, zygote: Zyg
     assert ended.code == 0, ended.err[-3000:]
     assert "retriever" in ended.out
     assert "ranker" not in ended.out
+    words = ("evaluate", str(folder), "--data", str(small_data), "--max-queries", "5")
+    ended = zygote.launcher(*words, "--retriever", "0,1")
+    assert ended.code == 0, ended.err[-3000:]
+    assert [row["system"] for row in summary_of(folder) if row["num_queries"] == 5] == ["G0", "G"]
+    refused(zygote.launcher(*words, "--candidates", "bm25"), "no ranker is named that could re-order --candidates bm25")
+    assert zygote.launcher("matrix", str(folder), "--retriever", "all", "--no-figure").code == 0
+    refused(zygote.launcher("matrix", str(folder), "--ranker", "last"), "has no ranker. Expected: a run with a trained")
 
 
 def test_a_ranker_begins_at_the_level_of_its_prior(runs: Runs) -> None:

@@ -44,6 +44,7 @@ _MEANINGS = {
     systems.CANDIDATES: "documents that others chose",
     systems.RETRIEVER: "searches by dense vectors",
     systems.LEXICAL: "searches by weighted words that it has learnt",
+    systems.HYBRID: "takes turns with what all that search have found",
     systems.RANKER: 'reads query and document together, and re-orders the first that stand behind "over"',
     systems.FUSED: "mixes the scores of several",
 }

@@ -24,7 +24,9 @@ def add_comparison_arguments(parser: argparse.ArgumentParser) -> None:
         "--depth", type=positive_whole_number, default=1000, metavar="N", help="documents re-ranked for a query (1000)"
     )
     parser.add_argument("--max-queries", type=positive_whole_number, metavar="N", help="queries: a sample of the split")
-    parser.add_argument("--ranker", metavar="T", help="rankers of these iterations: 0, 0,3, 0..3, last or all (last)")
+    parser.add_argument(
+        "--ranker", metavar="T", help="rankers of these iterations: 0, 0,3, 0..3, last, all or none (last)"
+    )
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the section evaluation")
     parser.add_argument("--out", type=typed_path, metavar="DIR", help=f"results folder (the first RUN's {FOLDER}/)")
     parser.add_argument("--no-figure", action="store_true", help="print and write the table alone")

@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="score a sample of so many queries, its rows beside those of the whole split",
     )
     parser.add_argument("--retriever", metavar="T", help="retrievers of these iterations: 0, 0,3, 0..3, last or all")
-    parser.add_argument("--ranker", metavar="T", help="rankers of these iterations, over each of these retrievers")
+    parser.add_argument(
+        "--ranker", metavar="T", help="rankers of these iterations, over each of these retrievers; or none"
+    )
     parser.add_argument(
         "--candidates",
         metavar="FILE",

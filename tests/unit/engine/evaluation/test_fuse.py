@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from engine.evaluation import fuse as module
-from engine.evaluation.fuse import fuse, mix, normalise
+from engine.evaluation.fuse import fuse, interleave, mix, normalise
 
 
 def test_mixtures_are_those_of_numpy() -> None:
@@ -26,6 +26,32 @@ def test_mixtures_are_those_of_numpy() -> None:
         plain = {name: own.tolist() for name, own in scores.items()}
         np.testing.assert_allclose(mix(plain, weights), expected, rtol=1e-12, atol=1e-12)
         assert fuse(plain, weights) == np.argsort(-np.asarray(expected), kind="stable").tolist()
+
+
+@pytest.mark.parametrize(
+    ("lists", "most", "expected"),
+    [
+        ([["a", "b", "c"], ["b", "d", "e"]], None, ["a", "b", "d", "c", "e"]),
+        ([["a", "b", "c"], ["b", "d", "e"]], 2, ["a", "b"]),
+        ([["a", "b"], ["c", "d"], ["e", "f"]], 4, ["a", "c", "e", "b"]),
+        ([["a"], [], ["b", "c", "d"]], None, ["a", "b", "c", "d"]),
+        ([["a", "b", "c"]], 0, []),
+        ([[], []], 3, []),
+        ([], 3, []),
+    ],
+)
+def test_lists_take_turns(lists: list[list[str]], most: int | None, expected: list[str]) -> None:
+    assert interleave(lists, most) == expected
+
+
+def test_the_first_of_lists_that_took_turns_do_not_depend_on_how_deep_they_are() -> None:
+    """Symptom guarded against: what is served, to another depth, would not be what was measured."""
+    generator = np.random.default_rng(0)
+    lists = [generator.permutation(40).tolist() for _ in range(3)]
+    whole = interleave(lists)
+    assert sorted(whole) == list(range(40))
+    for most in (1, 7, 10, 40):
+        assert interleave([own[:most] for own in lists], most) == whole[:most]
 
 
 @pytest.mark.parametrize("scores", [[], [3.7], [0.1] * 3, [0.1] * 7, [-2.0, -2.0], [1e308] * 2])

@@ -107,7 +107,8 @@ def make(open_run: Open, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Made]
     def make_(split: str = "dev", *words: str, seed: int = 0) -> Made:
         if not runs:
             limits = [f"evaluation.max_{one}_queries=null" for one in ("dev", "test")]
-            runs.append(open_run(f"evaluation.rerank_depth={DEPTH}", "run.keep_best=null", *limits, *words))
+            settings = ["run.keep_best=null", "evaluation.fusion_candidates=retriever", *limits]
+            runs.append(open_run(f"evaluation.rerank_depth={DEPTH}", *settings, *words))
             for model in ("retriever", "ranker"):
                 publish(runs[0], model, "first")
         made = Made(runs[0], split, seed)
@@ -127,12 +128,13 @@ def publish(run: Run, model: str, sha256: str) -> None:
 
 
 def test_what_is_mixed_is_what_a_run_leaves_behind() -> None:
-    game = load_config(TINY)
+    game = load_config(TINY, ["evaluation.fusion_candidates=retriever"])
     system = fused_system(game, taken=1)
     assert [(part.name, part.iteration) for part in system.parts] == [("G", 1), ("D", 1), ("BM25", None)]
     assert (system.kind, system.iteration, system.first_stage.name) == (FUSED, 1, "G")
     assert system.run_file_name("test") == "test-fused-001.trec"
-    joint = load_config(TINY.with_name("r2anker_tiny.yaml")).sized(Sizes(queries=40, documents=100))
+    words = ["evaluation.fusion_candidates=retriever"]
+    joint = load_config(TINY.with_name("r2anker_tiny.yaml"), words).sized(Sizes(queries=40, documents=100))
     system = fused_system(joint, taken=0)
     assert [part.name for part in system.parts] == ["D2", "R", "L2", "BM25"]
     assert system.parts[1].run_file_name("dev") == "dev-R-001-over-D2-002.trec", "as the table's own row has it"

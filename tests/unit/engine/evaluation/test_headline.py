@@ -38,7 +38,7 @@ def test_a_system_should_be_above_what_it_builds_on(system: System, other: Syste
 
 
 def test_a_mixture_should_be_above_its_first_retriever_and_a_run_may_lack_zero_shot() -> None:
-    assert built_on(CONFIG, fused_system(CONFIG, taken=2)) == G
+    assert built_on(CONFIG, fused_system(CONFIG, taken=2, candidates="retriever")) == G
     assert built_on(load_config(TINY, ["evaluation.zero_shot=false"]), G0) is None
 
 

@@ -44,6 +44,18 @@ def test_rarer_refreshes_are_fewer_indexes_searches_and_measurements(plain: Plan
     assert times(rare)["ranker phase"] == times(plain)["ranker phase"]
 
 
+def test_a_mixture_has_the_ranker_score_what_others_found() -> None:
+    """Of the ten documents of a query five are BM25's; the ranker has not scored them behind its retriever."""
+    only, both = (
+        seconds(planned(f"evaluation.fusion_candidates={one}", "evaluation.rerank_depth=10"))["evaluation"]
+        for one in ("retriever", "hybrid")
+    )
+    without = seconds(planned("evaluation.fuse=false", "evaluation.rerank_depth=10"))["evaluation"]
+    deeper = seconds(planned("evaluation.fuse=false", "evaluation.rerank_depth=20"))["evaluation"]
+    assert only == without
+    assert both - only == pytest.approx((deeper - without) * 5 / 80), "once, where the table has eight measurements"
+
+
 def test_of_sampled_queries_the_largest_refresh_counts() -> None:
     """Symptom: the queries of one iteration would stand for those of three that draw from one refresh."""
 
