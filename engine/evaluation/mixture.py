@@ -106,7 +106,7 @@ class Fusion:
         return (
             f"fused{of} = {mixed}{self._over}, fitted on {self.num_queries} queries of {self.split}: {self.metric} "
             f"{self.value:.3f}"
-            f"{error}; {self.held_out_value:.3f} on queries held out, {verdict} {self.best_part} alone "
+            f"{error}; {self.held_out_value:.3f} on queries held out, {verdict} {self._best_part} alone "
             f"({self._best.value:.3f}, p {self.p:.2g})"
         )
 
@@ -114,6 +114,11 @@ class Fusion:
     def _over(self) -> str:
         searching = [part.system for part in self.parts if part.kind != RANKER]
         return f" over what {' and '.join(searching)} found" if self.candidates == HYBRID else ""
+
+    @property
+    def _best_part(self) -> str:
+        joined = self.candidates == HYBRID and self._best.kind == RANKER
+        return f"{self.best_part} over {HYBRID}" if joined else self.best_part
 
     @property
     def _best(self) -> Part:
