@@ -284,10 +284,8 @@ def _scores_of(
     said = [known.get(query.id, {}) for query in queries]
     open_ = [[docid for docid in top if docid not in own] for top, own in zip(tops, said, strict=True)]
     asked = [place for place, docids in enumerate(open_) if docids or not known]
-    computed = scorer.score(
-        [queries[place] for place in asked],
-        [[data.shards.index_of(docid) for docid in open_[place]] for place in asked],
-    )
+    documents = [[data.shards.index_of(docid) for docid in open_[place]] for place in asked]
+    computed = scorer.score([queries[place] for place in asked], documents) if asked else []
     for place, scores in zip(asked, computed, strict=True):
         said[place] = {**said[place], **dict(zip(open_[place], scores, strict=True))}
     return [[own[docid] for docid in top] for top, own in zip(tops, said, strict=True)]
