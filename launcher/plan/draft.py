@@ -170,6 +170,8 @@ def _sections(asked: Asked) -> tuple[Tree, dict[str, str]]:
         tree["ranker"]["head"] = "last"
     if "head" in tree["ranker"]:
         tree["warmup_ranker"]["optim"]["head_lr_scale"] = 10.0
+    if any(grade > 0 for judged in splits.get("dev", {}).values() for grade in judged.values()):
+        tree["evaluation"]["fuse"] = True
     evaluation = {name: value for name, value in tree["evaluation"].items() if value is not None}
     tree["evaluation"] = evaluation | ({} if "test" in splits else {"test_at_end": False})
     return tree, _first_notes(asked, tree)
@@ -206,6 +208,7 @@ def _first_notes(asked: Asked, tree: Tree) -> dict[str, str]:
         else "a decoder's, not trained yet; `yes_no` where the model was trained to answer yes or no",
         "index.factory": f"{documents} documents: {exact}",
         "ar2.mine": "`sampled` searches only the queries that are drawn, and trains the same as `all`",
+        "evaluation.fuse": "retriever, ranker and BM25 mixed, the weights fitted on dev: what `search` then orders by",
         "evaluation": f"the folder has no {' and no '.join(missing)} split, which is not measured" if missing else "",
     }  # fmt: skip
 

@@ -59,6 +59,7 @@ def test_a_recipe_of_a_folder(data: Path, tmp_path: Path, capsys: pytest.Capture
     assert (config.retriever.name, config.ranker.name, config.index.factory) == ("random", "random", "Flat")
     assert config.retriever.query_max_length <= config.retriever.max_length < config.ranker.max_length
     assert config.evaluation.max_dev_queries == len(open_dataset(data).qrels["dev"])
+    assert config.evaluation.fuse
     assert "A@20" in config.evaluation.metrics
     text = out.read_text(encoding="utf-8")
     assert "# " in text.splitlines()[0]
@@ -154,6 +155,7 @@ def test_splits_and_answers_that_are_not_there(data: Path, tmp_path: Path) -> No
     config = write(folder, tmp_path / "r.yaml")
     assert not config.evaluation.test_at_end
     assert not [name for name in config.evaluation.metrics if name.startswith("A@")]
+    assert "fuse" not in (tmp_path / "r.yaml").read_text(encoding="utf-8"), "no weights could be fitted"
     assert "no dev and no test split" in (tmp_path / "r.yaml").read_text(encoding="utf-8")
 
 
