@@ -54,15 +54,17 @@ def test_a_run_writes_a_card_that_the_hub_reads(run: Path, model: str, name: str
     assert {"sentence-transformers", "ar2", "sparring"} <= set(data.tags)
     assert "began at random: no start model's licence" in card.text
     rows = [row for row in summary_of(run) if (row["system"], row["iteration"]) == (name, 2)]
-    found = {(one.dataset_split, one.metric_name): one.metric_value for one in data.eval_results}
+    found = {(one.dataset_split, one.dataset_config, one.metric_name): one.metric_value for one in data.eval_results}
     assert found == {
-        (row["split"], metric): round(value, 4) for row in rows for metric, value in row["metrics"].items()
+        (row["split"], f"top 10 of {row['over']}" if row["over"] else None, metric): round(value, 4)
+        for row in rows
+        for metric, value in row["metrics"].items()
     }
     assert {row["split"] for row in rows} == {"dev", "test"}
     fingerprint = json.loads((run / "ledger.json").read_text())["stages"]["shards"]["result"]["dataset_sha256"]
     assert {one.dataset_revision for one in data.eval_results} == {fingerprint}
     errors = [one.metric_args for one in data.eval_results if one.metric_args]
-    assert len(errors) == 2, "the standard error of the metric of comparison, of each split"
+    assert len(errors) == len(rows) == 2 * (1 + (model == "ranker")), "the standard error of the metric of comparison"
 
 
 def test_a_card_tells_metrics_data_recipe_and_limits(run: Path) -> None:
