@@ -203,6 +203,19 @@ class Recordings:
                 )
 
 
+def ranking_names(row: Row) -> list[str]:
+    """Return the names that the TREC file of a row may have (`System.run_file_name`), those that say most first."""
+
+    def parts(name: str, iteration: int | None) -> list[str]:
+        return [name, *([] if iteration is None else [iteration_name(iteration)])]
+
+    own = [row.split, *parts(row.system, row.iteration)]
+    stems = [[*own, "over", *parts(row.over, row.over_iteration)]] if row.over else []
+    if not row.over or row.over_iteration == row.iteration:
+        stems.append(own)
+    return ["-".join([*stem, *end]) + ".trec" for stem in stems for end in ([f"{row.num_queries}-queries"], [])]
+
+
 def ranking_file(results: Path, row: Row) -> Path:
     """Return the TREC file of a row.
 
@@ -213,15 +226,7 @@ def ranking_file(results: Path, row: Row) -> Path:
     Raises:
         ArtifactError: There is none.
     """
-
-    def parts(name: str, iteration: int | None) -> list[str]:
-        return [name, *([] if iteration is None else [iteration_name(iteration)])]
-
-    own = [row.split, *parts(row.system, row.iteration)]
-    stems = [[*own, "over", *parts(row.over, row.over_iteration)]] if row.over else []
-    if not row.over or row.over_iteration == row.iteration:
-        stems.append(own)
-    names = ["-".join([*stem, *end]) + ".trec" for stem in stems for end in ([f"{row.num_queries}-queries"], [])]
+    names = ranking_names(row)
     for name in names:
         if (results / name).is_file():
             return results / name

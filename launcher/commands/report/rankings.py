@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.config.metric_names import ANSWERED, JUDGED, cutoff_of, family_of
-from engine.config.timetable import WeightsOf
 from engine.data.answers import AnswerFinder, haystacks_of
 from engine.data.corpus import sample_queries
 from engine.data.trec import best_first, run_lines
 from engine.errors import DataError
 from engine.evaluation.measures import values_by_metric
+from engine.evaluation.recorded import ranking_names
 from engine.evaluation.summary import Row
-from engine.evaluation.systems import RANKER, System
 from launcher.commands.report.opened import Opened
 from shards.records import Query
 
@@ -82,11 +81,7 @@ class RankingReader:
 
     def _paths(self, row: Row) -> list[Path]:
         """Return where the ranking may lie: with the recipe's own, or with those of samples that were asked for."""
-        over = System(row.over, "", _weights(row.over_iteration)) if row.over else None
-        names_over = self._opened.run.timetable.reranked is not None and row.kind == RANKER
-        system = System(row.system, row.kind, _weights(row.iteration), over, names_over)
-        results = self._opened.run.folder.results
-        return [results / system.run_file_name(row.split, sample) for sample in (None, row.num_queries)]
+        return [self._opened.run.folder.results / name for name in ranking_names(row)]
 
     def _values(self, path: Path, row: Row, queries: Sequence[Query]) -> dict[str, dict[str, float]]:
         judged = [name for name in row.metrics if family_of(name) in JUDGED and cutoff_of(name) <= JUDGED_DEPTH]
@@ -179,10 +174,6 @@ def _together(path: Path, depth: int) -> Iterator[dict[str, dict[str, float]]]:
             found = {}
     if found:
         yield found
-
-
-def _weights(iteration: int | None) -> WeightsOf | None:
-    return None if iteration is None else WeightsOf("", iteration)
 
 
 def _is_mean(values: Mapping[str, float], mean: float) -> bool:

@@ -17,7 +17,7 @@ from engine.config.timetable import WeightsOf
 from engine.errors import ConfigError
 from engine.evaluation.significance import Floats, holm, randomisation_test, standard_error
 from engine.evaluation.summary import Row
-from engine.evaluation.systems import BM25, place_of_kind
+from engine.evaluation.systems import BM25, HYBRID, place_of_kind
 from engine.evaluation.tables import LEVEL
 from launcher.commands.report.opened import Opened
 from launcher.commands.report.rankings import Ranked, RankingReader
@@ -91,7 +91,14 @@ class Standing:
         return self.opened.run.timetable.ends is None and row.over_iteration != row.iteration
 
     def base_of(self, like: Row) -> Ranked | None:
-        """Return the row of what a row re-ranks, on the same queries; None where there is none."""
+        """Return the row of what a row re-ranks, on the same queries; None where there is none.
+
+        What several retrievers found in turn is in no order of anybody's: there it is the row that the table names.
+        """
+        if like.over == HYBRID and like.headline is not None:
+            named = (like.headline.to, like.headline.to_iteration)
+            alike = self._on_the_queries_of(like)
+            return next((one for one in alike if (_system_of(one.row), one.row.iteration) == named), None)
         named = (like.over, like.over_iteration)
         return next((one for one in self._alike(like) if (one.row.system, one.row.iteration) == named), None)
 
@@ -101,10 +108,12 @@ class Standing:
 
     def _alike(self, like: Row) -> Iterator[Ranked]:
         """Yield the rows of systems that search the corpus themselves, on the same queries."""
+        return (one for one in self._on_the_queries_of(like) if one.row.over is None)
+
+    def _on_the_queries_of(self, like: Row) -> Iterator[Ranked]:
         on = (like.split, like.num_queries, like.relevance_threshold)
         for one in self.ranked:
-            row = one.row
-            if row.over is None and (row.split, row.num_queries, row.relevance_threshold) == on:
+            if (one.row.split, one.row.num_queries, one.row.relevance_threshold) == on:
                 yield one
 
 
@@ -230,6 +239,11 @@ def _paired(what: Ranked, than: Ranked, metric: str) -> tuple[Floats, Floats] | 
     if what.row.relevance_threshold != than.row.relevance_threshold:
         return None
     return np.array([one[qid] for qid in one]), np.array([two[qid] for qid in one])
+
+
+def _system_of(row: Row) -> str:
+    """Name a row's system as the table's differences do."""
+    return f"{row.system} over {row.over}" if row.over else row.system
 
 
 def _place(row: Row) -> tuple[str, int, int, int, bool]:

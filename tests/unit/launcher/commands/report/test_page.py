@@ -16,7 +16,7 @@ import pytest
 from engine.errors import ArtifactError, ConfigError, DataError
 from engine.evaluation.duel import Difference, Duel
 from engine.evaluation.summary import read_rows
-from engine.evaluation.systems import trained_systems
+from engine.evaluation.systems import fused_system, trained_systems
 from engine.reliability.activity import Activity
 from engine.reliability.heartbeat import Heart
 from engine.run import RunFolder
@@ -147,6 +147,21 @@ def test_what_looks_deeper_than_is_read_has_no_standard_error(run: Path) -> None
     for row in re.findall(r"<tr><th scope=\"row\">.*?</tr>", table):
         cells = re.findall(r"<td>(.*?)</td>", row)
         assert ["±" in cell for cell in cells] == [True, True, False, True]
+
+
+def test_a_ranker_over_what_several_found_has_its_own_ranking(dataset: Dataset, tmp_path: Path) -> None:
+    """Symptom: the file of the same ranker over its own retriever was looked at, whose numbers are others."""
+    made = MadeRun(tmp_path / "mixed", dataset)
+    made.play((0, 1))
+    system = fused_system(made.config, taken=1)
+    assert system.over is not None
+    for place, one in ((2, system.over), (1, system.parts[1]), (0, system)):
+        made.record(one, "dev", place=place)
+    made.end()
+    page = written(str(made.folder))
+    assert "No standard errors" not in page
+    (row,) = re.findall(r"<tr><th scope=\"row\">D \(1\) <small>over hybrid \(1\).*?</tr>", page)
+    assert "±" in row
 
 
 def test_a_ranking_that_is_not_the_row_s_gives_no_standard_errors(run: Path) -> None:
