@@ -23,7 +23,7 @@ from engine.evaluation import fuse
 from engine.evaluation.evaluate import Ranking, record_ranking, rerank, split_queries
 from engine.evaluation.fuse import normalise
 from engine.evaluation.measures import query_values, values_of_any
-from engine.evaluation.mixture import Floats, Fusion, MeasuredPart, fit, simplex
+from engine.evaluation.mixture import Floats, Fusion, MeasuredPart, fit, recorded_fusion, simplex
 from engine.evaluation.part_scores import Scored, score_parts
 from engine.evaluation.summary import read_rows
 from engine.evaluation.systems import HYBRID, RANKER, System, behind
@@ -32,7 +32,7 @@ from engine.models.weights import weights_sha256
 from engine.results import Measured
 from engine.retrievers.bm25_index import digest_of_settings
 from engine.run import Run, RunFolder, Stage
-from shards.files import read_record, write_atomically, write_json
+from shards.files import write_atomically, write_json
 from shards.records import Dataset, Query
 
 log = get_logger(__name__)
@@ -88,9 +88,8 @@ def fit_on_dev(stage: Stage, data: Data, system: System) -> Measured:
     """
     run, folder, settings = stage.run, stage.run.folder, stage.run.config.evaluation
     queries = split_queries(run, data, DEV)
-    record_candidates(stage, data, folder, system, queries, DEV)
     qrels = {query.id: data.dataset.qrels[DEV][query.id] for query in queries}
-    scored = score_parts(stage, data, folder, system, queries, DEV)
+    scored = _scored(stage, data, folder, system, DEV, None)
     points = simplex(len(system.parts))
     values = _values_together(stage, scored, qrels, [part.name for part in system.parts], points)
 
@@ -105,7 +104,7 @@ def fit_on_dev(stage: Stage, data: Data, system: System) -> Measured:
             relevance_threshold=settings.relevance_threshold,
             rerank_depth=settings.rerank_depth,
             seed=stage.seed,
-            candidates=HYBRID if system.over is not None and system.over.kind == HYBRID else "retriever",
+            candidates=HYBRID if system.orders_hybrid else "retriever",
         )
         write_json(folder.fusion, asdict(fusion))
         log.info("%s", fusion.told)
@@ -131,38 +130,35 @@ def evaluate_fused(
         ConfigError: There are no weights, or those of other models.
         ArtifactError: As of `fit_on_dev`.
     """
-    fusion, queries = read_fusion(stage.run, system), split_queries(stage.run, data, split)
-    record_candidates(stage, data, folder, system, queries, split, sample)
-    scored = score_parts(stage, data, folder, system, queries, split, sample)
+    fusion = read_fusion(stage.run, system)
+    scored = _scored(stage, data, folder, system, split, sample)
     return _measure(stage, data, folder, system, split, scored, fusion, sample)
 
 
-def record_candidates(
+def _scored(
+    stage: Stage, data: Data, folder: RunFolder, system: System, split: str, sample: int | None
+) -> dict[str, Scored]:
+    """Return the scores of all parts for this rank's queries, over documents that are recorded first where need be."""
+    queries = split_queries(stage.run, data, split)
+    if system.over is not None and system.orders_hybrid and queries:
+        _record_candidates(stage, data, folder, system, system.over, queries, split, sample)
+    return score_parts(stage, data, folder, system, queries, split, sample)
+
+
+def _record_candidates(
     stage: Stage,
     data: Data,
     folder: RunFolder,
     system: System,
+    found: System,
     queries: Sequence[Query],
     split: str,
-    sample: int | None = None,
+    sample: int | None,
 ) -> None:
     """Record what all that search found, in turn, and what the rankers make of it, as rows of their own.
 
-    A document that a ranker has scored behind the first retriever already is not scored again. Where the first
-    retriever's documents alone are mixed, nothing is done.
-
-    Args:
-        stage: Where this runs.
-        data: Corpus and queries.
-        folder: Holds the rankings.
-        system: The mixture.
-        queries: Of the split.
-        split: Its name.
-        sample: As of `evaluate_systems`.
+    A document that a ranker has scored behind the first retriever already is not scored again.
     """
-    found = system.over
-    if found is None or found.kind != HYBRID or not queries:
-        return
     with stage.run.coordinator.agreement(f"{stage.name}: join the lists of {split}"):
         lists = [read_trec(folder.results / part.run_file_name(split, sample)) for part in found.parts]
         ranking: Ranking = {}
@@ -218,13 +214,13 @@ def read_fusion(run: Run, system: System) -> Fusion:
         f"fit them on the run's own data: evaluate {run.folder.path} --data DIR --split dev --set evaluation.fuse=true"
         "; or do without: evaluate --set evaluation.fuse=false, search --no-fusion"
     )
-    if not run.folder.fusion.exists():
+    fusion = recorded_fusion(run.folder)
+    if fusion is None:
         raise ConfigError(
             f"no weights of a mixture were fitted: there is no {run.folder.fusion}",
             expected="weights that were fitted on the dev split of the run's own data",
             remedy=remedy,
         )
-    fusion = read_record(run.folder.fusion, Fusion, "the weights of the mixture")
     fitted = [f"{part.system} {part.weights_sha256[:16]}" for part in fusion.parts]
     present = [f"{part.name} {identity_of(run, part)[:16]}" for part in system.parts]
     if fitted != present:

@@ -23,7 +23,7 @@ from engine.data.trec import Rankings, best_first, read_trec
 from engine.evaluation.measures import answer_values, query_values
 from engine.evaluation.significance import randomisation_test, standard_error
 from engine.evaluation.summary import Headline, read_rows
-from engine.evaluation.systems import HYBRID, RANKER, System, behind, over_first, system_of, yardsticks
+from engine.evaluation.systems import HYBRID, RANKER, System, behind, label_of, over_first, system_of, yardsticks
 from engine.run import RunFolder, Stage
 
 _USUAL = "MRR@10"
@@ -49,7 +49,7 @@ def built_on(config: Config, system: System) -> System | None:
         config: With the timetable, which says what a model's first state is.
         system: The other.
     """
-    if system.over is not None and system.over.kind == HYBRID:
+    if system.over is not None and system.orders_hybrid:
         retriever = system.over.parts[0]
         return behind(config, retriever, system) if system.kind == RANKER else over_first(config, system)
     if system.over is not None:
@@ -117,7 +117,8 @@ def headline_of(
     others = _values(data, theirs, ranking, split, metric, settings.relevance_threshold)
     first_Q, second_Q = (np.array([one[qid] for qid in values]) for one in (values, others))
     return Headline(
-        *(metric, alone.standard_error, _label_of(other), other.iteration, float((first_Q - second_Q).mean())),
+        *(metric, alone.standard_error, label_of(other.name, other.over.name if other.over else None)),
+        *(other.iteration, float((first_Q - second_Q).mean())),
         _error((first_Q - second_Q).tolist()),
         randomisation_test(first_Q, second_Q, seed=stage.seed),
     )
@@ -136,11 +137,6 @@ def _values(
             top = best_first(qid, ranking.get(qid, {}))[: cutoff_of(metric)]
             answered[qid] = set(data.answer_finder.holding(answers, top))
     return answer_values(ranking, answered, metric)
-
-
-def _label_of(system: System) -> str:
-    """Name a system, and what it re-orders."""
-    return system.name if system.over is None else f"{system.name} over {system.over.name}"
 
 
 def _error(values: list[float]) -> float | None:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from engine.config.recipe import Config
 from engine.evaluation.significance import randomisation_test, standard_error
-from engine.evaluation.systems import HYBRID, RANKER, System, fused_system
+from engine.evaluation.systems import HYBRID, RANKER, System, fused_system, label_of
 from engine.reliability.run_folder import RunFolder
 from shards.files import read_record
 
@@ -105,9 +105,8 @@ class Fusion:
         of = "" if self.iteration is None else f" of iteration {self.iteration}"
         return (
             f"fused{of} = {mixed}{self._over}, fitted on {self.num_queries} queries of {self.split}: {self.metric} "
-            f"{self.value:.3f}"
-            f"{error}; {self.held_out_value:.3f} on queries held out, {verdict} {self._best_part} alone "
-            f"({self._best.value:.3f}, p {self.p:.2g})"
+            f"{self.value:.3f}{error}; {self.held_out_value:.3f} on queries held out, {verdict} {self._best_part} "
+            f"alone ({self._best.value:.3f}, p {self.p:.2g})"
         )
 
     @property
@@ -118,7 +117,7 @@ class Fusion:
     @property
     def _best_part(self) -> str:
         joined = self.candidates == HYBRID and self._best.kind == RANKER
-        return f"{self.best_part} over {HYBRID}" if joined else self.best_part
+        return label_of(self.best_part, HYBRID if joined else None)
 
     @property
     def _best(self) -> Part:
@@ -258,10 +257,20 @@ def fitted_system(folder: RunFolder, config: Config, *, taken: int) -> System:
     Raises:
         ArtifactError: The record of the weights is damaged.
     """
-    candidates = None
-    if folder.fusion.exists():
-        candidates = read_record(folder.fusion, Fusion, "the weights of the mixture").candidates
-    return fused_system(config, taken=taken, candidates=candidates)
+    fusion = recorded_fusion(folder)
+    return fused_system(config, taken=taken, candidates=fusion.candidates if fusion else None)
+
+
+def recorded_fusion(folder: RunFolder) -> Fusion | None:
+    """Read the mixture that a run has fitted, whatever its models are now; None without one.
+
+    Args:
+        folder: The run's.
+
+    Raises:
+        ArtifactError: The record is damaged.
+    """
+    return read_record(folder.fusion, Fusion, "the weights of the mixture") if folder.fusion.exists() else None
 
 
 def _mean(values_Q: Floats) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 from tabulate import SEPARATING_LINE, tabulate
 
 from engine.evaluation.duel import Duel
-from engine.evaluation.mixture import Fusion
+from engine.evaluation.mixture import recorded_fusion
 from engine.evaluation.significance import holm
 from engine.evaluation.systems import BM25, RANKER, RETRIEVER, System, place_of_kind
 from engine.evaluation.tables import result_of
@@ -163,8 +163,8 @@ def verdicts(folder: RunFolder) -> list[str]:
         ArtifactError: A record is damaged.
     """
     found = []
-    if folder.fusion.exists():
-        found.append(read_record(folder.fusion, Fusion, "the weights of the mixture").told)
+    if (fusion := recorded_fusion(folder)) is not None:
+        found.append(fusion.told)
     if folder.duel.exists():
         found.append(read_record(folder.duel, Duel, "the verdict of the game").told)
     return found

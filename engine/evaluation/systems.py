@@ -57,10 +57,15 @@ class System:
         return self.over.first_stage if self.over else self
 
     @property
+    def orders_hybrid(self) -> bool:
+        """Whether it re-orders what several retrievers found in turn."""
+        return self.over is not None and self.over.kind == HYBRID
+
+    @property
     def curve(self) -> str:
         """The name of its points in TensorBoard: systems of a kind are one curve over the iterations (Figure 3)."""
-        if self.kind == RANKER and self.over is not None and self.over.kind == HYBRID:
-            return f"{self.kind}_over_{self.over.name}"
+        if self.kind == RANKER and self.orders_hybrid:
+            return f"{self.kind}_over_{HYBRID}"
         return self.name if self.iteration is None else self.kind
 
     def run_file_name(self, split: str, sample: int | None = None) -> str:
@@ -256,6 +261,11 @@ def _models(config: Config) -> dict[str, str]:
     """Return the kinds of all models by name, retrievers first."""
     kinds = {name: section.kind for name, section in config.models.items()}
     return dict(sorted(kinds.items(), key=lambda item: item[1] == RANKER))
+
+
+def label_of(system: str, over: str | None) -> str:
+    """Name a system as the table's differences do: with what it re-orders, where it re-orders anything."""
+    return system if over is None else f"{system} over {over}"
 
 
 def place_of_kind(kind: str) -> int:

@@ -22,7 +22,7 @@ from engine.evaluation.fusion import read_fusion
 from engine.evaluation.mixture import fitted_system
 from engine.evaluation.pairs import PairScorer
 from engine.evaluation.part_scores import SearcherScorer, further_scorers
-from engine.evaluation.systems import HYBRID, system_of
+from engine.evaluation.systems import system_of
 from engine.retrievers.kinds import open_searcher
 from engine.run import Run
 from engine.search import Searcher
@@ -244,7 +244,7 @@ class SearchEngine:
         """Take turns with what the other parts of a mixture find, where its weights were fitted so."""
         found, rerank_depth = self._mixture.over, self.run.config.evaluation.rerank_depth
         places = [place for place, order in enumerate(orders) if order == "fused"]
-        if found is None or found.kind != HYBRID or not places:
+        if found is None or not self._mixture.orders_hybrid or not places:
             return
         scorers = self._open_parts()
         others = [self._found_by(scorers[part.name], queries, questions, places) for part in found.parts[1:]]

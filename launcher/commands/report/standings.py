@@ -17,7 +17,7 @@ from engine.config.timetable import WeightsOf
 from engine.errors import ConfigError
 from engine.evaluation.significance import Floats, holm, randomisation_test, standard_error
 from engine.evaluation.summary import Row
-from engine.evaluation.systems import BM25, HYBRID, place_of_kind
+from engine.evaluation.systems import BM25, HYBRID, label_of, place_of_kind
 from engine.evaluation.tables import LEVEL
 from launcher.commands.report.opened import Opened
 from launcher.commands.report.rankings import Ranked, RankingReader
@@ -98,7 +98,9 @@ class Standing:
         if like.over == HYBRID and like.headline is not None:
             named = (like.headline.to, like.headline.to_iteration)
             alike = self._on_the_queries_of(like)
-            return next((one for one in alike if (_system_of(one.row), one.row.iteration) == named), None)
+            return next(
+                (one for one in alike if (label_of(one.row.system, one.row.over), one.row.iteration) == named), None
+            )
         named = (like.over, like.over_iteration)
         return next((one for one in self._alike(like) if (one.row.system, one.row.iteration) == named), None)
 
@@ -239,11 +241,6 @@ def _paired(what: Ranked, than: Ranked, metric: str) -> tuple[Floats, Floats] | 
     if what.row.relevance_threshold != than.row.relevance_threshold:
         return None
     return np.array([one[qid] for qid in one]), np.array([two[qid] for qid in one])
-
-
-def _system_of(row: Row) -> str:
-    """Name a row's system as the table's differences do."""
-    return f"{row.system} over {row.over}" if row.over else row.system
 
 
 def _place(row: Row) -> tuple[str, int, int, int, bool]:
