@@ -97,17 +97,23 @@ class Fusion:
     @property
     def told(self) -> str:
         """What a table says of it."""
-        mixed = " + ".join(f"{part.weight:g} {part.system}" for part in self.parts if part.weight)
         error = "" if self.standard_error is None else f" +- {self.standard_error:.3f}"
+        value = f"{self.metric} {self.value:.3f}{error}"
+        queries = f"{self.num_queries} queries of {self.split}"
         verdict = "NOT better by more than chance than"
         if self.p < LEVEL:
             verdict = "better than" if self.beats_its_parts else "WORSE than"
-        of = "" if self.iteration is None else f" of iteration {self.iteration}"
-        return (
-            f"fused{of} = {mixed}{self._over}, fitted on {self.num_queries} queries of {self.split}: {self.metric} "
-            f"{self.value:.3f}{error}; {self.held_out_value:.3f} on queries held out, {verdict} {self._best_part} "
-            f"alone ({self._best.value:.3f}, p {self.p:.2g})"
+        held_out = (
+            f"{self.held_out_value:.3f} on queries held out, {verdict} {self._best_part} alone "
+            f"({self._best.value:.3f}, p {self.p:.2g})"
         )
+        fused = "fused" if self.iteration is None else f"fused of iteration {self.iteration}"
+        mixed = [part for part in self.parts if part.weight]
+        if len(mixed) == 1:
+            alone = f"{mixed[0].system} alone{self._over}"
+            return f"{fused} = {alone}: {value} on {queries}; the weights of a fit have {held_out}"
+        weights = " + ".join(f"{part.weight:g} {part.system}" for part in mixed)
+        return f"{fused} = {weights}{self._over}, fitted on {queries}: {value}; {held_out}"
 
     @property
     def _over(self) -> str:

@@ -85,6 +85,8 @@ def test_a_part_alone_is_taken_where_a_mixture_is_no_better_on_what_it_has_not_s
     fusion = fitted([one, [0.0] * 40, [1.0, *one[1:]]], one, [0.0] * 40)
     assert fusion.weights == {"G": 1.0, "D": 0.0}
     assert (fusion.value, fusion.held_out_value) == (0.5, 0.5)
+    assert "fused of iteration 3 = G alone: MRR@10 0.500 +- 0.080 on 40 queries" in fusion.told
+    assert "the weights of a fit have 0.500 on queries held out, NOT better" in fusion.told
     # The other part's order of the same documents, though the first's own ranking is above both.
     lists = [[0.4] * 40, [0.5] * 40, [0.6] + [0.5] * 39]
     assert fitted(lists, [0.9] * 40, [0.5] * 40).weights == {"G": 0.0, "D": 1.0}
