@@ -4,24 +4,28 @@
     encoding, an index,  those that the timetable's minings still need, each as long as those before
     mining
     evaluation           on dev after each iteration, each as long as those before; the test split as many times that
-                         as it has states of the models
+                         as it has states of the models; a mixture of what several found half of that on either, for
+                         what no ranker has scored yet
 
 A kind of work of which nothing was measured yet is left out, and the sum is then a lower bound; before anything was
 measured there is no sum. What a refresh does beside the ranker's phase counts where it is the longer one. What comes
-once (shards, BM25, exports) is counted while it runs.
+once (shards, BM25, exports) is counted while it runs. What comes after `run.stop_before` is not of this run.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from engine.config.recipe import Config
-from engine.config.timetable import Timetable, WeightsOf
+from engine.config.timetable import Timetable, Visit, WeightsOf
 
 _OF_MININGS = ("encode", "index", "candidates", "negatives")
 _EVALUATE = "evaluate"
+_OF_A_MIXTURE = 0.5
+_LAST = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,8 @@ class _Piece:
     stage: str
     kind: str
     size: float = 1.0
+    place: tuple[float, float] = (_LAST, _LAST)
+    """Iteration, and what of it comes first."""
 
 
 def left_of(config: Config, ledger: Mapping[str, Any], now: Now | None) -> Left | None:
@@ -82,12 +88,13 @@ def left_of(config: Config, ledger: Mapping[str, Any], now: Now | None) -> Left 
         None where nothing was measured that is still to come.
     """
     pieces = list(_pieces(config))
+    end = next((piece.place for piece in pieces if piece.stage == config.run.stop_before), None)
     pace = _pace(pieces, ledger, now)
     running, left_here = (now.stage, now.seconds_left) if now is not None else ("", None)
     beside = config.timetable.beside
     alone, at_once, is_all, is_known = 0.0, {True: 0.0, False: 0.0}, True, False
     for piece in pieces:
-        if piece.stage in ledger or piece.size == 0:
+        if piece.stage in ledger or piece.size == 0 or (end is not None and piece.place >= end):
             continue
         if piece.stage == running and left_here is not None:
             seconds = left_here
@@ -124,40 +131,64 @@ def _pace(pieces: list[_Piece], ledger: Mapping[str, Any], now: Now | None) -> d
 
 def _pieces(config: Config) -> Iterator[_Piece]:
     table = config.timetable
-    for visit in table.visits:
-        yield _Piece(visit.stage, visit.phase.name, visit.phase.steps)
-    yield from _of_minings(config, table)
+    trained: dict[WeightsOf, tuple[float, float]] = {}
+    for number, phase in enumerate(table.phases):
+        for visit in phase.visits:
+            # Without iterations, the order of the phases is that of all.
+            iteration = visit.iteration if table.in_each_iteration else 0
+            place = trained[WeightsOf(phase.model, visit.iteration)] = iteration, number
+            yield _Piece(visit.stage, phase.name, phase.steps, place)
+    yield from _of_minings(config, table, trained)
     phases = {phase.name for phase in table.phases}
     for kind in table.in_each_iteration:
         if kind not in phases and kind not in _OF_MININGS:
             has_it = filter(table.is_refreshed, range(table.iterations + 1))
-            yield from (_Piece(f"{kind}/{iteration}", kind) for iteration in has_it)
+            yield from (_Piece(f"{kind}/{iteration}", kind, place=(iteration, _LAST)) for iteration in has_it)
     if not config.learns_from_queries:
         return
     if not table.in_each_iteration:
         yield from (_Piece(f"{_EVALUATE}/{model}", _EVALUATE) for model in config.models)
+    mixes = config.evaluation.fuse and config.evaluation.fusion_candidates == "hybrid"
+    if mixes:
+        yield _Piece("fusion/dev", _EVALUATE, _OF_A_MIXTURE)
     if config.evaluation.test_at_end:
         states = min(2, table.iterations + 1) if table.in_each_iteration else len(config.models)
         yield _Piece(f"{_EVALUATE}/test", _EVALUATE, float(states))
+        if mixes:
+            yield _Piece("fusion/test", _EVALUATE, _OF_A_MIXTURE)
 
 
-def _of_minings(config: Config, table: Timetable) -> Iterator[_Piece]:
+def _of_minings(config: Config, table: Timetable, trained: Mapping[WeightsOf, tuple[float, float]]) -> Iterator[_Piece]:
+    def place_of(weights: WeightsOf | None) -> tuple[float, float]:
+        """Of what is searched with weights: behind the stage that trains them, before all others without one."""
+        iteration, number = trained.get(weights, (-1, -1)) if weights else (-1, -1)
+        return iteration, number + 0.5
+
     searched = [mining.weights for mining in table.minings if mining.weights is not None]
     if config.learns_from_queries and config.evaluation.zero_shot:
         searched += [WeightsOf(model, None) for model in table.encoders]
     for weights in dict.fromkeys(searched):
         name, kind = table.artifact(weights), config.models[weights.model].kind
-        yield _Piece(f"encode/{name}", f"encode {kind}")
+        yield _Piece(f"encode/{name}", f"encode {kind}", place=place_of(weights))
         if kind == "retriever":  # others search what encoding writes
-            yield _Piece(f"index/{name}", "index")
+            yield _Piece(f"index/{name}", "index", place=place_of(weights))
+
+    def place_before(visit: Visit) -> tuple[float, float]:
+        """Of what is made for a visit, right before it."""
+        iteration, number = trained[WeightsOf(visit.phase.model, visit.iteration)]
+        return iteration, number - 0.25
+
     for mining in table.minings:
         if mining.weights is not None:
-            yield _Piece(f"candidates/{mining.name}", f"candidates {mining.retriever}")
+            kind, place = f"candidates {mining.retriever}", place_of(mining.weights)
+            yield _Piece(f"candidates/{mining.name}", kind, place=place)
     for name, joint in table.joint.items():
         if not joint.is_cut:
-            yield _Piece(f"negatives/{name}", "negatives")
+            place = next((place_before(visit) for visit in table.visits if visit.candidates == name), (_LAST, _LAST))
+            yield _Piece(f"negatives/{name}", "negatives", place=place)
     for name, visits in table.rescored.items():
-        yield _Piece(f"rescore/{name}", "rescore")
+        place = place_before(visits[0])
+        yield _Piece(f"rescore/{name}", "rescore", place=place)
         drawn_from = table.joint.get(visits[0].candidates)
         if drawn_from is not None and not drawn_from.is_cut:
-            yield _Piece(f"negatives/{name}", "negatives")
+            yield _Piece(f"negatives/{name}", "negatives", place=place)

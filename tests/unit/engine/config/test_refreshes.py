@@ -189,7 +189,8 @@ def test_status_counts_the_refreshes_that_are_left_and_what_runs_beside_once() -
     """Symptom: a run of ten iterations with two refreshes would be said to have the hours of ten left."""
 
     def left(*words: str, share: float = 0.1) -> float:
-        config = load_config(TINY, ["ar2.iterations=7", "evaluation.test_at_end=false", *words])
+        without = "evaluation.test_at_end=false", "evaluation.fuse=false"
+        config = load_config(TINY, ["ar2.iterations=7", *without, *words])
         names = ("zero-shot", "000", "001")
         done = {f"{kind}/{name}": {"seconds": 100.0} for kind in ("encode", "index", "candidates") for name in names}
         once = ("retriever/1", "ranker/1", "evaluate/0", "evaluate/1", "warmup_retriever", "warmup_ranker")

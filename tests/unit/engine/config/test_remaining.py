@@ -53,11 +53,14 @@ def test_each_kind_of_work_has_its_own_pace(game: Config) -> None:
         **took(5.0, "evaluate/0", "evaluate/1"),
     }
     two_iterations = 2 * (12.0 + 2.0 + 100.0 + 7.0 + 3.0 + 5.0)
-    test_split = 2 * 5.0  # of G0 with D0 and of G with D
+    test_split = 2 * 5.0 + 5.0  # of G0 with D0 and of G with D; and of a mixture, on dev and on test
     assert left_of(game, ledger, None) == Left(two_iterations + test_split, True)
     running = Now("retriever/2", 2, 6, 1.0)
     assert left_of(game, ledger, running) == Left(two_iterations - 12.0 + 4.0 + test_split, True)
-    assert left_of(game, {**ledger, **took(5.0, *_all_stages(), "evaluate/test")}, None) is None
+    assert left_of(game, {**ledger, **took(5.0, *_all_stages(), *_AT_THE_END)}, None) is None
+
+
+_AT_THE_END = ("fusion/dev", "evaluate/test", "fusion/test")
 
 
 def _all_stages() -> list[str]:
@@ -90,3 +93,37 @@ def test_what_there_is_comes_from_the_timetable() -> None:
     searched = {one.weights for one in again if one.weights is not None and one.weights.iteration is not None}
     zero_shot = 2 if several.evaluation.zero_shot else 0
     assert left.seconds == 2.0 * (2 * len(searched) + len(again) + zero_shot)
+
+
+def test_what_comes_after_the_stop_is_not_of_this_run() -> None:
+    """Symptom: half an hour left, of a run that was to end behind the stage that ran."""
+    words = "ar2.iterations=3", "evaluation.zero_shot=false"
+    ledger = {
+        **took(10.0, "warmup_retriever"),
+        **took(100.0, "encode/000"),
+        **took(7.0, "index/000"),
+        **took(3.0, "candidates/000"),
+        **took(16.0, "warmup_ranker"),
+        **took(5.0, "evaluate/0"),
+        **took(12.0, "retriever/1"),
+    }
+
+    def until(stage: str) -> Left | None:
+        return left_of(config_of("tiny", *words, f"run.stop_before={stage}"), ledger, Now("ranker/1", 1, 4, 1.0))
+
+    refresh = 100.0 + 7.0 + 3.0
+    assert until("retriever/2") == Left(refresh + 3.0 + 5.0, True)
+    assert until("evaluate/1") == Left(refresh + 3.0, True)
+    assert until("encode/002") == Left(refresh + 3.0 + 5.0 + 12.0, True)
+    assert until("fusion/dev") == Left(3 * refresh + 3.0 + 2 * 4.0 + 3 * 5.0 + 2 * 12.0, True)
+    assert until("no such stage") == left_of(config_of("tiny", *words), ledger, Now("ranker/1", 1, 4, 1.0))
+
+
+def test_without_iterations_the_phases_are_in_their_order() -> None:
+    several = config_of("r2anker_tiny", "run.stop_before=ranker").sized(Sizes(100, 300))
+    ledger = took(2.0, *(visit.stage for visit in several.timetable.visits if visit.stage not in ("ranker", "student")))
+    searched = ("dense-zero-shot", "lexical-zero-shot", "dense-001", "lexical-001", "dense-002", "lexical-002")
+    ledger |= took(2.0, *(f"encode/{one}" for one in searched), *(f"index/{one}" for one in searched))
+    ledger |= took(2.0, *(f"candidates/{one}" for one in searched), "negatives/joint")
+    del ledger["encode/lexical-002"], ledger["negatives/joint"]
+    assert left_of(several, ledger, Now("negatives/joint", 1, 2, 1.0)) == Left(2.0 + 1.0, True)
