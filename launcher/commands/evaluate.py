@@ -62,10 +62,10 @@ _BM25 = "bm25"
 class Asked:
     """What is to be measured, as the command's words have it."""
 
-    data: Path
-    """Any data folder that `data.path` could name."""
+    data: Path | None = None
+    """Any data folder that `data.path` could name; None for the run's own."""
     format: Literal["auto", "beir", "dpr", "msmarco"] = "auto"
-    """Its layout, as `data.format`."""
+    """Its layout, as `data.format`; the run's own has that of the recipe."""
     split: str = "test"
     """Which of its splits."""
     max_queries: int | None = None
@@ -119,18 +119,21 @@ def evaluate_run(path: Path, asked: Asked) -> None:
     taken = last if run.config.evaluation.iteration == "last" else best
     given = None if asked.candidates in (None, _BM25) else absolute_path(asked.candidates or "")
     groups = _over_candidates(run, asked, given, taken) if asked.candidates else _systems(run, asked, taken)
-    dataset = open_dataset(asked.data, asked.format)
+    data_path, layout = asked.data, asked.format
+    if data_path is None:
+        data_path, layout = run.config.data.path or run.folder.path / "data", run.config.data.format
+    dataset = open_dataset(data_path, layout)
     is_own = dataset.fingerprint == fingerprint_of(run)
     if is_own:
         _require_no_other_index(asked)
     if not dataset.qrels.get(asked.split):
         raise DataError(
-            f"{asked.data} has no judged queries in the split {asked.split!r}",
+            f"{data_path} has no judged queries in the split {asked.split!r}",
             expected=f"one of {', '.join(dataset.qrels) or 'train, dev, test'}",
             remedy="name another split by --split",
         )
     require_measurable_splits(run.config, dataset, [asked.split])
-    folder = run.folder if is_own else _folder_of(run, dataset, asked.data)
+    folder = run.folder if is_own else _folder_of(run, dataset, data_path)
     with ExitStack() as stack:
         run.coordinator.only_rank_zero(f"lock {folder.path.name}", lambda: keep_others_out(stack, folder, run))
         if not is_own:

@@ -104,7 +104,7 @@ def test_search_in_a_folder_without_a_run_is_refused(zygote: Zygote, tmp_path: P
 
 def test_evaluate_on_the_runs_own_data_gives_the_runs_own_rows(zygote: Zygote, run: Path) -> None:
     before = summary_of(run)
-    ended = zygote.launcher("evaluate", str(run), "--data", str(run / "data"), "--split", "test")
+    ended = zygote.launcher("evaluate", str(run), "--split", "test")
     assert ended.code == 0, ended.err
     after = summary_of(run)
 

@@ -7,7 +7,8 @@ import argparse
 from launcher.terminal.arguments import positive_whole_number, typed_path
 
 EXAMPLES = (
-    "runs/nq --data data/nq --split test",
+    "runs/nq --split dev --retriever all --ranker none",
+    "runs/nq --data data/other --split test",
     "runs/nq --data data/nq --split dev --candidates bm25 --depth 1000 --max-queries 500",
 )
 
@@ -15,9 +16,7 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's words."""
     parser.add_argument("run", type=typed_path, metavar="RUN", help="run folder")
-    parser.add_argument(
-        "--data", type=typed_path, required=True, metavar="DIR", help="data folder, BEIR layout or others"
-    )
+    parser.add_argument("--data", type=typed_path, metavar="DIR", help="data folder, BEIR layout or others (the run's)")
     parser.add_argument("--format", default="auto", choices=("auto", "beir", "dpr", "msmarco"), help="its layout")
     parser.add_argument("--split", default="test", metavar="SPLIT", help="split to score (test)")
     parser.add_argument(
