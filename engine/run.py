@@ -211,6 +211,11 @@ class Run:
         return self.coordinator.rank == 0
 
     @property
+    def data_path(self) -> Path:
+        """Where the data lie by the recipe: a user's folder, or made-up texts in the run's own."""
+        return self.config.data.path or self.folder.path / "data"
+
+    @property
     def timetable(self) -> Timetable:
         """What the recipe trains, on what, for how long."""
         return self.config.timetable

@@ -313,9 +313,8 @@ def _count(stage: Stage, dataset: Dataset) -> Sizes:
 
 
 def _dataset(run: Run) -> Dataset:
-    path = run.config.data.path
-    if path is None:
-        path = run.folder.path / "data"
+    path = run.data_path
+    if run.config.data.path is None:
         count, seed = run.config.data.generated_documents, run.config.run.seed
         run.once("generate", _generate, path=path, num_documents=count, seed=seed)
     dataset = _open_together(run, path)

@@ -211,7 +211,7 @@ def read_fusion(run: Run, system: System) -> Fusion:
         ArtifactError: Their record is damaged, or the weights of a part are missing.
     """
     remedy = (
-        f"fit them on the run's own data: evaluate {run.folder.path} --data DIR --split dev --set evaluation.fuse=true"
+        f"fit them on the run's own data: sparring evaluate {run.folder.path} --split dev --set evaluation.fuse=true"
         "; or do without: evaluate --set evaluation.fuse=false, search --no-fusion"
     )
     fusion = recorded_fusion(run.folder)

@@ -151,7 +151,7 @@ def _require_depth(run: Run, folder: RunFolder, system: System, split: str, num_
             raise ArtifactError(
                 f"{row.system} has re-ranked the top {row.rerank_depth} of each query of {split}",
                 expected=f"the top {depth}, by evaluation.rerank_depth",
-                remedy=f"measure it again to this depth: evaluate {run.folder.path} --data DIR --split {split}, then "
+                remedy=f"measure it again to this depth: sparring evaluate {run.folder.path} --split {split}, then "
                 "start the same command again",
             )
 
@@ -181,7 +181,7 @@ def _score_block(
                 raise ArtifactError(
                     f"the ranking of {part.name} lacks document {missing[0]!r} of query {query.id!r}, found by {first}",
                     expected=f"a score of {part.name} for each of the top {depth} of {first}",
-                    remedy="measure both again: evaluate RUN --data DIR --split SPLIT, then start the same again",
+                    remedy="measure both again: sparring evaluate RUN --split SPLIT, then start the same again",
                 )
             scores[part.name] = [found[docid] for docid in docids[place][:depth]]
         scored[query.id] = Scored(docids[place], scores)

@@ -148,7 +148,7 @@ def require_same_queries(pooled: Mapping[str, Pooled], what: str) -> None:
             f"{what}: {name} was measured on {_told(first)}, {other} on {_told(theirs)}; they share {shared}",
             expected="the same queries for all: a whole split, or samples of one size by the same seeds",
             remedy="name runs of the same seeds, take rankings of one size by --queries N, or measure the others again "
-            "by `sparring evaluate RUN --data DIR --split SPLIT`",
+            "by `sparring evaluate RUN --split SPLIT`",
         )
 
 

@@ -238,4 +238,4 @@ def ranking_file(results: Path, row: Row) -> Path:
 
 
 def _measure_again(run: Run, split: str) -> str:
-    return f"measure it again: sparring evaluate {run.folder.path} --data DIR --split {split}"
+    return f"measure it again: sparring evaluate {run.folder.path} --split {split}"

@@ -26,11 +26,10 @@ from engine.evaluation.tables import Table
 from engine.evaluation.variants import Part, Terms
 from engine.run import Run
 from launcher.commands.comparison import publish_table, require_same_data, require_same_setting
-from launcher.commands.finished import require_search, shards_of
+from launcher.commands.finished import dataset_of, require_search, shards_of
 from launcher.commands.run_groups import runs_in_groups
 from launcher.commands.words.comparison import FOLDER
 from launcher.slurm.job import finished_stages, is_finished
-from shards.formats import open_dataset
 from shards.reader import CorpusShards
 from shards.records import Dataset
 
@@ -115,8 +114,7 @@ def _require_comparable(groups: Groups, *, unfinished: bool) -> None:
 def _recordings(arguments: argparse.Namespace, groups: Groups, metrics: Sequence[str]) -> Recordings:
     by_label = {_label(name, run, runs): run for name, runs in groups.items() for run in runs}
     first = next(iter(by_label.values()))
-    path = arguments.data or first.config.data.path or first.folder.path / "data"
-    dataset = open_dataset(path, first.config.data.format)
+    dataset = dataset_of(first, arguments.data)
     require_same_data(by_label, dataset)
     require_same_setting(by_label, "evaluation.rerank_depth", "measure them to one depth by `evaluate --depth N`")
     if arguments.relevance_threshold is None:
@@ -181,7 +179,7 @@ def _require_all(
                 f"{_label(name, run, runs)} ({run.folder.path}) has no ranking of {system.name} on "
                 f"{arguments.split}{sized}",
                 expected="rankings of every run on one split",
-                remedy=f"measure it: sparring evaluate {run.folder.path} --data DIR --split "
+                remedy=f"measure it: sparring evaluate {run.folder.path} --split "
                 f"{arguments.split}" + (f" --max-queries {arguments.queries}" if arguments.queries else ""),
             )
 

@@ -32,6 +32,7 @@ from engine.run import Run
 from launcher.commands.finished import (
     change_settings,
     data_of,
+    dataset_of,
     fingerprint_of,
     keep_others_out,
     last_iteration,
@@ -42,7 +43,6 @@ from launcher.commands.iterations import rankers_in
 from launcher.commands.run_groups import runs_in_groups
 from launcher.commands.words.comparison import FOLDER
 from launcher.world.opening import open_world
-from shards.formats import open_dataset
 from shards.records import Dataset
 
 log = get_logger(__name__)
@@ -182,9 +182,7 @@ def open_comparison(
     lasts = {name: last_iteration(run) for name, run in runs.items()}
     _set(runs, arguments)
     first = next(iter(runs.values()))
-    dataset = open_dataset(
-        arguments.data or first.config.data.path or first.folder.path / "data", first.config.data.format
-    )
+    dataset = dataset_of(first, arguments.data)
     require_same_data(runs, dataset)
     require_same_setting(runs, "evaluation.relevance_threshold", "give all of them the same by --set {key}=VALUE")
     terms = _terms(first, dataset, arguments, samples or {})

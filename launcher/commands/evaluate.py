@@ -1,9 +1,10 @@
-"""`python -m launcher evaluate RUN --data DIR --split test`: score a run's models on a data folder.
+"""`python -m launcher evaluate RUN --split test`: score a run's models on a data folder.
 
 On the run's own data the rows join its summary, so it must not be running. Another corpus is tokenised, encoded and
 indexed below the run folder (`evaluations/NAME/`), where its rows, its rankings and its ledger go as well: that can be
 done beside a running training, and needs nothing of the data that the run was trained on.
 
+    --data DIR                               another data folder, or where the run's own lies now
     --max-queries 100                        a sample of the split; its rows stand beside those of the whole split
     --retriever 0,3 --ranker 0..3            rankers of some iterations over retrievers of others, in one table
     --retriever all --ranker none            retrievers alone, on all queries in minutes
@@ -41,6 +42,7 @@ from engine.run import Run, RunFolder, Stage
 from launcher.commands.finished import (
     change_settings,
     data_of,
+    dataset_of,
     fingerprint_of,
     keep_others_out,
     last_iteration,
@@ -119,10 +121,8 @@ def evaluate_run(path: Path, asked: Asked) -> None:
     taken = last if run.config.evaluation.iteration == "last" else best
     given = None if asked.candidates in (None, _BM25) else absolute_path(asked.candidates or "")
     groups = _over_candidates(run, asked, given, taken) if asked.candidates else _systems(run, asked, taken)
-    data_path, layout = asked.data, asked.format
-    if data_path is None:
-        data_path, layout = run.config.data.path or run.folder.path / "data", run.config.data.format
-    dataset = open_dataset(data_path, layout)
+    data_path = asked.data or run.data_path
+    dataset = open_dataset(data_path, asked.format) if asked.data else dataset_of(run)
     is_own = dataset.fingerprint == fingerprint_of(run)
     if is_own:
         _require_no_other_index(asked)

@@ -13,7 +13,7 @@ from engine.config.timetable import Sizes, WeightsOf
 from engine.coordination.coordinator import Coordinator, LocalTransport
 from engine.data.corpus import Data, ModelText, model_texts, open_corpus, open_data
 from engine.data.tokenization import WrittenCorpus
-from engine.errors import ArtifactError, ConfigError
+from engine.errors import ArtifactError, ConfigError, DataError
 from engine.evaluation.chosen import taken_iteration
 from engine.evaluation.systems import end_states
 from engine.reliability.run_lock import hold
@@ -163,6 +163,27 @@ def shards_of(run: Run) -> Path:
     return run.folder.shards
 
 
+def dataset_of(run: Run, named: Path | None = None) -> Dataset:
+    """Open the data folder of a run; what the run has found of files that are as they were is taken over.
+
+    Args:
+        run: Its recipe says where they lie, and in which layout.
+        named: Where a word says that they lie now.
+
+    Raises:
+        DataError: The folder is not there, or not readable.
+    """
+    path = named or run.data_path
+    if not path.is_dir():
+        raise DataError(
+            f"there is no folder {path}",
+            expected=f"the data of the run in {run.folder.path}",
+            remedy="name the folder where they lie now by --data",
+        )
+    known, needs_queries = recorded_check(run.folder.data_check, path), run.config.learns_from_queries
+    return open_dataset(path, run.config.data.format, checked=known, needs_queries=needs_queries)
+
+
 def data_of(run: Run, iteration: int, dataset: Dataset | None = None, folder: RunFolder | None = None) -> Data:
     """Open a run's data, or another data set whose shards lie in `folder`.
 
@@ -170,8 +191,4 @@ def data_of(run: Run, iteration: int, dataset: Dataset | None = None, folder: Ru
         DataError: The data is no longer readable.
         ArtifactError: The shards are damaged, or the data changed since.
     """
-    if dataset is None:
-        path, needs_queries = run.config.data.path or run.folder.path / "data", run.config.learns_from_queries
-        known = recorded_check(run.folder.data_check, path)
-        dataset = open_dataset(path, run.config.data.format, checked=known, needs_queries=needs_queries)
-    return open_data(run.config, dataset, texts_of(run, iteration), folder or run.folder)
+    return open_data(run.config, dataset or dataset_of(run), texts_of(run, iteration), folder or run.folder)

@@ -149,7 +149,7 @@ class SearchEngine:
             raise ConfigError(
                 f"no weights of a mixture are in use for the run in {self.run.folder.path}",
                 expected="weights that were fitted on dev, in results/fusion.json",
-                remedy=f"fit them: evaluate {self.run.folder.path} --data DIR --split dev --set evaluation.fuse=true; "
+                remedy=f"fit them: sparring evaluate {self.run.folder.path} --split dev --set evaluation.fuse=true; "
                 "or ask for another order",
             )
         if unknown := sorted(set(weights or {}) - set(self.parts)):
@@ -318,5 +318,5 @@ def _require_index(run: Run, folder: Path, name: str) -> None:
             f"the run in {run.folder.path} has no index of {name}: there is no {folder}",
             expected="the index of the iteration that is taken, with its embeddings",
             remedy="start the run again with the same command, if it has not finished; else make the index again: "
-            f"evaluate {run.folder.path} --data DIR --split dev, with the data that it was trained on",
+            f"sparring evaluate {run.folder.path} --split dev",
         )

@@ -124,7 +124,7 @@ class Opener:
     def _dataset(self, run: Run, lacks: list[str]) -> Dataset | None:
         """Read queries and judgements; the corpus, which the run has found whole, is not gone through again."""
         corpus, settings = run.result_of("shards", WrittenCorpus), run.config.data
-        path = self._data or settings.path or run.folder.path / "data"
+        path = self._data or run.data_path
         if self._data is not None and not path.is_dir():
             raise ConfigError(f"--data {path} is no folder", expected="the data folder of the runs")
         if corpus is None or not path.is_dir():

@@ -239,6 +239,8 @@ def test_other_data_thresholds_and_depths_are_refused_by_name(runs: Path, datase
     refused(ConfigError, *pair, names=("b (", "other data"))
     refused(ConfigError, f"a={runs}/good/1", "--metric", "R@5000", names=("R@5000 looks deeper", "1000 documents"))
     refused(DataError, f"a={runs}/good/1", "--split", "validation", names=("'validation'", "dev, test"))
+    nowhere = ("--data", f"{tmp_path}/nowhere")
+    refused(DataError, f"a={runs}/good/1", *nowhere, names=("no folder", "/nowhere", "good/1", "lie now by --data"))
 
 
 def test_other_queries_are_refused_and_the_same_samples_by_seed_are_pooled(
