@@ -7,7 +7,7 @@ done beside a running training, and needs nothing of the data that the run was t
     --data DIR                               another data folder, or where the run's own lies now
     --max-queries 100                        a sample of the split; its rows stand beside those of the whole split
     --retriever 0,3 --ranker 0..3            rankers of some iterations over retrievers of others, in one table
-    --retriever all --ranker none            retrievers alone, on all queries in minutes
+    --retriever all --ranker none            retrievers alone: minutes, where rankers take hours
     --candidates bm25 --depth 1000           rankers over the top 1000 of BM25
     --candidates top1000.dev                 rankers over candidates in a file (qid, docid, query, passage)
     --set evaluation.relevance_threshold=2   other metrics, depths and grades than the recipe's
