@@ -159,28 +159,27 @@ def _pieces(config: Config) -> Iterator[_Piece]:
 
 
 def _of_minings(config: Config, table: Timetable, trained: Mapping[WeightsOf, tuple[float, float]]) -> Iterator[_Piece]:
-    def place_of(weights: WeightsOf | None) -> tuple[float, float]:
-        """Of what is searched with weights: behind the stage that trains them, before all others without one."""
-        iteration, number = trained.get(weights, (-1, -1)) if weights else (-1, -1)
+    def place_behind(weights: WeightsOf) -> tuple[float, float]:
+        """Of what is made with weights: right behind the stage that trains them, before all others without one."""
+        iteration, number = trained.get(weights, (-1, -1))
         return iteration, number + 0.5
+
+    def place_before(visit: Visit) -> tuple[float, float]:
+        """Of what is made for a visit: right before it."""
+        iteration, number = trained[WeightsOf(visit.phase.model, visit.iteration)]
+        return iteration, number - 0.25
 
     searched = [mining.weights for mining in table.minings if mining.weights is not None]
     if config.learns_from_queries and config.evaluation.zero_shot:
         searched += [WeightsOf(model, None) for model in table.encoders]
     for weights in dict.fromkeys(searched):
-        name, kind = table.artifact(weights), config.models[weights.model].kind
-        yield _Piece(f"encode/{name}", f"encode {kind}", place=place_of(weights))
+        name, kind, place = table.artifact(weights), config.models[weights.model].kind, place_behind(weights)
+        yield _Piece(f"encode/{name}", f"encode {kind}", place=place)
         if kind == "retriever":  # others search what encoding writes
-            yield _Piece(f"index/{name}", "index", place=place_of(weights))
-
-    def place_before(visit: Visit) -> tuple[float, float]:
-        """Of what is made for a visit, right before it."""
-        iteration, number = trained[WeightsOf(visit.phase.model, visit.iteration)]
-        return iteration, number - 0.25
-
+            yield _Piece(f"index/{name}", "index", place=place)
     for mining in table.minings:
         if mining.weights is not None:
-            kind, place = f"candidates {mining.retriever}", place_of(mining.weights)
+            kind, place = f"candidates {mining.retriever}", place_behind(mining.weights)
             yield _Piece(f"candidates/{mining.name}", kind, place=place)
     for name, joint in table.joint.items():
         if not joint.is_cut:

@@ -121,19 +121,18 @@ def evaluate_run(path: Path, asked: Asked) -> None:
     taken = last if run.config.evaluation.iteration == "last" else best
     given = None if asked.candidates in (None, _BM25) else absolute_path(asked.candidates or "")
     groups = _over_candidates(run, asked, given, taken) if asked.candidates else _systems(run, asked, taken)
-    data_path = asked.data or run.data_path
-    dataset = open_dataset(data_path, asked.format) if asked.data else dataset_of(run)
+    dataset = open_dataset(asked.data, asked.format) if asked.data else dataset_of(run)
     is_own = dataset.fingerprint == fingerprint_of(run)
     if is_own:
         _require_no_other_index(asked)
     if not dataset.qrels.get(asked.split):
         raise DataError(
-            f"{data_path} has no judged queries in the split {asked.split!r}",
+            f"{dataset.path} has no judged queries in the split {asked.split!r}",
             expected=f"one of {', '.join(dataset.qrels) or 'train, dev, test'}",
             remedy="name another split by --split",
         )
     require_measurable_splits(run.config, dataset, [asked.split])
-    folder = run.folder if is_own else _folder_of(run, dataset, data_path)
+    folder = run.folder if is_own else _folder_of(run, dataset)
     with ExitStack() as stack:
         run.coordinator.only_rank_zero(f"lock {folder.path.name}", lambda: keep_others_out(stack, folder, run))
         if not is_own:
@@ -258,7 +257,7 @@ def _candidates(run: Run, data: Data, split: str, path: Path) -> CandidateSets:
     return sets
 
 
-def _folder_of(run: Run, dataset: Dataset, data_path: Path) -> RunFolder:
+def _folder_of(run: Run, dataset: Dataset) -> RunFolder:
     """Name a folder for another corpus by its own name and by what is in it."""
     digest = hashlib.sha256(dataset.fingerprint.encode()).hexdigest()[:8]
-    return RunFolder(run.folder.path / "evaluations" / f"{data_path.absolute().name}-{digest}")
+    return RunFolder(run.folder.path / "evaluations" / f"{dataset.path.absolute().name}-{digest}")
