@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,9 +45,9 @@ class AdversarialGameInBatch(AdversarialGame):
     share that does not fit into memory at once is taken by gradient caching.
     """
 
-    def __init__(self, *args: Any, **named: Any) -> None:
-        super().__init__(*args, **named)
-        self._contrast = InBatchContrast(
+    @property
+    def _contrast(self) -> InBatchContrast:  # of the samples as they are cut by now
+        return InBatchContrast(
             self.samples, self._retriever_builder, score_scale=self._score_scales[0], token_counts=self.token_counts
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from engine.metrics import Metric
 from engine.objectives import no_negatives
 from engine.objectives.game import AdversarialGame, retriever_loss
 from engine.objectives.pooled_game import AdversarialGameInBatch
+from engine.training.micro_batches import _cut_by
 from tests.unit.engine.objectives.tables import Numbers, Student, samples, teacher_score
 
 
@@ -71,6 +73,16 @@ def test_the_contrast_of_the_batch_stands_beside_the_game(micro_batch_size: int)
     assert float(metrics["tokens"].value) == 4 + 12 + 12, "queries, documents and pairs"
     for found, expected in zip(student.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(found.grad, expected.grad)
+
+
+def test_micro_batches_are_cut_by_what_was_found_for_them() -> None:
+    """With `micro_batch_tokens: auto` the samples are replaced before the first step."""
+    uncut = samples(pool_of="world")
+    auto = uncut.of(replace(uncut.visit, phase=replace(uncut.visit.phase, micro_batch_tokens="auto")))
+    ranker = Pairs()
+    objective = AdversarialGameInBatch(auto, Numbers(), ranker, ranker, game(), score_scales=(2.0, 0.5))  # type: ignore[arg-type]
+    objective.samples = _cut_by(objective.samples, 1)
+    assert len(objective.prepare(0).pool.chunks) == len(uncut.groups(0))
 
 
 def test_a_weight_near_nothing_leaves_the_game_as_it_is() -> None:
