@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -256,6 +256,18 @@ def kept_lines(path: Path) -> list[Point]:
     """
     found = {(line["stage"], line["step"], _tags(line)): line for line in _read_lines(path)}
     return [Point(stage, step, {tag: line[tag] for tag in sorted(tags)}) for (stage, step, tags), line in found.items()]
+
+
+def take_points(source: Path, target: Path, stages: Collection[str]) -> None:
+    """Write the points of some stages of one file of metrics into a new one.
+
+    Args:
+        source: A run's `metrics.jsonl`; where there is none, none is written.
+        target: The new file.
+        stages: Whose points are taken.
+    """
+    if source.exists():
+        _write_lines(target, [line for line in _read_lines(source) if line["stage"] in stages])
 
 
 def _tags(line: Mapping[str, Any]) -> frozenset[str]:

@@ -25,6 +25,7 @@ from engine.config.file import differences, dump_config, load_config, with_overr
 from engine.config.recipe import Config
 from engine.config.timetable import ZERO_SHOT, Sizes, Visit, WeightsOf, iteration_name
 from engine.errors import ArtifactError, ConfigError
+from engine.metrics import take_points
 from engine.reliability.starts import read_starts, record_start
 from engine.results import STALENESS, Measured, kept_shares
 from engine.run import SIZES, RunFolder
@@ -38,8 +39,6 @@ _OF_KIND = {"index": "index", "encode": "index", "candidates": "candidates", "ne
 _OF_KIND |= {"scores": "teacher_scores", "rescore": "rescored"}
 """Kind of a stage -> folder of what it left, by the stage's second name."""
 _MEASURES = ("evaluate", "fusion", "take")
-_GROWING = ("metrics.jsonl", "tensorboard")
-"""Written to in place, so copied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,8 +276,7 @@ def _fill(target: RunFolder, plan: _Plan, new: Config, record: Branched) -> None
         _link(source.weights(visit.phase.model, state), target.weights(visit.phase.model, state), must=visit.stage)
     for model in models:
         _take_checkpoints(source, target, plan, model)
-    for name in _GROWING:
-        _copy(source.path / name, target.path / name)
+    take_points(source.path / "metrics.jsonl", target.path / "metrics.jsonl", plan.kept)  # TensorBoard shows these
     if source.micro_batches.exists():
         shutil.copy2(source.micro_batches, target.micro_batches)
     _take_results(source, target, plan)
@@ -290,12 +288,14 @@ def _fill(target: RunFolder, plan: _Plan, new: Config, record: Branched) -> None
 
 
 def _take_checkpoints(source: RunFolder, target: RunFolder, plan: _Plan, model: str) -> None:
-    """Take a model's checkpoints up to the end of its last stage that is kept."""
-    last = [visit for visit in plan.visits if visit.phase.model == model][-1]
-    number = int(plan.ledger[last.stage]["result"]["checkpoint"])
+    """Take a model's checkpoints up to the end of the last stage that is kept and had steps."""
+    stages = [visit.stage for visit in plan.visits if visit.phase.model == model and visit.phase.steps > 0]
+    if not stages:
+        return
+    number = int(plan.ledger[stages[-1]]["result"]["checkpoint"])
     if not (source.checkpoints / model / f"{number:06d}").exists():
         raise ArtifactError(
-            f"the checkpoint of {model} behind {last.stage} is not in {source.path} any more: later ones are",
+            f"the checkpoint of {model} behind {stages[-1]} is not in {source.path} any more: later ones are",
             expected=f"the checkpoint {number:06d}",
             remedy="branch from a run that stopped there (run.stop_before), or raise run.keep_checkpoints next time",
         )
@@ -357,10 +357,3 @@ def _link(source: Path, target: Path, *, must: str | None = None) -> None:
     for entry in source.iterdir():
         if not entry.name.startswith("."):
             _link(entry, target / entry.name)
-
-
-def _copy(source: Path, target: Path) -> None:
-    if source.is_dir():
-        shutil.copytree(source, target)
-    elif source.exists():
-        shutil.copy2(source, target)

@@ -8,11 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from engine.config.file import dump_config, load_config
 from engine.errors import ArtifactError, ConfigError
 from engine.training.branching import branch_run
 from tests.e2e.conftest import Finished
 from tests.e2e.made import ledger_of, summary_of, weights_of
 from tests.e2e.starts import Zygote, refused
+
+
+def points_of(folder: Path) -> set[tuple[str, int, str]]:
+    """What was measured where: stage, step and tag."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {(line["stage"], line["step"], tag) for line in lines for tag in line}
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +45,9 @@ def test_goes_on_to_the_same_end(zygote: Zygote, alone: Finished, tmp_path: Path
     assert not any(
         row["split"] == "test" or (row["system"] == "D" and row["iteration"] == 2) for row in summary_of(folder)
     )
+    assert {point[0] for point in points_of(folder)} <= set(kept), (
+        "curves of stages that it has not run are not its own"
+    )
     stopped = zygote.recipe(config=folder / "config.yaml").wait()
     assert stopped.code == 0, stopped.err
     assert "ended before export" in stopped.err
@@ -47,6 +57,7 @@ def test_goes_on_to_the_same_end(zygote: Zygote, alone: Finished, tmp_path: Path
     assert ended.code == 0, ended.err
     assert weights_of(folder) == weights_of(alone.folder)
     assert sorted(summary_of(folder), key=str) == sorted(summary_of(alone.folder), key=str)
+    assert points_of(folder) == points_of(alone.folder)
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
@@ -101,6 +112,20 @@ def test_settings_of_a_game_that_has_begun(early: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"retriever/1 .*adversarial_weight"):
         branch_run(early, tmp_path / "branch", ["ar2.adversarial_weight=0.9"], "ranker/1")
     assert "retriever/1" in branch_run(early, tmp_path / "b", ["ar2.ranker.optim.lr=1e-3"], "ranker/1").kept
+
+
+def test_behind_a_stage_without_steps(early: Path, tmp_path: Path) -> None:
+    """A retriever that is not warmed up is G0 as it came, and has no checkpoint to go on from."""
+    source = tmp_path / "run"
+    shutil.copytree(early, source)
+    config = load_config(source / "config.yaml", ["warmup_retriever.steps=0"])
+    (source / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    ledger = json.loads((source / "ledger.json").read_text())
+    ledger["stages"]["warmup_retriever"]["result"] |= {"steps": 0, "checkpoint": 0}
+    (source / "ledger.json").write_text(json.dumps(ledger))
+    done = branch_run(source, tmp_path / "branch", [], "retriever/1")
+    assert "warmup_retriever" in done.kept
+    assert [path.name for path in (tmp_path / "branch" / "checkpoints").iterdir()] == ["ranker"]
 
 
 def test_other_games_from_the_same_warm_up(early: Path, tmp_path: Path) -> None:
