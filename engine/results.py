@@ -96,13 +96,13 @@ class Score:
         model: str | None,
         iteration: int | None,
         metrics: dict[str, float],
-        also: str | None = None,
+        compared_by: str | None,
     ) -> Score:
-        """Keep the few metrics that a line of the log has room for, and `also`; the summary has all.
+        """Keep the few metrics that a line of the log has room for, and that by which iterations are compared.
 
-        Without `also`, the first is kept: iterations are compared by it.
+        The summary has all.
         """
-        names = dict.fromkeys((*_HEADLINES, also or next(iter(metrics), None)))
+        names = dict.fromkeys((*_HEADLINES, compared_by))
         return cls(system, kind, model, iteration, {name: metrics[name] for name in names if name in metrics})
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from engine.config.metric_names import compared_by
 from engine.config.recipe import Config
 from engine.config.recipes import recipe_class
 from engine.config.shipped import shipped_recipes
@@ -101,17 +102,22 @@ def differences(
     Args:
         ours: The new configuration.
         theirs: The recorded one.
-        ignore_sections: Sections that change no result. Of `run`, the seed is compared all the same; of the others,
-            how an optimizer's state is shared by the ranks is not.
+        ignore_sections: Sections that change no result. Of `run`, the seed is compared all the same, and the metric
+            that decides between iterations; of the others, how an optimizer's state is shared by the ranks is not.
     """
     mine, recorded = flatten(ours.model_dump(mode="json")), flatten(theirs.model_dump(mode="json"))
+    of_run = {"run.seed"} if _deciding(ours) == _deciding(theirs) else {"run.seed", "run.keep_best"}
     keys = [
         key
         for key in sorted(mine.keys() | recorded.keys())
-        if key == "run.seed"
-        or (key.split(".")[0] not in ignore_sections and key.split(".")[-1] not in _CHANGES_NO_RESULT)
+        if key in of_run or (key.split(".")[0] not in ignore_sections and key.split(".")[-1] not in _CHANGES_NO_RESULT)
     ]
     return [f"{key}: {recorded.get(key)} -> {mine.get(key)}" for key in keys if mine.get(key) != recorded.get(key)]
+
+
+def _deciding(config: Config) -> str | None:
+    """Return the metric by which iterations are compared on dev, where it can be had there."""
+    return compared_by(config.evaluation.metrics, config.run.keep_best)
 
 
 def _apply_overrides(tree: dict[str, Any], words: Sequence[str], origin: str) -> None:

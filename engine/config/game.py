@@ -77,7 +77,7 @@ class Ar2Config(Section):
     a weak ranker (docs/ar2.md). Released README: 0.5."""
     adversarial_from: Literal["start", "lead"] = "start"
     """From when on Eq. 9 counts: from the first iteration, or from the one on before which the ranker was above the
-    retriever on dev, by the metric of `run.keep_best` or the first of `evaluation.metrics` (ours)."""
+    retriever on dev, by the metric by which iterations are compared (`run.keep_best`; ours)."""
     distillation_weight: float = Field(1.0, ge=0)
     """Weight of Eq. 12. The paper gives none; 1.0 is our reading. Released README: 0.5."""
     contrastive_weight: float = Field(0.0, ge=0)

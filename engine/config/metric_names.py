@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 JUDGED, ANSWERED = ("R", "MRR", "nDCG", "MAP"), ("A",)
 """Families: those by judgements, and those by answers in the text."""
@@ -15,6 +16,7 @@ ENTROPY_DEPTH = 15
 """Documents over which the entropy of a retriever's distribution is taken (AR2 Table 6)."""
 ENTROPY = f"entropy@{ENTROPY_DEPTH}"
 """What it is called in curves and tables."""
+_USUAL = "MRR@10"
 _NAME = re.compile(rf"({'|'.join((*JUDGED, *ANSWERED))})@([1-9][0-9]{{0,5}})")
 
 
@@ -34,6 +36,18 @@ def cutoff_of(name: str) -> int:
         ValueError: There is no such metric.
     """
     return int(_parts(name)[1])
+
+
+def compared_by(measured: Iterable[str], asked: str | None = None) -> str | None:
+    """Return by which of the metrics that were measured iterations and rows are compared; None where there are none.
+
+    Args:
+        measured: Their names, in the order of `evaluation.metrics`.
+        asked: `run.keep_best`. Where it is none of them it is MRR@10, else the first by judgements, else the first.
+    """
+    names = list(measured)
+    judged = [name for name in names if family_of(name) in JUDGED]
+    return next(iter([*(name for name in (asked, _USUAL) if name in names), *judged, *names]), None)
 
 
 def _parts(name: str) -> tuple[str, str]:

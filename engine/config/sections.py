@@ -60,7 +60,7 @@ class Section(BaseModel):
 
 
 class RunConfig(Section):
-    """Where a run lives and how often it saves; none of it changes what is computed."""
+    """Where a run lives and how often it saves. `seed` and `keep_best` change what is computed; nothing else does."""
 
     path: StoredPath
     """Run folder. Started again with the same configuration, a run goes on in it where it stopped."""
@@ -74,7 +74,8 @@ class RunConfig(Section):
     """Also keep the checkpoints whose step in their stage is a multiple of this; left out, none."""
     keep_best: str | None = None
     """Also keep each model's last checkpoint of the iteration in which it was best on dev by this metric, one of
-    `evaluation.metrics`. Iterations are compared by it wherever they are (`evaluation.iteration`)."""
+    `evaluation.metrics`. Iterations are compared by it wherever they are (`evaluation.iteration`); left out, by MRR@10
+    where it is measured."""
     stop_before: str | None = None
     """Stage, such as `retriever/1`, before which the run ends in order. The same command without it goes on from there,
     and `python -m launcher branch` begins other runs there."""

@@ -1,8 +1,8 @@
 """Which iteration of a run is taken: for the last table, the exports and the commands, by the dev split alone.
 
 Everything here is read from what the ledger has of `evaluate/T`, so that it is the same on all ranks and after a
-resume. The metric is that of `run.keep_best`, by which checkpoints are kept too, or the first of `evaluation.metrics`
-that dev allows.
+resume. The metric is that of `run.keep_best`, by which checkpoints are kept too, else MRR@10 where dev allows it: the
+same by which the rows of the table are compared.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from engine.config.metric_names import compared_by
 from engine.config.recipe import Config
 from engine.errors import ConfigError
 from engine.evaluation.systems import RANKER
@@ -50,19 +51,19 @@ def on_dev(run: Run, model: str) -> OnDev:
     Raises:
         ConfigError: `run.keep_best` names a metric that was not measured on dev.
     """
-    config, found = run.config, dict[int, Measured]()
+    config, asked, found = run.config, run.config.run.keep_best, dict[int, Measured]()
     for iteration in range(run.timetable.iterations + 1):
         result = run.result_of(f"evaluate/{iteration}", Measured)
         if result is not None and result.scores:
             found[iteration] = result
     if not found:
-        return OnDev(config.run.keep_best or config.evaluation.metrics[0], {})
+        return OnDev(compared_by(config.evaluation.metrics, asked) or "", {})
     known = {name for result in found.values() for score in result.scores for name in score.metrics}
-    names = config.evaluation.metrics if config.run.keep_best is None else (config.run.keep_best,)
-    metric = next((name for name in names if name in known), None)
-    if metric is None:
+    metric = compared_by([name for name in config.evaluation.metrics if name in known], asked)
+    if metric is None or (asked is not None and metric != asked):
         raise ConfigError(
-            f"iterations are compared by {' or '.join(names)}, but dev was measured by {', '.join(sorted(known))}",
+            f"iterations are compared by {asked or ' or '.join(config.evaluation.metrics)}, "
+            f"but dev was measured by {', '.join(sorted(known))}",
             expected="a metric that the dev split allows",
             remedy="name one of these as run.keep_best",
         )

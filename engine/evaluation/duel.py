@@ -58,9 +58,9 @@ class Duel:
     retriever_names: list[str]
     """What the table calls it after the warm-up, and later: G0, G."""
     ranker: list[Difference]
-    """Each iteration from 1 on, over its own retriever; none without a ranker."""
+    """Each iteration from 1 on, over its own retriever; none without a ranker that learns in the iterations."""
     ranker_names: list[str]
-    """What the table calls it after the warm-up, and later: D0, D; none without a ranker."""
+    """What the table calls it after the warm-up, and later: D0, D; none without such a ranker."""
     num_left: int = 0
     """Of dev, queries that were not measured."""
 
@@ -92,8 +92,8 @@ class Duel:
             text += f"{after} of iteration {shown} is {by}."
         for one in self.ranker:
             if one.iteration == shown:
-                before, after = self.ranker_names
-                text += f" {after} of iteration {shown} is {one.told_of(before)}."
+                first, later = (f"{d} over {g}" for d, g in zip(self.ranker_names, self.retriever_names, strict=True))
+                text += f" {later} of iteration {shown} is {one.told_of(first)}."
         return text
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from engine.config.metric_names import ANSWERED, ENTROPY, cutoff_of, family_of
+from engine.config.metric_names import ANSWERED, ENTROPY, compared_by, cutoff_of, family_of
 from engine.config.recipe import Config
 from engine.data.corpus import Data, sample_queries
 from engine.data.trec import best_first, read_trec, write_trec
@@ -355,7 +355,8 @@ def record_ranking(
     values = {f"{split}/{system.curve}/{name}": value for name, value in shown.items()}
     stage.run.metrics.write(stage.name, system.iteration or 0, values)
     model = system.weights.model if system.weights else None
-    return Score.of(system.name, system.kind, model, system.iteration, row.metrics, config.run.keep_best)
+    metric = compared_by(row.metrics, config.run.keep_best)
+    return Score.of(system.name, system.kind, model, system.iteration, row.metrics, metric)
 
 
 def answered_in(stage: Stage, data: Data, ranking: Ranking, label: str, names: Sequence[str]) -> dict[str, set[str]]:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from engine.config.metric_names import ANSWERED, JUDGED, cutoff_of, family_of
+from engine.config.metric_names import ANSWERED, compared_by, cutoff_of, family_of
 from engine.config.recipe import Config
 from engine.data.corpus import Data
 from engine.data.trec import Rankings, best_first, read_trec
@@ -25,21 +25,6 @@ from engine.evaluation.significance import randomisation_test, standard_error
 from engine.evaluation.summary import Headline, read_rows
 from engine.evaluation.systems import HYBRID, RANKER, System, behind, label_of, over_first, system_of, yardsticks
 from engine.run import RunFolder, Stage
-
-_USUAL = "MRR@10"
-
-
-def headline_metric(metrics: Mapping[str, float], asked: str | None = None) -> str | None:
-    """Return by which of a row's metrics it is compared; None where it has none.
-
-    Args:
-        metrics: The row's, in its order.
-        asked: `run.keep_best`, by which iterations are chosen. A row that lacks it is compared by MRR@10, else by its
-            first metric by judgements, else by its first.
-    """
-    judged = [name for name in metrics if family_of(name) in JUDGED]
-    choices = [name for name in (asked, _USUAL) if name in metrics]
-    return next(iter([*choices, *judged, *metrics]), None)
 
 
 def built_on(config: Config, system: System) -> System | None:
@@ -92,7 +77,7 @@ def headline_of(
     Returns:
         Standard error and difference; None where nothing was measured.
     """
-    metric = headline_metric(metrics, stage.run.config.run.keep_best)
+    metric = compared_by(metrics, stage.run.config.run.keep_best)
     if metric is None:
         return None
     settings = stage.run.config.evaluation

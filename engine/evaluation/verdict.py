@@ -78,6 +78,8 @@ def judge(stage: Stage, data: Data, taken: int) -> Duel:
         return [table.name_of(WeightsOf(model, t)) for t in (0, iterations[-1])]
 
     by_retriever, ranker = values_of(table.encoder), ranker_of(run.config)
+    if ranker is not None and not any(phase.steps for phase in table.phases_of(ranker) if not phase.is_warmup):
+        ranker = None  # what its ranking gains and loses is the retriever's
     return Duel(
         taken,
         measured.metric,

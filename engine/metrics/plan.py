@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from engine.config.file import dump_config, flatten
+from engine.config.metric_names import compared_by
 from engine.config.recipe import Config
 from engine.config.timetable import Sizes
 from engine.metrics.board import BoardPlan
@@ -15,10 +16,10 @@ def plan_of(config: Config) -> BoardPlan:
         config: The recipe.
     """
     phases = config.timetable_for(Sizes(1, 1)).phases
-    first = config.run.keep_best or config.evaluation.metrics[0]
-    metrics = dict.fromkeys((first, *config.evaluation.metrics)) if config.learns_from_queries else {}
+    metrics = config.evaluation.metrics if config.learns_from_queries else ()
+    first = compared_by(metrics, config.run.keep_best)
     return BoardPlan(
-        metrics=tuple(metrics),
+        metrics=() if first is None else tuple(dict.fromkeys((first, *metrics))),
         games=tuple(phase.name for phase in phases if not phase.is_warmup),
         warmups=tuple(phase.name for phase in phases if phase.is_warmup),
         settings=dump_config(config),

@@ -213,7 +213,7 @@ class _Plan:
         if stage in ("export",) or (kind in _MEASURES and name == "test"):
             return True
         if kind in _MEASURES:
-            return bool(self.changes(["evaluation", "bm25"]) or self._changed_seed or self.left_out)
+            return bool(self.changes(["evaluation", "bm25", "run"]) or self.left_out)
         if stage == "starts":
             return bool(self.changes([*self.old.models, *self.new.models]) or self._changed_seed)
         if stage == "shards":

@@ -150,6 +150,16 @@ def test_differences_leave_out_what_changes_no_result_but_not_the_seed() -> None
     assert differences(reseeded, config) == ["run.seed: 42 -> 3"]
 
 
+def test_what_decides_between_iterations_is_no_other_place_to_save() -> None:
+    """Symptom: a run that was resumed with another `run.keep_best` weighed its teacher by another metric."""
+    config = parse_config(SMALLEST, "c")
+    by_rank, by_recall = (
+        parse_config(SMALLEST | {"run": {"path": "r", "keep_best": name}}, "c") for name in ("MRR@10", "R@1")
+    )
+    assert differences(by_rank, config) == [], "as iterations are compared unless it is said"
+    assert differences(by_recall, config) == ["run.keep_best: None -> R@1"]
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_is_valid(path: Path) -> None:
     assert isinstance(load_config(path), Config)

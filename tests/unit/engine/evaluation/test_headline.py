@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from engine.config.file import load_config
+from engine.config.metric_names import compared_by
 from engine.config.timetable import Sizes
 from engine.data.answers import AnswerFinder, haystacks_of
 from engine.evaluation.evaluate import record_ranking
-from engine.evaluation.headline import built_on, headline_metric
+from engine.evaluation.headline import built_on
 from engine.evaluation.significance import randomisation_test, standard_error
 from engine.evaluation.systems import System, WeightsOf, fused_system, trained_systems, yardsticks
 from engine.run import Run, Stage
@@ -63,12 +64,12 @@ def test_a_student_should_be_above_the_retriever_that_was_not_distilled() -> Non
 
 
 def test_rows_are_compared_by_one_metric() -> None:
-    assert headline_metric({"R@1": 0.1, "MRR@10": 0.2}) == "MRR@10"
-    assert headline_metric({"A@1": 0.1, "nDCG@10": 0.2}) == "nDCG@10"
-    assert headline_metric({"A@5": 0.1}) == "A@5"
-    assert headline_metric({"MRR@10": 0.2, "A@5": 0.1}, "A@5") == "A@5", "by which iterations are chosen, too"
-    assert headline_metric({"R@5": 0.2}, "A@5") == "R@5"
-    assert headline_metric({}) is None
+    assert compared_by({"R@1": 0.1, "MRR@10": 0.2}) == "MRR@10"
+    assert compared_by({"A@1": 0.1, "nDCG@10": 0.2}) == "nDCG@10"
+    assert compared_by({"A@5": 0.1}) == "A@5"
+    assert compared_by({"MRR@10": 0.2, "A@5": 0.1}, "A@5") == "A@5", "by which iterations are chosen, too"
+    assert compared_by({"R@5": 0.2}, "A@5") == "R@5"
+    assert compared_by({}) is None
 
 
 class Made:

@@ -34,6 +34,7 @@ from shards.records import Document, Query
 Open = Callable[..., Run]
 NUM_QUERIES = 40
 BEST = "evaluation.iteration=best"
+FORCE = "run.force_resume=true"
 
 
 def record(run: Run, *values: tuple[float, float] | None, metric: str = "MRR@10") -> None:
@@ -86,16 +87,18 @@ def test_what_is_not_finished_yet_is_not_taken(open_run: Open) -> None:
     assert taken_iteration(run, 1) == 1
 
 
-def test_iterations_are_compared_by_keep_best_or_the_first_metric_that_dev_allows(open_run: Open) -> None:
-    first = open_run(BEST, "evaluation.metrics=[A@1,R@5,MRR@10]")
+def test_iterations_are_compared_by_what_rows_are_compared_by(open_run: Open) -> None:
+    """Symptom: the table compared by MRR@10, and the verdict below it by the first of the metrics."""
+    usual = open_run(BEST, "evaluation.metrics=[A@1,R@5,MRR@10]")
     for iteration, (recall, rank) in enumerate([(0.5, 0.1), (0.4, 0.9)]):
         score = Score("G", "retriever", "retriever", iteration, {"R@5": recall, "MRR@10": rank})
-        first.once(f"evaluate/{iteration}", lambda stage, score=score: asdict(Measured((score,))))
+        usual.once(f"evaluate/{iteration}", lambda stage, score=score: asdict(Measured((score,))))
+    assert (on_dev(usual, "retriever").metric, taken_iteration(usual, 1)) == ("MRR@10", 1)
+    first = open_run(BEST, "evaluation.metrics=[A@1,R@5]", FORCE)
     assert on_dev(first, "retriever").metric == "R@5", "these queries have no answers"
-    assert taken_iteration(first, 1) == 0
-    named = open_run(BEST, "evaluation.metrics=[A@1,R@5,MRR@10]", "run.keep_best=MRR@10")
-    assert taken_iteration(named, 1) == 1
-    wrong = open_run(BEST, "evaluation.metrics=[A@1,R@5,MRR@10]", "run.keep_best=A@1")
+    named = open_run(BEST, "evaluation.metrics=[A@1,R@5,MRR@10]", "run.keep_best=R@5", FORCE)
+    assert taken_iteration(named, 1) == 0
+    wrong = open_run(BEST, "evaluation.metrics=[A@1,R@5,MRR@10]", "run.keep_best=A@1", FORCE)
     with pytest.raises(ConfigError, match=r"compared by A@1, but dev was measured by MRR@10, R@5"):
         taken_iteration(wrong, 1)
 
@@ -103,7 +106,6 @@ def test_iterations_are_compared_by_keep_best_or_the_first_metric_that_dev_allow
 def test_the_ledger_keeps_the_metric_by_which_iterations_are_compared() -> None:
     """Symptom: with metrics that no headline is among, nothing could be compared."""
     values = {"R@50": 0.5, "R@20": 0.4, "MRR@10": 0.3}
-    assert Score.of("G", "retriever", "retriever", 0, values).metrics == {"MRR@10": 0.3, "R@50": 0.5}
     assert Score.of("G", "retriever", "retriever", 0, values, "R@20").metrics == {"MRR@10": 0.3, "R@20": 0.4}
 
 
@@ -211,7 +213,7 @@ def test_a_game_that_paid_is_told_with_its_difference_and_how_sure_it_is(open_ru
         taken.verdict
     )
     assert f"(p {2 * p_values[0]:.1e})" in taken.verdict, "corrected for two iterations"
-    assert "D of iteration 2 is above D0 by" in taken.verdict
+    assert "D over G of iteration 2 is above D0 over G0 by" in taken.verdict
     assert run.folder.duel.exists()
     run.folder.summary.write_text("[]")
     assert summary_table(run.folder).endswith(f"\n\n{taken.verdict}")
@@ -224,7 +226,15 @@ def test_a_game_that_lowered_the_retriever_did_not_pay(open_run: Open) -> None:
     assert taken.verdict.startswith(
         "The duel did NOT pay: G0 is taken, and no iteration is above G0 by more than chance; G of iteration 1 is below"
     )
-    assert "D of iteration 1 is" in taken.verdict
+    assert "D over G of iteration 1 is" in taken.verdict
+
+
+def test_a_ranker_that_learns_no_more_is_not_judged(open_run: Open) -> None:
+    """Symptom: the same D0 over another retriever was "above D0"."""
+    run = open_run(BEST, ALL, ON_RANKS, "ar2.ranker.steps=0")
+    taken = verdict(run, {0: (ranks(0, 2), ranks(3, 2)), 1: (ranks(1, 1, 2), ranks(4, 1, 2))})
+    assert "G of iteration 1 is above G0" in taken.verdict
+    assert "D0" not in taken.verdict
 
 
 def test_a_gain_that_may_be_chance_is_none(open_run: Open) -> None:
@@ -235,7 +245,7 @@ def test_a_gain_that_may_be_chance_is_none(open_run: Open) -> None:
     assert taken.iteration == 1
     assert taken.verdict.startswith("The duel is NOT shown to have paid: G of iteration 1 is above G0 by .")
     assert "MRR@10 on 40 dev queries (p 1.000), which" in taken.verdict
-    assert "which may be chance. D of iteration 1" in taken.verdict, "all of dev was measured"
+    assert "which may be chance. D over G of iteration 1" in taken.verdict, "all of dev was measured"
 
 
 def test_a_game_is_judged_by_answers_too(open_run: Open) -> None:
