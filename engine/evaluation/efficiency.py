@@ -38,6 +38,7 @@ _KINDS = {
 }
 """First word of a stage's name -> the kind of work."""
 OVERALL = "overall"
+_OF_A_STEP = "milliseconds of a step, "
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ def cost_of(run: Run) -> Cost:
             facts[f"queries of a step, {phase.name}"] = float(phase.batch_size)
             facts[f"negatives of a query (n), {phase.name}"] = float(phase.num_negatives)
             facts[f"steps, {phase.name}"] = float(phase.total_steps)
-    rates = _seconds_of_steps(run, phase_of) | _rates_of_search(stages) | _peaks(run)
+    rates = _rates_of_training(run, phase_of) | _rates_of_search(stages)
     hidden = sum(stage["result"]["hidden_seconds"] for name, stage in stages.items() if name.startswith("overlap/"))
     return Cost(facts, seconds | {OVERALL: sum(seconds.values()) - hidden}, rates, len(starts) > 1)
 
@@ -112,6 +113,31 @@ def efficiency_tables(costs: Mapping[str, Sequence[Cost]]) -> tuple[Table, Table
     return Table("Efficiency", headers, tuple(printed), tuple(notes)), Table("", headers, tuple(written))
 
 
+def rates_table(costs: Mapping[str, Sequence[Cost]]) -> Table:
+    """Return the rates of settings alone, with all digits for CSV; arguments as of `efficiency_tables`."""
+    keys = dict.fromkeys(key for own in costs.values() for cost in own for key in cost.rates)
+    return Table(
+        "", ("what", *costs), tuple((key, *(_mean(own, "rates", key) for own in costs.values())) for key in keys)
+    )
+
+
+def latency_of(costs: Mapping[str, Sequence[Cost]]) -> dict[str, list[Point]]:
+    """Return the milliseconds of a step of each phase that was logged more than once, a point for each setting."""
+    phases = dict.fromkeys(key for own in costs.values() for cost in own for key in cost.rates if _OF_A_STEP in key)
+    return {
+        key.removeprefix(_OF_A_STEP): [
+            Point(name, float(place), _mean(own, "rates", key) or 0.0)
+            for place, (name, own) in enumerate(costs.items())
+        ]
+        for key in phases
+    }
+
+
+def latency_figure(latency: Mapping[str, Sequence[Point]]) -> Any:
+    """Draw what `latency_of` returns as bars; AR2 Table 4 has it by n."""
+    return figures.bars("Latency of a step by phase", latency, "milliseconds")
+
+
 def efficiency_figure(costs: Mapping[str, Sequence[Cost]]) -> Any:
     """Draw the seconds of each setting by kind of work as bars."""
     kinds = dict.fromkeys(key for own in costs.values() for cost in own for key in cost.seconds)
@@ -132,9 +158,10 @@ def _kind(stage: str, phase_of: Mapping[str, Phase]) -> str:
     return _KINDS.get(stage.split("/")[0], OTHER)
 
 
-def _seconds_of_steps(run: Run, phase_of: Mapping[str, Phase]) -> dict[str, float]:
-    """Return the median time of a step of each phase, between two points of one stage that follow each other."""
-    found: dict[str, list[float]] = {}
+def _rates_of_training(run: Run, phase_of: Mapping[str, Phase]) -> dict[str, float]:
+    """Return the median time of a step of each phase, between two points of a stage, and its peak of memory."""
+    seconds: dict[str, list[float]] = {}
+    peaks: dict[str, float] = {}
     before: dict[str, tuple[float, int]] = {}
     path = run.folder.path / "metrics.jsonl"
     for text in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []:
@@ -146,9 +173,12 @@ def _seconds_of_steps(run: Run, phase_of: Mapping[str, Phase]) -> dict[str, floa
         if phase is None or f"{phase.name}/loss" not in line:
             continue
         if stage in before and step > before[stage][1]:
-            found.setdefault(phase.name, []).append((line["time"] - before[stage][0]) / (step - before[stage][1]))
+            seconds.setdefault(phase.name, []).append((line["time"] - before[stage][0]) / (step - before[stage][1]))
         before[stage] = (line["time"], step)
-    return {f"milliseconds of a step, {name}": 1000 * median(own) for name, own in found.items()}
+        if peak := line.get(f"{phase.name}/peak_gib"):
+            peaks[phase.name] = max(peaks.get(phase.name, 0.0), peak)
+    rates = {f"{_OF_A_STEP}{name}": 1000 * median(own) for name, own in seconds.items()}
+    return rates | {f"peak GiB of a rank, {name}": peak for name, peak in peaks.items()}
 
 
 def _rates_of_search(stages: Mapping[str, Any]) -> dict[str, float]:
@@ -166,14 +196,6 @@ def _rates_of_search(stages: Mapping[str, Any]) -> dict[str, float]:
         if milliseconds is not None:
             rates["milliseconds of a search, last index"] = float(milliseconds)
     return rates
-
-
-def _peaks(run: Run) -> dict[str, float]:
-    """Return the device memory of each phase where trials have measured it (`micro_batch_tokens: auto`)."""
-    if not run.folder.micro_batches.exists():
-        return {}
-    phases = read_json(run.folder.micro_batches, "the micro-batches that fit")["phases"]
-    return {f"peak GiB of a device, {name}": found["bytes"] / 2**30 for name, found in phases.items()}
 
 
 def _mean(costs: Sequence[Cost], section: str, key: str) -> float | None:

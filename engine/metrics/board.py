@@ -79,6 +79,7 @@ def layout_of(plan: BoardPlan) -> Layout:
         "Where the time goes": {
             "seconds of each stage": _lines("^seconds/"),
             "tokens a second, in training": _lines(r"^\w+/tokens_per_second$"),
+            "the most GiB of a rank, in training": _lines(r"^\w+/peak_gib$"),
         },
         "Optimizers": {
             "learning rate": _lines(r"^\w+/lr$"),

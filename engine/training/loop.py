@@ -19,6 +19,7 @@ from engine.config.timetable import Visit
 from engine.data.batches import GroupTokens, dropout_seed
 from engine.data.prefetch import prefetched
 from engine.metrics import Metric, MetricWindow
+from engine.metrics.memory import PeakMemory
 from engine.reliability.preemption import PREEMPTION
 from engine.reliability.progress import progress_bar
 from engine.run import Stage
@@ -85,13 +86,14 @@ def train(stage: Stage, visit: Visit, model: TrainedModel, checkpoints: Checkpoi
     done = checkpoints.position.step if checkpoints.position and checkpoints.position.stage == stage.name else 0
     if done == 0 and first_step == 0:
         model.reset_optimizer()
-    window, settings, last_loss = MetricWindow(), stage.run.config.run, None
+    window, settings, last_loss, seconds_before = MetricWindow(), stage.run.config.run, None, 0.0
     guards = Guards(stage, objective.samples.names, first_step)
     if done > 0:
         guards.restore(checkpoints.notes["guards"])
         window.restore(checkpoints.notes["window"])
         last_loss = checkpoints.notes["last"].get("loss")
-    window_start = time.monotonic()
+        seconds_before = checkpoints.notes["last"].get("seconds", 0.0)
+    memory, window_start = PeakMemory(model.device), time.monotonic() - seconds_before
     with (
         progress_bar(stage.name, phase.steps, "step", shown=stage.run.is_main, initial=done) as bar,
         prefetched(objective.prepare, range(first_step + done, first_step + phase.steps), model.device) as batches,
@@ -109,6 +111,7 @@ def train(stage: Stage, visit: Visit, model: TrainedModel, checkpoints: Checkpoi
             bar.update()
             at_end = step + 1 == phase.steps
             if (step + 1) % settings.log_every_steps == 0 or at_end:
+                window.add(memory.metrics())
                 reduced = window.reduce(model.device)
                 reduced["tokens_per_second"] = reduced.pop("tokens") / max(1e-9, time.monotonic() - window_start)
                 window_start, last_loss = time.monotonic(), reduced["loss"]
@@ -119,6 +122,7 @@ def train(stage: Stage, visit: Visit, model: TrainedModel, checkpoints: Checkpoi
             if (step + 1) % settings.checkpoint_every_steps == 0 or at_end or stop:
                 window.settle(model.device)
                 last = {} if last_loss is None else {"loss": last_loss}
+                last["seconds"] = time.monotonic() - window_start  # of the window that is open
                 notes = {"window": window.state(), "last": last, "guards": guards.state()}
                 checkpoints.save(model, stage.name, step + 1, notes)
             if stop:

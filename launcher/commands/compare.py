@@ -54,6 +54,8 @@ def run_command(arguments: argparse.Namespace) -> None:
         costs = {name: [efficiency.cost_of(run) for run in runs] for name, runs in groups.items()}
         shown, written = efficiency.efficiency_tables(costs)
         publish("efficiency", [shown], written, partial(efficiency.efficiency_figure, costs))
+        if latency := efficiency.latency_of(costs):
+            publish("latency", [], efficiency.rates_table(costs), partial(efficiency.latency_figure, latency))
         return
     recordings = _recordings(arguments, groups, metrics)
     terms = Terms(arguments.split, metrics, compared, first.config.run.seed)

@@ -119,6 +119,7 @@ def test_every_step_is_taken_logged_and_saved_at_its_time(open_run: Open) -> Non
     assert [(point["step"], point["retriever/loss"]) for point in logged] == [(2, 0.5), (4, 2.5), (5, 4.0)]
     assert logged[0]["retriever/grad_norm"] == 2.0
     assert logged[0]["retriever/tokens_per_second"] > 0
+    assert logged[0]["retriever/peak_gib"] > 0.1, "this process has torch in it"
     assert result == Progress(5, 4.0, 2)
 
 
@@ -149,11 +150,15 @@ def test_a_stage_that_was_cut_logs_the_points_of_an_undisturbed_one(open_run: Op
     with pytest.raises(TrainingError):
         go(cut, FakeModel(), checkpoints, Steps({4: float("nan")}), steps=8)
     assert checkpoints.saved == [("retriever/1", 3)]
+    assert 0 < checkpoints.notes["last"]["seconds"] < 100
+    checkpoints.notes["last"]["seconds"] = 1000.0
     resumed = Steps()
     go(cut, FakeModel(), checkpoints, resumed, steps=8)
     assert resumed.steps == [3, 4, 5, 6, 7]
     losses = [(point["step"], point["retriever/loss"]) for point in points(cut)]
     assert losses == [(4, 1.5), (4, 1.5), (8, 5.5)], "that of step 4 was logged before the cut too"
+    speeds = [point["retriever/tokens_per_second"] for point in points(cut)]
+    assert speeds[1] == pytest.approx(4 * 8 / 1000, rel=0.2), "three of the four steps took their time before the cut"
 
 
 def test_another_stages_checkpoint_does_not_shorten_this_one(open_run: Open) -> None:

@@ -97,9 +97,9 @@ class MadeRun:
         lines = []
         for number, visit in enumerate(self.config.timetable.visits):
             done[visit.stage] = {"seconds": 10.0 + number, "result": {"steps": visit.phase.steps, "loss": 1.0}}
-            loss = f"{visit.phase.name}/loss"
+            loss, peak = (f"{visit.phase.name}/{name}" for name in ("loss", "peak_gib"))
             lines += [
-                {"time": 1000.0 * number + 0.25 * step, "stage": visit.stage, "step": step, loss: 1.0}
+                {"time": 1000.0 * number + 0.25 * step, "stage": visit.stage, "step": step, loss: 1.0, peak: step / 4}
                 for step in (2, 4, 6)
             ]
         for iteration in range(self.config.timetable.iterations + 1):

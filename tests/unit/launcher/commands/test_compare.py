@@ -168,6 +168,7 @@ def test_efficiency_by_kind_of_work(runs: Path, compare: Compare) -> None:
     assert {key: float(found[f"seconds: {key}"]["good"]) for key in expected} == expected
     assert float(found["seconds: overall"]["good"]) == sum(expected.values())
     assert float(found["milliseconds of a step, retriever"]["good"]) == pytest.approx(250.0)
+    assert float(found["peak GiB of a rank, retriever"]["good"]) == 1.5, "the most that a point has"
     assert float(found["milliseconds of a search, last index"]["good"]) == 2.5
     assert float(found["documents encoded a second"]["good"]) == pytest.approx(40.0)
 
@@ -176,7 +177,7 @@ def test_figures_are_drawn_and_reach_tensorboard(runs: Path, tmp_path: Path) -> 
     words = [f"good={runs}/good", f"poor={runs}/poor", "--out", str(tmp_path)]
     run_command("compare", *words)
     run_command("compare", *words, "--efficiency")
-    for name in ("compare-dev-MRR@10", "curves-dev-MRR@10", "efficiency"):
+    for name in ("compare-dev-MRR@10", "curves-dev-MRR@10", "efficiency", "latency"):
         assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
         assert list((tmp_path / "tensorboard" / name).glob("events.*"))
 
