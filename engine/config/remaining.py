@@ -147,15 +147,17 @@ def _pieces(config: Config) -> Iterator[_Piece]:
     if not config.learns_from_queries:
         return
     if not table.in_each_iteration:
-        yield from (_Piece(f"{_EVALUATE}/{model}", _EVALUATE) for model in config.models)
+        behind = {weights.model: (iteration, number + 0.6) for weights, (iteration, number) in trained.items()}
+        for model in config.models:
+            yield _Piece(f"{_EVALUATE}/{model}", _EVALUATE, place=behind.get(model, (_LAST, -1)))
     mixes = config.evaluation.fuse and config.evaluation.fusion_candidates == "hybrid"
     if mixes:
-        yield _Piece("fusion/dev", _EVALUATE, _OF_A_MIXTURE)
+        yield _Piece("fusion/dev", _EVALUATE, _OF_A_MIXTURE, (_LAST, 0))
     if config.evaluation.test_at_end:
         states = min(2, table.iterations + 1) if table.in_each_iteration else len(config.models)
-        yield _Piece(f"{_EVALUATE}/test", _EVALUATE, float(states))
+        yield _Piece(f"{_EVALUATE}/test", _EVALUATE, float(states), (_LAST, 1))
         if mixes:
-            yield _Piece("fusion/test", _EVALUATE, _OF_A_MIXTURE)
+            yield _Piece("fusion/test", _EVALUATE, _OF_A_MIXTURE, (_LAST, 2))
 
 
 def _of_minings(config: Config, table: Timetable, trained: Mapping[WeightsOf, tuple[float, float]]) -> Iterator[_Piece]:

@@ -232,7 +232,8 @@ def drop_old_indexes(run: Run, folder: RunFolder, iteration: int, taken: int | N
     keep = {ZERO_SHOT, iteration_name(0), iteration_name(taken_iteration(run, iteration) if taken is None else taken)}
     made = [one for one in range(iteration, -1, -1) if run.timetable.is_refreshed(one)]
     keep |= {iteration_name(one) for one in made[: run.config.run.keep_indexes]}
-    for index in (folder.path / "index").iterdir():
+    indexes = folder.path / "index"
+    for index in indexes.iterdir() if indexes.exists() else ():  # words alone may have been searched by
         is_newer = index.name.isdigit() and int(index.name) > iteration
         if index.is_dir() and index.name not in keep and not is_newer:
             shutil.rmtree(index)

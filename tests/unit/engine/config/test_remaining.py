@@ -116,6 +116,8 @@ def test_what_comes_after_the_stop_is_not_of_this_run() -> None:
     assert until("evaluate/1") == Left(refresh + 3.0, True)
     assert until("encode/002") == Left(refresh + 3.0 + 5.0 + 12.0, True)
     assert until("fusion/dev") == Left(3 * refresh + 3.0 + 2 * 4.0 + 3 * 5.0 + 2 * 12.0, True)
+    mixed = until("evaluate/test")
+    assert mixed == Left(3 * refresh + 3.0 + 2 * 4.0 + 3 * 5.0 + 2 * 12.0 + 2.5, True), "its mixture comes before"
     assert until("no such stage") == left_of(config_of("tiny", *words), ledger, Now("ranker/1", 1, 4, 1.0))
 
 
@@ -125,5 +127,8 @@ def test_without_iterations_the_phases_are_in_their_order() -> None:
     searched = ("dense-zero-shot", "lexical-zero-shot", "dense-001", "lexical-001", "dense-002", "lexical-002")
     ledger |= took(2.0, *(f"encode/{one}" for one in searched), *(f"index/{one}" for one in searched))
     ledger |= took(2.0, *(f"candidates/{one}" for one in searched), "negatives/joint")
+    ledger |= took(8.0, "evaluate/dense", "evaluate/lexical")
     del ledger["encode/lexical-002"], ledger["negatives/joint"]
     assert left_of(several, ledger, Now("negatives/joint", 1, 2, 1.0)) == Left(2.0 + 1.0, True)
+    del ledger["evaluate/lexical"]
+    assert left_of(several, ledger, Now("negatives/joint", 1, 2, 1.0)) == Left(2.0 + 1.0 + 8.0, True)

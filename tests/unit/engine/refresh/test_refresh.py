@@ -16,7 +16,7 @@ from engine.errors import ConfigError
 from engine.index.plan import plan_index
 from engine.refresh.refresh import candidates_of, drop_old_indexes
 from engine.results import Measured, Score
-from engine.run import Run
+from engine.run import Run, RunFolder
 from shards.records import Document, Query
 
 Open = Callable[..., Run]
@@ -53,6 +53,12 @@ def test_the_index_of_the_iteration_that_would_be_taken_stays(open_run: Open) ->
 
 def test_nothing_goes_before_there_are_too_many(open_run: Open) -> None:
     assert indexes_after(open_run(), 1) == ["000", "001", "zero-shot"]
+
+
+def test_without_an_index_nothing_goes(open_run: Open) -> None:
+    """Symptom: BM25 was measured on another corpus, and the table was a traceback."""
+    run = open_run()
+    drop_old_indexes(run, RunFolder(run.folder.path / "evaluations" / "other"), 1)
 
 
 def test_candidates_by_other_settings_of_bm25_are_mined_anew(open_run: Open, tmp_path: Path) -> None:
