@@ -23,6 +23,10 @@ class Difference:
     """Of this mean; None for a single query."""
     p: float
     """Of the randomisation test with two sides, corrected for the iterations that were tested with it."""
+    low: float | None = None
+    """Lower end of the bootstrap's interval of 95 %; None for a single query, and in records without it."""
+    high: float | None = None
+    """Upper end."""
 
     @property
     def is_gain(self) -> bool:
@@ -30,7 +34,7 @@ class Difference:
         return self.mean > 0 and self.p < LEVEL
 
     def told_of(self, before: str, what: str = "") -> str:
-        """Write where it is, how far and how surely, such as `above G0 by .012 +- .004 (p .004)`.
+        """Write where it is, how far and how surely: `above G0 by .012 +- .004 (95 % .004 to .020, p .004)`.
 
         Args:
             before: What the table calls the model after the warm-up.
@@ -40,7 +44,11 @@ class Difference:
             return f"level with {before}" + (f" by{what}" if what else "")
         error = "" if self.standard_error is None else f" +- {_short(self.standard_error)}"
         side = "above" if self.mean > 0 else "below"
-        return f"{side} {before} by {_short(abs(self.mean))}{error}{what} (p {_short(self.p)})"
+        interval = ""
+        if self.low is not None and self.high is not None:
+            ends = (self.low, self.high) if self.mean > 0 else (-self.high, -self.low)
+            interval = "95 % {} to {}, ".format(*map(_short, ends))
+        return f"{side} {before} by {_short(abs(self.mean))}{error}{what} ({interval}p {_short(self.p)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,5 +107,5 @@ class Duel:
 
 def _short(value: float) -> str:
     """Write a number below 1 with three digits behind the point, or as many as show its first two."""
-    text = f"{value:.3f}" if value >= 0.001 or value == 0 else f"{value:.1e}"
-    return text.removeprefix("0") if text.startswith("0.") else text
+    text = f"{value:.3f}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"
+    return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text

@@ -21,7 +21,7 @@ from engine.config.recipe import Config
 from engine.data.corpus import Data
 from engine.data.trec import Rankings, best_first, read_trec
 from engine.evaluation.measures import answer_values, query_values
-from engine.evaluation.significance import randomisation_test, standard_error
+from engine.evaluation.significance import bootstrap, randomisation_test, standard_error
 from engine.evaluation.summary import Headline, read_rows
 from engine.evaluation.systems import HYBRID, RANKER, System, behind, label_of, over_first, system_of, yardsticks
 from engine.run import RunFolder, Stage
@@ -106,6 +106,7 @@ def headline_of(
         *(other.iteration, float((first_Q - second_Q).mean())),
         _error((first_Q - second_Q).tolist()),
         randomisation_test(first_Q, second_Q, seed=stage.seed),
+        *(bootstrap(first_Q, second_Q, seed=stage.seed) if len(first_Q) > 1 else (None, None)),
     )
 
 

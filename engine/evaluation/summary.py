@@ -47,6 +47,10 @@ class Headline:
     """Standard error of that mean; None for a single query."""
     p: float | None = None
     """Of the paired randomisation test, not corrected: which rows stand beside it, the table knows."""
+    low: float | None = None
+    """Lower end of the paired bootstrap's interval of 95 % for the difference; None for a single query."""
+    high: float | None = None
+    """Upper end."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from engine.evaluation.chosen import on_dev, ranker_of, taken_iteration
 from engine.evaluation.duel import Difference, Duel
 from engine.evaluation.evaluate import answered_in, split_queries
 from engine.evaluation.measures import query_values
-from engine.evaluation.significance import against, standard_error
+from engine.evaluation.significance import against, bootstrap, standard_error
 from engine.evaluation.systems import System, WeightsOf, trained_systems
 from engine.results import NOT_SHOWN
 from engine.run import Stage
@@ -104,8 +104,11 @@ def _differences(values: Mapping[int, Mapping[str, float]], seed: int) -> list[D
     differences = []
     for name, p in p_values.items():
         apart = arrays[name] - arrays["0"]
-        error = standard_error(apart) if len(apart) > 1 else None
-        differences.append(Difference(int(name), float(apart.mean()), error, p))
+        if len(apart) == 1:
+            differences.append(Difference(int(name), float(apart.mean()), None, p))
+            continue
+        low, high = bootstrap(arrays[name], arrays["0"], seed=seed)
+        differences.append(Difference(int(name), float(apart.mean()), standard_error(apart), p, low, high))
     return differences
 
 

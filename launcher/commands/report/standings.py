@@ -15,7 +15,7 @@ import numpy as np
 from engine.config.metric_names import JUDGED, family_of
 from engine.config.timetable import WeightsOf
 from engine.errors import ConfigError
-from engine.evaluation.significance import Floats, holm, randomisation_test, standard_error
+from engine.evaluation.significance import Floats, bootstrap, holm, randomisation_test, standard_error
 from engine.evaluation.summary import Row
 from engine.evaluation.systems import BM25, HYBRID, label_of, place_of_kind
 from engine.evaluation.tables import LEVEL
@@ -129,6 +129,8 @@ class Difference:
         num_queries: Of both.
         mean: Of the differences, the first less the second.
         standard_error: Of that mean; NaN for one query.
+        low: Lower end of the paired bootstrap's interval of 95 %; NaN for one query.
+        high: Upper end.
         p: Of the paired test, corrected for the number of differences of the table.
     """
 
@@ -137,6 +139,8 @@ class Difference:
     num_queries: int
     mean: float
     standard_error: float
+    low: float
+    high: float
     p: float
 
     @property
@@ -218,7 +222,11 @@ def differences_of(standings: Sequence[Standing], split: str, metric: str, *, se
     found = {names: both for names, pair in pairs.items() if (both := _paired(*pair, metric)) is not None}
     p_values = holm({" - ".join(names): randomisation_test(*both, seed=seed) for names, both in found.items()})
     return [
-        Difference(*names, len(one), float((one - two).mean()), standard_error(one - two), p_values[" - ".join(names)])
+        Difference(
+            *(*names, len(one), float((one - two).mean()), standard_error(one - two)),
+            *bootstrap(one, two, seed=seed),
+            p_values[" - ".join(names)],
+        )
         for names, (one, two) in found.items()
     ]
 

@@ -17,7 +17,7 @@ from engine.config.timetable import Sizes
 from engine.data.answers import AnswerFinder, haystacks_of
 from engine.evaluation.evaluate import record_ranking
 from engine.evaluation.headline import built_on
-from engine.evaluation.significance import randomisation_test, standard_error
+from engine.evaluation.significance import bootstrap, randomisation_test, standard_error
 from engine.evaluation.systems import System, WeightsOf, fused_system, trained_systems, yardsticks
 from engine.run import Run, Stage
 from tests.distributed.processes import ROOT
@@ -117,6 +117,7 @@ def test_a_row_is_compared_query_by_query_with_the_recorded_ranking(open_run: Op
         "difference": pytest.approx((after - before).mean()),
         "difference_error": pytest.approx(standard_error(after - before)),
         "p": pytest.approx(randomisation_test(after, before, seed=made.run.config.run.seed)),
+        **dict(zip(("low", "high"), bootstrap(after, before, seed=made.run.config.run.seed), strict=True)),
     }
     over = made.record(D, better=1.0)
     assert (over["headline"]["to"], over["headline"]["to_iteration"]) == ("G", 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from engine.evaluation.chosen import (
     trust_on_dev,
 )
 from engine.evaluation.duel import Difference, Duel
-from engine.evaluation.significance import randomisation_test
+from engine.evaluation.significance import bootstrap, randomisation_test
 from engine.evaluation.summary import summary_table
 from engine.evaluation.systems import every_system, trained_systems
 from engine.evaluation.verdict import Taken, take_iteration
@@ -212,7 +213,9 @@ def test_a_game_that_paid_is_told_with_its_difference_and_how_sure_it_is(open_ru
     assert f"The duel paid: G of iteration 2 is above G0 by {expected[0]} +- {expected[1]} MRR@10 on 40 dev" in (
         taken.verdict
     )
-    assert f"(p {2 * p_values[0]:.1e})" in taken.verdict, "corrected for two iterations"
+    ends = bootstrap(values[2], values[0], seed=run.config.run.seed)
+    interval = " to ".join(f"{end:.3f}".lstrip("0") for end in ends)
+    assert f"(95 % {interval}, p {2 * p_values[0]:.1e})" in taken.verdict, "corrected for two iterations"
     assert "D over G of iteration 2 is above D0 over G0 by" in taken.verdict
     assert run.folder.duel.exists()
     run.folder.summary.write_text("[]")
@@ -244,7 +247,7 @@ def test_a_gain_that_may_be_chance_is_none(open_run: Open) -> None:
     taken = verdict(run, {0: ([3] * NUM_QUERIES, ranks(0)), 1: (better, ranks(1))})
     assert taken.iteration == 1
     assert taken.verdict.startswith("The duel is NOT shown to have paid: G of iteration 1 is above G0 by .")
-    assert "MRR@10 on 40 dev queries (p 1.000), which" in taken.verdict
+    assert re.search(r"MRR@10 on 40 dev queries \(95 % -\.\d+ to \.\d+, p 1\.000\), which", taken.verdict)
     assert "which may be chance. D over G of iteration 1" in taken.verdict, "all of dev was measured"
 
 
@@ -296,6 +299,12 @@ def test_a_single_query_has_no_standard_error() -> None:
     one = replace(Difference(1, -0.5, 0.1, 1.0), standard_error=None)
     assert one.told_of("D0") == "below D0 by .500 (p 1.000)"
     assert replace(one, mean=0.0).told_of("D0") == "level with D0"
+
+
+def test_an_interval_is_told_as_the_distance_is() -> None:
+    """What is below may be so by less than nothing, which is above."""
+    below = Difference(1, -0.01, 0.008, 0.2, -0.025, 0.006)
+    assert below.told_of("G0") == "below G0 by .010 +- .008 (95 % -.006 to .025, p .200)"
 
 
 def test_a_game_that_changed_nothing_is_level() -> None:

@@ -134,10 +134,11 @@ def test_standard_errors_and_the_paired_test_are_of_the_values_of_the_queries(ru
     for values in (before, after):
         assert f"{mean(values):.4f} ±{stdev(values) / math.sqrt(12):.4f}" in text
     # Twelve gains of one sign: two of the 4096 assignments are as large; four differences are corrected for at most 4.
-    told = re.search(r"G \(2\) G0 \(0\) (\+\d\.\d+) ±(\d\.\d+) (\S+) better 12", text)
+    told = re.search(r"G \(2\) G0 \(0\) (\+\d\.\d+) ±(\d\.\d+) (\S+) to (\S+) (\S+) better 12", text)
     assert told is not None, text
+    assert 0 < float(told[3]) < mean(gains) < float(told[4]), "an interval of the bootstrap"
     assert (told[1], told[2]) == (f"{mean(gains):+.4f}", f"{stdev(gains) / math.sqrt(12):.4f}")
-    assert 2 / 4096 <= float(told[3]) <= 5 * 2 / 4096 * 1.01
+    assert 2 / 4096 <= float(told[5]) <= 5 * 2 / 4096 * 1.01
 
 
 def test_what_looks_deeper_than_is_read_has_no_standard_error(run: Path) -> None:
@@ -232,7 +233,7 @@ def test_runs_stand_side_by_side_with_what_differs(played: Path, dataset: Datase
     assert "ranker.max_length 64 65" in text
     assert "run.seed 42 7" in text
     assert "run.path" not in text
-    assert re.search(r"two: G \(2\) one: G \(2\) \+0\.\d+ ±0\.\d+ \S+ better 12", text)
+    assert re.search(r"two: G \(2\) one: G \(2\) \+0\.\d+ ±0\.\d+ \S+ to \S+ \S+ better 12", text)
     captions = page.text("figcaption")
     assert "one: MRR@10 on dev" in captions
     assert "two: MRR@10 on dev" in captions
