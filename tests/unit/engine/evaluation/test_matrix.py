@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from engine.errors import ConfigError
+from engine.evaluation.contestants import Entrant
 from engine.evaluation.matrix import Cell, Cells, matrix_tables, pairs_that_count, pool_seeds, transposed
 from engine.evaluation.pooled import Seeded
 from engine.evaluation.significance import randomisation_test
+from launcher.commands.comparison import Comparison
 from launcher.commands.matrix import measure_matrix
 
 QIDS = [f"q{number}" for number in range(12)]
@@ -67,6 +69,23 @@ def seeded(*labels: str) -> dict[str, Seeded]:
         setting, _, seed = run.partition("@")
         found[label] = Seeded(f"{setting}:{system}", int(seed)) if colon else Seeded(label, None)
     return found
+
+
+def test_a_system_has_setting_and_seed_of_its_run() -> None:
+    def entrant(name: str, seed: int, setting: str) -> Entrant:
+        run: Any = SimpleNamespace(config=SimpleNamespace(run=SimpleNamespace(seed=seed)))
+        return Entrant(name, run, data=run, setting=setting)
+
+    def settings_of(labels: Sequence[str], *entrants: Entrant) -> dict[str, tuple[str, int | None]]:
+        comparison: Any = SimpleNamespace(entrants=entrants)
+        return {label: (one.setting, one.seed) for label, one in Comparison.settings_of(comparison, labels).items()}
+
+    several = entrant("a@1", 1, "a"), entrant("a@2", 2, "a"), entrant("b", 2, "b")
+    assert settings_of(["a@2:R", "b:R", "BM25", "given"], *several) == {
+        **{"a@2:R": ("a:R", 2), "b:R": ("b:R", 2), "BM25": ("BM25", None), "given": ("given", None)}
+    }
+    assert settings_of(["a@1:R", "a@2:R"], *several[:2]) == {"a@1:R": ("a:R", 1), "a@2:R": ("a:R", 2)}
+    assert settings_of(["R"], entrant("", 1, "")) == {"R": ("R", None)}
 
 
 def pooled(columns: Sequence[str], rows: Sequence[str], measured: Mapping[tuple[str, str], dict[str, float]]) -> Cells:
