@@ -117,7 +117,8 @@ class Contest:
     def reorder(self, orderer: Contestant, finders: Sequence[Contestant]) -> list[Path]:
         """Put retrievers' lists into the order of somebody's scores, where that was not done earlier.
 
-        A document that several of them found for a query is scored once.
+        The first `Terms.depth` of each list are re-ordered; what lies deeper, as deep as the metric looks, keeps its
+        order below. A document that is among the first of several lists for a query is scored once.
 
         Args:
             orderer: Whose scores.
@@ -138,17 +139,18 @@ class Contest:
             if orderer.choice is not None:
                 self._build(orderer)
             label = f"{orderer.label} over {', '.join(finder.label for _, finder in missing)}"
+            depth = self.terms.depth
             scored = rerank_by(
                 self._stage(orderer),
                 orderer.data,
                 orderer.scorer(),
                 self.terms.queries,
-                union_of(lists),
+                union_of(lists, depth),
                 label,
-                depth=self.terms.depth * len(lists),
+                depth=depth * len(lists),
             )
             for (path, _), found in zip(missing, lists, strict=True):
-                self._write(orderer, path, restricted(scored, found))
+                self._write(orderer, path, restricted(scored, found, depth))
         return [path for path, _ in places]
 
     def values(self, who: Contestant, path: Path) -> dict[str, float]:
@@ -176,7 +178,11 @@ class Contest:
         if orderer is not None:
             labels += [_slug(orderer.label), "over"]
             identities.append(orderer.identity)
-        digest = hashlib.sha256(canonical_json([self._key, identities]).encode()).hexdigest()[:16]
+        key: list[object] = [self._key, identities]
+        found_depth = finder.run.config.evaluation.search_depth
+        if found_depth > self.terms.depth:  # as deep as a metric looks: for another one the list has another length
+            key.append(found_depth)
+        digest = hashlib.sha256(canonical_json(key).encode()).hexdigest()[:16]
         new = "-".join([*labels, _slug(finder.label), digest]) + ".trec"
 
         def look() -> str:
@@ -204,20 +210,37 @@ class Contest:
         return Stage(who.run, f"compare on {self.terms.split}")
 
 
-def union_of(lists: Sequence[Ranking]) -> Ranking:
-    """Join rankings of the same queries into one that has each document once, in the order in which they name it."""
+def union_of(lists: Sequence[Ranking], depth: int) -> Ranking:
+    """Join the first documents of rankings of the same queries into one, each once, in the order in which they come.
+
+    Args:
+        lists: The rankings.
+        depth: How many documents of a query each of them gives; so what one gives does not depend on the others.
+    """
     joined: Ranking = {}
     for one in lists:
         for qid, found in one.items():
             own = joined.setdefault(qid, {})
-            for docid in best_first(qid, found):
+            for docid in best_first(qid, found)[:depth]:
                 own.setdefault(docid, -float(len(own)))
     return joined
 
 
-def restricted(scored: Ranking, found: Ranking) -> Ranking:
-    """Give the documents of a ranking, in its order, the scores that they have in another one."""
-    return {qid: {docid: own[docid] for docid in best_first(qid, found.get(qid, {}))} for qid, own in scored.items()}
+def restricted(scored: Ranking, found: Ranking, depth: int) -> Ranking:
+    """Give the documents of a ranking, in its order, the scores that they have in another one.
+
+    Args:
+        scored: Has scores for the first documents of each query, and maybe for others.
+        found: The ranking.
+        depth: How many are the first; those behind them keep their order below all of them, as `rerank` leaves them.
+    """
+    ordered: Ranking = {}
+    for qid, scores in scored.items():
+        docids = best_first(qid, found.get(qid, {}))
+        top = {docid: scores[docid] for docid in docids[:depth]}
+        below = min(top.values(), default=0.0)
+        ordered[qid] = top | {docid: below - place for place, docid in enumerate(docids[depth:], start=1)}
+    return ordered
 
 
 def _slug(label: str) -> str:

@@ -20,6 +20,19 @@ from engine.evaluation.tables import LEVEL
 
 
 @dataclass(frozen=True, slots=True)
+class Seeded:
+    """One of the systems that are pooled.
+
+    Attributes:
+        setting: What it is called without its seed; what is pooled has one.
+        seed: Of its run; None where it is of no run, such as a run file.
+    """
+
+    setting: str
+    seed: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Pooled:
     """One metric of one or several runs that differ in their seed alone.
 

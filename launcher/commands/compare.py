@@ -134,16 +134,25 @@ def _recordings(arguments: argparse.Namespace, groups: Groups, metrics: Sequence
         metrics,
         arguments.relevance_threshold or first.config.evaluation.relevance_threshold,
         num_queries=arguments.queries,
-        text_of=_texts(first, dataset, metrics),
+        text_of=_texts(first, dataset, arguments.split, metrics),
     )
 
 
-def _texts(run: Run, dataset: Dataset, metrics: Sequence[str]) -> Callable[[str], str] | None:
-    """Open the corpus for metrics by answers; none is needed for others."""
-    if not any(name != ENTROPY and family_of(name) in ANSWERED for name in metrics):
+def _texts(run: Run, dataset: Dataset, split: str, metrics: Sequence[str]) -> Callable[[str], str] | None:
+    """Open the corpus for metrics by answers; none is needed for others.
+
+    Raises:
+        DataError: No query of the split has answers.
+    """
+    by_answers = [name for name in metrics if name != ENTROPY and family_of(name) in ANSWERED]
+    if not by_answers:
         return None
-    if not any(query.answers for query in dataset.queries.values()):
-        raise DataError(f"the queries of {dataset.path} have no answers", expected="a metric by judgements by --metric")
+    if not any(dataset.queries[qid].answers for qid in dataset.qrels[split]):
+        raise DataError(
+            f"no query of the split {split!r} of {dataset.path} has answers, which {', '.join(by_answers)} looks for",
+            expected="queries with answers, or metrics by judgements, such as MRR@10",
+            remedy="name another split by --split, or other metrics by --metric",
+        )
     shards = CorpusShards.open(shards_of(run))
     return lambda docid: shards.document(shards.index_of(docid)).text
 
@@ -202,7 +211,23 @@ def _curves(recordings: Recordings, groups: Groups) -> dict[int, list[Part]]:
 
 
 def _part(name: str, role: str, system: System, read: Sequence[Recorded]) -> Part:
-    metrics = {metric: Pooled.of([one.values[metric] for one in read]) for metric in read[0].values}
+    """Pool the runs of a setting, for each metric those that have queries for it: a sample may be without answers.
+
+    Raises:
+        DataError: No run has one for a metric by answers.
+    """
+    metrics = {}
+    for metric in read[0].values:
+        if own := [one.values[metric] for one in read if one.values[metric]]:
+            metrics[metric] = Pooled.of(own)
+        elif metric != ENTROPY:
+            split = read[0].row.split
+            raise DataError(
+                f"none of the queries of {split} that {name} was measured on has answers, which {metric} looks for",
+                expected="queries with answers, or metrics by judgements, such as MRR@10",
+                remedy=f"measure more of them by `sparring evaluate RUN --split {split} --max-queries N`, or name "
+                "other metrics by --metric",
+            )
     return Part(name, role, system.name, metrics)
 
 

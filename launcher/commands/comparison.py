@@ -24,6 +24,7 @@ from engine.evaluation.contest import Contest, Terms
 from engine.evaluation.contestants import Contestant, Entrant, without_repetitions
 from engine.evaluation.figures import require_matplotlib, write_figure
 from engine.evaluation.measures import require_measurable
+from engine.evaluation.pooled import Seeded
 from engine.evaluation.tables import Table
 from engine.log import get_logger
 from engine.refresh.refresh import drop_old_indexes
@@ -104,12 +105,12 @@ class Comparison:
         """
         return [entrant.state(one) for one in rankers_in(entrant.run, self.rankers)]
 
-    def settings_of(self, labels: Iterable[str]) -> dict[str, str]:
-        """Return the label of a system's setting for that of each system of one seed, `joint:R` for `joint@43:R`."""
+    def settings_of(self, labels: Iterable[str]) -> dict[str, Seeded]:
+        """Return setting and seed of each system by its label, `joint:R` and 43 for `joint@43:R`."""
         found = {}
         for label in labels:
             own = [one for one in self.entrants if one.name and label.startswith(one.named(""))]
-            found[label] = own[0].of_setting(label) if own else label
+            found[label] = Seeded(own[0].of_setting(label), own[0].run.config.run.seed) if own else Seeded(label, None)
         return found
 
     def publish(self, name: str, printed: Sequence[Table], written: Table, draw: Callable[[], Any]) -> None:

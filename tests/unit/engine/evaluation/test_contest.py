@@ -208,24 +208,72 @@ class Scripted(Finder):
         return [[float(document % 4) for document in own] for own in documents]
 
 
-def test_a_pair_of_several_lists_is_scored_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lists that overlap, in different orders, and documents of equal score, which keep the order of each list."""
-    lists, asked = {"D1": [0, 4, 2], "D2": [4, 0, 5]}, list[tuple[str, int]]()
+def scripted(
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: list[tuple[str, int]],
+    *lists: list[int],
+    depth: int = 3,
+    cutoff: int = 3,
+) -> tuple[Contestant, list[Contestant]]:
+    """A ranker that remembers in `asked` which pairs it scored, and D1 and D2, which find what they are told to."""
     monkeypatch.setattr(contest, "build", lambda *_: None)
     monkeypatch.setattr(contest, "forget_what_is_lost", lambda *_: None)
-    monkeypatch.setattr(
-        contest, "open_searcher", lambda run, data, folder, choice: Scripted(lists[f"D{choice.weights.iteration}"], [])
-    )
+
+    def open_searcher(run: Run, data: Any, folder: Any, choice: Any) -> Scripted:
+        return Scripted(lists[choice.weights.iteration - 1][: run.config.evaluation.search_depth], [])
+
+    monkeypatch.setattr(contest, "open_searcher", open_searcher)
     monkeypatch.setattr(Contestant, "scorer", lambda self: Scripted([], asked))
-    words = ["evaluation.depth=3", "evaluation.rerank_depth=3", "evaluation.metrics=[MRR@3]"]
-    entrant = Entrant("", opened(tmp_path / "run", words=words), data_of())
-    finders = [entrant.state(WeightsOf("dense", one)) for one in (1, 2)]
+    words = [f"evaluation.depth={depth}", f"evaluation.rerank_depth={depth}", f"evaluation.metrics=[MRR@{cutoff}]"]
+    entrant = Entrant("", opened(path / f"run-{depth}-{cutoff}", words=words), data_of())
+    return entrant.state(WeightsOf("ranker", 1)), [entrant.state(WeightsOf("dense", one)) for one in (1, 2)]
+
+
+def test_a_pair_of_several_lists_is_scored_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists that overlap, in different orders, and documents of equal score, which keep the order of each list."""
+    asked: list[tuple[str, int]] = []
+    ranker, finders = scripted(tmp_path, monkeypatch, asked, [0, 4, 2], [4, 0, 5])
     measured = Contest(tmp_path / "out", terms_of())
-    paths = measured.reorder(entrant.state(WeightsOf("ranker", 1)), finders)
+    paths = measured.reorder(ranker, finders)
     assert sorted(asked) == [(qid, one) for qid in ("q0", "q1") for one in (0, 2, 4, 5)]
     assert [list(read_trec(path)["q1"]) for path in paths] == [["d2", "d0", "d4"], ["d5", "d4", "d0"]]
-    assert paths == measured.reorder(entrant.state(WeightsOf("ranker", 1)), finders)
+    assert paths == measured.reorder(ranker, finders)
     assert len(asked) == 8, "the second time they were there"
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_of_each_list_the_first_documents_are_ordered_whatever_else_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: bool
+) -> None:
+    """Symptom: `matrix --depth 5` by MRR@10 re-ranked ten documents of the first list, and too few of the others.
+
+    Lists are as deep as the metric looks; what is below the depth keeps its order below, also where it is another
+    list's first.
+    """
+    asked: list[tuple[str, int]] = []
+    ranker, finders = scripted(tmp_path, monkeypatch, asked, [0, 1, 2], [2, 5, 1], depth=2)
+    measured = Contest(tmp_path / "out", terms_of(1, depth=2))
+    if together:
+        paths = measured.reorder(ranker, finders)
+    else:
+        paths = [measured.reordered(ranker, finder) for finder in finders]
+    assert sorted(asked) == [("q0", one) for one in (0, 1, 2, 5)]
+    assert [read_trec(path)["q0"] for path in paths] == [{"d1": 1, "d0": 0, "d2": -1}, {"d2": 2, "d5": 1, "d1": 0}]
+    assert [list(read_trec(path)["q0"]) for path in paths] == [["d1", "d0", "d2"], ["d2", "d5", "d1"]]
+
+
+def test_a_list_that_a_metric_wants_deeper_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Symptom: `--depth 2` by MRR@5 took what `--depth 2` by MRR@3 had found, and saw nothing of ranks 4 and 5."""
+    found = {}
+    for cutoff in (2, 3, 5):
+        ranker, finders = scripted(tmp_path, monkeypatch, [], [0, 1, 2, 3, 4], [4, 3, 2, 1, 0], depth=2, cutoff=cutoff)
+        measured = Contest(tmp_path / "out", terms_of(1, depth=2, metric=f"MRR@{cutoff}"))
+        found[cutoff] = [measured.list_of(finders[0]), *measured.reorder(ranker, finders)]
+    assert len({path for paths in found.values() for path in paths}) == 9
+    assert {cutoff: {len(read_trec(path)["q0"]) for path in paths} for cutoff, paths in found.items()} == {
+        **{2: {2}, 3: {3}, 5: {5}}
+    }
 
 
 def test_terms_say_what_a_title_must() -> None:

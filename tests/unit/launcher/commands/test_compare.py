@@ -19,6 +19,7 @@ from engine.evaluation.significance import bootstrap, randomisation_test, standa
 from engine.evaluation.systems import trained_systems
 from launcher.__main__ import COMMANDS, main, words_of
 from launcher.commands.run_groups import runs_in_groups
+from shards.formats import open_dataset
 from shards.records import Dataset
 from tests.unit.launcher.commands.made_runs import MadeRun, made_data
 
@@ -258,6 +259,44 @@ def test_other_queries_are_refused_and_the_same_samples_by_seed_are_pooled(
     rows = compare(f"a={tmp_path}/a", f"b={tmp_path}/b", "--metric", "MRR@10")
     assert {row["num_runs"] for row in rows} == {"2"}
     assert {5 < int(row["num_queries"]) <= 10 for row in rows} == {True}, "the queries of both samples"
+
+
+def answered_by(folder: Path, *qids: str) -> Dataset:
+    """Data some of whose queries alone have answers: those of the training split, and these."""
+    kept = {*made_data(folder).qrels["train"], *qids}
+    lines = [json.loads(line) for line in (folder / "queries.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["answers"] = ["a name"] if line["_id"] in kept else []
+    (folder / "queries.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return open_dataset(folder)
+
+
+def test_a_split_without_answers_is_refused_for_a_metric_by_answers(tmp_path: Path) -> None:
+    """Symptom: a ZeroDivisionError, where training queries have answers and those of dev have none."""
+    run = MadeRun(tmp_path / "run", answered_by(tmp_path / "data"), "run.seed=1")
+    names = ("no query of the split 'dev'", str(tmp_path / "data"), "A@20", "MRR@10", "--split", "--metric")
+    refused(DataError, f"{run.folder}", "--metric", "MRR@10,A@20", names=names)
+
+
+def test_of_samples_those_with_answers_count_for_a_metric_by_answers(
+    tmp_path: Path, compare: Compare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Symptom: a ZeroDivisionError, where the split has answers and the sample of a run has none."""
+    qids = list(made_data(tmp_path / "whole").qrels["dev"])
+    samples = [
+        {qids[row] for row in np.random.default_rng(seed).choice(len(qids), 4, replace=False)} for seed in (1, 2)
+    ]
+    (only_first, *_) = sorted(samples[0] - samples[1])
+    dataset = answered_by(tmp_path / "data", only_first)
+    for seed in (1, 2):
+        MadeRun(tmp_path / "a" / f"{seed}", dataset, f"run.seed={seed}", "evaluation.max_dev_queries=4")
+    monkeypatch.setattr("launcher.commands.compare._texts", lambda *_: lambda docid: "a name")
+    rows = compare(f"{tmp_path}/a", "--metric", "MRR@10,A@20")
+    found = {(row["metric"], row["num_runs"], row["num_queries"]) for row in rows if row["role"] == "retriever"}
+    assert found == {("MRR@10", "2", str(len(samples[0] | samples[1]))), ("A@20", "1", "1")}
+    for words in ((), ("--unfinished",)):
+        names = ("none of the queries of dev that b was measured on", "A@20", "evaluate", "--metric")
+        refused(DataError, f"b={tmp_path}/a/2", "--metric", "A@20", *words, names=names)
 
 
 def test_a_sample_is_taken_by_its_size(runs: Path, dataset: Dataset, tmp_path: Path, compare: Compare) -> None:
