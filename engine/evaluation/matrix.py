@@ -135,7 +135,10 @@ def matrix_tables(
     printed = [Table(title, ("re-ranker", *cells), means, tuple(notes))]
     if compared is not None:
         told = tuple((row, *(_told(found[column][row]) for column in cells)) for row in rows if row != compared)
-        note = "± standard error of the difference over queries, and its p, corrected by Holm's method over the column"
+        note = (
+            "± standard error of the difference over queries, its interval of 95 % by a paired bootstrap, and its p, "
+        )
+        note += "corrected by Holm's method over the column"
         printed.append(Table(f"{metric} less that of {compared}", ("re-ranker", *cells), told, (note,)))
     lines = tuple(
         _line(row, column, one, rest[column], found[column].get(row))
@@ -144,7 +147,7 @@ def matrix_tables(
     )
     headers = ("re_ranker", "retriever", metric, "standard_error")
     counts = ("num_queries", "num_runs", "num_pairs", "spread_of_runs")
-    compares = ("compared_with", "difference", "standard_error_of_difference", "p_corrected")
+    compares = ("compared_with", "difference", "standard_error_of_difference", "low", "high", "p_corrected")
     return printed, Table(title, (*headers, *counts, *compares), lines)
 
 
@@ -158,7 +161,8 @@ def _shown(one: Cell, difference: Difference | None) -> str:
 
 
 def _told(difference: Difference) -> str:
-    error = "" if difference.standard_error != difference.standard_error else f" ±{difference.standard_error:.4f}"
+    known = difference.standard_error == difference.standard_error
+    error = f" ±{difference.standard_error:.4f} [{difference.low:+.4f}, {difference.high:+.4f}]" if known else ""
     return f"{difference.mean:+.4f}{error}, p {difference.p:.2g}"
 
 
@@ -166,8 +170,9 @@ def _line(row: str, column: str, one: Cell, compared: str, difference: Differenc
     counts = len(one.values), len(one.run_means), one.num_pairs
     own = row, column, one.mean, one.standard_error, *counts, one.spread
     if difference is None:
-        return *own, compared, None, None, None
-    return *own, compared, difference.mean, difference.standard_error, difference.p
+        return *own, compared, None, None, None, None, None
+    ends = difference.low, difference.high
+    return *own, compared, difference.mean, difference.standard_error, *ends, difference.p
 
 
 def _seeds(cells: Cells) -> list[str]:

@@ -14,7 +14,7 @@ from engine.errors import ConfigError
 from engine.evaluation.contestants import Entrant
 from engine.evaluation.matrix import Cell, Cells, matrix_tables, pairs_that_count, pool_seeds, transposed
 from engine.evaluation.pooled import Seeded
-from engine.evaluation.significance import randomisation_test
+from engine.evaluation.significance import bootstrap, randomisation_test
 from launcher.commands.comparison import Comparison
 from launcher.commands.matrix import measure_matrix
 
@@ -49,7 +49,9 @@ def test_differences_to_a_row_are_paired_and_stand_in_a_table_of_their_own(tmp_p
     }
     printed, written = matrix_tables("on dev", cells, metric="RR", compared="S", seed=0)
     p = randomisation_test(list(HIGH.values()), list(LOW.values()), seed=0)
-    assert printed[1].rows == (("R", f"+0.3750 ±0.0377, p {p:.2g}", "+0.0000 ±0.0000, p 1"),)
+    low, high = bootstrap(list(HIGH.values()), list(LOW.values()), seed=0)
+    apart, level = f"+0.3750 ±0.0377 [{low:+.4f}, {high:+.4f}], p {p:.2g}", "+0.0000 ±0.0000 [+0.0000, +0.0000], p 1"
+    assert printed[1].rows == (("R", apart, level),)
     written.write_csv(tmp_path / "matrix.csv")
     with (tmp_path / "matrix.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
