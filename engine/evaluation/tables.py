@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
+from engine.evaluation.significance import LEVEL as LEVEL  # which whoever makes tables takes from here
 from engine.evaluation.significance import against, standard_error
 from shards.files import write_atomically
 
-LEVEL = 0.05
-"""Corrected p below which a difference is marked."""
 WITHIN_NOISE = "within noise"
 Value = float | int | str | None
 

@@ -15,10 +15,9 @@ import numpy as np
 from engine.config.metric_names import JUDGED, family_of
 from engine.config.timetable import WeightsOf
 from engine.errors import ConfigError
-from engine.evaluation.significance import Floats, holm, randomisation_test, standard_error
+from engine.evaluation.significance import LEVEL, Floats, holm, randomisation_test, standard_error
 from engine.evaluation.summary import Row
 from engine.evaluation.systems import BM25, HYBRID, label_of, place_of_kind
-from engine.evaluation.tables import LEVEL
 from launcher.commands.report.opened import Opened
 from launcher.commands.report.rankings import Ranked, RankingReader
 from shards.errors import listed
