@@ -125,6 +125,27 @@ def test_runs_are_started_once_and_compared_in_the_end(
     assert (tmp_path / "out" / "comparison" / "compare-dev-MRR@10.csv").exists()
 
 
+def test_a_finished_run_of_other_settings_is_not_taken_for_the_one_that_is_asked_for(
+    tmp_path: Path, dataset: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Symptom: with `ar2.iterations` changed in the file, all runs were called finished, and the old ones compared."""
+    words = [f"data.path={dataset.path}", "--no-figure"]
+    play_sweep(read(tmp_path, dataset), Slots(1, ["deepspeed"]), StandIn(dataset))
+    changed = sweep_file(tmp_path, variants="{with: {ar2.iterations: 1}, without: {ar2.distillation_weight: 0}}")
+    for option in ([], ["--print"], ["--slurm", "--nodes 1"]):
+        with pytest.raises(ConfigError) as error:
+            run_command("sweep", str(changed), *words, *option)
+        told = ("with seed 1", f"{tmp_path}/out/with/seed-1", "ar2.iterations: 2 -> 1", "move the folder away")
+        assert all(one in str(error.value) for one in told)
+    assert "finished" not in capsys.readouterr().out
+    run_command("sweep", str(sweep_file(tmp_path)), "run.heartbeat_seconds=7", *words)
+    assert "4 of 4 runs are finished" in capsys.readouterr().out, "how it is run is no other setting"
+    shutil.rmtree(tmp_path / "out" / "with")
+    run = StandIn(dataset)
+    play_sweep(read_sweep(changed, words[:1]), Slots(1, ["deepspeed"]), run)
+    assert run.calls == ["deepspeed with/seed-1", "deepspeed with/seed-2"]
+
+
 def test_what_settings_share_is_computed_once_a_seed(tmp_path: Path, dataset: Dataset) -> None:
     sweep, run = read(tmp_path, dataset, "retriever/1"), StandIn(dataset)
     play_sweep(sweep, Slots(1, ["mpirun"]), run)
