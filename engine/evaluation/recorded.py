@@ -69,6 +69,30 @@ def systems_by_iteration(run: Run) -> dict[str, dict[int, System]]:
     return found
 
 
+def row_of(
+    rows: Sequence[Row], system: System, split: str, relevance_threshold: int, num_queries: int | None = None
+) -> Row | None:
+    """Return the row of a system on a split, that of the most queries where there are several; None without.
+
+    Args:
+        rows: Of a run's summary.
+        system: Which one, behind what it re-orders.
+        split: The split's name.
+        relevance_threshold: Of rows on the same queries, the one of this grade is preferred.
+        num_queries: Rows of so many queries alone; None for any.
+    """
+    over = system.over
+    found = [
+        row
+        for row in rows
+        if (row.system, row.iteration, row.split) == (system.name, system.iteration, split)
+        and (row.over, row.over_iteration) == ((over.name, over.iteration) if over else (None, None))
+        and num_queries in (None, row.num_queries)
+    ]
+    found.sort(key=lambda row: (row.num_queries or 0, row.relevance_threshold == relevance_threshold))
+    return found[-1] if found else None
+
+
 @dataclass(frozen=True, slots=True)
 class Recorded:
     """One recorded ranking.
@@ -109,21 +133,12 @@ class Recordings:
         self._answer_finder = AnswerFinder(haystacks_of(text_of)) if text_of else None
 
     def find(self, run: Run, system: System) -> Row | None:
-        """Return the row of a system on the split, that of the most queries where there are several; None without.
+        """Return the row of a system on the split (`row_of`).
 
         Raises:
             ArtifactError: The summary is damaged.
         """
-        over = system.over
-        rows = [
-            row
-            for row in read_rows(run.folder.summary)
-            if (row.system, row.iteration, row.split) == (system.name, system.iteration, self._split)
-            and (row.over, row.over_iteration) == ((over.name, over.iteration) if over else (None, None))
-            and self._num_queries in (None, row.num_queries)
-        ]
-        rows.sort(key=lambda row: (row.num_queries or 0, row.relevance_threshold == self._threshold))
-        return rows[-1] if rows else None
+        return row_of(read_rows(run.folder.summary), system, self._split, self._threshold, self._num_queries)
 
     def read(self, run: Run, system: System) -> Recorded | None:
         """Measure the recorded ranking of a system; None where the run has no row of it.

@@ -124,14 +124,15 @@ def require_own(sweep: Sweep) -> None:
     """
     for run in sweep.runs:
         recorded = RunFolder(run.folder).config
-        if is_finished(run.folder) and recorded.exists():
-            if changed := differences(run.config, load_config(recorded)):
-                raise ConfigError(
-                    f"{run.label}: the finished run in {run.folder} is of other settings ({listed(changed, 5)})",
-                    expected="the settings that the sweep asks for, as its config.yaml has them",
-                    remedy="undo the change, give the setting another name or the sweep another --out; or move the "
-                    "folder away, and the run is made anew",
-                )
+        if not (is_finished(run.folder) and recorded.exists()):
+            continue
+        if changed := differences(run.config, load_config(recorded)):
+            raise ConfigError(
+                f"{run.label}: the finished run in {run.folder} is of other settings ({listed(changed, 5)})",
+                expected="a run whose config.yaml has the settings that the sweep asks for",
+                remedy="undo the change, give the setting another name or the sweep another --out; or move the folder "
+                "away, and the run is made anew",
+            )
 
 
 @dataclass

@@ -14,6 +14,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 from engine.errors import ConfigError
 from engine.evaluation.summary import read_rows
+from engine.evaluation.systems import RANKER, fused_system, trained_systems
 from engine.reliability.exit_codes import EXIT_PREEMPTED
 from engine.reliability.failure import record_failure
 from engine.reliability.starts import Start, record_start
@@ -353,3 +354,22 @@ def test_the_board_has_what_each_run_was_set_to_and_what_came_of_it(tmp_path: Pa
     for name in metrics_of(first):
         split, kind, metric = name.split("/")
         assert board.Scalars(name)[0].value == pytest.approx(summary[split, kind].metrics[metric], rel=1e-6)
+
+
+def test_the_board_compares_like_with_like_whatever_was_measured_last(tmp_path: Path, dataset: Dataset) -> None:
+    """Symptom: the ranker's column had D over hybrid of one run, D over G of another, a sample's value of a third."""
+    sweep = read_sweep(sweep_file(tmp_path), [f"data.path={dataset.path}"], None)
+    made = MadeRun(sweep.runs[0].folder, dataset, *sweep.runs[0].words)
+    before = metrics_of(sweep.runs[0])
+    assert {name.rpartition("/")[0] for name in before} == {
+        *(f"dev/{role}" for role in ("retriever", "ranker", "fused")),
+        *(f"test/{role}" for role in ("retriever", "ranker")),
+    }
+    mixture = fused_system(made.config, taken=2)
+    ranker = next(part for part in mixture.parts if part.kind == RANKER)
+    assert ranker.orders_hybrid
+    for split in ("dev", "test"):
+        made.record(ranker, split)
+        for system in trained_systems(made.config, [2]):
+            made.record(system, split, limit=4)
+    assert metrics_of(sweep.runs[0]) == before
