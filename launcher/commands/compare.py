@@ -20,7 +20,8 @@ from engine.errors import ConfigError, DataError
 from engine.evaluation import efficiency, variants
 from engine.evaluation.figures import require_matplotlib
 from engine.evaluation.pooled import Pooled
-from engine.evaluation.recorded import Recorded, Recordings, final_systems, systems_by_iteration
+from engine.evaluation.rankings import Recorded
+from engine.evaluation.recorded import Recordings, final_systems, systems_by_iteration
 from engine.evaluation.systems import System
 from engine.evaluation.tables import Table
 from engine.evaluation.variants import Part, Terms

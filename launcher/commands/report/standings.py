@@ -19,7 +19,7 @@ from engine.evaluation.significance import LEVEL, Floats, holm, randomisation_te
 from engine.evaluation.summary import Row
 from engine.evaluation.systems import BM25, HYBRID, label_of, place_of_kind
 from launcher.commands.report.opened import Opened
-from launcher.commands.report.rankings import Ranked, RankingReader
+from launcher.commands.report.rankings import Ranked, read_ranked
 from shards.errors import listed
 
 _HEADLINES = ("MRR@10", "nDCG@10", "A@20", "R@20")
@@ -43,8 +43,7 @@ class Standing:
         Raises:
             DataError: One is damaged.
         """
-        reader = RankingReader(opened)
-        return cls(opened, tuple(reader.read(row) for row in sorted(opened.rows, key=_place)))
+        return cls(opened, read_ranked(opened, sorted(opened.rows, key=_place)))
 
     @property
     def doubts(self) -> list[str]:
