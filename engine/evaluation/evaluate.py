@@ -71,8 +71,7 @@ def evaluate_systems(
         folder: Takes indexes and results: the run's own folder, or one below it for another corpus.
         split: Usually `test`, scored once at the end or on command.
         systems: A system that re-orders another's ranking stands behind it.
-        sample: Number of queries of a sample that was asked for beside what the recipe measures; its rankings have it
-            in their names.
+        sample: Number of queries, where they are others than those of the recipe; the rankings have it in their names.
     """
     scores = []
     for system in systems:
@@ -317,7 +316,7 @@ def record_ranking(
         ranking: Of the queries that are measured, on every rank.
         system: Whose.
         split: Of the queries.
-        sample: Number of queries of a sample; None for what the recipe measures.
+        sample: As of `evaluate_systems`.
         names: Metrics; None for those of the recipe.
 
     Returns:
