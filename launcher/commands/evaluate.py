@@ -260,7 +260,8 @@ def _fits(run: Run, recipe: Config, dataset: Dataset, system: System) -> bool:
         return True
     if run.is_main:
         log.info(
-            "the mixture keeps the weights that were fitted on %d queries of dev, more than these %d",
+            "the mixture keeps the weights that were fitted on %d queries of dev, more than these %d; "
+            "--set evaluation.max_dev_queries=null fits to all",
             *(fusion.num_queries, num_judged),
         )
     return False
