@@ -126,6 +126,8 @@ class Measured:
         return next((score.metrics.get(metric) for score in self.scores if score.model == model), None)
 
 
+LAST_STAGE = "export"
+"""The stage after which nothing of a recipe is left to do."""
 STALENESS = "staleness"
 """First word of the stages that compare a refresh with the one before; the second is the iteration."""
 

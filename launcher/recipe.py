@@ -40,6 +40,7 @@ from engine.models.kinds import Model, load_untrained
 from engine.models.retriever import Retriever
 from engine.models.trial import Proof, require_forward
 from engine.refresh.fallback import require_fallback, trained_questions, with_fallback_positives
+from engine.results import LAST_STAGE
 from engine.retrievers.dense import require_int8
 from engine.retrievers.kinds import dense
 from engine.retrievers.places import gather_embeddings
@@ -124,7 +125,7 @@ def play(
         if config.learns_from_queries:
             measure_at_end(run, data, taken)
             gather_at_end(run, data, taken)
-        run.once("export", export_models, iteration=taken)
+        run.once(LAST_STAGE, export_models, iteration=taken)
     except StopReached as stop:
         log.info("%s", stop)
         return

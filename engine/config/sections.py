@@ -286,6 +286,10 @@ class EvaluationConfig(Section):
         """Documents retrieved and kept for a query, so that every metric sees as many as it is about."""
         return max(self.depth, *(cutoff_of(name) for name in self.metrics))
 
+    def most_queries(self, split: str) -> int | None:
+        """Return how many queries of a split are measured at most; None for all."""
+        return self.max_dev_queries if split == "dev" else self.max_test_queries
+
     @field_validator("fusion_metric")
     @classmethod
     def _judged(cls, metric: str) -> str:

@@ -86,13 +86,7 @@ def read_trec(path: Path, top: int | None = None) -> dict[str, dict[str, float]]
     """
     run: dict[str, dict[str, float]] = {}
     for line in run_lines(path, top=top):
-        scores = run.setdefault(line.qid, {})
-        if line.docid in scores:
-            raise DataError(
-                f"{path}, line {line.number} ranks document {line.docid!r} of query {line.qid!r} again",
-                expected="every document once for a query",
-            )
-        scores[line.docid] = line.score
+        _add_line(path, line, run.setdefault(line.qid, {}))
     return run
 
 
@@ -137,6 +131,38 @@ def run_lines(path: Path, *, or_ranks_alone: bool = False, top: int | None = Non
                 ) from error
 
 
+def rankings_by_query(path: Path, depth: int) -> Iterator[tuple[str, dict[str, float]]]:
+    """Read a run file that a run has written, query by query, so that no more than one query's lines are held.
+
+    Args:
+        path: The file; the lines of a query stand together, as they are written.
+        depth: Documents of a query to read, from the first.
+
+    Yields:
+        Query id, and docid -> score in the order of the file.
+
+    Raises:
+        DataError: A line has another form or repeats a document, or a query's lines do not stand together.
+    """
+    seen: set[str] = set()
+    qid, scores = "", dict[str, float]()
+    for line in run_lines(path, top=depth):
+        if line.qid != qid:
+            if scores:
+                yield qid, scores
+            if line.qid in seen:
+                raise DataError(
+                    f"{path}, line {line.number} comes back to query {line.qid!r}",
+                    expected="the lines of a query together, as a run writes them",
+                    remedy="measure the system again by `sparring evaluate`",
+                )
+            seen.add(line.qid)
+            qid, scores = line.qid, {}
+        _add_line(path, line, scores)
+    if scores:
+        yield qid, scores
+
+
 def best_first(qid: str, scores: Mapping[str, float]) -> list[str]:
     """Return the documents of a query, best first; equal scores keep their order.
 
@@ -151,3 +177,13 @@ def best_first(qid: str, scores: Mapping[str, float]) -> list[str]:
         if math.isnan(score):
             raise DataError(f"The score of document {docid!r} for query {qid!r} is not a number")
     return sorted(scores, key=lambda docid: -scores[docid])  # sorted() is stable
+
+
+def _add_line(path: Path, line: RunLine, scores: dict[str, float]) -> None:
+    """Add a line to the scores of its query."""
+    if line.docid in scores:
+        raise DataError(
+            f"{path}, line {line.number} ranks document {line.docid!r} of query {line.qid!r} again",
+            expected="every document once for a query",
+        )
+    scores[line.docid] = line.score

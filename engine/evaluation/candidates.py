@@ -29,11 +29,11 @@ def evaluate_candidates(
     Args:
         stage: Where this runs; `evaluation.rerank_depth` is at least the size of the largest set.
         data: Corpus and queries.
-        folder: As of `evaluate_systems`, and so are `split` and `sample`.
+        folder: As of `evaluate_systems`, and so is `split`.
         split: Whose queries have the candidates.
         sets: The candidates.
         systems: The candidates as a system, then the rankers over it.
-        sample: Number of queries of a sample.
+        sample: As of `evaluate_systems`.
 
     Source: R2ANKER section 4 (BM25-reranking with official candidates).
     """

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-LEVEL = 0.05
-"""A p below which a difference counts as more than chance."""
+from engine.evaluation.significance import LEVEL
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,8 +71,7 @@ def evaluate_systems(
         folder: Takes indexes and results: the run's own folder, or one below it for another corpus.
         split: Usually `test`, scored once at the end or on command.
         systems: A system that re-orders another's ranking stands behind it.
-        sample: Number of queries of a sample that was asked for beside what the recipe measures; its rankings have it
-            in their names.
+        sample: Number of queries, where they are others than those of the recipe; the rankings have it in their names.
     """
     scores = []
     for system in systems:
@@ -129,7 +128,7 @@ def retriever_of(system: System) -> Choice:
 
 def split_queries(run: Run, data: Data, split: str) -> list[Query]:
     """Return the queries that a split is measured on."""
-    return data.queries_of(split, _limit(run.config, split), run.config.run.seed)
+    return data.queries_of(split, run.config.evaluation.most_queries(split), run.config.run.seed)
 
 
 def require_measurable_splits(config: Config, dataset: Dataset, splits: Sequence[str]) -> None:
@@ -146,7 +145,7 @@ def require_measurable_splits(config: Config, dataset: Dataset, splits: Sequence
         DataError: No judgement of a split's queries reaches the threshold.
     """
     for split in splits:
-        if queries := sample_queries(dataset, split, _limit(config, split), config.run.seed):
+        if queries := sample_queries(dataset, split, config.evaluation.most_queries(split), config.run.seed):
             require_measurable(dataset, split, [query.id for query in queries], config.evaluation)
             if split == "dev" and config.run.keep_best is not None:
                 _require_best(config.run.keep_best, dataset, queries)
@@ -162,10 +161,6 @@ def _require_best(metric: str, dataset: Dataset, queries: Sequence[Query]) -> No
             expected=f"a metric by {'judgements, such as MRR@10' if by_answers else 'answers, such as A@20'}",
             remedy="name one of these, or leave run.keep_best out",
         )
-
-
-def _limit(config: Config, split: str) -> int | None:
-    return config.evaluation.max_dev_queries if split == "dev" else config.evaluation.max_test_queries
 
 
 def retrieve(stage: Stage, data: Data, searcher: Searcher, queries: Sequence[Query], label: str) -> Ranking:
@@ -321,7 +316,7 @@ def record_ranking(
         ranking: Of the queries that are measured, on every rank.
         system: Whose.
         split: Of the queries.
-        sample: Number of queries of a sample; None for what the recipe measures.
+        sample: As of `evaluate_systems`.
         names: Metrics; None for those of the recipe.
 
     Returns:

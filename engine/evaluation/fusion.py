@@ -73,7 +73,18 @@ def require_fusable(config: Config, dataset: Dataset) -> None:
         )
 
 
-def fit_on_dev(stage: Stage, data: Data, system: System) -> Measured:
+def fusable_queries(config: Config, dataset: Dataset) -> list[str]:
+    """Return the dev queries to which weights are fitted: those that are measured, and judged.
+
+    Args:
+        config: With the sample of dev queries.
+        dataset: The data.
+    """
+    queries = sample_queries(dataset, DEV, config.evaluation.max_dev_queries, config.run.seed)
+    return [query.id for query in queries if any(grade > 0 for grade in dataset.qrels[DEV][query.id].values())]
+
+
+def fit_on_dev(stage: Stage, data: Data, system: System, sample: int | None = None) -> Measured:
     """Fit the weights of a mixture on the dev split and keep them, then measure it there; no other split is read.
 
     Args:
@@ -81,6 +92,7 @@ def fit_on_dev(stage: Stage, data: Data, system: System) -> Measured:
         data: The run's own.
         system: The mixture; the rankings of all that search have been recorded on dev, and those of the rankers over
             the first of them.
+        sample: As of `evaluate_systems`.
 
     Raises:
         DataError: No dev query has a relevant document.
@@ -89,7 +101,7 @@ def fit_on_dev(stage: Stage, data: Data, system: System) -> Measured:
     run, folder, settings = stage.run, stage.run.folder, stage.run.config.evaluation
     queries = split_queries(run, data, DEV)
     qrels = {query.id: data.dataset.qrels[DEV][query.id] for query in queries}
-    scored = _scored(stage, data, folder, system, DEV, None)
+    scored = _scored(stage, data, folder, system, DEV, sample)
     points = simplex(len(system.parts))
     values = _values_together(stage, scored, qrels, [part.name for part in system.parts], points)
 
@@ -97,7 +109,7 @@ def fit_on_dev(stage: Stage, data: Data, system: System) -> Measured:
         fusion = fit(
             np.array(list(values.values())).T,
             points,
-            [_measured_part(run, part, qrels, list(values)) for part in system.parts],
+            [_measured_part(run, part, qrels, list(values), sample) for part in system.parts],
             iteration=system.iteration,
             split=DEV,
             metric=settings.fusion_metric,
@@ -110,7 +122,7 @@ def fit_on_dev(stage: Stage, data: Data, system: System) -> Measured:
         log.info("%s", fusion.told)
 
     run.coordinator.only_rank_zero(f"{stage.name}: choose weights", choose)
-    return _measure(stage, data, folder, system, DEV, scored, read_fusion(run, system), None)
+    return _measure(stage, data, folder, system, DEV, scored, read_fusion(run, system), sample)
 
 
 def evaluate_fused(
@@ -221,8 +233,7 @@ def read_fusion(run: Run, system: System) -> Fusion:
             expected="weights that were fitted on the dev split of the run's own data",
             remedy=remedy,
         )
-    fitted = [f"{part.system} {part.weights_sha256[:16]}" for part in fusion.parts]
-    present = [f"{part.name} {identity_of(run, part)[:16]}" for part in system.parts]
+    fitted, present = _fitted_parts(fusion), _present_parts(run, system)
     if fitted != present:
         raise ConfigError(
             f"the mixture in {run.folder.fusion} was fitted for {', '.join(fitted)}",
@@ -235,6 +246,30 @@ def read_fusion(run: Run, system: System) -> Fusion:
             *(fusion.rerank_depth, run.config.evaluation.rerank_depth),
         )
     return fusion
+
+
+def fusion_of(run: Run, system: System) -> Fusion | None:
+    """Return the weights of a mixture; None where there are none, or those of other models.
+
+    Args:
+        run: Whose weights.
+        system: The mixture.
+
+    Raises:
+        ArtifactError: As of `read_fusion`.
+    """
+    fusion = recorded_fusion(run.folder)
+    return fusion if fusion is not None and _fitted_parts(fusion) == _present_parts(run, system) else None
+
+
+def _fitted_parts(fusion: Fusion) -> list[str]:
+    """Name who was mixed when weights were fitted."""
+    return [f"{part.system} {part.weights_sha256[:16]}" for part in fusion.parts]
+
+
+def _present_parts(run: Run, system: System) -> list[str]:
+    """Name who would be mixed now."""
+    return [f"{part.name} {identity_of(run, part)[:16]}" for part in system.parts]
 
 
 def export_fusion(run: Run, system: System, target: Path) -> None:
@@ -276,10 +311,12 @@ def identity_of(run: Run, part: System) -> str:
     return weights_sha256(run.folder.weights(part.weights.model, part.weights.state))
 
 
-def _measured_part(run: Run, part: System, qrels: Judgements, judged: Sequence[str]) -> MeasuredPart:
+def _measured_part(
+    run: Run, part: System, qrels: Judgements, judged: Sequence[str], sample: int | None
+) -> MeasuredPart:
     """Measure a part's own ranking of dev, as the table has it."""
     settings = run.config.evaluation
-    ranking = read_trec(run.folder.results / part.run_file_name(DEV), top=cutoff_of(settings.fusion_metric))
+    ranking = read_trec(run.folder.results / part.run_file_name(DEV, sample), top=cutoff_of(settings.fusion_metric))
     values = query_values(ranking, qrels, settings.fusion_metric, relevance_threshold=settings.relevance_threshold)
     return MeasuredPart(part.name, part.kind, identity_of(run, part), np.array([values[qid] for qid in judged]))
 

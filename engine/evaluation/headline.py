@@ -71,7 +71,7 @@ def headline_of(
         ranking: Of the queries that are measured; has all of them.
         system: Whose.
         split: Of the queries.
-        sample: Number of queries of a sample; None for what the recipe measures.
+        sample: Number of queries, where they are others than those of the recipe.
         metrics: What was measured of it.
 
     Returns:

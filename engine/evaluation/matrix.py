@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from engine.evaluation.pooled import Difference, Pooled, Seeded, differences
-from engine.evaluation.tables import LEVEL, Table, Value
+from engine.evaluation.significance import LEVEL
+from engine.evaluation.tables import Table, Value
 
 Values = Mapping[str, Mapping[str, Mapping[str, float]]]
 """Column -> row -> query id -> metric, of single runs."""

@@ -52,7 +52,7 @@ def score_run(
     Source: AR2 section 4.1, Table 2. TREC Deep Learning 2019 and 2020 take threshold 2.
     """
     judged = _judged(qrels)
-    _require_relevant(qrels, relevance_threshold)
+    require_relevant(qrels, relevance_threshold)
     named = {name: _judged_measure(name, relevance_threshold) for name in metrics if family_of(name) in JUDGED}
     return _means(named, run, judged)
 
@@ -74,7 +74,7 @@ def query_values(
     Raises:
         DataError: No query has a relevant document.
     """
-    _require_relevant(qrels, relevance_threshold)
+    require_relevant(qrels, relevance_threshold)
     return values_of_any(run, qrels, metric, relevance_threshold=relevance_threshold)
 
 
@@ -202,7 +202,7 @@ def require_measurable(dataset: Dataset, split: str, qids: Sequence[str], settin
     by_answers = any(family_of(name) in ANSWERED for name in settings.metrics)
     judged, answered = any(qrels.values()), any(dataset.queries[qid].answers for qid in qrels)
     if by_judgements and judged:
-        _require_relevant(qrels, settings.relevance_threshold)
+        require_relevant(qrels, settings.relevance_threshold)
     elif not (by_answers and answered):
         lacks, has = ("judgements", "answers") if by_judgements else ("answers", "judgements")
         raise ConfigError(
@@ -212,7 +212,16 @@ def require_measurable(dataset: Dataset, split: str, qids: Sequence[str], settin
         )
 
 
-def _require_relevant(qrels: Mapping[str, Mapping[str, int]], threshold: int) -> None:
+def require_relevant(qrels: Mapping[str, Mapping[str, int]], threshold: int) -> None:
+    """Refuse judgements of which none reaches the threshold of relevance.
+
+    Args:
+        qrels: Query id -> document id -> grade.
+        threshold: Grade from which a document is relevant.
+
+    Raises:
+        DataError: All lie below.
+    """
     highest = max((grade for grades in qrels.values() for grade in grades.values()), default=0)
     if highest < threshold:
         raise DataError(

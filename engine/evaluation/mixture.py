@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.config.recipe import Config
-from engine.evaluation.significance import randomisation_test, standard_error
+from engine.evaluation.significance import LEVEL, randomisation_test, standard_error
 from engine.evaluation.systems import HYBRID, RANKER, System, fused_system, label_of
 from engine.reliability.run_folder import RunFolder
 from shards.files import read_record
@@ -29,8 +29,6 @@ STEPS = 10
 """Steps of the grid from 0 to 1: on a few thousand queries, finer weights differ by less than a standard error."""
 FOLDS = 5
 """Parts of the queries, each measured by the weights that are best on the others."""
-LEVEL = 0.05
-"""What p must be below for a mixture to count as better than its best part."""
 _VERSION = 1
 
 

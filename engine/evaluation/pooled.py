@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from engine.errors import ConfigError
-from engine.evaluation.significance import Floats, against, bootstrap, standard_error
-from engine.evaluation.tables import LEVEL
+from engine.evaluation.significance import LEVEL, Floats, against, bootstrap, standard_error
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
+LEVEL = 0.05
+"""A p below which a difference counts as more than chance."""
 NUM_SAMPLES = 20_000
 """Assignments of signs that are drawn where there are too many to count: a p of .05 then has a standard error of
 .0015."""

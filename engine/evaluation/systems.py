@@ -73,7 +73,7 @@ class System:
 
         Args:
             split: The split's name.
-            sample: Number of queries of a sample that was asked for; None for what the recipe measures.
+            sample: Number of queries, where they are others than those of the recipe; None for these.
         """
         parts = [split, *self._name_parts]
         if self.over is not None and (self.names_over or self.over.iteration != self.iteration):

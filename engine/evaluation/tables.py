@@ -14,11 +14,9 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
-from engine.evaluation.significance import against, standard_error
+from engine.evaluation.significance import LEVEL, against, standard_error
 from shards.files import write_atomically
 
-LEVEL = 0.05
-"""Corrected p below which a difference is marked."""
 WITHIN_NOISE = "within noise"
 Value = float | int | str | None
 

@@ -20,6 +20,7 @@ from engine.index.held.store import (
     require_room,
 )
 from engine.log import get_logger
+from engine.results import LAST_STAGE
 from engine.retrievers.choice import Choice
 from engine.retrievers.encoding import stamp_of_weights
 from engine.run import Run, RunFolder, Stage
@@ -130,7 +131,7 @@ def forget_lost_embeddings(run: Run, data: Data, folder: RunFolder, choice: Choi
     """
     artifact = run.timetable.artifact(choice.trained)
     name = f"{prefix}encode/{artifact}"
-    is_over = run.lock is not None and run.is_finished("export")  # of a run that is at its end nothing is needed
+    is_over = run.lock is not None and run.is_finished(LAST_STAGE)  # of a run that is at its end nothing is needed
     if is_over or not keeps_on_hosts(run, folder) or not run.is_finished(name):
         return
     embeddings, stamp = folder.index(artifact) / "embeddings", stamp_of_weights(run, data, choice)

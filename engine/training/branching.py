@@ -27,7 +27,7 @@ from engine.config.timetable import ZERO_SHOT, Sizes, Visit, WeightsOf, iteratio
 from engine.errors import ArtifactError, ConfigError
 from engine.metrics import take_points
 from engine.reliability.starts import read_starts, record_start
-from engine.results import STALENESS, Measured, kept_shares
+from engine.results import LAST_STAGE, STALENESS, Measured, kept_shares
 from engine.run import SIZES, RunFolder
 from shards.files import parse_record, read_json, write_json
 
@@ -210,7 +210,7 @@ class _Plan:
 
     def _is_made_again(self, stage: str) -> bool:
         kind, _, name = stage.partition("/")
-        if stage in ("export",) or (kind in _MEASURES and name == "test"):
+        if stage == LAST_STAGE or (kind in _MEASURES and name == "test"):
             return True
         if kind in _MEASURES:
             return bool(self.changes(["evaluation", "bm25", "run"]) or self.left_out)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,10 +21,19 @@ from engine.errors import ConfigError, DataError
 from engine.evaluation import efficiency, variants
 from engine.evaluation.figures import require_matplotlib
 from engine.evaluation.pooled import Pooled
-from engine.evaluation.recorded import Recorded, Recordings, final_systems, systems_by_iteration
+from engine.evaluation.rankings import Recorded
+from engine.evaluation.recorded import (
+    Recordings,
+    command_that_measures,
+    final_systems,
+    rerank_depth_of,
+    systems_by_iteration,
+)
+from engine.evaluation.summary import Row
 from engine.evaluation.systems import System
 from engine.evaluation.tables import Table
 from engine.evaluation.variants import Part, Terms
+from engine.log import get_logger
 from engine.run import Run
 from launcher.commands.comparison import publish_table, require_same_data, require_same_setting
 from launcher.commands.finished import dataset_of, require_search, shards_of
@@ -33,6 +43,7 @@ from launcher.slurm.job import finished_stages, is_finished
 from shards.reader import CorpusShards
 from shards.records import Dataset
 
+log = get_logger(__name__)
 Groups = Mapping[str, Sequence[Run]]
 
 
@@ -99,7 +110,7 @@ def _require_comparable(groups: Groups, *, unfinished: bool) -> None:
     """Refuse runs that have no comparable numbers.
 
     Raises:
-        ConfigError: A run answers no queries or is not finished, or rankers re-ranked to different depths.
+        ConfigError: A run answers no queries or is not finished.
     """
     by_label = {_label(name, run, runs): run for name, runs in groups.items() for run in runs}
     for label, run in by_label.items():
@@ -118,7 +129,6 @@ def _recordings(arguments: argparse.Namespace, groups: Groups, metrics: Sequence
     first = next(iter(by_label.values()))
     dataset = dataset_of(first, arguments.data)
     require_same_data(by_label, dataset)
-    require_same_setting(by_label, "evaluation.rerank_depth", "measure them to one depth by `evaluate --depth N`")
     if arguments.relevance_threshold is None:
         remedy = "say from which grade a document counts as relevant by --relevance-threshold G"
         require_same_setting(by_label, "evaluation.relevance_threshold", remedy)
@@ -161,9 +171,11 @@ def _final_parts(recordings: Recordings, groups: Groups, arguments: argparse.Nam
     """Read what each setting leaves behind.
 
     Raises:
-        ConfigError: A run has not measured its retriever, or some runs of a setting have not measured what others have.
+        ConfigError: A run has not measured its retriever, some runs of a setting have not measured what others have, or
+            what plays one role has re-ordered different numbers of documents.
     """
     by_role: dict[str, list[Part]] = {}
+    depths: dict[str, list[_Depth]] = {}
     for name, runs in groups.items():
         systems = [final_systems(run) for run in runs]
         for role, system in systems[0].items():
@@ -173,7 +185,41 @@ def _final_parts(recordings: Recordings, groups: Groups, arguments: argparse.Nam
             if found := [one for one in read if one is not None]:
                 _require_all(read, runs, name, system, arguments)
                 by_role.setdefault(role, []).append(_part(name, role, system, found))
+                depths.setdefault(role, []).extend(_depths(name, runs, found))
+    for own in depths.values():
+        _require_one_depth(own)
     return [part for parts in by_role.values() for part in parts]
+
+
+@dataclass(frozen=True, slots=True)
+class _Depth:
+    """How many documents of a query a system of a run has re-ordered at most; None for who searches."""
+
+    label: str
+    run: Run
+    row: Row
+    documents: int | None
+
+
+def _depths(name: str, runs: Sequence[Run], read: Sequence[Recorded]) -> list[_Depth]:
+    return [
+        _Depth(_label(name, run, runs), run, one.row, rerank_depth_of(run, one.row))
+        for run, one in zip(runs, read, strict=True)
+    ]
+
+
+def _require_one_depth(own: Sequence[_Depth]) -> None:
+    """Refuse to compare systems of one role that have re-ordered different numbers of documents."""
+    first = own[0]
+    other = next((one for one in own if one.documents != first.documents), None)
+    if other is not None:
+        told = ", ".join(f"{one.label} has {one.documents}" for one in own)
+        raise ConfigError(
+            f"{first.row.system} on {first.row.split} was measured to different depths of re-ranking: {told}",
+            expected="one number of documents that are re-ordered (evaluation.rerank_depth)",
+            remedy=f"measure them to one depth, such as by: {command_that_measures(other.run, other.row)} "
+            f"--set evaluation.rerank_depth={first.documents}",
+        )
 
 
 def _require_all(
@@ -196,8 +242,12 @@ def _require_all(
 
 
 def _curves(recordings: Recordings, groups: Groups) -> dict[int, list[Part]]:
-    """Read what was measured after each iteration, where all runs of a setting have it."""
-    curves: dict[int, list[Part]] = {}
+    """Read what was measured after each iteration, where all runs of a setting have it.
+
+    Curves of a role are of one depth of re-ranking, that of the first setting's newest iteration; what was re-ranked to
+    another is left out.
+    """
+    points: list[tuple[int, Part, list[_Depth]]] = []
     for name, runs in groups.items():
         by_run = [systems_by_iteration(run) for run in runs]
         for role, systems in by_run[0].items():
@@ -206,7 +256,20 @@ def _curves(recordings: Recordings, groups: Groups) -> dict[int, list[Part]]:
                 read = [recordings.read(run, one) if one else None for run, one in zip(runs, own, strict=True)]
                 found = [one for one in read if one is not None]
                 if len(found) == len(runs):
-                    curves.setdefault(iteration, []).append(_part(name, role, system, found))
+                    points.append((iteration, _part(name, role, system, found), _depths(name, runs, found)))
+    newest: dict[str, int | None] = {}
+    for _, part, depths in sorted(points, key=lambda point: -point[0]):
+        newest.setdefault(part.role, depths[0].documents)
+    curves: dict[int, list[Part]] = {}
+    for iteration, part, depths in sorted(points, key=lambda point: point[0]):
+        if other := [one for one in depths if one.documents != newest[part.role]]:
+            log.warning(
+                "%s of iteration %d is left out of the curves: %s has re-ranked %s documents of a query, and the "
+                "newest iteration %s",
+                *(part.system, iteration, other[0].label, other[0].documents, newest[part.role]),
+            )
+            continue
+        curves.setdefault(iteration, []).append(part)
     return curves
 
 

@@ -5,7 +5,8 @@ indexed below the run folder (`evaluations/NAME/`), where its rows, its rankings
 done beside a running training, and needs nothing of the data that the run was trained on.
 
     --data DIR                               another data folder, or where the run's own lies now
-    --max-queries 100                        a sample of the split; its rows stand beside those of the whole split
+    --max-queries 100                        a sample of the split; its rows stand beside those of the recipe's queries
+    --set evaluation.max_dev_queries=null    all of dev, where the recipe has a sample; likewise beside
     --retriever 0,3 --ranker 0..3            rankers of some iterations over retrievers of others, in one table
     --retriever all --ranker none            retrievers alone: minutes, where rankers take hours
     --candidates bm25 --depth 1000           rankers over the top 1000 of BM25
@@ -23,14 +24,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from engine.config.recipe import Config
 from engine.config.text import absolute_path
 from engine.data.candidate_sets import CandidateSets, read_candidate_sets
-from engine.data.corpus import Data, write_shards
+from engine.data.corpus import Data, sample_queries, write_shards
 from engine.errors import ConfigError, DataError
 from engine.evaluation.candidates import evaluate_candidates
 from engine.evaluation.chosen import best_iteration
 from engine.evaluation.evaluate import evaluate_systems, require_measurable_splits, retriever_of, split_queries
-from engine.evaluation.fusion import DEV, evaluate_fused, fit_on_dev, read_fusion, require_fusable
+from engine.evaluation.fusion import (
+    DEV,
+    evaluate_fused,
+    fit_on_dev,
+    fusable_queries,
+    fusion_of,
+    read_fusion,
+    require_fusable,
+)
 from engine.evaluation.mixture import fitted_system
 from engine.evaluation.summary import summary_table
 from engine.evaluation.systems import BM25, CANDIDATES, System, every_system, fused_system, pairs_of, system_of
@@ -71,7 +81,7 @@ class Asked:
     split: str = "test"
     """Which of its splits."""
     max_queries: int | None = None
-    """Size of a sample of its queries; None for all that the run's configuration allows."""
+    """Size of a sample of its queries; None for as many as the run's configuration allows."""
     retrievers: str | None = None
     """Iterations, as `iterations_in` reads them; None with `rankers` for the usual systems."""
     rankers: str | None = None
@@ -117,6 +127,7 @@ def evaluate_run(path: Path, asked: Asked) -> None:
     require_search(run)
     last = last_iteration(run)
     best = best_iteration(run, last)  # by the recipe's metrics, whatever is measured now
+    recipe = run.config
     change_settings(run, _words(asked))
     taken = last if run.config.evaluation.iteration == "last" else best
     given = None if asked.candidates in (None, _BM25) else absolute_path(asked.candidates or "")
@@ -133,24 +144,25 @@ def evaluate_run(path: Path, asked: Asked) -> None:
         )
     require_measurable_splits(run.config, dataset, [asked.split])
     folder = run.folder if is_own else _folder_of(run, dataset)
+    sample = _sample(run.config, recipe, dataset, asked.split)
     with ExitStack() as stack:
         run.coordinator.only_rank_zero(f"lock {folder.path.name}", lambda: keep_others_out(stack, folder, run))
         if not is_own:
             run.keep_ledger_in(folder)
             run.once(f"{folder.path.name}/shards", write_shards, dataset, texts_of(run, last), folder)
         data, stage = data_of(run, last, dataset, folder), Stage(run, f"evaluate {asked.split}")
-        fused = _fused(run, dataset, asked, taken, is_own)
+        fused, fits = _fused(run, recipe, dataset, asked, taken, is_own)
         for systems in groups:
             if given is not None:
                 sets = _candidates(run, data, asked.split, given)
-                evaluate_candidates(stage, data, folder, asked.split, sets, systems, asked.max_queries)
+                evaluate_candidates(stage, data, folder, asked.split, sets, systems, sample)
                 continue
             forget_what_is_lost(run, folder, [retriever_of(one) for one in systems if one.over is None])
-            evaluate_systems(stage, data, folder, asked.split, systems, asked.max_queries)
-            if fused is not None and _fits(asked, is_own):
-                fit_on_dev(stage, data, fused)
+            evaluate_systems(stage, data, folder, asked.split, systems, sample)
+            if fused is not None and fits:
+                fit_on_dev(stage, data, fused, sample)
             elif fused is not None:
-                evaluate_fused(stage, data, folder, asked.split, fused, asked.max_queries)
+                evaluate_fused(stage, data, folder, asked.split, fused, sample)
             run.coordinator.only_rank_zero("drop indexes", lambda: drop_old_indexes(run, folder, last, taken))
     if run.is_main:
         log.info("results (%s)\n\n%s\n", folder.summary, summary_table(folder, bold=is_bold()))
@@ -203,22 +215,56 @@ def _systems(run: Run, asked: Asked, taken: int) -> list[list[System]]:
     return groups
 
 
-def _fits(asked: Asked, is_own: bool) -> bool:
-    """Tell whether weights of a mixture are fitted here: on dev of the run's own data, as the recipe samples it."""
-    return is_own and asked.split == DEV and asked.max_queries is None
+def _sample(config: Config, recipe: Config, dataset: Dataset, split: str) -> int | None:
+    """Return how many queries are measured, where they are others than the recipe measures; None for these.
+
+    Whichever word says so, and whether they are fewer or more: their rows and rankings stand beside the recipe's.
+    """
+    measured, usual = (_num_queries(one, dataset, split) for one in (config, recipe))
+    return None if measured == usual else measured
 
 
-def _fused(run: Run, dataset: Dataset, asked: Asked, taken: int, is_own: bool) -> System | None:
-    """Return the mixture beside the usual systems, where the settings ask for it, with what it needs looked at."""
+def _num_queries(config: Config, dataset: Dataset, split: str) -> int:
+    return len(sample_queries(dataset, split, config.evaluation.most_queries(split), config.run.seed))
+
+
+def _fused(
+    run: Run, recipe: Config, dataset: Dataset, asked: Asked, taken: int, is_own: bool
+) -> tuple[System | None, bool]:
+    """Return the mixture beside the usual systems, where the settings ask for it, with what it needs looked at.
+
+    Returns:
+        It, and whether its weights are fitted here, or those are taken that were fitted before.
+    """
     usual = asked.retrievers is None and asked.rankers is None and asked.candidates is None
     if not (usual and run.config.evaluation.fuse):
-        return None
-    if _fits(asked, is_own):
-        require_fusable(run.config, dataset)
-        return fused_system(run.config, taken=taken)
+        return None, False
     system = fitted_system(run.folder, run.config, taken=taken)
+    if is_own and asked.split == DEV and _fits(run, recipe, dataset, system):
+        require_fusable(run.config, dataset)
+        return fused_system(run.config, taken=taken), True
     read_fusion(run, system)
-    return system
+    return system, False
+
+
+def _fits(run: Run, recipe: Config, dataset: Dataset, system: System) -> bool:
+    """Tell whether the weights of a mixture are fitted to the dev queries that are measured.
+
+    They are to those of the recipe, and to more; but to no fewer than the present weights of the same models were
+    fitted to.
+    """
+    if _num_queries(run.config, dataset, DEV) < _num_queries(recipe, dataset, DEV):
+        return False
+    fusion, num_judged = fusion_of(run, system), len(fusable_queries(run.config, dataset))
+    if fusion is None or fusion.num_queries <= num_judged:
+        return True
+    if run.is_main:
+        log.info(
+            "the mixture keeps the weights that were fitted on %d queries of dev, more than these %d; "
+            "--set evaluation.max_dev_queries=null fits to all",
+            *(fusion.num_queries, num_judged),
+        )
+    return False
 
 
 def _over_candidates(run: Run, asked: Asked, given: Path | None, taken: int) -> list[list[System]]:

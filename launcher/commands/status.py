@@ -31,7 +31,7 @@ from engine.reliability.heartbeat import ENDED, STOPPING, Beat, beat_path, read_
 from engine.reliability.progress import format_seconds, plural
 from engine.reliability.run_lock import Holder, read_holder
 from engine.reliability.traces import read_traces
-from engine.results import kept_shares
+from engine.results import LAST_STAGE, kept_shares
 from engine.run import SIZES, RunFolder
 from launcher.slurm.job import Asked, ask_about, is_finished, job_lines, sweep_rows
 from launcher.terminal.arguments import typed_path
@@ -43,7 +43,6 @@ RUNNING, FINISHED, STOPPED, SILENT = 0, 3, 4, 5
 """Exit codes: it runs; it has finished; it stopped before its end; it runs, but a rank gives no sign."""
 
 _MISSED_BEATS = 6
-_LAST_STAGE = "export"
 _COLUMNS = 110
 
 
@@ -96,7 +95,7 @@ class State:
     def code(self) -> int:
         """One of the exit codes above."""
         if not self.is_held:
-            return FINISHED if _LAST_STAGE in self.ledger else STOPPED
+            return FINISHED if LAST_STAGE in self.ledger else STOPPED
         lost = [beat for beat in self.beats if beat.state != ENDED and self.age(beat) > self.silence_seconds]
         return SILENT if lost else RUNNING
 

@@ -24,11 +24,13 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
+from engine.config.file import differences, load_config
 from engine.errors import ConfigError
 from engine.log import get_logger
 from engine.reliability.exit_codes import EXIT_INTERRUPTED, EXIT_LOST, EXIT_PREEMPTED
 from engine.reliability.failure import Failure
 from engine.reliability.progress import format_seconds
+from engine.reliability.run_folder import RunFolder
 from engine.reliability.starts import newest_nonce
 from engine.reliability.traces import read_traces
 from launcher.commands.sweep_board import write_board
@@ -83,6 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run_command(arguments: argparse.Namespace) -> int:
     """Run what is left of a sweep and compare what is finished; return 0, or the first failed run's exit code."""
     sweep = read_sweep(arguments.file, arguments.overrides, arguments.out)
+    require_own(sweep)
     starter = shlex.split(arguments.starter)
     slots = Slots(arguments.jobs, starter)
     if arguments.prints:
@@ -106,6 +109,30 @@ def run_command(arguments: argparse.Namespace) -> int:
     if (board := write_board(sweep)) is not None:
         print(f"\ntensorboard --logdir {shlex.quote(str(board))}    # in HParams: settings and results of each run")
     return outcome.code
+
+
+def require_own(sweep: Sweep) -> None:
+    """Refuse finished runs of other settings in the folders of the sweep's own, before anything is started.
+
+    A run that is not finished is held against its settings when it is started again.
+
+    Args:
+        sweep: The runs.
+
+    Raises:
+        ConfigError: A finished run has other settings than those that are asked for.
+    """
+    for run in sweep.runs:
+        recorded = RunFolder(run.folder).config
+        if not (is_finished(run.folder) and recorded.exists()):
+            continue
+        if changed := differences(run.config, load_config(recorded)):
+            raise ConfigError(
+                f"{run.label}: the finished run in {run.folder} is of other settings ({listed(changed, 5)})",
+                expected="a run whose config.yaml has the settings that the sweep asks for",
+                remedy="undo the change, give the setting another name or the sweep another --out; or move the folder "
+                "away, and the run is made anew",
+            )
 
 
 @dataclass

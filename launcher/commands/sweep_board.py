@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.file import flatten
-from engine.evaluation.summary import Row, read_rows
-from engine.run import RunFolder
+from engine.config.metric_names import compared_by
+from engine.evaluation.summary import read_rows
 from launcher.commands.sweep_file import Sweep, SweepRun
 from launcher.slurm.job import is_finished
 
@@ -69,25 +69,31 @@ def settings_of(sweep: Sweep) -> dict[str, dict[str, int | float | str | bool]]:
 
 
 def metrics_of(run: SweepRun) -> dict[str, float]:
-    """Return what came of a finished run: the models of its last measured iteration, on each split.
+    """Return what came of a finished run: what it leaves behind, on each split, as `compare` takes it.
 
     Args:
         run: The run.
 
     Returns:
-        `split/kind/metric` -> value, for the metric by which its iterations are compared, and MRR@10.
+        `split/role/metric` -> value, for the metric by which its iterations are compared, and MRR@10; of the most
+        queries that each was measured on. Roles are those of `engine.evaluation.recorded.final_systems`.
     """
-    first = run.config.run.keep_best or run.config.evaluation.metrics[0]
-    latest: dict[tuple[str, str], Row] = {}
-    for row in read_rows(RunFolder(run.folder).summary):
-        if row.iteration is not None:
-            before = latest.get((row.split, row.kind))
-            if before is None or (before.iteration or 0) <= row.iteration:
-                latest[row.split, row.kind] = row
+    from engine.evaluation.recorded import final_systems, row_of
+    from launcher.commands.finished import open_run
+
+    opened, threshold = open_run(run.folder), run.config.evaluation.relevance_threshold
+    rows, systems = read_rows(opened.folder.summary), final_systems(opened)
+    found = {
+        (split, role): row_of(rows, system, split, threshold)
+        for split in dict.fromkeys(row.split for row in rows)
+        for role, system in systems.items()
+    }
+    names = dict.fromkeys((compared_by(run.config.evaluation.metrics, run.config.run.keep_best), "MRR@10"))
     return {
-        f"{split}/{kind}/{name}": row.metrics[name]
-        for (split, kind), row in latest.items()
-        for name in dict.fromkeys((first, "MRR@10"))
+        f"{split}/{role}/{name}": row.metrics[name]
+        for (split, role), row in found.items()
+        if row is not None
+        for name in names
         if name in row.metrics
     }
 

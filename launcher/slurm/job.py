@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from engine.errors import ConfigError
+from engine.results import LAST_STAGE
 from launcher.slurm.script import recipe_path, slurm_folder
 from shards.files import read_json, read_record, write_json
 
@@ -24,7 +25,6 @@ _OVER |= {"PREEMPTED", "REVOKED", "TIMEOUT"}
 _ANSWER_SECONDS = 20.0
 _FORGOTTEN = re.compile("invalid job id", re.IGNORECASE)
 _FIELD = re.compile(r"(?:^| )([A-Z][A-Za-z/:]*)=(\S*)")
-_LAST_STAGE = "export"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ def finished_stages(run: Path) -> list[str]:
 
 def is_finished(run: Path) -> bool:
     """Whether nothing of a recipe is left to do."""
-    return _LAST_STAGE in finished_stages(run)
+    return LAST_STAGE in finished_stages(run)
 
 
 @dataclass(frozen=True, slots=True)

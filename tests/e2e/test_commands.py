@@ -17,6 +17,7 @@ from tests.e2e.conftest import Finished
 from tests.e2e.made import ledger_of, ranking_of, summary_of, weights_of
 from tests.e2e.starts import Zygote, on_the_cpu, refused
 
+ALL = "evaluation.max_dev_queries=null"
 ROWS = ["BM25", "zero-shot", "G0", "D0", "G", "D", "hybrid", "D", "fused"]
 """What an evaluation measures, in its order."""
 FUSED_HIT = re.compile(r"^ *(-?\d+\.\d{3}) +(-?\d+\.\d{3}) +(-?\d+\.\d{3})  (\S.*)$", re.MULTILINE)
@@ -129,6 +130,26 @@ def test_evaluate_on_a_sample_leaves_the_other_rows_and_rankings_alone(zygote: Z
     assert "16 of 90" in ended.err
     assert {name: (results / name).read_bytes() for name in files} == files
     assert (results / "test-D-002-3-queries.trec").exists()
+
+
+def test_all_of_dev_and_a_smaller_sample_by_set_leave_the_recipes_own_alone(zygote: Zygote, run: Path) -> None:
+    """Symptom: after `--set evaluation.max_dev_queries=5` the recipe's files had 5 queries, and `compare` failed."""
+    results = run / "results"
+    files = {path.name: path.read_bytes() for path in results.glob("*.trec")}
+    fusion, rows = (results / "fusion.json").read_bytes(), summary_of(run)
+    for words in (["--set", "evaluation.max_dev_queries=5"], ["--retriever", "all", "--ranker", "none", "--set", ALL]):
+        ended = zygote.launcher("evaluate", str(run), "--split", "dev", *words)
+        assert ended.code == 0, ended.err
+    assert {name: (results / name).read_bytes() for name in files} == files
+    assert (results / "fusion.json").read_bytes() == fusion
+    assert summary_of(run)[: len(rows)] == rows
+    whole = max(row["num_queries"] for row in summary_of(run) if row["split"] == "dev")
+    assert {"dev-fused-002-5-queries.trec", f"dev-G-002-{whole}-queries.trec"} <= {
+        one.name for one in results.iterdir()
+    }
+    compared = zygote.launcher("compare", str(run), "--metric", "MRR@10", "--no-figure")
+    assert compared.code == 0, compared.err
+    assert f"(16 and {whole} queries)" in compared.out
 
 
 def test_weights_of_a_mixture_that_are_lost_are_asked_for_and_fitted_on_dev_again(zygote: Zygote, run: Path) -> None:

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.data.trec import best_first
+from engine.data.trec import best_first, rankings_by_query
 from engine.evaluation.systems import RANKER
 from launcher.commands.report.marking import Marker, Segment
 from launcher.commands.report.opened import Opened
-from launcher.commands.report.rankings import Ranked, rankings_by_query
+from launcher.commands.report.rankings import Ranked
 from launcher.commands.report.standings import Standing, told
 from shards.records import Query
 

@@ -12,18 +12,16 @@ from functools import cached_property
 
 import numpy as np
 
-from engine.config.metric_names import JUDGED, family_of
+from engine.config.metric_names import compared_by
 from engine.config.timetable import WeightsOf
 from engine.errors import ConfigError
-from engine.evaluation.significance import Floats, bootstrap, holm, randomisation_test, standard_error
+from engine.evaluation.significance import LEVEL, Floats, bootstrap, holm, randomisation_test, standard_error
 from engine.evaluation.summary import Row
 from engine.evaluation.systems import BM25, HYBRID, label_of, place_of_kind
-from engine.evaluation.tables import LEVEL
 from launcher.commands.report.opened import Opened
-from launcher.commands.report.rankings import Ranked, RankingReader
+from launcher.commands.report.rankings import Ranked, read_ranked
 from shards.errors import listed
 
-_HEADLINES = ("MRR@10", "nDCG@10", "A@20", "R@20")
 FIGURE_METRICS = ("R@5", "A@5")
 """What AR2's Figure 3 shows: hits in the top 5, which the paper calls R@5 and finds by answers."""
 Role = tuple[str, str]
@@ -44,8 +42,7 @@ class Standing:
         Raises:
             DataError: One is damaged.
         """
-        reader = RankingReader(opened)
-        return cls(opened, tuple(reader.read(row) for row in sorted(opened.rows, key=_place)))
+        return cls(opened, read_ranked(opened, sorted(opened.rows, key=_place)))
 
     @property
     def doubts(self) -> list[str]:
@@ -175,8 +172,7 @@ def main_metric(standings: Sequence[Standing], asked: str | None) -> str | None:
             expected=f"one of {', '.join(measured)}" if measured else "runs that have measured something",
         )
     best = [standing.opened.run.config.run.keep_best for standing in standings]
-    judged = [name for name in measured if family_of(name) in JUDGED]
-    return next((name for name in (asked, *best, *_HEADLINES, *judged, *measured) if name in measured), None)
+    return compared_by(measured, next((name for name in (asked, *best) if name in measured), None))
 
 
 def error_of(ranked: Ranked, metric: str) -> float | None:

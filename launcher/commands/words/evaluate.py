@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-queries",
         type=positive_whole_number,
         metavar="N",
-        help="score a sample of so many queries, its rows beside those of the whole split",
+        help="score a sample of so many queries, its rows beside those of the recipe's",
     )
     parser.add_argument("--retriever", metavar="T", help="retrievers of these iterations: 0, 0,3, 0..3, last or all")
     parser.add_argument(

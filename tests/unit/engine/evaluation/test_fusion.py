@@ -160,6 +160,18 @@ def test_the_fit_finds_the_weights_that_the_positives_were_made_by(make: Callabl
     assert summary_table(made.run.folder).endswith(kept.told)
 
 
+def test_a_fit_to_other_queries_than_the_recipes_reads_and_writes_files_of_their_own(make: Callable[..., Made]) -> None:
+    """Symptom: weights for all of dev were fitted to the rankings of the recipe's sample, and replaced its file."""
+    made = make()
+    results = made.run.folder.results
+    for part in made.system.parts:
+        (results / part.run_file_name("dev")).rename(results / part.run_file_name("dev", NUM_QUERIES))
+    fit_on_dev(made.stage(), made.data, made.system, NUM_QUERIES)
+    assert read_record(made.run.folder.fusion, Fusion, "it").weights == BEST
+    assert (results / f"dev-fused-002-{NUM_QUERIES}-queries.trec").exists()
+    assert not (results / "dev-fused-002.trec").exists()
+
+
 def test_a_fit_is_the_same_again(make: Callable[..., Made]) -> None:
     made = make()
     fit_on_dev(made.stage(), made.data, made.system)

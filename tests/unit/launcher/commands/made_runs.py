@@ -60,9 +60,12 @@ class MadeRun:
             self.record(system, "test")
         self.finish()
 
-    def record(self, system: System, split: str, *, gain: float = 0.0, limit: int | None = None) -> dict[str, float]:
-        """Write a ranking and its row."""
-        limit = limit or (self.config.evaluation.max_dev_queries if split == "dev" else None)
+    def record(
+        self, system: System, split: str, *, gain: float = 0.0, limit: int | None = None, file: str = ""
+    ) -> dict[str, float]:
+        """Write a ranking of at most so many queries, and its row; under a file name that is given, or its own."""
+        usual = self.config.evaluation.most_queries(split)
+        limit = limit or usual
         queries = sample_queries(self.dataset, split, limit, self.config.run.seed)
         docids = [document.id for document in self.dataset.documents()]
         ranking: dict[str, dict[str, float]] = {}
@@ -74,8 +77,8 @@ class MadeRun:
                     scores[place] += 1.5 + gain + self.better + (system.kind == RANKER)
             best = np.argsort(-scores)[:DEPTH]
             ranking[query.id] = {docids[place]: float(scores[place]) for place in best}
-        sample = limit if limit and limit != self.config.evaluation.max_dev_queries else None
-        write_trec(self.folder / "results" / system.run_file_name(split, sample), ranking, tag=system.name)
+        file = file or system.run_file_name(split, limit if limit != usual else None)
+        write_trec(self.folder / "results" / file, ranking, tag=system.name)
         qrels = {qid: self.dataset.qrels[split][qid] for qid in ranking}
         metrics = score_run(ranking, qrels, ("R@1", "R@5", "MRR@10"))
         row = Row.of(

@@ -225,14 +225,11 @@ def test_runs_that_are_no_seeds_of_one_setting_are_refused(runs: Path, tmp_path:
     refused(ConfigError, f"a={runs}/good/1", "--metric", "MRR@10,ERR@5", names=("'ERR@5' is no metric", "entropy@15"))
 
 
-def test_other_data_thresholds_and_depths_are_refused_by_name(runs: Path, dataset: Dataset, tmp_path: Path) -> None:
+def test_other_data_thresholds_and_metrics_are_refused_by_name(runs: Path, dataset: Dataset, tmp_path: Path) -> None:
     pair = (f"a={runs}/good/1", f"b={tmp_path}/b")
     b = MadeRun(tmp_path / "b", dataset, "run.seed=1", "evaluation.relevance_threshold=2")
     names = ("evaluation.relevance_threshold", "a has 1", "b has 2", "--relevance-threshold")
     refused(ConfigError, *pair, names=names)
-    shutil.rmtree(b.folder)
-    MadeRun(tmp_path / "b", dataset, "run.seed=1", "evaluation.rerank_depth=5")
-    refused(ConfigError, *pair, names=("evaluation.rerank_depth", "a has 10", "b has 5"))
     shutil.rmtree(b.folder)
     MadeRun(tmp_path / "b", dataset, "run.seed=1")
     ledger = json.loads((tmp_path / "b" / "ledger.json").read_text())
@@ -243,6 +240,46 @@ def test_other_data_thresholds_and_depths_are_refused_by_name(runs: Path, datase
     refused(DataError, f"a={runs}/good/1", "--split", "validation", names=("'validation'", "dev, test"))
     nowhere = ("--data", f"{tmp_path}/nowhere")
     refused(DataError, f"a={runs}/good/1", *nowhere, names=("no folder", "/nowhere", "good/1", "lie now by --data"))
+
+
+def re_ranked(run: MadeRun, depth: int | None, *iterations: int) -> None:
+    """Have rows of a run say another depth of re-ranking, as `evaluate` leaves them that measures them again."""
+    path = run.folder / "results" / "summary.json"
+    rows = json.loads(path.read_text())
+    for row in rows:
+        if row["over"] and (not iterations or row["iteration"] in iterations):
+            row["rerank_depth"] = depth
+    path.write_text(json.dumps(rows))
+
+
+def test_depths_of_re_ranking_are_those_that_were_measured(
+    runs: Path, dataset: Dataset, tmp_path: Path, compare: Compare, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Symptom: what `evaluate --depth` had measured again counted with the depth in config.yaml, so that rankers over
+    10 and over 5 documents were compared, and the remedy of the error led to the same error."""
+    pair = (f"a={runs}/good/1", f"b={tmp_path}/b")
+    b = MadeRun(tmp_path / "b", dataset, "run.seed=1", "evaluation.rerank_depth=5")
+    re_ranked(b, None)
+    command = f"sparring evaluate {b.folder} --split dev --set evaluation.rerank_depth=10"
+    refused(ConfigError, *pair, names=("D on dev", "a has 10, b has 5", command))
+    re_ranked(b, 10, 2)
+    assert {(row["name"], row["role"]) for row in compare(*pair, "--metric", "MRR@10")} == {
+        (name, role) for name in ("a", "b") for role in ("retriever", "ranker", "fused")
+    }
+    with (tmp_path / "out" / "curves-dev-MRR@10.csv").open(newline="") as lines:
+        curve = [row["iteration"] for row in csv.DictReader(lines) if (row["name"], row["role"]) == ("b", "ranker")]
+    assert curve == ["2"], "a curve is of one depth"
+    assert "D of iteration 1 is left out of the curves: b has re-ranked 5 documents" in caplog.text
+    re_ranked(b, 2)
+    refused(ConfigError, *pair, names=("a has 10, b has 2",))
+    run = MadeRun(tmp_path / "c", dataset, "run.seed=1", "evaluation.rerank_depth=2")
+    for system in trained_systems(run.config, [2]):
+        run.record(system, "dev", limit=4)
+    re_ranked(run, 2)
+    shutil.copytree(run.folder, tmp_path / "d")
+    re_ranked(run, 5)
+    words = (f"c={run.folder}", f"d={tmp_path}/d", "--queries", "4")
+    refused(ConfigError, *words, names=("c has 5, d has 2", "--split dev --max-queries 4 --set"))
 
 
 def test_other_queries_are_refused_and_the_same_samples_by_seed_are_pooled(

@@ -14,6 +14,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 from engine.errors import ConfigError
 from engine.evaluation.summary import read_rows
+from engine.evaluation.systems import RANKER, fused_system, trained_systems
 from engine.reliability.exit_codes import EXIT_PREEMPTED
 from engine.reliability.failure import record_failure
 from engine.reliability.starts import Start, record_start
@@ -123,6 +124,27 @@ def test_runs_are_started_once_and_compared_in_the_end(
     assert "4 of 4 runs are finished" in told
     assert "of 2" in next(line for line in told.splitlines() if line.startswith("G ") and " without " in line)
     assert (tmp_path / "out" / "comparison" / "compare-dev-MRR@10.csv").exists()
+
+
+def test_a_finished_run_of_other_settings_is_not_taken_for_the_one_that_is_asked_for(
+    tmp_path: Path, dataset: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Symptom: with `ar2.iterations` changed in the file, all runs were called finished, and the old ones compared."""
+    words = [f"data.path={dataset.path}", "--no-figure"]
+    play_sweep(read(tmp_path, dataset), Slots(1, ["deepspeed"]), StandIn(dataset))
+    changed = sweep_file(tmp_path, variants="{with: {ar2.iterations: 1}, without: {ar2.distillation_weight: 0}}")
+    for option in ([], ["--print"], ["--slurm", "--nodes 1"]):
+        with pytest.raises(ConfigError) as error:
+            run_command("sweep", str(changed), *words, *option)
+        told = ("with seed 1", f"{tmp_path}/out/with/seed-1", "ar2.iterations: 2 -> 1", "move the folder away")
+        assert all(one in str(error.value) for one in told)
+    assert "finished" not in capsys.readouterr().out
+    run_command("sweep", str(sweep_file(tmp_path)), "run.heartbeat_seconds=7", *words)
+    assert "4 of 4 runs are finished" in capsys.readouterr().out, "how it is run is no other setting"
+    shutil.rmtree(tmp_path / "out" / "with")
+    run = StandIn(dataset)
+    play_sweep(read_sweep(changed, words[:1]), Slots(1, ["deepspeed"]), run)
+    assert run.calls == ["deepspeed with/seed-1", "deepspeed with/seed-2"]
 
 
 def test_what_settings_share_is_computed_once_a_seed(tmp_path: Path, dataset: Dataset) -> None:
@@ -332,3 +354,22 @@ def test_the_board_has_what_each_run_was_set_to_and_what_came_of_it(tmp_path: Pa
     for name in metrics_of(first):
         split, kind, metric = name.split("/")
         assert board.Scalars(name)[0].value == pytest.approx(summary[split, kind].metrics[metric], rel=1e-6)
+
+
+def test_the_board_compares_like_with_like_whatever_was_measured_last(tmp_path: Path, dataset: Dataset) -> None:
+    """Symptom: the ranker's column had D over hybrid of one run, D over G of another, a sample's value of a third."""
+    sweep = read_sweep(sweep_file(tmp_path), [f"data.path={dataset.path}"], None)
+    made = MadeRun(sweep.runs[0].folder, dataset, *sweep.runs[0].words)
+    before = metrics_of(sweep.runs[0])
+    assert {name.rpartition("/")[0] for name in before} == {
+        *(f"dev/{role}" for role in ("retriever", "ranker", "fused")),
+        *(f"test/{role}" for role in ("retriever", "ranker")),
+    }
+    mixture = fused_system(made.config, taken=2)
+    ranker = next(part for part in mixture.parts if part.kind == RANKER)
+    assert ranker.orders_hybrid
+    for split in ("dev", "test"):
+        made.record(ranker, split)
+        for system in trained_systems(made.config, [2]):
+            made.record(system, split, limit=4)
+    assert metrics_of(sweep.runs[0]) == before
