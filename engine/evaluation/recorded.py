@@ -132,7 +132,7 @@ class Recordings:
         num_queries: int | None = None,
         text_of: Callable[[str], str] | None = None,
     ) -> None:
-        self._dataset, self._split, self._metrics = dataset, split, tuple(metrics)
+        self._dataset, self._split, self.metrics = dataset, split, tuple(metrics)
         self._threshold, self._num_queries = relevance_threshold, num_queries
         self._reader = RankingReader(dataset, text_of)
 
@@ -149,7 +149,7 @@ class Recordings:
         row = row_of(rows, system, self._split, self._threshold, self._num_queries)
         if row is None:
             return None
-        sought = Sought(self._metrics, self._threshold, self._score_scale(run, system))
+        sought = Sought(self.metrics, self._threshold, self._score_scale(run, system))
         depth = run.config.evaluation.search_depth
         if deeper := [name for name in (*sought.judged, *sought.answered) if cutoff_of(name) > depth]:
             raise ConfigError(

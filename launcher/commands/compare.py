@@ -184,7 +184,7 @@ def _final_parts(recordings: Recordings, groups: Groups, arguments: argparse.Nam
                 _require_all(read, runs, name, system, arguments)
             if found := [one for one in read if one is not None]:
                 _require_all(read, runs, name, system, arguments)
-                by_role.setdefault(role, []).append(_part(name, role, system, found))
+                by_role.setdefault(role, []).append(_part(name, role, system, found, recordings.metrics))
                 depths.setdefault(role, []).extend(_depths(name, runs, found))
     for own in depths.values():
         _require_one_depth(own)
@@ -256,7 +256,8 @@ def _curves(recordings: Recordings, groups: Groups) -> dict[int, list[Part]]:
                 read = [recordings.read(run, one) if one else None for run, one in zip(runs, own, strict=True)]
                 found = [one for one in read if one is not None]
                 if len(found) == len(runs):
-                    points.append((iteration, _part(name, role, system, found), _depths(name, runs, found)))
+                    part = _part(name, role, system, found, recordings.metrics)
+                    points.append((iteration, part, _depths(name, runs, found)))
     newest: dict[str, int | None] = {}
     for _, part, depths in sorted(points, key=lambda point: -point[0]):
         newest.setdefault(part.role, depths[0].documents)
@@ -273,25 +274,25 @@ def _curves(recordings: Recordings, groups: Groups) -> dict[int, list[Part]]:
     return curves
 
 
-def _part(name: str, role: str, system: System, read: Sequence[Recorded]) -> Part:
+def _part(name: str, role: str, system: System, read: Sequence[Recorded], metrics: Sequence[str]) -> Part:
     """Pool the runs of a setting, for each metric those that have queries for it: a sample may be without answers.
 
     Raises:
-        DataError: No run has one for a metric by answers.
+        DataError: No run has one for a metric.
     """
-    metrics = {}
-    for metric in read[0].values:
-        if own := [one.values[metric] for one in read if one.values[metric]]:
-            metrics[metric] = Pooled.of(own)
-        elif metric != ENTROPY:
-            split = read[0].row.split
+    pooled = {}
+    for metric in metrics:
+        if own := [one.values[metric] for one in read if metric in one.values]:
+            pooled[metric] = Pooled.of(own)
+        elif metric != ENTROPY:  # of retrievers alone
+            split, sought = read[0].row.split, "answers" if family_of(metric) in ANSWERED else "judgements"
             raise DataError(
-                f"none of the queries of {split} that {name} was measured on has answers, which {metric} looks for",
+                f"none of the queries of {split} that {name} was measured on has {sought}, which {metric} looks for",
                 expected="queries with answers, or metrics by judgements, such as MRR@10",
                 remedy=f"measure more of them by `sparring evaluate RUN --split {split} --max-queries N`, or name "
                 "other metrics by --metric",
             )
-    return Part(name, role, system.name, metrics)
+    return Part(name, role, system.name, pooled)
 
 
 def _label(name: str, run: Run, runs: Sequence[Run]) -> str:
