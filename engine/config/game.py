@@ -201,9 +201,11 @@ class Ar2Config(Section):
                 "ranker: raise one, or set retriever.steps to 0"
             )
         if not self.distillation_weight and self.num_negatives == 1 and self.adversarial == "paper":
+            taught = "nothing" if self.teacher == "always" else "nothing but how much its labels count"
             raise ValueError(
-                "with num_negatives 1 and distillation_weight 0 the gradient of Eq. 9 as printed is 0: the retriever "
-                "would learn nothing: raise one of them, or set adversarial to with_positive or released"
+                "with num_negatives 1 and distillation_weight 0 the gradient of Eq. 9 as printed is 0, its softmax "
+                f"being over one document: the ranker would teach the retriever {taught}. Raise one of them, or set "
+                "adversarial to with_positive or released"
             )
         if not self.distillation_weight and self.teacher == "always" and self.adversarial_from == "lead":
             raise ValueError(

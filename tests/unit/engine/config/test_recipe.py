@@ -136,6 +136,32 @@ def test_a_missing_file_and_a_word_without_value(tmp_path: Path) -> None:
         load_config(file)
 
 
+@pytest.mark.parametrize(
+    ("teacher", "left"),
+    [("always", r"teach the retriever nothing\."), ("lead", "nothing but how much its labels"), ("dev", "its labels")],
+)
+def test_one_negative_without_r_is_refused_in_words_that_are_true_of_each_teacher(teacher: str, left: str) -> None:
+    """Symptom: the retriever "would learn nothing", though all but `always` leave it the label's part of its groups."""
+    game = {"num_negatives": 1, "distillation_weight": 0, "teacher": teacher}
+    with pytest.raises(ConfigError, match=left):
+        parse_config(SMALLEST | {"ar2": game}, "c")
+    for more in ({"num_negatives": 2}, {"distillation_weight": 0.1}, {"adversarial": "released"}):
+        assert parse_config(SMALLEST | {"ar2": game | more}, "c").ar2.teacher == teacher
+
+
+def test_values_of_a_section_that_contradict_each_other_are_told_without_the_whole_section() -> None:
+    """Symptom: each such message ended in the section, cut off in its midst: `got {'order': ... 'retrie...`."""
+    for section, values in (
+        ("ar2", {"irgan_support": "negatives", "order": "paper"}),
+        ("retriever", {"name": "g", "layers": [0, 5], "num_layers": 2}),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            parse_config(SMALLEST | {section: values}, "c")
+        assert "{" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"evaluation\.metrics: .*, got \['R@5', 'R@5'\]"):
+        parse_config(SMALLEST | {"evaluation": {"metrics": ["R@5", "R@5"]}}, "c")
+
+
 def test_what_is_written_reads_back_equal(tmp_path: Path) -> None:
     config = load_config(CONFIGS / "tiny.yaml", ["data.path=/tmp/x"])
     (tmp_path / "c.yaml").write_text(dump_config(config))
