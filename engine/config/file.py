@@ -153,7 +153,7 @@ def _describe(problem: Any, recipe: type[Config]) -> str:
         return f"unknown key {where!r}{hint}"
     if problem["type"] == "missing":
         return f"{where!r} is not given and has no default"
-    message = problem["msg"].removeprefix("Value error, ")
+    message: str = problem["msg"].removeprefix("Value error, ")
     if not where:
         return message
     if problem["type"] == "value_error" and isinstance(problem["input"], dict):

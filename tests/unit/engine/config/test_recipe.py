@@ -56,6 +56,12 @@ def test_all_problems_are_named_at_once() -> None:
         ("evaluation", {"metrics": ["R@5", "R@5"]}, "R@5 stands there more than once"),
         ("evaluation", {"metrics": []}, "evaluation.metrics"),
         ("run", {"path": "r", "keep_best": "R@3"}, "run.keep_best 'R@3' is none of evaluation.metrics"),
+        (
+            "ar2",
+            {"reference_batch_size": 16},
+            "reference_batch_size is 16, but adversarial_reduction mean adds nothing up",
+        ),
+        ("data", {"fallback_depth": 50}, "fallback_depth is 50, but fallback_positive none looks for no passage"),
         ("ar2", {"irgan_support": "negatives"}, "the objective ar2 has no generator of IRGAN's"),
         ("ar2", {"objective": "irgan", "in_batch_negatives": "world"}, "set objective to ance, or leave it out"),
         ("ar2", {"in_batch_negatives": "world"}, r"set objective to ance, give contrastive_weight a value"),
@@ -122,6 +128,38 @@ def test_what_teaches_nothing_in_one_game_may_stand_in_another() -> None:
     silent = {"adversarial_weight": 0, "distillation_weight": 0}
     for objective in ("irgan", "ance"):
         assert parse_config(SMALLEST | {"ar2": silent | {"objective": objective}}, "c").ar2.objective == objective
+
+
+def test_what_is_given_and_read_by_nothing_is_known() -> None:
+    """Symptom: `adversarial_from: lead` with weight 0, `fusion_candidates` without a mixture: nothing, in silence."""
+    assert parse_config(SMALLEST, "c").unread == {}
+    for tree, unread in (
+        ({"evaluation": {"fusion_candidates": "retriever"}}, {"evaluation.fuse is false": ("fusion_candidates",)}),
+        ({"evaluation": {"fusion_candidates": "retriever", "fuse": True}}, {}),
+        ({"ar2": {"teacher": "always", "adversarial_from": "lead"}}, {}),
+        (
+            {"ar2": {"adversarial_weight": 0, "adversarial_from": "lead", "adversarial": "released"}},
+            {"ar2.adversarial_weight is 0": ("adversarial", "adversarial_from")},
+        ),
+        ({"ar2": {"adversarial_weight": 0, "teacher": "dev"}}, {}),
+        (
+            {"ar2": {"objective": "irgan", "teacher": "always", "distillation_weight": 0}},
+            {"ar2.objective is irgan": ("distillation_weight", "teacher")},
+        ),
+        (
+            {"ar2": {"objective": "ance", "ranker_restarts": "warmup"}},
+            {"ar2.objective is ance": ("ranker_restarts",)},
+        ),
+    ):
+        found = parse_config(SMALLEST | tree, "c").unread
+        assert {why: tuple(name.split(".")[1] for name in names) for why, names in found.items()} == unread
+
+
+def test_a_weight_of_nothing_asks_nothing_of_dev() -> None:
+    """Symptom: data without dev queries were refused for when Eq. 9 would begin to count, though it had no weight."""
+    game = {"adversarial_from": "lead"}
+    assert parse_config(SMALLEST | {"ar2": game}, "c").ar2.decided_on_dev == ["ar2.adversarial_from=lead"]
+    assert parse_config(SMALLEST | {"ar2": game | {"adversarial_weight": 0}}, "c").ar2.decided_on_dev == []
 
 
 def test_a_missing_file_and_a_word_without_value(tmp_path: Path) -> None:
