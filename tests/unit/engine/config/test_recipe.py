@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from engine.config.file import differences, dump_config, load_config, parse_config
-from engine.config.negatives import SimAnsConfig
 from engine.config.recipe import Config
 from engine.errors import ConfigError
 
@@ -217,44 +216,6 @@ def test_differences_leave_out_what_changes_no_result_but_not_the_seed() -> None
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_is_valid(path: Path) -> None:
     assert isinstance(load_config(path), Config)
-
-
-@pytest.mark.parametrize(
-    ("name", "retriever_lr", "ranker_lr"), [("nq", 1e-5, 1e-6), ("triviaqa", 1e-5, 1e-6), ("msmarco", 5e-6, 5e-7)]
-)
-def test_the_presets_hold_the_numbers_of_table_9(name: str, retriever_lr: float, ranker_lr: float) -> None:
-    game = load_config(CONFIGS / f"ar2_{name}.yaml").ar2
-    assert (game.iterations, game.retriever.steps, game.ranker.steps) == (10, 1500, 500)
-    assert (game.num_negatives, game.top_k, game.retriever.batch_size, game.ranker.batch_size) == (15, 100, 64, 64)
-    assert (game.retriever.optim.lr, game.ranker.optim.lr) == (retriever_lr, ranker_lr)
-
-
-def test_the_released_preset_plays_as_the_released_code() -> None:
-    game = load_config(CONFIGS / "ar2_triviaqa_released.yaml").ar2
-    assert (game.order, game.adversarial, game.adversarial_reduction, game.teacher) == (
-        *("released", "released", "sum"),
-        "always",
-    )
-    assert (game.adversarial_weight, game.distillation_weight, game.reference_batch_size) == (0.5, 0.5, 8)
-    assert game.iterations * (game.retriever.steps + game.ranker.steps) == 32_000
-
-
-@pytest.mark.parametrize(
-    ("name", "sampler", "steps", "total", "top_k"),
-    [
-        ("nq", SimAnsConfig(name="simans", a=0.5, b=1), (1500, 500), 30_000, 100),
-        ("triviaqa", SimAnsConfig(name="simans", a=0.5, b=0), (1500, 500), 10_000, 100),
-        ("msmarco", SimAnsConfig(name="simans", form="absolute", a=3), (4500, 500), 60_000, 200),
-    ],
-)
-def test_simans_presets_distil_from_its_sampler_alone(
-    name: str, sampler: SimAnsConfig, steps: tuple[int, int], total: int, top_k: int
-) -> None:
-    game = load_config(CONFIGS / f"simans_{name}.yaml").ar2
-    assert (game.negatives.sampler, game.top_k, game.num_negatives) == (sampler, top_k, 15)
-    assert (game.adversarial_weight, game.distillation_weight, game.teacher) == (0.0, 1.0, "always")
-    assert (game.retriever.steps, game.ranker.steps) == steps
-    assert game.iterations * sum(steps) == total
 
 
 def test_the_index_may_be_named_alone(tmp_path: Path) -> None:
