@@ -1,4 +1,4 @@
-"""The recipes with the papers' numbers have them: each as it is printed in the paper, or stands in the released code."""
+"""The recipes with the papers' numbers have them, each as it is printed in the paper or stands in the released code."""
 
 from __future__ import annotations
 
