@@ -131,7 +131,7 @@ def adversarial(
     - `paper`: the equation as printed, sum_i p_theta(d_i | q, D-) log p_phi(d | q, d, d_i), where p_theta is a
       softmax over the negatives alone. The value is <= 0, and the positive's score gets no gradient at all.
       With a single negative p_theta is 1 whatever the scores are, so there is no gradient either: what AR2 reports for
-      n = 1 (Table 4) cannot come from this form. Nor can what it reports without Eq. 12 (Table 5): it is paid for
+      n = 1 (Table 4) cannot come from this form. Nor can what it reports without Eq. 12 (Table 6): it is paid for
       raising the negatives that fool the ranker and teaches the positive nothing, so that alone it can lower the
       retriever. In a game whose scores themselves are trained (tests/numerics/test_toy_game.py) its MRR falls from .479
       to .386, and rises to .868 by `released`; in another one from .447 to .248, and to .508. Beside Eq. 12 it adds to

@@ -136,7 +136,7 @@ def train_retriever(
     """
     run, config = stage.run, stage.run.config
     visit = run.timetable.visit(stage.name)
-    if game.objective == "ar2" and game.adversarial_from == "lead" and not ranker_has_led(run, visit.iteration):
+    if "ar2.adversarial_from=lead" in game.decided_on_dev and not ranker_has_led(run, visit.iteration):
         log.info("%s: without Eq. 9, since the ranker has not been above the retriever on dev", stage.name)
         game = game.model_copy(update={"adversarial_weight": 0.0})
 

@@ -35,7 +35,7 @@ from engine.evaluation.verdict import take_iteration
 from engine.index.gpu import require_gpu_index
 from engine.index.plan import plan_index
 from engine.log import get_logger, is_bold
-from engine.models.agreement import require_agreement
+from engine.models.agreement import Note, require_agreement, require_trained_teachers
 from engine.models.kinds import Model, load_untrained
 from engine.models.retriever import Retriever
 from engine.models.trial import Proof, require_forward
@@ -113,6 +113,7 @@ def play(
         check_starts(run, names)
         texts = model_texts(config, names)
         modules = load_models(_decided(run), names)
+        _tell(run, require_trained_teachers(config, modules))
         check_sizes(config, dataset, modules, run.device)
         try_models(config, modules, texts, run.device)
     data = _data(run, dataset, texts)
@@ -242,6 +243,8 @@ def check_settings(run: Run, dataset: Dataset) -> None:
         if run.is_main:  # it goes through all training records
             trained = trained_questions(run.config, dataset)
             require_given(run.timetable, dataset, trained, run.config.data.without_given)
+    for why, options in run.config.unread.items() if run.is_main else ():
+        log.warning("%s, so that nothing reads %s", why, ", ".join(options))
     for name, section in run.config.models.items():
         require_precision(section, name)
     for phase in run.timetable.phases:
@@ -260,9 +263,12 @@ def check_starts(run: Run, sources: Mapping[str, str]) -> None:
         ModelError: The recipe contradicts a folder, or a folder has what is not kept.
     """
     for name, source in sources.items():
-        notes = require_agreement(run.config.models[name], source, name)
-        for note in notes if run.is_main else ():
-            log.log(logging.WARNING if note.warns else logging.INFO, "%s", note.text)
+        _tell(run, require_agreement(run.config.models[name], source, name))
+
+
+def _tell(run: Run, notes: Sequence[Note]) -> None:
+    for note in notes if run.is_main else ():
+        log.log(logging.WARNING if note.warns else logging.INFO, "%s", note.text)
 
 
 def check_sizes(config: Config, dataset: Dataset, modules: Mapping[str, Model], device: torch.device) -> None:

@@ -60,6 +60,20 @@ class Ar2Recipe(Config):
         return Prior(DENSE, scale, WeightsOf("retriever", 0)), *super().priors
 
     @property
+    def unread(self) -> dict[str, tuple[str, ...]]:
+        """Of the measurements and of the game."""
+        return super().unread | self.ar2.unread
+
+    @property
+    def untrained_teacher(self) -> Literal["never", "first", "always"]:
+        """Of the game: D0 teaches first in the paper's order, the first iteration's D in the released one."""
+        game = self.ar2
+        plays = game.has_ranker and game.iterations > 0 and game.retriever.steps > 0
+        if not plays or self.warmup_ranker.steps or (game.ranker.steps and game.order == "released"):
+            return "never"
+        return "first" if game.ranker.steps else "always"
+
+    @property
     def refresh_devices(self) -> int:
         """Devices of each host that are kept for the refreshes of the game."""
         return self.ar2.refresh_devices

@@ -159,8 +159,12 @@ def _describe(problem: Any, recipe: type[Config]) -> str:
         return f"unknown key {where!r}{hint}"
     if problem["type"] == "missing":
         return f"{where!r} is not given and has no default"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{where}: {message}, got {_shortened(repr(problem['input']))}" if where else message
+    message: str = problem["msg"].removeprefix("Value error, ")
+    if not where:
+        return message
+    if problem["type"] == "value_error" and isinstance(problem["input"], dict):
+        return f"{where}: {message}"  # of values of the section that contradict each other, which it names
+    return f"{where}: {message}, got {_shortened(repr(problem['input']))}"
 
 
 def _shortened(text: str, most: int = 200) -> str:

@@ -155,6 +155,11 @@ class Ar2Config(Section):
                 f"irgan_support is {self.irgan_support}, but the objective {self.objective} has no generator of "
                 "IRGAN's: set objective to irgan, or leave it out"
             )
+        if self.adversarial_reduction == "mean" and not self.is_default("reference_batch_size"):
+            raise ValueError(
+                f"reference_batch_size is {self.reference_batch_size}, but adversarial_reduction mean adds nothing up "
+                "that it would scale: set adversarial_reduction to sum, or leave it out"
+            )
         if self.objective != "ar2" and self.contrastive_weight:
             raise ValueError(
                 f"contrastive_weight is {self.contrastive_weight}, but the objective {self.objective} has no Eq. 9 and "
@@ -186,9 +191,25 @@ class Ar2Config(Section):
         return self
 
     @property
+    def unread(self) -> dict[str, tuple[str, ...]]:
+        """Options that have other values than their defaults and that nothing reads, by why."""
+        names = ["adversarial", "adversarial_reduction", "adversarial_from"]
+        if self.objective != "ar2":
+            why = f"objective is {self.objective}"
+            names += ["adversarial_weight", "distillation_weight", "teacher"]
+            names += [] if self.has_ranker else ["ranker_restarts"]
+        elif not self.adversarial_weight:
+            why = "adversarial_weight is 0"
+        else:
+            return {}
+        vain = tuple(f"ar2.{name}" for name in names if not self.is_default(name))
+        return {f"ar2.{why}": vain} if vain else {}
+
+    @property
     def decided_on_dev(self) -> list[str]:
         """The options that ask how good both models were on dev."""
-        asked = {"ar2.adversarial_from=lead": self.adversarial_from == "lead", "ar2.teacher=dev": self.teacher == "dev"}
+        waits = self.adversarial_from == "lead" and self.adversarial_weight > 0
+        asked = {"ar2.adversarial_from=lead": waits, "ar2.teacher=dev": self.teacher == "dev"}
         return [option for option, is_set in asked.items() if is_set and self.objective == "ar2"]
 
     @model_validator(mode="after")
@@ -201,9 +222,11 @@ class Ar2Config(Section):
                 "ranker: raise one, or set retriever.steps to 0"
             )
         if not self.distillation_weight and self.num_negatives == 1 and self.adversarial == "paper":
+            taught = "nothing" if self.teacher == "always" else "nothing but how much its labels count"
             raise ValueError(
-                "with num_negatives 1 and distillation_weight 0 the gradient of Eq. 9 as printed is 0: the retriever "
-                "would learn nothing: raise one of them, or set adversarial to with_positive or released"
+                "with num_negatives 1 and distillation_weight 0 the gradient of Eq. 9 as printed is 0, its softmax "
+                f"being over one document: the ranker would teach the retriever {taught}. Raise one of them, or set "
+                "adversarial to with_positive or released"
             )
         if not self.distillation_weight and self.teacher == "always" and self.adversarial_from == "lead":
             raise ValueError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import PrivateAttr, model_validator
 
@@ -117,6 +117,16 @@ class Config(Section):
         """What the ranker's score has of retrievers'."""
         rankers = [section for section in self.models.values() if isinstance(section, RankerConfig)]
         return tuple(Prior(BM25, section.bm25_prior) for section in rankers if section.bm25_prior)
+
+    @property
+    def unread(self) -> dict[str, tuple[str, ...]]:
+        """Options that were given other values than their defaults and that nothing reads, by why, as it is told."""
+        return self.evaluation.unread
+
+    @property
+    def untrained_teacher(self) -> Literal["never", "first", "always"]:
+        """In which iterations a ranker that no step has trained teaches the retriever."""
+        return "never"
 
     @property
     def refresh_devices(self) -> int:

@@ -46,6 +46,10 @@ class Section(BaseModel):
             )
         super().__setattr__(name, value)
 
+    def is_default(self, name: str) -> bool:
+        """Tell whether a field has the value that it has where nobody gives it one."""
+        return bool(getattr(self, name) == type(self).model_fields[name].default)
+
     @field_validator("*")
     @classmethod
     def _is_usable(cls, value: Any) -> Any:
@@ -144,6 +148,15 @@ class DataConfig(Section):
     """Documents in one tar shard, the unit of encoding work and of its recovery; left out, chosen by the corpus."""
     generated_documents: int = Field(300, ge=20)
     """Size of the made-up set, used only without `path`."""
+
+    @model_validator(mode="after")
+    def _looks_for_positives(self) -> DataConfig:
+        if self.fallback_positive == "none" and not self.is_default("fallback_depth"):
+            raise ValueError(
+                f"fallback_depth is {self.fallback_depth}, but fallback_positive none looks for no passage: set "
+                "fallback_positive to answer, or leave it out"
+            )
+        return self
 
 
 class ShardsConfig(Section):
@@ -280,6 +293,13 @@ class EvaluationConfig(Section):
     (hybrid), or those of the first retriever alone. As many as `rerank_depth`, either way."""
     fusion_metric: str = "MRR@10"
     """What the weights are fitted to, by judgements: AR2's and R2ANKER's headline on MS MARCO."""
+
+    @property
+    def unread(self) -> dict[str, tuple[str, ...]]:
+        """Options that have other values than their defaults and that nothing reads, by why."""
+        names = () if self.fuse else ("fusion_candidates", "fusion_metric")
+        vain = tuple(f"evaluation.{name}" for name in names if not self.is_default(name))
+        return {"evaluation.fuse is false": vain} if vain else {}
 
     @property
     def search_depth(self) -> int:

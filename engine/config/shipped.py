@@ -4,8 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from engine.config.text import absolute_path
+
 SHIPPED = (Path(__file__).parent / "files").resolve()
 """The folder; in the repository a symbolic link to `configs/`, of which a wheel holds the contents."""
+
+
+def found_recipe(text: str) -> Path:
+    """Return the file that a word names: its own path, or where there is no such file a recipe that comes along.
+
+    Args:
+        text: A path, from the working directory, or a name as of `shipped_recipe`.
+
+    Returns:
+        An absolute path; of a word that names neither, its own.
+
+    Raises:
+        ValueError: It is empty, or no program here could use the name.
+    """
+    path = absolute_path(text)
+    return path if path.is_file() else shipped_recipe(text) or path
 
 
 def shipped_recipe(name: str) -> Path | None:

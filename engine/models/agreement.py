@@ -8,15 +8,19 @@ checkpoint nothing is said, and the recipe alone decides.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, get_args
 
 import huggingface_hub
 from huggingface_hub import errors as hub
+from torch import nn
 
 from engine.config.models import EncoderConfig, LexicalConfig, ModelConfig, RankerConfig, RetrieverConfig
+from engine.config.recipe import Config
 from engine.errors import ModelError
 from engine.models.packed import Pooling
+from engine.models.ranker import Ranker
 from engine.models.sentence_transformers import ALONE, MODULES_FILE, Tower, is_sentence_transformers, read_chains
 from engine.models.source import local_source, saved_metadata
 from engine.models.start import (
@@ -75,6 +79,43 @@ def require_agreement(section: ModelConfig, source: str, name: str) -> list[Note
         config = _config_on_hub(found)
         return [] if config is None else _compare_activation(_stated_activation(config), section, name)
     return []
+
+
+def require_trained_teachers(config: Config, modules: Mapping[str, nn.Module]) -> list[Note]:
+    """Compare rankers' heads with when the recipe lets them teach. Models named `random` teach nothing anyway.
+
+    Args:
+        config: The recipe.
+        modules: All models by name, as they are before any training.
+
+    Returns:
+        What is to be told.
+
+    Raises:
+        ModelError: A head is of random numbers, no step trains it, and it alone scores.
+    """
+    rankers = [name for name, module in modules.items() if isinstance(module, Ranker) and module.has_fresh_head]
+    fresh = [name for name in rankers if config.models[name].name != "random"]
+    return [note for name in fresh for note in _untrained_teacher(config, name)]
+
+
+def _untrained_teacher(config: Config, name: str) -> list[Note]:
+    """Tell when a ranker with a fresh head teaches before a step has trained it; refuse one that always would."""
+    if config.untrained_teacher == "never":
+        return []
+    section = config.models[name]
+    of_it = [f"{phase.section}.steps" for phase in config.timetable.phases_of(name)]
+    idle = " and ".join(f"{phase.section}.steps=0" for phase in config.timetable.phases_of(name) if not phase.steps)
+    fact = f"{section.name} has no head of a ranker, so that a new one of random numbers stands there, and with {idle} "
+    if config.untrained_teacher == "always" and not config.priors:
+        raise ModelError(
+            f"{fact}no step trains it: the retriever would learn from random numbers",
+            expected="a trained ranker, or a phase that trains it",
+            remedy=f"name a trained cross-encoder by {name}.name, or raise {' or '.join(of_it)}",
+        )
+    when = "in the first iteration" if config.untrained_teacher == "first" else "in every iteration"
+    beside = ", beside its prior" if config.priors else ""
+    return [Note(f"{fact}it teaches the retriever {when} as it is{beside}", warns=True)]
 
 
 def _traces(source: str | Path, section: RetrieverConfig, name: str) -> list[Note]:

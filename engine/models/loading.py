@@ -103,6 +103,7 @@ def load_backbone(
     settings: Mapping[str, Any] | None = None,
     may_be_fresh: Callable[[Any], Collection[str]] = lambda _model: (),
     judge_unused: Callable[[Any, Collection[str]], None] = lambda _model, _names: None,
+    note_fresh: Callable[[Collection[str]], None] = lambda _names: None,
     needs_head: bool = False,
     section: str = "retriever",
 ) -> Any:
@@ -119,6 +120,7 @@ def load_backbone(
         settings: Other values to set on the model's configuration.
         may_be_fresh: Names of the model's parameters that a checkpoint may lack, all of a module's or none.
         judge_unused: Is given the model and the names of the checkpoint's weights that it has no place for; may raise.
+        note_fresh: Is given the names of the parameters that the checkpoint lacks and that were made anew.
         needs_head: Say by its name if a checkpoint lacks the head for language modelling.
         section: The recipe's section, for remedies.
 
@@ -154,6 +156,7 @@ def load_backbone(
     if needs_head:
         _require_head(info["missing_keys"], model, name, section)
     _require_whole(info["missing_keys"], model, name, fresh)
+    note_fresh(_lacking(info["missing_keys"], model))
     if num_layers is not None and not isinstance(num_layers, int):
         model = choose_layers(model, num_layers, name)
     set_module_dropout(model, dropout)

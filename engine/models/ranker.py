@@ -57,6 +57,8 @@ class Ranker(nn.Module):
         """Which inputs the classifier takes."""
         self.packs = classifier_can_be_packed(classifier)
         """Whether `forward` takes packed batches."""
+        self.has_fresh_head = False
+        """Whether its head was made of random numbers, since what it was loaded from has none."""
         self.compiles = False
         """Whether its scorers compile their layers."""
 
@@ -134,16 +136,22 @@ class Ranker(nn.Module):
                 words = answers or start.answers or ("yes", "no")
                 return cls(load_yes_no(name, words, section, common)).eval()
             if form != "pooler":
-                return cls(_load_pooled(name, form, start, seed, common)).eval()
+                ranker = cls(_load_pooled(name, form, start, seed, common))
+                ranker.has_fresh_head = start.layer is None
+                return ranker.eval()
             has_head = saved_metadata(source).get("model") == "ranker"
+            fresh: list[str] = []
             classifier = load_backbone(
                 AutoModelForSequenceClassification,
                 name,
                 settings={"num_labels": 1},
                 may_be_fresh=(lambda _model: ()) if has_head else head_parameters,
+                note_fresh=fresh.extend,
                 **common,
             )
-        return cls(classifier).eval()
+        ranker = cls(classifier)
+        ranker.has_fresh_head = bool(fresh)
+        return ranker.eval()
 
     @classmethod
     def open(cls, folder: Path) -> Ranker:

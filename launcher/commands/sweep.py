@@ -37,7 +37,7 @@ from launcher.commands.sweep_board import write_board
 from launcher.commands.sweep_file import Sweep, SweepRun, read_sweep
 from launcher.commands.sweep_slots import Slots
 from launcher.slurm.job import is_finished
-from launcher.terminal.arguments import positive_whole_number, typed_path
+from launcher.terminal.arguments import positive_whole_number, recipe_file, typed_path
 from shards.errors import listed
 from shards.files import read_record, write_json
 
@@ -59,7 +59,7 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's words."""
-    parser.add_argument("file", type=typed_path, metavar="FILE", help="the sweep, such as configs/sweeps/*.yaml")
+    parser.add_argument("file", type=recipe_file, metavar="FILE", help="the sweep, such as configs/sweeps/*.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for all runs, such as data.path=DIR")
     parser.add_argument("--out", type=typed_path, metavar="DIR", help="folder of all runs, in place of the file's")
     parser.add_argument(

@@ -1,6 +1,6 @@
 """A sweep in a file: settings of a recipe by name, each with some seeds, and what they share.
 
-    base: {config: configs/ar2_nq.yaml, set: [ar2.top_k=200]}     # the recipe, and words for all
+    base: {config: ar2_nq, set: [ar2.top_k=200]}     # the recipe, by its name or path, and words for all
     variants:                           # name: words of its own, as a list or as keys with values
       ar2: []
       without-R: {ar2.distillation_weight: 0}
@@ -23,6 +23,7 @@ from typing import Any
 
 from engine.config.file import load_config
 from engine.config.recipe import Config
+from engine.config.shipped import found_recipe
 from engine.config.text import absolute_path
 from engine.config.tree import read_tree_file
 from engine.errors import ConfigError
@@ -110,7 +111,7 @@ def read_sweep(path: Path, words: Sequence[str] = (), out: Path | None = None) -
     base = base if isinstance(base, dict) else {"config": base}
     if not isinstance(base.get("config"), str) or set(base) - {"config", "set"}:
         raise ConfigError(f"{path}: base names no recipe", expected="base: {config: FILE, set: [key=value, ...]}")
-    recipe = absolute_path(base["config"])
+    recipe = _recipe(base["config"], path)
     for_all = (*_words(base.get("set"), f"{path}: base.set"), *words)
     where = out or tree.get("out")
     if not isinstance(where, str | Path) or not where:
@@ -133,6 +134,13 @@ def read_sweep(path: Path, words: Sequence[str] = (), out: Path | None = None) -
         load_config(recipe, for_all)  # what is shared is run by it
     options = _words(tree.get("compare"), f"{path}: compare", any_word=True)
     return Sweep(recipe, for_all, tuple(runs), folder, share or None, options)
+
+
+def _recipe(name: str, path: Path) -> Path:
+    try:
+        return found_recipe(name)
+    except ValueError as error:
+        raise ConfigError(f"{path}: base.config is {name!r}: {error}", expected="a recipe's name or path") from error
 
 
 def _variants(tree: Any, path: Path) -> dict[str, tuple[str, ...]]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from engine.config.shipped import shipped_recipe
+from engine.config.shipped import found_recipe
 from engine.config.text import absolute_path, as_typed, is_whole, number_of
 
 _MOST_WHOLE = 10**15
@@ -81,8 +81,10 @@ def recipe_file(text: str) -> Path:
     Raises:
         ArgumentTypeError: It is empty, or no program here could use the name.
     """
-    path = typed_path(text)
-    return path if path.is_file() else shipped_recipe(text) or path
+    try:
+        return found_recipe(text)
+    except ValueError as error:
+        raise ArgumentTypeError(f"{text!r}: {error}") from error
 
 
 def complete(parser: ArgumentParser, arguments: Namespace, left: Sequence[str]) -> Namespace:

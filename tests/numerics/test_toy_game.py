@@ -43,7 +43,7 @@ def played(
 
 
 def test_eq_9_as_printed_alone_lowers_the_retriever_and_the_released_form_raises_it() -> None:
-    """Symptom: AR2 without R (Table 5: R@1 57.8 against 58.7 with it) came out far below its own warm-up."""
+    """Symptom: AR2 without R (Table 6: R@1 57.8 against 58.7 with it) came out far below its own warm-up."""
     theta, phi = scores(0, 1.0), scores(1, 2.5)
     before = reciprocal_rank(theta)
     assert reciprocal_rank(phi) > before + 0.2, "a ranker that has much to teach"

@@ -12,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from engine.config.file import parse_config
 from engine.config.models import RankerConfig, RetrieverConfig
 from engine.errors import ModelError
-from engine.models.agreement import Note, require_agreement
+from engine.models.agreement import Note, require_agreement, require_trained_teachers
 from engine.models.export import export_ranker, export_retriever
 from engine.models.kinds import load_untrained
 from engine.models.loading import load_tokenizer
@@ -360,3 +361,46 @@ def test_a_plain_checkpoint_is_left_to_the_recipe(random_model: Path) -> None:
     assert not compare(random_model, pooling="cls")
     assert not compare(random_model, similarity="cosine", max_length=48)
     assert not compare_ranker(random_model)
+
+
+def told_of_teacher(source: str, own: dict[str, Any], **game: Any) -> list[Note]:
+    """Return what is told of a game with a ranker of a start, whose D0 is taken as it is."""
+    config = parse_config(
+        {
+            "run": {"path": "r"},
+            "retriever": {"name": "g"},
+            "ranker": {"name": source, **own},
+            "warmup_ranker": {"steps": 0},
+            "ar2": game,
+        },
+        "c",
+    )
+    module = load_untrained(config.models["ranker"], source, seed=1, name="ranker")
+    return require_trained_teachers(config, {"ranker": module})
+
+
+@pytest.mark.parametrize("head", ["pooler", "cls"])
+def test_a_new_head_that_no_step_trains_may_not_teach(head: str, random_model: Path) -> None:
+    """Symptom: a plain encoder as D, with both numbers of steps 0, taught by random numbers for a whole run."""
+    plain, own, idle = str(random_model), {"head": head}, {"ranker": {"steps": 0}}
+    with pytest.raises(
+        ModelError, match=r"warmup_ranker\.steps=0 and ar2\.ranker\.steps=0 no step trains it"
+    ) as caught:
+        told_of_teacher(plain, own, **idle)
+    assert "raise warmup_ranker.steps or ar2.ranker.steps" in str(caught.value)
+    for told, own_prior, game in (
+        ("in the first iteration as it is", {}, {}),
+        ("in every iteration as it is, beside its prior", {"prior": 1.0}, idle),
+    ):
+        (note,) = told_of_teacher(plain, own | own_prior, **game)
+        assert told in note.text
+        assert note.warns
+    for game in ({"order": "released"}, {"retriever": {"steps": 0}}, {"iterations": 0}):
+        assert told_of_teacher(plain, own, **game) == []
+
+
+def test_a_trained_head_may_teach_as_it_is(tmp_path: Path, cross_encoder: Path, random_model: Path) -> None:
+    assert told_of_teacher(str(cross_encoder), {}, ranker={"steps": 0}) == []
+    pooled = Ranker.load(str(random_model), head="cls")
+    pooled.save(tmp_path / "saved", load_tokenizer(str(random_model)))
+    assert told_of_teacher(str(tmp_path / "saved"), {"head": "cls"}, ranker={"steps": 0}) == []

@@ -109,6 +109,40 @@ def test_every_setting_and_seed_is_a_run_of_its_own(tmp_path: Path, dataset: Dat
     assert {config.evaluation.max_dev_queries for config in by_label.values()} == {None}
 
 
+@pytest.mark.parametrize("name", ["tiny", "tiny.yaml", "configs/tiny.yaml", str(TINY)])
+def test_the_recipe_is_named_as_for_a_training(
+    name: str, tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Symptom: of `config: tiny` there was no configuration file, and the remedy was to name tiny."""
+    monkeypatch.chdir(tmp_path)
+    for base in (name, f"{{config: {name}, set: [run.log_every_steps=1]}}"):
+        sweep = read(tmp_path, dataset, base=base)
+        assert sweep.recipe.is_absolute()
+        assert sweep.recipe.samefile(TINY)
+
+
+def test_a_file_of_ones_own_comes_before_a_recipe_that_comes_along(
+    tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(TINY.read_text().replace("top_k: 20", "top_k: 19"))
+    assert read(tmp_path, dataset, base="tiny.yaml").runs[0].config.ar2.top_k == 19
+    with pytest.raises(ConfigError, match=r"no configuration file .*own\.yaml.* one of those that come along: .*tiny"):
+        read(tmp_path, dataset, base="own.yaml")
+    with pytest.raises(ConfigError, match=r"base\.config is '': is empty"):
+        read(tmp_path, dataset, base='{config: ""}')
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_a_sweep_that_comes_along_is_read_in_any_folder(
+    path: Path, tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Symptom: each asked for `configs/*.yaml` below the working directory, which is the repository's alone."""
+    monkeypatch.chdir(tmp_path)
+    run_command("sweep", f"sweeps/{path.stem}", f"data.path={dataset.path}", "--print")
+    assert f"runs/sweeps/{path.stem}/" in capsys.readouterr().out
+
+
 def test_runs_are_started_once_and_compared_in_the_end(
     tmp_path: Path, dataset: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
