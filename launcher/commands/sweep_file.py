@@ -129,9 +129,8 @@ def read_sweep(path: Path, words: Sequence[str] = (), out: Path | None = None) -
     share = tree.get("share")
     if share is not None and not (isinstance(share, str) and share):
         raise ConfigError(f"{path}: share is {share!r}", expected="the name of a stage, such as retriever/1")
-    _require_stage(share, runs, path)
     if share:
-        load_config(recipe, for_all)  # what is shared is run by it
+        _require_stage(share, load_config(recipe, for_all), path)
     options = _words(tree.get("compare"), f"{path}: compare", any_word=True)
     return Sweep(recipe, for_all, tuple(runs), folder, share or None, options)
 
@@ -186,12 +185,11 @@ def _refuse_ours(words: Sequence[str], where: str) -> None:
             )
 
 
-def _require_stage(share: str | None, runs: Sequence[SweepRun], path: Path) -> None:
-    """Refuse to share what comes before a stage that some setting does not have; stages of training are known."""
-    for run in runs if share else ():
-        stages = [visit.stage for visit in run.config.timetable.visits]
-        if share not in stages:
-            raise ConfigError(
-                f"{path}: {run.variant} has no stage {share!r} of training to share what comes before it",
-                expected=f"one of {', '.join(stages)}",
-            )
+def _require_stage(share: str, base: Config, path: Path) -> None:
+    """Refuse to share what comes before a stage that the base, which computes it, does not train."""
+    stages = [visit.stage for visit in base.timetable.visits]
+    if share not in stages:
+        raise ConfigError(
+            f"{path}: the base has no stage {share!r} of training to share what comes before it",
+            expected=f"one of {', '.join(stages)}",
+        )

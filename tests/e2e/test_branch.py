@@ -135,6 +135,7 @@ def test_other_games_from_the_same_warm_up(early: Path, tmp_path: Path) -> None:
     assert {"warmup_retriever", "candidates/000"} <= set(done.kept)
     assert "evaluate/0" in done.again
     assert not (tmp_path / "ance" / "weights" / "ranker" / "000").exists()
+    assert "ar2.objective" in str(branch_run(early, tmp_path / "b", ["ar2.objective=ance"], "warmup_ranker").changed)
     with pytest.raises(ConfigError, match=r"warmup_ranker of .*objective"):
         branch_run(early, tmp_path / "irgan", ["ar2.objective=irgan"], "retriever/1")
     assert branch_run(early, tmp_path / "irgan", ["ar2.objective=irgan"], "warmup_ranker").left_out == ()

@@ -133,6 +133,14 @@ def test_a_file_of_ones_own_comes_before_a_recipe_that_comes_along(
         read(tmp_path, dataset, base='{config: ""}')
 
 
+def test_a_setting_may_be_without_the_stage_before_which_it_begins(tmp_path: Path) -> None:
+    """AR2, IRGAN and ANCE begin from one G0, and ANCE trains no D0."""
+    variants = "{ar2: [], irgan: {ar2.objective: irgan}, ance: {ar2.objective: ance}}"
+    assert read_sweep(sweep_file(tmp_path, "warmup_ranker", variants=variants)).share == "warmup_ranker"
+    with pytest.raises(ConfigError, match="the base has no stage 'student' of training"):
+        read_sweep(sweep_file(tmp_path, "student", variants=variants))
+
+
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_a_sweep_that_comes_along_is_read_in_any_folder(
     path: Path, tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
