@@ -192,23 +192,34 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _values_agree(self) -> Config:
+    def _a_prior_has_its_model(self) -> Config:
         for name, section in self.models.items():
             if isinstance(section, RankerConfig) and section.prior and all(one.weights is None for one in self.priors):
                 raise ValueError(f"{name}.prior is {section.prior:g}, but {self.recipe} has no G0: leave it out")
-        table = self.timetable_for(Sizes(1, 1))
-        for phase in table.phases:
-            if phase.optim.head_lr_scale != 1 and not isinstance(self.models.get(phase.model), RankerConfig):
+        return self
+
+    @model_validator(mode="after")
+    def _only_a_head_has_its_learning_rate(self) -> Config:
+        for phase in self.timetable_for(Sizes(1, 1)).phases:
+            if phase.optim.head_lr_scale == 1:
+                continue
+            model = self.models.get(phase.model)
+            if not isinstance(model, RankerConfig):
                 raise ValueError(
                     f"{phase.section}.optim.head_lr_scale is {phase.optim.head_lr_scale:g}, but {phase.name} trains "
                     f"the {phase.model}, which is no ranker and has no head of its own: leave it out"
                 )
-            model = self.models.get(phase.model)
-            if phase.optim.head_lr_scale != 1 and isinstance(model, RankerConfig) and model.head == "yes_no":
+            if model.head == "yes_no":
                 raise ValueError(
                     f"{phase.section}.optim.head_lr_scale is {phase.optim.head_lr_scale:g}, but the "
                     f"{phase.model}'s head is yes_no, which has no layer of its own: leave it out"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _there_are_as_many_candidates_as_are_drawn(self) -> Config:
+        table = self.timetable_for(Sizes(1, 1))
+        for phase in table.phases:
             for mining in table.minings:
                 if mining.name in phase.candidates and phase.num_negatives > mining.top_k:
                     raise ValueError(
@@ -222,6 +233,10 @@ class Config(Section):
                         f"{', '.join(table.joint[name].members)}: lower num_negatives, or raise top_k or the sampler's "
                         "window"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_measured_is_there(self) -> Config:
         if self.index.embeddings == "local":
             self._require_no_scattered_reads()
         if self.evaluation.rerank_depth > self.evaluation.search_depth:
@@ -234,6 +249,10 @@ class Config(Section):
                 f"run.keep_best {self.run.keep_best!r} is none of evaluation.metrics "
                 f"({', '.join(self.evaluation.metrics)})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _no_query_is_longer_than_a_document(self) -> Config:
         for name, model in self.models.items():
             if isinstance(model, EncoderConfig) and model.query_max_length > model.max_length:
                 raise ValueError(
