@@ -9,7 +9,7 @@ ranks, on the device that the run had, and its half precision, as autocast has i
 
 Both retrievers then encode the corpus by sentence-transformers and are searched exactly, for all queries of a split.
 
-    python benchmarks/duel_peers.py RUN [--split dev] [--seed 42] [--seconds S] [--out FOLDER]
+    python benchmarks/duel_peers.py RUN [--split dev] [--seed 42] [--seconds S] [--clock processor] [--out FOLDER]
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -49,6 +49,7 @@ from engine.models.retriever import Retriever
 from shards.formats import open_dataset
 from shards.writer import render
 
+Clock = Callable[[], float]
 METRICS = ("R@1", "R@5", "MRR@10", "nDCG@10")
 DEPTH = 50
 """Passages that are mined for a query; the run's top_k where that is less."""
@@ -93,10 +94,11 @@ class Peer:
         folder: Takes copies of the start models.
         seed: Of the orders and draws.
         device: Of both models.
+        clock: Tells the seconds of its trainings.
     """
 
-    def __init__(self, config: Ar2Recipe, folder: Path, seed: int, device: torch.device) -> None:
-        self.config, self.random, self.device = config, random.Random(seed), device
+    def __init__(self, config: Ar2Recipe, folder: Path, seed: int, device: torch.device, clock: Clock) -> None:
+        self.config, self.random, self.device, self.clock = config, random.Random(seed), device, clock
         self.chunk = 32 if device.type == "cpu" else 512
         torch.manual_seed(seed)
         section, ranker = config.retriever, config.ranker
@@ -186,7 +188,11 @@ class Peer:
             self.retriever, scale=self.config.retriever.score_scale, mini_batch_size=phase.micro_batch_size
         )
         drawn = self.groups(phase.batch_size, max(1, phase.hard_negatives))
-        return train(self.retriever, phase.optim.lr, seconds, lambda: [loss(self.features(*next(drawn)), None)])
+
+        def of_a_step() -> list[Any]:
+            return [loss(self.features(*next(drawn)), None)]
+
+        return train(self.retriever, phase.optim.lr, seconds, self.clock, of_a_step)
 
     def learn(self, seconds: float) -> int:
         """Train the cross-encoder on mined negatives; return the steps."""
@@ -199,7 +205,7 @@ class Peer:
             queries, texts = next(drawn)
             return [loss([queries, texts], [torch.tensor([CERTAIN, *[0.0] * (len(one) - 1)]) for one in texts])]
 
-        return train(self.ranker, phase.optim.lr, seconds, of_a_step)
+        return train(self.ranker, phase.optim.lr, seconds, self.clock, of_a_step)
 
     def distil(self, seconds: float) -> int:
         """Train the retriever on the cross-encoder's scores and in-batch negatives; return the steps."""
@@ -218,7 +224,7 @@ class Peer:
             yield distillation(self.features(queries, texts), told.float().view(len(queries), -1))
             yield contrast(self.features(queries, texts), None)
 
-        return train(self.retriever, game.retriever.optim.lr, seconds, of_a_step)
+        return train(self.retriever, game.retriever.optim.lr, seconds, self.clock, of_a_step)
 
 
 def halve(model: Any, device: torch.device, precision: str) -> None:
@@ -237,18 +243,19 @@ def read_retriever(folder: Path, max_length: int, device: torch.device, precisio
     )
 
 
-def train(module: Any, lr: float, seconds: float, losses: Any) -> int:
+def train(module: Any, lr: float, seconds: float, clock: Clock, losses: Any) -> int:
     """Take steps until the seconds are over, with AdamW at a rate that falls linearly with the clock.
 
     Args:
         module: In training afterwards.
         lr: The highest rate, after the first tenth of the seconds.
         seconds: How long.
+        clock: Tells them.
         losses: Computes those of a step, each of which is differentiated by itself.
     """
     optimizer = torch.optim.AdamW(module.parameters(), weight_decay=0.0, fused=True)
-    begun, steps = time.monotonic(), 0
-    while (passed := (time.monotonic() - begun) / seconds) < 1:
+    begun, steps = clock(), 0
+    while (passed := (clock() - begun) / seconds) < 1:
         module.train()
         for loss in losses():
             loss.backward()
@@ -263,15 +270,16 @@ def train(module: Any, lr: float, seconds: float, losses: Any) -> int:
 
 def compete(peer: Peer, seconds: Seconds) -> dict[str, str]:
     """Train the peer for as long as the run took; return what it did."""
-    begun = time.monotonic()
+    clock = peer.clock
+    begun = clock()
     peer.mine()
     steps = {"contrast": peer.contrast(seconds.contrast)}
     peer.mine()
-    mined = time.monotonic() - begun - seconds.contrast
+    mined = clock() - begun - seconds.contrast
     steps["ranker"] = peer.learn(seconds.ranker)
-    left = max(seconds.distillation / 2, seconds.total - (time.monotonic() - begun))
+    left = max(seconds.distillation / 2, seconds.total - (clock() - begun))
     steps["distillation"] = peer.distil(left)
-    taken = time.monotonic() - begun
+    taken = clock() - begun
     return {
         "seconds": f"{taken:.0f} of {seconds.total:.0f}",
         "mining s": f"{mined:.0f}",
@@ -286,6 +294,12 @@ def main() -> None:
     parser.add_argument("--split", default="dev")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--seconds", type=float, help="in place of the run's own")
+    parser.add_argument(
+        "--clock",
+        choices=("wall", "processor"),
+        default="wall",
+        help="processor: seconds that its threads have computed, where others use the machine at the same time",
+    )
     parser.add_argument("--threads", type=int, default=2, help="as many as the run had ranks")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="that the run had")
     parser.add_argument("--out", type=Path, help="keeps the peer's models")
@@ -296,7 +310,8 @@ def main() -> None:
     seconds = Seconds.of(arguments.run, arguments.seconds)
     with tempfile.TemporaryDirectory() as scratch:
         device = torch.device(arguments.device)
-        peer = Peer(config, Path(scratch), arguments.seed, device)
+        clock = time.monotonic if arguments.clock == "wall" else lambda: time.process_time() / arguments.threads
+        peer = Peer(config, Path(scratch), arguments.seed, device, clock)
         start = read_retriever(Path(scratch) / "retriever", config.retriever.max_length, device, "fp32")
         did = compete(peer, seconds)
         out = arguments.out or Path(scratch) / "peer"

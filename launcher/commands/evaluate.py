@@ -132,17 +132,10 @@ def evaluate_run(path: Path, asked: Asked) -> None:
     taken = last if run.config.evaluation.iteration == "last" else best
     given = None if asked.candidates in (None, _BM25) else absolute_path(asked.candidates or "")
     groups = _over_candidates(run, asked, given, taken) if asked.candidates else _systems(run, asked, taken)
-    dataset = open_dataset(asked.data, asked.format) if asked.data else dataset_of(run)
+    dataset = _dataset(run, asked)
     is_own = dataset.fingerprint == fingerprint_of(run)
     if is_own:
         _require_no_other_index(asked)
-    if not dataset.qrels.get(asked.split):
-        raise DataError(
-            f"{dataset.path} has no judged queries in the split {asked.split!r}",
-            expected=f"one of {', '.join(dataset.qrels) or 'train, dev, test'}",
-            remedy="name another split by --split",
-        )
-    require_measurable_splits(run.config, dataset, [asked.split])
     folder = run.folder if is_own else _folder_of(run, dataset)
     sample = _sample(run.config, recipe, dataset, asked.split)
     with ExitStack() as stack:
@@ -166,6 +159,23 @@ def evaluate_run(path: Path, asked: Asked) -> None:
             run.coordinator.only_rank_zero("drop indexes", lambda: drop_old_indexes(run, folder, last, taken))
     if run.is_main:
         log.info("results (%s)\n\n%s\n", folder.summary, summary_table(folder, bold=is_bold()))
+
+
+def _dataset(run: Run, asked: Asked) -> Dataset:
+    """Open the data that are measured on, the run's own where no others are named.
+
+    Raises:
+        DataError: They have no such split.
+    """
+    dataset = open_dataset(asked.data, asked.format) if asked.data else dataset_of(run)
+    if not dataset.qrels.get(asked.split):
+        raise DataError(
+            f"{dataset.path} has no judged queries in the split {asked.split!r}",
+            expected=f"one of {', '.join(dataset.qrels) or 'train, dev, test'}",
+            remedy="name another split by --split",
+        )
+    require_measurable_splits(run.config, dataset, [asked.split])
+    return dataset
 
 
 def _words(asked: Asked) -> list[str]:
