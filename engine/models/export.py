@@ -30,7 +30,6 @@ from engine.models.export_parts import (
     compare_sides,
     describe_tower,
     largest_difference,
-    limit_tokenizer,
     padded_documents,
     padded_queries,
     write_modules,
@@ -47,6 +46,7 @@ from engine.models.loading import load_tokenizer
 from engine.models.projection import load_projection
 from engine.models.ranker import Ranker
 from engine.models.retriever import Retriever, pool
+from engine.models.sides import limit_tokenizer
 from engine.models.source import BOTTLENECK, METADATA_FILE, POOLER, kind_in_words, read_metadata, saved_metadata
 from engine.models.start import read_ranker, read_retriever
 from engine.models.template import InputTemplate

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from engine.models.dual import DOCUMENT, QUERY
 from engine.models.packed import Pooling
+from engine.models.sides import limit_tokenizer
 from engine.models.template import InputTemplate
-from shards.files import read_json, write_json
+from shards.files import write_json
 
 MODULES = "sentence_transformers.models."
 """Where the library's modules for dense models are, and those that all kinds of model have."""
@@ -100,12 +101,6 @@ def describe_tower(folder: Path, max_length: int) -> None:
     """Write the length of a transformer's inputs, where the libraries look for it."""
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
     limit_tokenizer(folder, max_length)
-
-
-def limit_tokenizer(folder: Path, max_length: int) -> None:
-    """Make the length part of the tokenizer, from which transformers and CrossEncoder take it."""
-    path = folder / "tokenizer_config.json"
-    write_json(path, {**read_json(path, "the tokenizer's configuration"), "model_max_length": max_length})
 
 
 def compare_sides(

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from engine.models.bottleneck import SKIP_FROM, BottleneckLM
 from engine.models.condenser import CondenserLM
-from engine.models.export_parts import largest_difference, limit_tokenizer, padded_documents
+from engine.models.export_parts import largest_difference, padded_documents
 from engine.models.loading import load_tokenizer
+from engine.models.sides import limit_tokenizer
 from engine.models.source import MASKED_LM, METADATA_FILE, saved_metadata
 from engine.models.template import InputTemplate
 from shards.files import write_json
