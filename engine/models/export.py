@@ -333,16 +333,15 @@ def _compare_ranker(weights_folder: Path, target: Path, queries: list[str], docu
     asked = [(query, ids) for query, ids in tokenized if len(ids) <= longest]
     pairs = [(query, document) for query, _ in asked for document in documents]
     document_ids = template.documents.token_ids(tokenizer, documents)
-    own = template.pad(
-        [template.pair(ids, other, metadata["max_length"]) for _, ids in asked for other in document_ids]
-    )
+    inputs = [template.pair(ids, other, metadata["max_length"]) for _, ids in asked for other in document_ids]
+    own = template.pad(inputs, 1)
     ours_N = Ranker.open(weights_folder)(own)
     differences = {"transformers": largest_difference(ours_N, _scores_by_transformers(target, pairs, own))}
     if importlib.util.find_spec("sentence_transformers") is not None:
         from sentence_transformers import CrossEncoder
 
         scores = CrossEncoder(str(target), device="cpu", local_files_only=True).predict(
-            pairs, convert_to_tensor=True, show_progress_bar=False
+            pairs, batch_size=len(pairs), convert_to_tensor=True, show_progress_bar=False
         )
         differences["sentence-transformers"] = largest_difference(ours_N, scores)
     return differences

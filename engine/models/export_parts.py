@@ -131,21 +131,21 @@ def compare_sides(
         model = by_library()
         encoders = {QUERY: model.encode_query, DOCUMENT: model.encode_document}
         differences["sentence-transformers"] = over_sides(
-            lambda side, given: encoders[side](given, show_progress_bar=False, **options)
+            lambda side, given: encoders[side](given, batch_size=len(given), show_progress_bar=False, **options)
         )
     return differences
 
 
 def padded_queries(template: InputTemplate, tokenizer: Any, texts: list[str], max_length: int) -> dict[str, Tensor]:
-    """Make our own inputs of queries, as one padded batch."""
+    """Make our own inputs of queries, as one batch that is as long as the longest, as the libraries make it."""
     single = template.for_queries().single
-    return template.pad([single(ids, max_length) for ids in template.queries.token_ids(tokenizer, texts)])
+    return template.pad([single(ids, max_length) for ids in template.queries.token_ids(tokenizer, texts)], 1)
 
 
 def padded_documents(template: InputTemplate, tokenizer: Any, texts: list[str], max_length: int) -> dict[str, Tensor]:
-    """Make our own inputs of documents, as one padded batch."""
+    """Make our own inputs of documents, as `padded_queries` does."""
     single = template.for_documents().single
-    return template.pad([single(ids, max_length) for ids in template.documents.token_ids(tokenizer, texts)])
+    return template.pad([single(ids, max_length) for ids in template.documents.token_ids(tokenizer, texts)], 1)
 
 
 def largest_difference(ours: Tensor, theirs: Tensor) -> float:
