@@ -14,10 +14,11 @@ import torch
 import transformers
 from torch import Tensor
 
+from engine.errors import ArtifactError
 from engine.models.dual import DOCUMENT, QUERY
 from engine.models.packed import Pooling
 from engine.models.sides import limit_tokenizer
-from engine.models.template import InputTemplate
+from engine.models.template import Input, InputTemplate
 from shards.files import write_json
 
 MODULES = "sentence_transformers.models."
@@ -148,6 +149,59 @@ def padded_documents(template: InputTemplate, tokenizer: Any, texts: list[str], 
     return template.pad([single(ids, max_length) for ids in template.documents.token_ids(tokenizer, texts)], 1)
 
 
-def largest_difference(ours: Tensor, theirs: Tensor) -> float:
-    """Return the largest difference of two tensors, divided by the largest of our numbers where that is above 1."""
-    return float((ours - theirs).abs().max() / ours.abs().max().clamp(min=1))
+def require_alone_cut(
+    target: Path, reader: Any, template: InputTemplate, tokenizer: Any, side: str, max_length: int, prompt: str = ""
+) -> None:
+    """Compare how a text alone is cut, as `require_same_cut` does.
+
+    Args:
+        target: The export.
+        reader: Its tokenizer, as transformers loads it.
+        template: Of our own tokenizer.
+        tokenizer: Our own.
+        side: The text's.
+        max_length: Tokens of an input.
+        prompt: What such a text begins with.
+
+    Raises:
+        ArtifactError: The tokenizer keeps other tokens.
+    """
+    text = long_text(max_length)
+    form, wording = template.for_documents(), template.documents
+    if side == QUERY:
+        form, wording = template.for_queries(), template.queries
+    require_same_cut(target, reader, form.single(wording.token_ids(tokenizer, [text])[0], max_length), prompt + text)
+
+
+def require_same_cut(target: Path, reader: Any, own: Input, *texts: str) -> None:
+    """Compare which tokens are left of what is too long; a forward of the longest inputs would be dear.
+
+    Args:
+        target: The export.
+        reader: Its tokenizer, as transformers loads it.
+        own: Our own input.
+        texts: What it is of, one or two.
+
+    Raises:
+        ArtifactError: The tokenizer keeps others.
+    """
+    theirs = list(reader(*texts, truncation=True)["input_ids"])
+    if theirs != [int(one) for one in own.ids]:
+        raise ArtifactError(
+            f"the tokenizer exported to {target} cuts a long text to other tokens than we do: it keeps "
+            f"{len(theirs)}, we {len(own.ids)}, and it cuts on the {reader.truncation_side}",
+            expected=f"the first {len(own.ids)} tokens, special tokens included",
+            remedy="compare truncation_side and model_max_length of its tokenizer_config.json with those beside our "
+            "weights",
+        )
+
+
+def long_text(max_length: int) -> str:
+    """Return a text whose first half and second half have more than so many tokens, and differ in any vocabulary."""
+    half = max_length + 1
+    return " ".join(f"{'a' if number < half else 'the'} {number}" for number in range(2 * half))
+
+
+def largest_difference(ours: Tensor, theirs: Tensor, least: float = 1.0) -> float:
+    """Return the largest difference of two tensors, divided by the largest of our numbers, or by `least`."""
+    return float((ours - theirs).abs().max() / ours.abs().max().clamp(min=least))

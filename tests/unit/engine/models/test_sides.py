@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from engine.config.models import LexicalConfig, ModelConfig, RankerConfig, RetrieverConfig
+from engine.errors import ArtifactError
 from engine.models.agreement import require_agreement
-from engine.models.export import export_model
+from engine.models.export import export_model, export_ranker, verify_export
 from engine.models.lexical import Lexical
 from engine.models.loading import load_tokenizer
 from engine.models.ranker import Ranker
@@ -75,6 +78,33 @@ def test_an_export_cuts_and_fills_as_training_did(random_model: Path, tmp_path: 
     assert export_model(tmp_path / "w", tmp_path / "e") < 1e-6
     for place in tmp_path.joinpath("e").rglob(TOKENIZER_FILE):
         assert sides_of(place.parent) == {"right"}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_an_export_that_cuts_texts_on_the_left_is_noticed(random_model: Path, tmp_path: Path, kind: str) -> None:
+    """The scores of an untrained ranker are so near 0 that those of other texts differed by less than was allowed."""
+    tokenizer, name = load_tokenizer(str(random_model)), str(random_model)
+    MODELS[kind](name).save(tmp_path / "w", tokenizer, metadata={"max_length": 400, "query_max_length": 300})
+    export_model(tmp_path / "w", tmp_path / "e")
+    for place in tmp_path.joinpath("e").rglob(TOKENIZER_FILE):
+        edit(place, **LEFT["truncation"])
+    with pytest.raises(ArtifactError, match=r"cuts a long text to other tokens than we do.*on the left"):
+        verify_export(tmp_path / "w", tmp_path / "e", ["lists?"], ["a short text"])
+
+
+def test_scores_near_0_are_compared_by_their_own_size(random_model: Path, tmp_path: Path) -> None:
+    """Everything within 1e-4 passed, which is a large part of the scores of an untrained ranker."""
+    ranker = Ranker.load(str(random_model), seed=3)
+    with torch.no_grad():
+        ranker.classifier.classifier.weight *= 1e-2
+    ranker.save(tmp_path / "w", load_tokenizer(str(random_model)), metadata=LENGTHS)
+    export_ranker(tmp_path / "w", tmp_path / "e")
+    state = load_file(tmp_path / "e" / "model.safetensors")
+    state["classifier.bias"] += 1e-5
+    save_file(state, tmp_path / "e" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ArtifactError, match="differs from ours by") as refusal:
+        verify_export(tmp_path / "w", tmp_path / "e")
+    assert f"whole in {tmp_path / 'w'}" in refusal.value.remedy
 
 
 @pytest.mark.parametrize(
