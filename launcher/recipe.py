@@ -115,7 +115,7 @@ def play(
         modules = load_models(_decided(run), names)
         _tell(run, require_trained_teachers(config, modules))
         check_sizes(config, dataset, modules, run.device)
-        try_models(config, modules, texts, run.device)
+        _tell(run, try_models(config, modules, texts, run.device))
     data = _data(run, dataset, texts)
     models = Models.open(run, modules)
     try:
@@ -290,17 +290,22 @@ def check_sizes(config: Config, dataset: Dataset, modules: Mapping[str, Model], 
 
 def try_models(
     config: Config, modules: Mapping[str, Model], texts: Mapping[str, ModelText], device: torch.device
-) -> None:
+) -> list[Note]:
     """Compute one batch with each model, of the longest inputs of the recipe and in its settings.
+
+    Returns:
+        What is to be told.
 
     Raises:
         ConfigError: An input is longer than a model's positions.
         ModelError: A model cannot compute it, or does not fit its tokenizer.
     """
+    notes: list[Note] = []
     for name, module in modules.items():
         text = texts[name]
         proof = Proof(name, config.models[name], config.query_max_length, text.tokenizer, text.template, device)
-        require_forward(module, proof)
+        notes += require_forward(module, proof)
+    return notes
 
 
 def export_models(stage: Stage, *, iteration: int) -> Exported:

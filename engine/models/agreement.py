@@ -22,6 +22,7 @@ from engine.errors import ModelError
 from engine.models.packed import Pooling
 from engine.models.ranker import Ranker
 from engine.models.sentence_transformers import ALONE, MODULES_FILE, Tower, is_sentence_transformers, read_chains
+from engine.models.sides import PADDING_SIDE, TOKENIZER_FILE, TRUNCATION_SIDE, left_sides
 from engine.models.source import local_source, saved_metadata
 from engine.models.start import (
     RankerStart,
@@ -68,6 +69,10 @@ def require_agreement(section: ModelConfig, source: str, name: str) -> list[Note
         ArtifactError: A description of ours is damaged.
     """
     found = local_source(source)
+    return [*_compare(found, section, name), *_told_of_sides(found, section)]
+
+
+def _compare(found: str | Path, section: ModelConfig, name: str) -> list[Note]:
     if isinstance(section, RetrieverConfig):
         start = read_retriever(found)
         return _compare_retriever(start, section, name) if start.origin else _traces(found, section, name)
@@ -76,7 +81,7 @@ def require_agreement(section: ModelConfig, source: str, name: str) -> list[Note
     if isinstance(section, RankerConfig):
         if isinstance(found, Path):
             return _compare_ranker(found, section, name)
-        config = _config_on_hub(found)
+        config = _file_on_hub(found, "config.json")
         return [] if config is None else _compare_activation(_stated_activation(config), section, name)
     return []
 
@@ -127,11 +132,26 @@ def _traces(source: str | Path, section: RetrieverConfig, name: str) -> list[Not
     return [Note(text, warns=True)]
 
 
-def _config_on_hub(name: str) -> Path | None:
-    """Return the config.json of a hub's model; None where it cannot be had, which is said when it is loaded."""
+def _file_on_hub(name: str, file: str) -> Path | None:
+    """Return a file of a hub's model; None where it cannot be had, which is said when the model is loaded."""
     with contextlib.suppress(hub.HfHubHTTPError, hub.HFValidationError, hub.EntryNotFoundError, OSError):
-        return Path(huggingface_hub.hf_hub_download(name, "config.json"))
+        return Path(huggingface_hub.hf_hub_download(name, file))
     return None
+
+
+def _told_of_sides(found: str | Path, section: ModelConfig) -> list[Note]:
+    """Tell of a tokenizer that cuts texts, or fills inputs, on another side than is done here."""
+    if isinstance(found, Path):
+        file: Path | None = found / transformers_of(found)[-1].transformer / TOKENIZER_FILE
+    else:
+        file = _file_on_hub(found, TOKENIZER_FILE)
+    sides = left_sides(file) if file is not None else ()
+    said = "what is saved and exported says so"
+    texts = {
+        TRUNCATION_SIDE: f"cuts long texts on the left, here they are cut on the right, from their end; {said}",
+        PADDING_SIDE: f"fills short inputs on the left, here they are filled on the right; {said}",
+    }
+    return [Note(f"the tokenizer of {section.name} {texts[side]}", warns=side == TRUNCATION_SIDE) for side in sides]
 
 
 def _compare_retriever(start: RetrieverStart, section: RetrieverConfig, name: str) -> list[Note]:

@@ -67,7 +67,6 @@ def with_end(tokenizer: Any, name: str, section: str) -> Any:
         tokenizer_object=copied,
         model_max_length=tokenizer.model_max_length,
         model_input_names=tokenizer.model_input_names,
-        padding_side=tokenizer.padding_side,
         **tokenizer.special_tokens_map,
     )
     ending.chat_template = tokenizer.chat_template

@@ -30,9 +30,11 @@ from engine.models.export_parts import (
     compare_sides,
     describe_tower,
     largest_difference,
-    limit_tokenizer,
+    long_text,
     padded_documents,
     padded_queries,
+    require_alone_cut,
+    require_same_cut,
     write_modules,
     write_pooling,
     write_router,
@@ -47,14 +49,20 @@ from engine.models.loading import load_tokenizer
 from engine.models.projection import load_projection
 from engine.models.ranker import Ranker
 from engine.models.retriever import Retriever, pool
+from engine.models.sides import limit_tokenizer
 from engine.models.source import BOTTLENECK, METADATA_FILE, POOLER, kind_in_words, read_metadata, saved_metadata
 from engine.models.start import read_ranker, read_retriever
-from engine.models.template import InputTemplate
+from engine.models.template import Input, InputTemplate
 from engine.models.yes_no import YES_NO
 from shards.files import fsync, read_json, write_json
 
 MAX_DIFFERENCE = 1e-4
-"""Largest difference between our numbers and a library's; relative to the largest number where that is above 1."""
+"""Largest difference between our numbers and a library's; relative to the largest number where that is above 1.
+
+Of scores, which may all be near 0, it is relative to the largest where that is above `_LEAST_SCORE`.
+"""
+_LEAST_SCORE = 0.03
+"""What float32 leaves of a logit is not exact to more than its 1e-4th part."""
 
 Completion = Callable[[Path], None]
 """Is given the folder of an export under its temporary name, tried and without a README."""
@@ -178,7 +186,9 @@ def verify_export(
     """Load an export with the libraries it is made for and compare it with our own model on raw text.
 
     Retrievers are compared by the components of their vectors, rankers by the scores of all pairs, encoders that were
-    pre-trained by their states of first tokens and by what they predict at every token.
+    pre-trained by their states of first tokens and by what they predict at every token. Both sides' batches have the
+    same padding, of which the result of some architectures depends a little. Of a text longer than the limit, whatever
+    it is, the tokens that are left are compared.
 
     Args:
         weights_folder: Where our own model is.
@@ -187,10 +197,11 @@ def verify_export(
         documents: Texts of documents.
 
     Returns:
-        Largest absolute difference, divided by the largest of our numbers where that is above 1.
+        Largest absolute difference, divided by the largest of our numbers where that is above 1; of scores, where
+        that is above `_LEAST_SCORE`, else by that.
 
     Raises:
-        ArtifactError: It is above `MAX_DIFFERENCE`.
+        ArtifactError: It is above `MAX_DIFFERENCE`, or the export cuts long texts to other tokens.
     """
     kind = str(saved_metadata(weights_folder).get("model"))
     comparisons = {"ranker": _compare_ranker, "lexical": compare_lexical, BOTTLENECK: compare_masked_lm}
@@ -203,7 +214,8 @@ def verify_export(
             f"the {kind_in_words(kind)} exported to {target} differs from ours by {difference:.3g} when {library} "
             "loads it",
             expected=f"at most {MAX_DIFFERENCE}",
-            remedy=f"check that the installed version of {library} is one this project supports",
+            remedy=f"check that the installed version of {library} is one this project supports; what was trained is "
+            f"whole in {weights_folder}, and the same start, or `export`, writes its export once more",
         )
     return difference
 
@@ -297,14 +309,17 @@ def _compare_retriever(
     prompts = metadata.get("prompts", {})
     template = InputTemplate.from_tokenizer(tokenizer, prompts)
     query_length = metadata["max_length"] if metadata["tied"] else metadata["query_max_length"]
-    queries_BD = ours.encode_queries(padded_queries(template, tokenizer, queries, query_length))
-    documents_ND = ours.encode_documents(padded_documents(template, tokenizer, documents, metadata["max_length"]))
+    lengths = {QUERY: query_length, DOCUMENT: metadata["max_length"]}
+    queries_BD = ours.encode_queries(padded_queries(template, tokenizer, queries, lengths[QUERY]))
+    documents_ND = ours.encode_documents(padded_documents(template, tokenizer, documents, lengths[DOCUMENT]))
 
     def by_transformers(tower: str, texts: list[str]) -> Tensor:
         folder = target if metadata["tied"] else target / tower
         reader = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model = transformers.AutoModel.from_pretrained(folder, trust_remote_code=False).eval()
-        prompted = [prompts.get(tower, "") + text for text in texts]
+        prompt = prompts.get(tower, "")
+        require_alone_cut(target, reader, template, tokenizer, tower, lengths[tower], prompt)
+        prompted = [prompt + text for text in texts]
         batch = reader(prompted, padding=True, truncation=True, return_tensors="pt")
         embeddings = pool(model(**batch).last_hidden_state, batch["attention_mask"], metadata["pooling"])
         start = read_retriever(target)
@@ -332,28 +347,34 @@ def _compare_ranker(weights_folder: Path, target: Path, queries: list[str], docu
     tokenized = zip(queries, template.queries.token_ids(tokenizer, queries), strict=True)
     asked = [(query, ids) for query, ids in tokenized if len(ids) <= longest]
     pairs = [(query, document) for query, _ in asked for document in documents]
-    document_ids = template.documents.token_ids(tokenizer, documents)
-    own = template.pad(
-        [template.pair(ids, other, metadata["max_length"]) for _, ids in asked for other in document_ids]
-    )
+    long = long_text(metadata["max_length"])
+    *document_ids, long_ids = template.documents.token_ids(tokenizer, [*documents, long])
+    inputs = [template.pair(ids, other, metadata["max_length"]) for _, ids in asked for other in document_ids]
+    own = template.pad(inputs, 1)
     ours_N = Ranker.open(weights_folder)(own)
-    differences = {"transformers": largest_difference(ours_N, _scores_by_transformers(target, pairs, own))}
+    query, query_ids = asked[-1]
+    cut = template.pair(query_ids, long_ids, metadata["max_length"])
+    theirs_N = _scores_by_transformers(target, pairs, own, cut, (query, long))
+    differences = {"transformers": largest_difference(ours_N, theirs_N, _LEAST_SCORE)}
     if importlib.util.find_spec("sentence_transformers") is not None:
         from sentence_transformers import CrossEncoder
 
         scores = CrossEncoder(str(target), device="cpu", local_files_only=True).predict(
-            pairs, convert_to_tensor=True, show_progress_bar=False
+            pairs, batch_size=len(pairs), convert_to_tensor=True, show_progress_bar=False
         )
-        differences["sentence-transformers"] = largest_difference(ours_N, scores)
+        differences["sentence-transformers"] = largest_difference(ours_N, scores, _LEAST_SCORE)
     return differences
 
 
-def _scores_by_transformers(target: Path, pairs: list[tuple[str, str]], own: dict[str, Tensor]) -> Tensor:
+def _scores_by_transformers(
+    target: Path, pairs: list[tuple[str, str]], own: dict[str, Tensor], cut: Input, long_pair: tuple[str, str]
+) -> Tensor:
     """Score pairs with transformers alone; a language model is given our own inputs of them, which it cannot cut."""
     start = read_ranker(target)
     if start.form == YES_NO:
         return yes_no_scores(target, own, list(saved_metadata(target)["answers"]))
     reader = transformers.AutoTokenizer.from_pretrained(target / start.transformer, trust_remote_code=False)
+    require_same_cut(target, reader, cut, *long_pair)
     batch = reader(*map(list, zip(*pairs, strict=True)), padding=True, truncation=True, return_tensors="pt")
     if start.layer is not None:
         return pooled_logits(target, start, batch).squeeze(-1)

@@ -15,6 +15,7 @@ from engine.models.export_parts import (
     describe_tower,
     padded_documents,
     padded_queries,
+    require_alone_cut,
     write_modules,
     write_router,
     write_settings,
@@ -69,14 +70,17 @@ def compare_lexical(weights_folder: Path, target: Path, queries: list[str], docu
     prompts = metadata.get("prompts", {})
     template = InputTemplate.from_tokenizer(tokenizer, prompts)
     query_length = metadata["max_length"] if metadata["tied"] else metadata["query_max_length"]
-    queries_BV = ours.encode_queries(padded_queries(template, tokenizer, queries, query_length))
-    documents_NV = ours.encode_documents(padded_documents(template, tokenizer, documents, metadata["max_length"]))
+    lengths = {QUERY: query_length, DOCUMENT: metadata["max_length"]}
+    queries_BV = ours.encode_queries(padded_queries(template, tokenizer, queries, lengths[QUERY]))
+    documents_NV = ours.encode_documents(padded_documents(template, tokenizer, documents, lengths[DOCUMENT]))
 
     def by_transformers(tower: str, texts: list[str]) -> Tensor:
         folder = target if metadata["tied"] else target / tower
         reader = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model = transformers.AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=False).eval()
-        prompted = [prompts.get(tower, "") + text for text in texts]
+        prompt = prompts.get(tower, "")
+        require_alone_cut(target, reader, template, tokenizer, tower, lengths[tower], prompt)
+        prompted = [prompt + text for text in texts]
         batch = reader(prompted, padding=True, truncation=True, return_tensors="pt")
         return weigh(model(**batch).logits, batch["attention_mask"])
 

@@ -252,7 +252,7 @@ def _compare(part: _Part, inputs: Sequence[str], path: Path, tokenizer: Any, *, 
         return [part.template.single(list(row), part.max_length) for row in rows]
 
     for chosen in ([0], [1], range(len(texts))):
-        own = part.template.pad(ours([ids[number] for number in chosen]))
+        own = part.template.pad(ours([ids[number] for number in chosen]), 1)
         accepted = part.form.accepted(own)
         assert isinstance(accepted, dict), "padded batches stay padded"
         with torch.inference_mode():

@@ -14,10 +14,12 @@ import torch
 import transformers
 from torch import Tensor
 
+from engine.errors import ArtifactError
 from engine.models.dual import DOCUMENT, QUERY
 from engine.models.packed import Pooling
-from engine.models.template import InputTemplate
-from shards.files import read_json, write_json
+from engine.models.sides import limit_tokenizer
+from engine.models.template import Input, InputTemplate
+from shards.files import write_json
 
 MODULES = "sentence_transformers.models."
 """Where the library's modules for dense models are, and those that all kinds of model have."""
@@ -102,12 +104,6 @@ def describe_tower(folder: Path, max_length: int) -> None:
     limit_tokenizer(folder, max_length)
 
 
-def limit_tokenizer(folder: Path, max_length: int) -> None:
-    """Make the length part of the tokenizer, from which transformers and CrossEncoder take it."""
-    path = folder / "tokenizer_config.json"
-    write_json(path, {**read_json(path, "the tokenizer's configuration"), "model_max_length": max_length})
-
-
 def compare_sides(
     ours: Mapping[str, Tensor],
     texts: Mapping[str, list[str]],
@@ -136,23 +132,76 @@ def compare_sides(
         model = by_library()
         encoders = {QUERY: model.encode_query, DOCUMENT: model.encode_document}
         differences["sentence-transformers"] = over_sides(
-            lambda side, given: encoders[side](given, show_progress_bar=False, **options)
+            lambda side, given: encoders[side](given, batch_size=len(given), show_progress_bar=False, **options)
         )
     return differences
 
 
 def padded_queries(template: InputTemplate, tokenizer: Any, texts: list[str], max_length: int) -> dict[str, Tensor]:
-    """Make our own inputs of queries, as one padded batch."""
+    """Make our own inputs of queries, as one batch that is as long as the longest, as the libraries make it."""
     single = template.for_queries().single
-    return template.pad([single(ids, max_length) for ids in template.queries.token_ids(tokenizer, texts)])
+    return template.pad([single(ids, max_length) for ids in template.queries.token_ids(tokenizer, texts)], 1)
 
 
 def padded_documents(template: InputTemplate, tokenizer: Any, texts: list[str], max_length: int) -> dict[str, Tensor]:
-    """Make our own inputs of documents, as one padded batch."""
+    """Make our own inputs of documents, as `padded_queries` does."""
     single = template.for_documents().single
-    return template.pad([single(ids, max_length) for ids in template.documents.token_ids(tokenizer, texts)])
+    return template.pad([single(ids, max_length) for ids in template.documents.token_ids(tokenizer, texts)], 1)
 
 
-def largest_difference(ours: Tensor, theirs: Tensor) -> float:
-    """Return the largest difference of two tensors, divided by the largest of our numbers where that is above 1."""
-    return float((ours - theirs).abs().max() / ours.abs().max().clamp(min=1))
+def require_alone_cut(
+    target: Path, reader: Any, template: InputTemplate, tokenizer: Any, side: str, max_length: int, prompt: str = ""
+) -> None:
+    """Compare how a text alone is cut, as `require_same_cut` does.
+
+    Args:
+        target: The export.
+        reader: Its tokenizer, as transformers loads it.
+        template: Of our own tokenizer.
+        tokenizer: Our own.
+        side: The text's.
+        max_length: Tokens of an input.
+        prompt: What such a text begins with.
+
+    Raises:
+        ArtifactError: The tokenizer keeps other tokens.
+    """
+    text = long_text(max_length)
+    form, wording = template.for_documents(), template.documents
+    if side == QUERY:
+        form, wording = template.for_queries(), template.queries
+    require_same_cut(target, reader, form.single(wording.token_ids(tokenizer, [text])[0], max_length), prompt + text)
+
+
+def require_same_cut(target: Path, reader: Any, own: Input, *texts: str) -> None:
+    """Compare which tokens are left of what is too long; a forward of the longest inputs would be dear.
+
+    Args:
+        target: The export.
+        reader: Its tokenizer, as transformers loads it.
+        own: Our own input.
+        texts: What it is of, one or two.
+
+    Raises:
+        ArtifactError: The tokenizer keeps others.
+    """
+    theirs = list(reader(*texts, truncation=True)["input_ids"])
+    if theirs != [int(one) for one in own.ids]:
+        raise ArtifactError(
+            f"the tokenizer exported to {target} cuts a long text to other tokens than we do: it keeps "
+            f"{len(theirs)}, we {len(own.ids)}, and it cuts on the {reader.truncation_side}",
+            expected=f"the first {len(own.ids)} tokens, special tokens included",
+            remedy="compare truncation_side and model_max_length of its tokenizer_config.json with those beside our "
+            "weights",
+        )
+
+
+def long_text(max_length: int) -> str:
+    """Return a text whose first half and second half have more than so many tokens, and differ in any vocabulary."""
+    half = max_length + 1
+    return " ".join(f"{'a' if number < half else 'the'} {number}" for number in range(2 * half))
+
+
+def largest_difference(ours: Tensor, theirs: Tensor, least: float = 1.0) -> float:
+    """Return the largest difference of two tensors, divided by the largest of our numbers, or by `least`."""
+    return float((ours - theirs).abs().max() / ours.abs().max().clamp(min=least))

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from engine.models.bottleneck import SKIP_FROM, BottleneckLM
 from engine.models.condenser import CondenserLM
-from engine.models.export_parts import largest_difference, limit_tokenizer, padded_documents
+from engine.models.dual import DOCUMENT
+from engine.models.export_parts import largest_difference, padded_documents, require_alone_cut
 from engine.models.loading import load_tokenizer
+from engine.models.sides import limit_tokenizer
 from engine.models.source import MASKED_LM, METADATA_FILE, saved_metadata
 from engine.models.template import InputTemplate
 from shards.files import write_json
@@ -43,8 +45,10 @@ def compare_masked_lm(weights_folder: Path, target: Path, queries: list[str], do
     """
     metadata, texts = saved_metadata(weights_folder), [*queries, *documents]
     ours, tokenizer = CondenserLM.open(weights_folder), load_tokenizer(str(weights_folder))
-    own = padded_documents(InputTemplate.from_tokenizer(tokenizer), tokenizer, texts, metadata["max_length"])
+    template, length = InputTemplate.from_tokenizer(tokenizer), metadata["max_length"]
+    own = padded_documents(template, tokenizer, texts, length)
     reader = transformers.AutoTokenizer.from_pretrained(target, trust_remote_code=False)
+    require_alone_cut(target, reader, template, tokenizer, DOCUMENT, length)
     batch = reader(texts, padding=True, truncation=True, return_tensors="pt")
     encoder = transformers.AutoModel.from_pretrained(target, trust_remote_code=False).eval()
     masked_lm = transformers.AutoModelForMaskedLM.from_pretrained(target, trust_remote_code=False).eval()

@@ -16,10 +16,11 @@ from typing import Any
 import transformers
 from torch import Tensor
 
-from engine.models.export_parts import limit_tokenizer, write_modules
+from engine.models.export_parts import write_modules
 from engine.models.loading import load_tokenizer
 from engine.models.projection import IDENTITY
 from engine.models.sentence_transformers import SETTINGS_FILE
+from engine.models.sides import limit_tokenizer
 from engine.models.template import DOCUMENT_PLACE, QUERY_PLACE
 from engine.models.yes_no import find_answers
 from shards.files import read_json, write_json

@@ -38,6 +38,7 @@ from engine.models.failures import loading
 from engine.models.head import head_parameters
 from engine.models.layers import choose_layers, keep_layers
 from engine.models.sentence_transformers import Tower
+from engine.models.sides import on_the_right
 from engine.models.source import local_source, require_tokenizer_files
 from engine.models.start import transformers_of
 from shards.errors import listed
@@ -47,7 +48,7 @@ _CAPITALS = "AÉЖ"
 
 
 def load_tokenizer(name: str, *, section: str = "retriever", ends_texts: bool = False) -> Any:
-    """Load a model's tokenizer.
+    """Load a model's tokenizer, which cuts and fills on the right (`engine.models.sides`).
 
     Args:
         name: As in `resolve_model`; a retriever with two towers has the same tokenizer in both.
@@ -213,7 +214,7 @@ def _tokenizer_of(source: str | Path, name: str, tower: Tower, section: str) -> 
             expected="a vocabulary: where transformers finds no tokenizer's files, it makes one without words",
             remedy=f"name a model with its tokenizer by {section}.name, or save the tokenizer beside the model",
         )
-    return _in_lower_case(tokenizer, name) if tower.lower_case else tokenizer
+    return on_the_right(_in_lower_case(tokenizer, name) if tower.lower_case else tokenizer)
 
 
 def _in_lower_case(tokenizer: Any, name: str) -> Any:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from engine.config.models import LexicalConfig, ModelConfig
 from engine.errors import ConfigError, ModelError
+from engine.models.agreement import Note
 from engine.models.architecture import ENCODERS
 from engine.models.attention import PACKED_ATTENTIONS
 from engine.models.bottleneck import BottleneckLM, MaskedInputs
@@ -39,7 +40,7 @@ _LISTED = 4
 _SHORT = 2
 """Tokens of the short input beside the longest: a batch has inputs of several lengths."""
 _LONGER = 40
-_PADDING_TOLERANCE, _LEAST_SCALE = 0.1, 1e-3
+_PADDING_TOLERANCE, _ROUNDING, _LEAST_SCALE = 0.1, 1e-4, 1e-3
 """Convolutions and approximations of attention let a little of the padding in; what pools it is another matter."""
 
 
@@ -71,12 +72,15 @@ class _Tokens(NamedTuple):
     other: int
 
 
-def require_forward(model: Model, proof: Proof) -> None:
+def require_forward(model: Model, proof: Proof) -> list[Note]:
     """Compute a trial batch, and refuse a model or a tokenizer with which that cannot be done.
 
     Args:
         model: In float32 on the CPU, as it was loaded; it is left as it was.
         proof: Its settings and its tokenizer.
+
+    Returns:
+        What is to be told.
 
     Raises:
         ConfigError: An input is longer than the model's positions, or a prompt leaves no room for a text.
@@ -89,7 +93,7 @@ def require_forward(model: Model, proof: Proof) -> None:
     tokens = _require_vocabulary(model, proof)
     try:
         _compute(model, proof, tokens, proof.section.precision)
-        _require_no_padding_read(model, proof, tokens)
+        return _require_no_padding_read(model, proof, tokens)
     except ModelError:
         raise
     except FORWARD_ERRORS as error:
@@ -205,19 +209,17 @@ def _compute(model: Model, proof: Proof, tokens: _Tokens, precision: str) -> Non
             _require_finite(scores_N, "score")
 
 
-def _require_no_padding_read(model: Model, proof: Proof, tokens: _Tokens) -> None:
-    """Refuse a model whose results depend on the padding of a batch; in float32, where rounding hides nothing."""
+def _require_no_padding_read(model: Model, proof: Proof, tokens: _Tokens) -> list[Note]:
+    """Refuse a model whose results depend on padding, tell of a little; in float32, where rounding hides nothing."""
     if model.packs or proof.section.attention == "flash_attention_2":
-        return  # without padding; compared with padded batches at load
+        return []  # without padding; compared with padded batches at load
     template, length = proof.template, min(proof.section.max_length, _LONGER)
     short, longer = ([tokens.highest] * count for count in (1, length))
 
     def first(*texts: list[int]) -> Tensor:
-        if isinstance(model, DualEncoder):
-            return model.encode_documents(template.pad([template.single(text, length) for text in texts], 1))[0]
-        if isinstance(model, BottleneckLM):
+        if isinstance(model, DualEncoder | BottleneckLM):
             batch = template.pad([template.single(text, length) for text in texts], 1)
-            return model.first_states(batch)[0]
+            return (model.encode_documents if isinstance(model, DualEncoder) else model.first_states)(batch)[0]
         pairs = [template.pair([tokens.highest], text, length) for text in texts]
         scores_N: Tensor = model(template.pad(pairs, 1))
         return scores_N[:1]
@@ -225,13 +227,18 @@ def _require_no_padding_read(model: Model, proof: Proof, tokens: _Tokens) -> Non
     with torch.inference_mode(), _uncompiled(proof.section):
         alone, beside = first(short), first(short, longer)
     difference, scale = float((alone - beside).abs().max()), float(alone.abs().max())
+    fact = (
+        f"{_class_of(model)} of {proof.section.name} computes a text differently beside a longer one: its result "
+        f"differs by {difference:.2g} of {scale:.2g}, since it reads the padding"
+    )
     if not difference <= _PADDING_TOLERANCE * max(scale, _LEAST_SCALE):
         raise ModelError(
-            f"{_class_of(model)} of {proof.section.name} computes a text differently beside a longer one: its result "
-            f"differs by {difference:.2g} of {scale:.2g}, since it reads the padding",
+            fact,
             expected=f"{ENCODERS}, which leaves out what the attention mask tells it to",
             remedy=f"name such a model by {proof.name}.name",
         )
+    told = f"{fact}: scores of {proof.name} depend a little on the batch, here and wherever its export is used"
+    return [Note(told, warns=True)] if difference > _ROUNDING * max(scale, _LEAST_SCALE) else []
 
 
 def _compute_embeddings(model: DualEncoder, proof: Proof, tokens: _Tokens, forward: Callable[..., Any]) -> None:
