@@ -61,8 +61,8 @@ MAX_DIFFERENCE = 1e-4
 
 Of scores, which may all be near 0, it is relative to the largest where that is above `_LEAST_SCORE`.
 """
-_LEAST_SCORE = 0.03
-"""What float32 leaves of a logit is not exact to more than its 1e-4th part."""
+_LEAST_SCORE = 0.3
+"""Sums over the layers of a deep model are exact to some 1e-5 in float32, however small the logit that comes of them."""
 
 Completion = Callable[[Path], None]
 """Is given the folder of an export under its temporary name, tried and without a README."""
