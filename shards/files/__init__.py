@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -62,6 +62,24 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def copy_folder(source: Path, target: Path, *, leave_out: Container[str] = ()) -> None:
+    """Copy the files of a folder and of those below it, without their modes: a copy can be written to.
+
+    Args:
+        source: The folder, which may be one that nobody may write to.
+        target: The folder to make, with those above it.
+        leave_out: Names of files and folders that are not copied, wherever they lie.
+    """
+    target.mkdir(parents=True)
+    for entry in source.iterdir():
+        if entry.name in leave_out:
+            continue
+        if entry.is_dir():
+            copy_folder(entry, target / entry.name, leave_out=leave_out)
+        else:
+            shutil.copyfile(entry, target / entry.name)
 
 
 @contextmanager
