@@ -27,6 +27,8 @@ from shards.errors import ArtifactError, DiskFullError
 T = TypeVar("T")
 R = TypeVar("R")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+"""What the system says where a user may not; a file system that can only be read has no free space either."""
 _FULL_WORDS = ("No space left on device", "Disk quota exceeded")
 _SPARE_BYTES = 64 * 2**20
 """Left free on a host's own disk, so that its other programs go on."""
@@ -175,7 +177,7 @@ def as_full_disk(error: BaseException) -> DiskFullError | None:
 
 def _disk_full(path: Path, temporary: Path, num_bytes: int | None, error: BaseException) -> DiskFullError | None:
     """Return the error to raise where a write failed for want of space, which libraries tell in many ways."""
-    if not isinstance(error, OSError | RuntimeError):
+    if not isinstance(error, OSError | RuntimeError) or getattr(error, "errno", None) in DENIED:
         return None
     free = shutil.disk_usage(path.parent).free
     if getattr(error, "errno", None) not in _FULL and free > _NO_SPACE_BYTES:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shards.errors import FileError, SparringError
-from shards.files import as_full_disk
+from shards.files import DENIED, as_full_disk
 
 _UNFINISHED = re.compile(r"\.(.+)\.(?:tmp|old)-\w+")
 """Names that files and folders have while they are written or replaced; who names a file knows the other one."""
@@ -150,7 +150,7 @@ def _in_circles(path: str) -> FileError:
 
 _MODES = (("entered", os.X_OK), ("written to", os.W_OK), ("listed", os.R_OK))
 _WORDS: dict[int, Callable[[str], FileError | None]] = {
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _denied),
+    **dict.fromkeys(DENIED, _denied),
     **dict.fromkeys((errno.EEXIST, errno.ENOTEMPTY), _taken),
     errno.ENOTDIR: _below_a_file,
     errno.EISDIR: _folder_for_file,

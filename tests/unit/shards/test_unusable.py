@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -100,12 +101,13 @@ def test_a_file_and_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: p
     assert f"the folder {tmp_path} may not be listed" in listed
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")
 def test_what_the_system_refuses(tmp_path: Path) -> None:
     corpus, folder = tmp_path / "corpus.jsonl", tmp_path / "ro"
     corpus.write_text("")
     corpus.chmod(0o200)
     folder.mkdir(mode=0o500)
+    if os.access(folder, os.W_OK):
+        pytest.skip("this user, such as root, may read and write everything")
 
     def read() -> None:
         with open_bytes(corpus) as file:
@@ -138,6 +140,18 @@ def test_a_full_disk_is_still_told_as_one(tmp_path: Path) -> None:
     told = as_told(error)
     assert isinstance(told, DiskFullError)
     assert told.__cause__ is error
+
+
+def test_a_file_system_that_can_only_be_read_is_not_a_full_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+
+    def write(number: int) -> None:
+        with write_atomically(tmp_path / "x") as temporary:
+            raise OSError(number, os.strerror(number), str(temporary))
+
+    assert f"{tmp_path}/x may not be used" in told_of(raised_by(lambda: write(errno.EROFS)))
+    with pytest.raises(DiskFullError):
+        write(errno.EIO)
 
 
 def test_a_place_is_looked_at_before_there_is_anything_to_write(
