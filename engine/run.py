@@ -289,7 +289,7 @@ class Run:
         """Let finished stages run again, since what they left is lost; the same names on all ranks."""
         for name in names:
             del self._finished[name]
-        if self.is_main:
+        if self.is_main and names:  # where nothing is lost, nothing is written: the folder may be one to read alone
             write_json(self._ledger, {"stages": self._finished})
 
     def once(self, name: str, function: Callable[Concatenate[Stage, P], R], *args: P.args, **kwargs: P.kwargs) -> R:

@@ -6,7 +6,7 @@ ranks end with the code of the first failure.
 
     0    finished
     1    a crash: an error of the program, with its traceback
-    2    refused: the user can mend it (configuration, data, artifacts, a folder in use)
+    2    refused: the user can mend it (configuration, data, artifacts, a folder in use, a file that may not be used)
     75   a rank was lost: dead, stopped or not come; starting again may help
     85   stopped because it was asked to; the same command goes on
     130  an interrupt from the keyboard
@@ -39,9 +39,9 @@ from engine.reliability.exit_codes import (
 from engine.reliability.failure import Failure
 from engine.reliability.preemption import Preempted
 from engine.reliability.watchdog import Watchdog, watchdog_of_process
-from launcher.terminal.aside import tell_held
+from launcher.terminal.aside import keep, tell_held
 from launcher.world.leaving import leave_mpi
-from shards.files import as_full_disk
+from shards.files.unusable import as_told
 
 if TYPE_CHECKING:  # torch takes a moment, and most commands open no world
     from launcher.world.opening import World
@@ -95,8 +95,10 @@ def guarded(world: World | None, function: Callable[[], int | None]) -> int:
     except SparringError as error:
         return _leave(world, _refuse(world, error))
     except Exception as error:
-        full = as_full_disk(error)
-        return _leave(world, _crash(world, error) if full is None else _refuse(world, full))
+        if (told := as_told(error)) is None:
+            return _leave(world, _crash(world, error))
+        keep(traceback.format_exc())
+        return _leave(world, _refuse(world, told))
 
 
 def end_of_process(code: int) -> None:

@@ -54,6 +54,10 @@ class DiskFullError(SparringError):
     """A file could not be written for want of space; what was written before it is whole."""
 
 
+class FileError(SparringError):
+    """A file or folder cannot be read, written or made where it was named: the user may not, or something is there."""
+
+
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun, such as `1 rank` or `2 ranks`."""
     return f"{number} {noun}{'s' * (number != 1)}"

@@ -37,6 +37,7 @@ from engine.log import get_logger
 from engine.reliability.preemption import PREEMPTION
 from shards.errors import listed
 from shards.files import parse_record
+from shards.files.unusable import as_told
 
 __all__ = ["Coordinator", "LocalTransport", "MpiTransport", "PeerError", "StoreTransport", "Transport"]
 
@@ -319,8 +320,9 @@ class Coordinator:
         seconds = self._seconds(timeout_seconds)
         if not isinstance(error, Exception):  # an interrupt or an exit: whoever asked for it will not wait long
             seconds = min(seconds, _LAST_WORD_SECONDS)
-        crashed = not isinstance(error, SparringError)
-        text = f"{type(error).__name__}: {error}" if crashed else str(error)
+        told = as_told(error) or error
+        crashed = not isinstance(told, SparringError)
+        text = f"{type(error).__name__}: {error}" if crashed else str(told)
         word = {"host": self._host, "message": text[:_MAX_MESSAGE_CHARACTERS], "crashed": crashed}
         try:
             answers = self._transport.exchange(label, json.dumps(word).encode(), seconds, failed=True)

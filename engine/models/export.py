@@ -54,7 +54,7 @@ from engine.models.source import BOTTLENECK, METADATA_FILE, POOLER, kind_in_word
 from engine.models.start import read_ranker, read_retriever
 from engine.models.template import Input, InputTemplate
 from engine.models.yes_no import YES_NO
-from shards.files import fsync, read_json, write_json
+from shards.files import copy_folder, fsync, read_json, write_json
 
 MAX_DIFFERENCE = 1e-4
 """Largest difference between our numbers and a library's; relative to the largest number where that is above 1.
@@ -233,7 +233,7 @@ def _publish(
     temporary = target.parent / f".{target.name}.tmp-{nonce}"
     replaced = target.parent / f".{target.name}.old-{nonce}"
     try:
-        shutil.copytree(weights_folder, temporary, ignore=shutil.ignore_patterns(*_LEFT_BEHIND))
+        copy_folder(weights_folder, temporary, leave_out=_LEFT_BEHIND)
         describe(temporary)
         difference = verify_export(weights_folder, temporary)
         (complete or _write_readme)(temporary)

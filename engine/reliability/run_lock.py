@@ -177,6 +177,21 @@ def kept_alive(path: Path, touch_seconds: float) -> Iterator[None]:
             lock.release()
 
 
+def require_free(path: Path, *, patience_seconds: float) -> None:
+    """Refuse a folder in which a start works, without taking its lock; for who changes nothing in it.
+
+    Args:
+        path: The lock file, which need not be there.
+        patience_seconds: As `acquire`.
+
+    Raises:
+        ConfigError: A start holds it and lives.
+    """
+    holder = read_holder(path)
+    if holder is not None and not _is_gone(path, holder, patience_seconds):
+        raise _in_use(path, holder)
+
+
 def read_holder(path: Path) -> Holder | None:
     """Read who holds a lock; None where nobody does."""
     with contextlib.suppress(OSError, ArtifactError):
@@ -189,17 +204,8 @@ def _clear_if_stale(path: Path, patience_seconds: float) -> None:
     if holder is None:
         path.unlink(missing_ok=True)  # gone in between, or not a lock of ours
         return
-    if not holder.is_from_here:
-        gone = _stays_untouched(path, holder, patience_seconds)
-    else:  # a process that opens its folder again is over with what it did before
-        gone = holder.pid == os.getpid() or holder.process_is_gone
-    if not gone:
-        raise ConfigError(
-            f"the run folder {path.parent} is in use: a start of {holder.num_ranks} rank(s) on {holder.host} "
-            f"(pid {holder.pid}, since {holder.started}) works in it",
-            expected="one start at a time in a run folder",
-            remedy="wait for it or end it (`sparring status` shows what it does); else choose another run.path",
-        )
+    if not _is_gone(path, holder, patience_seconds):
+        raise _in_use(path, holder)
     if holder.pid != os.getpid():
         left_by = (path, holder.host, holder.pid, holder.started)
         log.warning("%s was left by a start on %s (pid %d, since %s) that is gone; taken over", *left_by)
@@ -212,6 +218,21 @@ def _clear_if_stale(path: Path, patience_seconds: float) -> None:
             with contextlib.suppress(FileExistsError):
                 os.link(aside, path)
         aside.unlink(missing_ok=True)
+
+
+def _is_gone(path: Path, holder: Holder, patience_seconds: float) -> bool:
+    if not holder.is_from_here:
+        return _stays_untouched(path, holder, patience_seconds)
+    return holder.pid == os.getpid() or holder.process_is_gone  # who opens its folder again is over with what it did
+
+
+def _in_use(path: Path, holder: Holder) -> ConfigError:
+    return ConfigError(
+        f"the run folder {path.parent} is in use: a start of {holder.num_ranks} rank(s) on {holder.host} "
+        f"(pid {holder.pid}, since {holder.started}) works in it",
+        expected="one start at a time in a run folder",
+        remedy="wait for it or end it (`sparring status` shows what it does); else choose another run.path",
+    )
 
 
 def _stays_untouched(path: Path, holder: Holder, seconds: float) -> bool:

@@ -278,7 +278,7 @@ def _fill(target: RunFolder, plan: _Plan, new: Config, record: Branched) -> None
         _take_checkpoints(source, target, plan, model)
     take_points(source.path / "metrics.jsonl", target.path / "metrics.jsonl", plan.kept)  # TensorBoard shows these
     if source.micro_batches.exists():
-        shutil.copy2(source.micro_batches, target.micro_batches)
+        shutil.copyfile(source.micro_batches, target.micro_batches)  # without its mode: the run that goes on writes it
     _take_results(source, target, plan)
     if starts := read_starts(source.path):
         record_start(target.path, starts[-1])
@@ -351,7 +351,7 @@ def _link(source: Path, target: Path, *, must: str | None = None) -> None:
         except OSError as error:
             if error.errno not in (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS):
                 raise
-            shutil.copy2(source, target)
+            shutil.copyfile(source, target)
         return
     target.mkdir(parents=True, exist_ok=True)
     for entry in source.iterdir():

@@ -60,7 +60,8 @@ def carry_out(text: str) -> int:
     from engine.coordination.coordinator import PeerError
     from engine.errors import CoordinationError, SparringError
     from engine.refresh.companion import FAILED, FINISHED, STOPPED, Ended, Order, ended_path
-    from shards.files import as_full_disk, parse_record, write_json
+    from shards.files import parse_record, write_json
+    from shards.files.unusable import as_told
 
     order = parse_record(json.loads(text), Order, "the order of a companion")
     met: list[Coordinator] = []
@@ -72,7 +73,7 @@ def carry_out(text: str) -> int:
         ended = Ended(order.token, order.number, order.rank, STOPPED, code=EXIT_PREEMPTED)
     except BaseException as error:
         _tell_others(met, error)
-        told = as_full_disk(error) or error
+        told = as_told(error) or error
         crashed = not isinstance(told, SparringError)
         code = EXIT_CRASH if crashed else EXIT_LOST if isinstance(told, CoordinationError) else EXIT_REFUSED
         ended = Ended(

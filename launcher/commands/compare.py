@@ -36,7 +36,7 @@ from engine.evaluation.variants import Part, Terms
 from engine.log import get_logger
 from engine.run import Run
 from launcher.commands.comparison import publish_table, require_same_data, require_same_setting
-from launcher.commands.finished import dataset_of, require_search, shards_of
+from launcher.commands.finished import dataset_of, place_for, require_search, shards_of
 from launcher.commands.run_groups import runs_in_groups
 from launcher.commands.words.comparison import FOLDER
 from launcher.slurm.job import finished_stages, is_finished
@@ -58,7 +58,7 @@ def run_command(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--against {compared} is no name here", expected=f"one of {', '.join(groups)}")
     _require_comparable(groups, unfinished=arguments.unfinished)
     first = next(iter(groups.values()))[0]
-    out = arguments.out or first.folder.path / FOLDER
+    out = place_for(arguments.out, first.folder.path / FOLDER)
     board = out / "tensorboard" if arguments.out else first.folder.path / "tensorboard" / FOLDER
     publish = partial(_publish, out, board, draws=not arguments.no_figure)
     if arguments.efficiency:

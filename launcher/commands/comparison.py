@@ -38,12 +38,14 @@ from launcher.commands.finished import (
     keep_others_out,
     last_iteration,
     open_run,
+    place_for,
     require_search,
 )
 from launcher.commands.iterations import rankers_in
 from launcher.commands.run_groups import runs_in_groups
 from launcher.commands.words.comparison import FOLDER
 from launcher.world.opening import open_world
+from shards.files.unusable import is_writable
 from shards.records import Dataset
 
 log = get_logger(__name__)
@@ -187,11 +189,13 @@ def open_comparison(
     require_same_data(runs, dataset)
     require_same_setting(runs, "evaluation.relevance_threshold", "give all of them the same by --set {key}=VALUE")
     terms = _terms(first, dataset, arguments, samples or {})
-    out = arguments.out or first.folder.path / FOLDER
+    usual = first.folder.path / FOLDER
+    out = Path(world.coordinator.only_rank_zero("look at --out", lambda: str(place_for(arguments.out, usual))))
     board = out / "tensorboard" if arguments.out else first.folder.path / "tensorboard" / FOLDER
     with ExitStack() as stack:
         for name, run in runs.items():
-            run.coordinator.only_rank_zero(f"lock {name}", partial(keep_others_out, stack, run.folder, run))
+            lock = partial(keep_others_out, stack, run.folder, run, reads_only=True)
+            run.coordinator.only_rank_zero(f"lock {name}", lock)
         entrants = tuple(
             Entrant(
                 name if len(runs) > 1 else "",
@@ -213,8 +217,13 @@ def open_comparison(
             not arguments.no_figure,
         )
         for name, run in runs.items():
-            drop = partial(drop_old_indexes, run, run.folder, lasts[name])
-            run.coordinator.only_rank_zero(f"drop indexes of {name}", drop)
+            run.coordinator.only_rank_zero(f"drop indexes of {name}", partial(_drop_indexes, run, lasts[name]))
+
+
+def _drop_indexes(run: Run, last: int) -> None:
+    """Remove indexes that a comparison has made; in a folder that may not be written to, it has made none."""
+    if is_writable(run.folder.path):
+        drop_old_indexes(run, run.folder, last)
 
 
 def run_files(words: Sequence[str], entrant: Entrant) -> list[Contestant]:

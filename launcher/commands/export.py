@@ -13,7 +13,7 @@ from engine.models.export_hub import push, repositories, require_hub
 from engine.models.export_onnx import require_onnx
 from engine.models.yes_no import YES_NO
 from engine.run import Run
-from launcher.commands.finished import corpus_of, last_iteration, open_run, states_of, taken_of
+from launcher.commands.finished import corpus_of, last_iteration, open_run, place_for, states_of, taken_of
 
 log = get_logger(__name__)
 
@@ -27,6 +27,7 @@ def run_command(arguments: argparse.Namespace) -> None:
             remedy="name where to, or leave --public out",
         )
     run = open_run(arguments.run)
+    target = place_for(arguments.out, run.folder.path / "export")
     iteration = _finished(run, arguments.iteration)
     models = _chosen(run, arguments.models)
     places = {} if arguments.push is None else repositories(arguments.push, models)
@@ -37,7 +38,6 @@ def run_command(arguments: argparse.Namespace) -> None:
         data = corpus_of(run, iteration, arguments.shards)
     if places:
         require_hub(list(places.values()), private=not arguments.public)
-    target = arguments.out or run.folder.path / "export"
     folders = export_iteration(run, iteration, target, models=models, onnx=arguments.onnx, places=places)
     log.info("iteration %d exported to %s", iteration, target)
     if arguments.index:

@@ -16,8 +16,9 @@ from engine.data.tokenization import WrittenCorpus
 from engine.errors import ArtifactError, ConfigError, DataError
 from engine.evaluation.chosen import taken_iteration
 from engine.evaluation.systems import end_states
-from engine.reliability.run_lock import hold
+from engine.reliability.run_lock import hold, require_free
 from engine.run import SIZES, Run, RunFolder
+from shards.files.unusable import is_writable, require_writable
 from shards.formats import open_dataset
 from shards.formats.seen import recorded_check
 from shards.manifest import MANIFEST_NAME
@@ -55,18 +56,43 @@ def change_settings(run: Run, words: Sequence[str]) -> None:
         run.size(sizes)
 
 
-def keep_others_out(stack: ExitStack, folder: RunFolder, run: Run) -> None:
+def place_for(named: Path | None, usual: Path) -> Path:
+    """Return where results go, and refuse a folder that cannot be written before they are computed.
+
+    Args:
+        named: What `--out` names; None where it is left out.
+        usual: Where they go then, below a run.
+
+    Raises:
+        FileError: It may not be written to, or a file is there.
+    """
+    place = named or usual
+    require_writable(place, remedy=f"name {'another place' if named else 'a place outside of the run'} by --out")
+    return place
+
+
+def keep_others_out(stack: ExitStack, folder: RunFolder, run: Run, *, reads_only: bool = False) -> None:
     """Keep other starts out of what is written: a training run out of its own folder, or a twin of this command.
 
     Args:
         stack: Lets them in again when it is closed.
         folder: The run's, or one below it.
         run: For the settings and the ranks.
+        reads_only: Whether results go elsewhere, so that a folder which may not be written to is good enough.
 
     Raises:
         ConfigError: Another start works in the folder.
+        FileError: The folder may not be written to.
     """
     seconds = run.config.run.heartbeat_seconds
+    if reads_only and not is_writable(folder.path):
+        require_free(folder.lock, patience_seconds=6 * seconds)
+        return
+    require_writable(
+        folder.path,
+        remedy=f"work on a copy that is yours (`cp -r {run.folder.path} COPY`, `chmod -R u+w COPY`); matrix, analyse, "
+        "compare, report and export need none where --out names another place",
+    )
     ranks = run.coordinator.world_size
     stack.enter_context(hold(folder.lock, num_ranks=ranks, touch_seconds=seconds, patience_seconds=6 * seconds))
 

@@ -126,6 +126,12 @@ def lead_into(file: Path) -> None:
         raw.lead_into(file)
 
 
+def keep(text: str) -> None:
+    """Let a text stand in the file alone, such as the traceback of an error that the terminal has in words."""
+    for raw in _NOW:
+        raw.take(text.encode("utf-8", "backslashreplace"), is_ours=True)
+
+
 def tell_held() -> None:
     """Show what no file has got yet: whatever went wrong, it may be the reason."""
     for raw in _NOW:

@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -27,6 +27,8 @@ from shards.errors import ArtifactError, DiskFullError
 T = TypeVar("T")
 R = TypeVar("R")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+"""What the system says where a user may not; a file system that can only be read has no free space either."""
 _FULL_WORDS = ("No space left on device", "Disk quota exceeded")
 _SPARE_BYTES = 64 * 2**20
 """Left free on a host's own disk, so that its other programs go on."""
@@ -62,6 +64,24 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def copy_folder(source: Path, target: Path, *, leave_out: Container[str] = ()) -> None:
+    """Copy the files of a folder and of those below it, without their modes: a copy can be written to.
+
+    Args:
+        source: The folder, which may be one that nobody may write to.
+        target: The folder to make, with those above it.
+        leave_out: Names of files and folders that are not copied, wherever they lie.
+    """
+    target.mkdir(parents=True)
+    for entry in source.iterdir():
+        if entry.name in leave_out:
+            continue
+        if entry.is_dir():
+            copy_folder(entry, target / entry.name, leave_out=leave_out)
+        else:
+            shutil.copyfile(entry, target / entry.name)
 
 
 @contextmanager
@@ -157,7 +177,7 @@ def as_full_disk(error: BaseException) -> DiskFullError | None:
 
 def _disk_full(path: Path, temporary: Path, num_bytes: int | None, error: BaseException) -> DiskFullError | None:
     """Return the error to raise where a write failed for want of space, which libraries tell in many ways."""
-    if not isinstance(error, OSError | RuntimeError):
+    if not isinstance(error, OSError | RuntimeError) or getattr(error, "errno", None) in DENIED:
         return None
     free = shutil.disk_usage(path.parent).free
     if getattr(error, "errno", None) not in _FULL and free > _NO_SPACE_BYTES:

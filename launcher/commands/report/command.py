@@ -14,6 +14,7 @@ from pathlib import Path
 from engine.config.metric_names import family_of
 from engine.errors import ConfigError
 from launcher.commands.comparison import named_paths
+from launcher.commands.finished import place_for
 from launcher.commands.report.opened import Opener
 from launcher.commands.report.page import Wanted, render
 from launcher.commands.words.report import MOST_QUERIES, NAME
@@ -31,6 +32,7 @@ def run_command(arguments: argparse.Namespace) -> None:
     named = named_paths(arguments.runs, "RUN")
     out: Path = arguments.out or next(iter(named.values())) / NAME
     _require_words(arguments, out)
+    place_for(arguments.out and out.parent, out.parent)
     opener = Opener(arguments.data)
     runs = [opener.open(name, path) for name, path in named.items()]
     page = render(runs, Wanted(arguments.metric, arguments.queries))

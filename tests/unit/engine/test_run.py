@@ -51,6 +51,18 @@ def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> py
     return caplog
 
 
+def test_where_nothing_is_lost_nothing_is_written(open_run: Open) -> None:
+    """Symptom: a comparison of a run that may not be written to wrote its ledger as it was."""
+    run = open_run()
+    run.once("retriever/1", Work({"loss": 0.5}))
+    before = run.folder.ledger.stat()
+    run.forget([])
+    after = run.folder.ledger.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    run.forget(["retriever/1"])
+    assert ledger(run) == {}
+
+
 def test_a_stage_runs_with_its_arguments_and_is_recorded_with_result_and_time(open_run: Open) -> None:
     run, work = open_run(), Work({"loss": 0.5})
     assert run.once("retriever/1", work, "argument") == {"loss": 0.5}

@@ -183,6 +183,24 @@ def test_a_failed_export_leaves_the_earlier_one(base: Path, tmp_path: Path, monk
     assert sorted(path.name for path in tmp_path.iterdir()) == ["e", "w"]
 
 
+def test_an_export_of_a_run_that_may_not_be_written_to_can_be(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Symptom: the folder in which an export is written had the mode of the run's own, so that it could not be."""
+    weights = saved_retriever(base, tmp_path / "w")
+    monkeypatch.setattr(engine.models.export, "verify_export", lambda *_: 0.0)
+    every = [*weights.rglob("*"), weights]
+    for path in every:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        export_retriever(weights, tmp_path / "e")
+    finally:
+        for path in every[::-1]:
+            path.chmod(0o755)
+    assert all(path.stat().st_mode & 0o200 for path in [tmp_path / "e", *(tmp_path / "e").rglob("*")])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["e", "w"]
+
+
 def test_a_folder_of_someone_else_is_not_replaced(base: Path, tmp_path: Path) -> None:
     weights = saved_retriever(base, tmp_path / "w")
     shutil.copytree(base, tmp_path / "e")

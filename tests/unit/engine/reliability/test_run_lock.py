@@ -15,7 +15,7 @@ import pytest
 
 from engine.errors import ConfigError, CoordinationError
 from engine.reliability import run_lock
-from engine.reliability.run_lock import RunLock, acquire, hold, read_holder
+from engine.reliability.run_lock import RunLock, acquire, hold, read_holder, require_free
 from tests.distributed.processes import ROOT
 
 OTHER_PID = os.getppid()
@@ -52,6 +52,19 @@ def test_a_second_start_is_refused_while_the_first_lives(path: Path) -> None:
     with pytest.raises(ConfigError, match=rf"in use: a start of 2 rank\(s\) on .* \(pid {OTHER_PID}, since 20"):
         take(path)
     assert path.read_bytes() == before
+    assert [entry.name for entry in path.parent.iterdir()] == ["run.lock"]
+
+
+def test_who_only_reads_leaves_the_lock_as_it_is(path: Path) -> None:
+    require_free(path, patience_seconds=0.5)
+    take(path)
+    change(path, pid=OTHER_PID)
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match="in use: a start of 2 rank"):
+        require_free(path, patience_seconds=0.5)
+    change(path, place="elsewhere", host="elsewhere")  # whose holder gives no sign of life
+    require_free(path, patience_seconds=0.5)
+    path.write_bytes(before)
     assert [entry.name for entry in path.parent.iterdir()] == ["run.lock"]
 
 

@@ -364,6 +364,23 @@ def test_a_run_that_is_not_finished_has_curves_alone(dataset: Dataset, tmp_path:
     assert {row["iteration"] for row in rows} == {"0", "1", "2"}
 
 
+def test_results_that_cannot_be_written_are_refused_first(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Symptom: everything was computed, and then the table was not written, with a traceback."""
+    monkeypatch.setattr("launcher.commands.compare._recordings", lambda *_: pytest.fail("it is computed"))
+    (tmp_path / "afile").write_text("")
+    (tmp_path / "run").symlink_to(runs / "good" / "1")
+    for words in (["--out", f"{tmp_path}/afile"], ["--out", f"{tmp_path}/afile/below"]):
+        assert main(["compare", f"{tmp_path}/run", *words]) == 2
+        told = capsys.readouterr().err
+        assert told.startswith(f"error: {tmp_path}/afile is a file")
+        assert "Remedy: name another place by --out" in told
+    monkeypatch.setattr("shards.files.unusable.is_writable", lambda _: False)
+    assert main(["compare", f"{tmp_path}/run"]) == 2
+    assert "Remedy: name a place outside of the run by --out" in capsys.readouterr().err
+
+
 def test_an_error_is_told_once_with_exit_code_2(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", f"{runs}/nothing"]) == 2
     assert capsys.readouterr().err.count("error:") == 1
