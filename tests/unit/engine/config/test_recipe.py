@@ -212,6 +212,13 @@ def test_one_negative_without_r_is_refused_in_words_that_are_true_of_each_teache
         assert parse_config(SMALLEST | {"ar2": game | more}, "c").ar2.teacher == teacher
 
 
+def test_a_random_model_whose_heads_do_not_fit_is_refused_before_any_work() -> None:
+    """Symptom: data were read and written before "hidden_size 32 is no multiple of num_heads 3." with no way out."""
+    with pytest.raises(ConfigError, match=r"random_model: hidden_size 32 is no multiple of num_heads 3, .*to 33, or"):
+        load_config(CONFIGS / "tiny.yaml", ["random_model.num_heads=3"])
+    assert load_config(CONFIGS / "tiny.yaml", ["random_model.num_heads=3", "random_model.hidden_size=33"])
+
+
 def test_values_of_a_section_that_contradict_each_other_are_told_without_the_whole_section() -> None:
     """Symptom: each such message ended in the section, cut off in its midst: `got {'order': ... 'retrie...`."""
     for section, values in (
