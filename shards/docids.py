@@ -223,5 +223,6 @@ def _refuse_repeats(path: Path, offsets_N: npt.NDArray[np.int64], entries_N2: np
                 raise DataError(
                     f"the docid {line.decode()!r} occurs twice in the corpus, as document {seen[line]} and {index}",
                     expected="a docid of its own each",
+                    remedy="give one of the two another id",
                 )
             seen[line] = index

@@ -7,15 +7,15 @@ before anything is computed.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from engine.config.metric_names import compared_by
+from engine.config.problems import described
 from engine.config.recipe import Config
 from engine.config.recipes import recipe_class
 from engine.config.shipped import shipped_recipes
@@ -52,7 +52,11 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         )
     tree = read_tree_file(path)
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path} holds no mapping of sections", expected="sections such as run, data, retriever")
+        raise ConfigError(
+            f"{path} holds no mapping of sections",
+            expected="sections such as run, data, retriever",
+            remedy="name a recipe, or begin with one: `sparring init` drafts it",
+        )
     if isinstance(tree.get("index"), str):  # `index: auto`, which a word such as index.memory_gib=4 goes below
         tree["index"] = {"factory": tree["index"]}
     _apply_overrides(tree, overrides, str(path))
@@ -69,7 +73,7 @@ def parse_config(tree: dict[str, Any], origin: str) -> Config:
     try:
         return recipe.model_validate(value_of(tree, recipe))
     except ValidationError as error:
-        problems = [_describe(problem, recipe) for problem in error.errors()]
+        problems = described(error, recipe)
         raise ConfigError(
             f"{origin} has {len(problems)} problem{'s' if len(problems) > 1 else ''}: " + "; ".join(problems),
             remedy="correct the key or value in the file or on the command line; `sparring options WORD` explains keys",
@@ -134,50 +138,47 @@ def _apply_overrides(tree: dict[str, Any], words: Sequence[str], origin: str) ->
 def _apply_override(tree: dict[str, Any], word: str, recipe: type[Config]) -> None:
     key, equals, value = word.partition("=")
     if not equals or not key:
-        raise ConfigError(f"the word {word!r} is no override", expected="section.key=value, such as run.seed=7")
+        raise ConfigError(
+            f"the word {word!r} is no override",
+            expected="section.key=value, such as run.seed=7",
+            remedy="put the value behind the key, no blanks around =; one in a value wants quotes for the shell",
+        )
     node = tree
-    *parents, leaf = key.split(".")
-    for parent in parents:
+    keys = key.split(".")
+    *parents, leaf = keys
+    for depth, parent in enumerate(parents, 1):
         if isinstance(node.get(parent), Null):  # a section that the file leaves out by name
             node[parent] = {}
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise ConfigError(f"{word!r} goes below {parent!r}, which is a value and no section")
+            raise _below_a_value(word, keys[:depth], child, recipe)
         node = child
-    if takes_structure(kind_at(recipe, key.split("."))) and value.lstrip()[:1] in ("[", "{"):
+    if takes_structure(kind_at(recipe, keys)) and value.lstrip()[:1] in ("[", "{"):
         node[leaf] = read_tree(value, f"the value of {word!r}")
     else:
         node[leaf] = Null(value) if value in ("", "null") else value
 
 
-def _describe(problem: Any, recipe: type[Config]) -> str:
-    where = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        known = sorted(_flatten_fields(recipe))
-        near = difflib.get_close_matches(where, known, n=1, cutoff=0.5)
-        hint = f", did you mean {near[0]!r}?" if near else ""
-        return f"unknown key {where!r}{hint}"
-    if problem["type"] == "missing":
-        return f"{where!r} is not given and has no default"
-    message: str = problem["msg"].removeprefix("Value error, ")
-    if not where:
-        return message
-    if problem["type"] == "value_error" and isinstance(problem["input"], dict):
-        return f"{where}: {message}"  # of values of the section that contradict each other, which it names
-    return f"{where}: {message}, got {_shortened(repr(problem['input']))}"
-
-
-def _shortened(text: str, most: int = 200) -> str:
-    return text if len(text) <= most else f"{text[:most]}..."
-
-
-def _flatten_fields(section: type[BaseModel], prefix: str = "") -> list[str]:
-    names: list[str] = []
-    for name, field in section.model_fields.items():
-        names.append(prefix + name)
-        for inner in sections_in(field.annotation):
-            names += _flatten_fields(inner, prefix + name + ".")
-    return names
+def _below_a_value(word: str, keys: Sequence[str], value: Any, recipe: type[Config]) -> ConfigError:
+    """Describe a word whose key goes on below one that holds a value."""
+    above = ".".join(keys)
+    if sections_in(kind_at(recipe, keys)):
+        return ConfigError(
+            f"{word!r} goes below {above!r}, which is given the value {str(value)!r}",
+            expected=f"a section with keys of its own, written as {above}.KEY=VALUE",
+            remedy=f"leave that value out; `sparring options {above}` lists the section's keys",
+        )
+    if isinstance(value, list):
+        return ConfigError(
+            f"{word!r} goes below {above!r}, which is a list",
+            expected="a list as a whole, written as [a, b]",
+            remedy=f"write {above}=[...] with all that it holds",
+        )
+    return ConfigError(
+        f"{word!r} goes below {above!r}, which is a value and no section",
+        expected=f"nothing between {above} and =",
+        remedy=f"write {above}=..., or take the key that you mean from `sparring options {keys[0]}`",
+    )
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

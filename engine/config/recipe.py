@@ -97,6 +97,7 @@ class Config(Section):
         raise ConfigError(
             f"the recipe has no {kind.kind or 'encoder'} {name!r}" + (f": that is a {section.kind}" if section else ""),
             expected=f"one of {', '.join(those)}" if those else f"a section of a {kind.kind or 'encoder'}",
+            remedy="name one of them" if those else "take a recipe that trains one",
         )
 
     @property

@@ -34,5 +34,9 @@ def recipe_class(tree: Mapping[str, Any], origin: str) -> type[Config]:
     """
     name = str(tree.get("recipe", DEFAULT))
     if name not in RECIPES:
-        raise ConfigError(f"{origin} names the recipe {name!r}", expected=f"one of {', '.join(RECIPES)}")
+        raise ConfigError(
+            f"{origin} names the recipe {name!r}",
+            expected=f"one of {', '.join(RECIPES)}",
+            remedy=f"name one of them by the key recipe, or leave it out for {DEFAULT}",
+        )
     return RECIPES[name]

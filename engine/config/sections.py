@@ -331,10 +331,19 @@ class RandomModelConfig(Section):
     """Shape of the models named `random`: untrained ones for drills and tests, their tokenizer learnt on the corpus."""
 
     hidden_size: int = Field(32, ge=8, le=65536)
-    """Width."""
+    """Width, a multiple of `num_heads`."""
     num_layers: int = Field(2, ge=1, le=1000)
     """Layers."""
     num_heads: int = Field(2, ge=1, le=1024)
     """Attention heads."""
     vocab_size: int = Field(2000, ge=100, le=10**7)
     """Entries of the WordPiece vocabulary."""
+
+    @model_validator(mode="after")
+    def _heads_make_up_the_width(self) -> RandomModelConfig:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is no multiple of num_heads {self.num_heads}, expected heads of one "
+                f"width: set it to {self.hidden_size + -self.hidden_size % self.num_heads}, or change num_heads"
+            )
+        return self

@@ -30,7 +30,7 @@ def value_of(value: Any, kind: Any) -> Any:
     Returns:
         The value; a text that cannot be read stays one.
     """
-    kinds = _members(kind)
+    kinds = members_of(kind)
     if isinstance(value, Mapping):
         return _mapping_of(value, kinds)
     if isinstance(value, list):
@@ -55,12 +55,12 @@ def value_of(value: Any, kind: Any) -> Any:
 
 def takes_structure(kind: Any) -> bool:
     """Whether a field may hold a section, a list or a mapping, which a word writes as YAML does: `[a, b]`, `{a: b}`."""
-    return any(_is_section(one) or (get_origin(one) or one) in (list, tuple, dict) for one in _members(kind))
+    return any(_is_section(one) or (get_origin(one) or one) in (list, tuple, dict) for one in members_of(kind))
 
 
 def sections_in(kind: Any) -> list[type[BaseModel]]:
     """Return the sections that a field may hold: one, which may be one that can be left out, or none."""
-    return [one for one in _members(kind) if _is_section(one)]
+    return [one for one in members_of(kind) if _is_section(one)]
 
 
 def kind_at(section: type[BaseModel], keys: Sequence[str]) -> Any:
@@ -73,13 +73,39 @@ def kind_at(section: type[BaseModel], keys: Sequence[str]) -> Any:
     kind: Any = section
     for key in keys:
         below = [
-            one.model_fields[key].annotation for one in _members(kind) if _is_section(one) if key in one.model_fields
+            one.model_fields[key].annotation for one in members_of(kind) if _is_section(one) if key in one.model_fields
         ]
-        mappings = [get_args(one)[1] for one in _members(kind) if get_origin(one) is dict]
+        mappings = [get_args(one)[1] for one in members_of(kind) if get_origin(one) is dict]
         if not below + mappings:
             return None
         kind = (below + mappings)[0]
     return kind
+
+
+def has_name(section: Any, value: Mapping[Any, Any]) -> bool:
+    """Whether a mapping names a section by a field of which the section has one value alone.
+
+    Args:
+        section: The class.
+        value: As it was given, such as `{"name": "margin"}`.
+    """
+    return any(
+        get_origin(field.annotation) is Literal and get_args(field.annotation) == (value.get(key),)
+        for key, field in section.model_fields.items()
+    )
+
+
+def members_of(kind: Any) -> list[Any]:
+    """Return the members of a union, or the type alone; what annotates them taken off.
+
+    Args:
+        kind: As a field is annotated.
+    """
+    if get_origin(kind) is Annotated:
+        return members_of(get_args(kind)[0])
+    if get_origin(kind) in (Union, types.UnionType):
+        return [member for one in get_args(kind) for member in members_of(one)]
+    return [kind]
 
 
 def _plain_value(text: str, kind: Any) -> bool | int | float | None:
@@ -99,7 +125,7 @@ def _plain_value(text: str, kind: Any) -> bool | int | float | None:
 
 def _mapping_of(value: Mapping[Any, Any], kinds: Sequence[Any]) -> dict[Any, Any]:
     sections = [one for one in kinds if _is_section(one)]
-    named = [one for one in sections if _has_name(one, value)]  # of several, the one with the name that is given
+    named = [one for one in sections if has_name(one, value)]  # of several, the one with the name that is given
     for one in (named or sections)[:1]:
         fields = one.model_fields
         return {key: value_of(inner, fields[key].annotation if key in fields else None) for key, inner in value.items()}
@@ -126,20 +152,3 @@ def _takes_text(kind: Any) -> bool:
 
 def _is_section(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
-
-
-def _has_name(section: Any, value: Mapping[Any, Any]) -> bool:
-    """Whether a mapping names a section by a field of which the section has one value alone."""
-    return any(
-        get_origin(field.annotation) is Literal and get_args(field.annotation) == (value.get(key),)
-        for key, field in section.model_fields.items()
-    )
-
-
-def _members(kind: Any) -> list[Any]:
-    """Return the members of a union, or the type alone; what annotates them taken off."""
-    if get_origin(kind) is Annotated:
-        return _members(get_args(kind)[0])
-    if get_origin(kind) in (Union, types.UnionType):
-        return [member for one in get_args(kind) for member in _members(one)]
-    return [kind]

@@ -89,7 +89,9 @@ def read_candidate_sets(path: Path, queries: Sequence[Query], index_of: Callable
         if len(columns) != 4:
             if not line or line.isspace():
                 continue
-            raise DataError(f"{path} line {number} has {len(columns)} columns", expected=_COLUMNS)
+            raise DataError(
+                f"{path} line {number} has {len(columns)} columns", expected=_COLUMNS, remedy="write it again"
+            )
         qid, docid, text, _ = columns
         if qid not in texts:
             passed_over.add(qid)
@@ -116,6 +118,7 @@ def read_candidate_sets(path: Path, queries: Sequence[Query], index_of: Callable
         raise DataError(
             f"{path} has {len(repeated)} queries with a document twice: {listed(repeated, _NAMED)}",
             expected="every candidate once for a query",
+            remedy="take the repeated lines out",
         )
     return CandidateSets({qid: documents_N.tolist() for qid, documents_N in sets.items()}, len(passed_over))
 

@@ -86,11 +86,17 @@ def require_label_files(timetable: Timetable, dataset: Dataset) -> None:
     for joint in timetable.joint.values():
         folder = joint.negatives.teacher_scores
         if folder is not None and not is_published(folder):
-            raise DataError(f"{folder} holds no teacher scores", expected="a folder of scores that a run has published")
+            raise DataError(
+                f"{folder} holds no teacher scores",
+                expected="a folder of scores that a run has published",
+                remedy="correct the path, or leave it out",
+            )
     for mining in timetable.minings:
         if mining.path and not Path(mining.path).is_file():
             raise DataError(
-                f"{mining.path} does not exist, and candidates are to be read from it", expected="a TREC run file"
+                f"{mining.path} does not exist, and candidates are to be read from it",
+                expected="a TREC run file",
+                remedy="correct the path, or put the file there",
             )
 
 
@@ -174,6 +180,7 @@ def _additions(path: Path) -> Iterator[tuple[int, str, str, str]]:
             raise DataError(
                 f"{path}, line {line} reads {text.strip()!r}",
                 expected="two columns (query, document) or four (query, 0, document, whole grade)",
+                remedy="write the line again; ids have no blanks in them",
             )
         if columns and int(grade) > 0:
             yield line, columns[0], columns[2 if len(columns) == 4 else 1], "out"
@@ -189,6 +196,7 @@ def _relabels(path: Path) -> Iterator[tuple[int, str, str, str]]:
             raise DataError(
                 f"{path}, line {line} reads {text.strip()!r}",
                 expected=f"three columns: query, document, and one of {', '.join(_LABELS)}",
+                remedy="write the line again; ids have no blanks in them",
             )
         qid, docid, label = columns
         earlier, other = first.setdefault((qid, docid), (line, label))

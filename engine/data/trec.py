@@ -106,7 +106,7 @@ def run_lines(path: Path, *, or_ranks_alone: bool = False, top: int | None = Non
         DataError: The file is missing, or a line has another form; it is named.
     """
     if not path.is_file():
-        raise DataError(f"{path} does not exist", expected="a TREC run file")
+        raise DataError(f"{path} does not exist", expected="a TREC run file", remedy="correct the path")
     layout = None if or_ranks_alone else _SIX
     with path.open(encoding="utf-8") as file:
         for number, text in enumerate(file, start=1):
@@ -128,6 +128,7 @@ def run_lines(path: Path, *, or_ranks_alone: bool = False, top: int | None = Non
                 raise DataError(
                     f"{path}, line {number} reads {text.strip()!r}",
                     expected=layout if not or_ranks_alone else f"{layout}, as the first line has it",
+                    remedy="write the line again; ids have no blanks in them",
                 ) from error
 
 
@@ -185,5 +186,6 @@ def _add_line(path: Path, line: RunLine, scores: dict[str, float]) -> None:
         raise DataError(
             f"{path}, line {line.number} ranks document {line.docid!r} of query {line.qid!r} again",
             expected="every document once for a query",
+            remedy="take one of the two lines out",
         )
     scores[line.docid] = line.score

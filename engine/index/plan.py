@@ -351,13 +351,17 @@ def _check_training(factory: str, sizes: FactorySizes, available: int, num_docum
 
 
 def _refuse_for_flat(settings: IndexConfig) -> None:
-    for name in ("nprobe", "refine_factor", "train_documents", "placement"):
-        value = getattr(settings, name)
-        if value not in (None, "auto"):
-            raise ConfigError(
-                f"index.{name} is {value!r} for exact search, which has no FAISS index",
-                remedy=f"leave index.{name} out, or name another index.factory",
-            )
+    """Refuse what only a FAISS index has, all of it at once: the keys may stand in a file that comes along."""
+    names = ("nprobe", "refine_factor", "train_documents", "placement")
+    given = [name for name in names if getattr(settings, name) not in (None, "auto")]
+    if given:
+        are = ", ".join(f"index.{name} is {getattr(settings, name)!r}" for name in given)
+        words = " ".join(f"index.{name}={'auto' if name == 'placement' else 'null'}" for name in given)
+        raise ConfigError(
+            f"{are} for exact search, which has no FAISS index",
+            expected="none of what a FAISS index alone has",
+            remedy=f"give {words}, too, or name another index.factory",
+        )
 
 
 def _largest_divisor(dimension: int, at_most: int) -> int:

@@ -46,7 +46,11 @@ def make_random_model(
         ModelError: The texts hold no word, or `hidden_size` is no multiple of `num_heads`.
     """
     if hidden_size % num_heads:
-        raise ModelError(f"hidden_size {hidden_size} is no multiple of num_heads {num_heads}")
+        raise ModelError(
+            f"hidden_size {hidden_size} is no multiple of num_heads {num_heads}",
+            expected="heads of one width, which make up all of it",
+            remedy=f"take {hidden_size + -hidden_size % num_heads} for hidden_size, or another num_heads",
+        )
     vocabulary = _vocabulary(texts, vocab_size)
     # Wider than BERT's 0.02, with which so narrow an untrained model would give all texts nearly the same embedding.
     config = BertConfig(
@@ -81,7 +85,11 @@ def _vocabulary(texts: Iterable[str], vocab_size: int) -> dict[str, int]:
     for text in texts:
         words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
     if not words:
-        raise ModelError("a tokenizer cannot be made: the texts hold no word", expected="at least one text with a word")
+        raise ModelError(
+            "a tokenizer cannot be made: the texts hold no word",
+            expected="at least one text with a word",
+            remedy="look at the corpus",
+        )
     characters: Counter[str] = Counter()
     for word, count in words.items():
         for character in word:

@@ -346,7 +346,7 @@ class Conversion:
             self._progress.advance(sum(size for path, size in journal.lengths.items() if f"/{name}" in path))
         counts = {name: journal.finished[name].kept for name in finisher.names()}
         if not counts[CORPUS]:
-            raise DataError("the sources hold no document that can be used", expected="at least one")
+            raise DataError("the sources hold no document that can be used", remedy="name the corpus, too")
         dropped = Counter(journal.dropped)
         for entry in journal.finished.values():
             dropped.update(entry.dropped)

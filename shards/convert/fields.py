@@ -20,7 +20,7 @@ from shards.convert.sources import Source
 from shards.errors import DataError
 from shards.formats.items import Item, Judgement, Training
 from shards.formats.lines import answers_of, id_of, text_of
-from shards.formats.stream import BadRecord
+from shards.formats.stream import OR_LEAVE_OUT, BadRecord
 from shards.records import Document, Query
 
 _USUAL = {
@@ -88,6 +88,7 @@ def _grade(value: object, where: str) -> int:
             "malformed grade",
             f"{where} has the grade {str(value)[:40]!r}",
             expected="a whole number; above 0 is relevant",
+            remedy=f"write 1 for what is relevant and 0 for what is not, or whole grades, {OR_LEAVE_OUT}",
         )
     return int(number)
 
@@ -163,7 +164,10 @@ def training_of(record: dict[str, Any], split: str, where: str) -> list[Item]:
         for passage in _list(record, name, where):
             if not isinstance(passage, dict):
                 raise BadRecord(
-                    "malformed field", f"{where} has {str(passage)[:40]!r} in {name!r}", expected="passages"
+                    "malformed field",
+                    f"{where} has {str(passage)[:40]!r} in {name!r}",
+                    expected="passages, each an object with docid, title and text",
+                    remedy=f"write the record again, {OR_LEAVE_OUT}",
                 )
             docid = id_of(passage.get("docid"), "docid", where)
             items.append(Document(docid, text_of(passage, "title", where, default=""), text_of(passage, "text", where)))
@@ -187,7 +191,12 @@ def _hard_negatives(record: dict[str, Any], split: str, where: str) -> Training:
     training.positives = [id_of(value, "pos", where) for value in _list(record, "pos", where)]
     proposed = record.get("neg")
     if not isinstance(proposed, dict):
-        raise BadRecord("malformed field", f"{where} has no object in 'neg'", expected="retriever -> ids")
+        raise BadRecord(
+            "malformed field",
+            f"{where} has no object in 'neg'",
+            expected="retriever -> ids",
+            remedy=f'write the ids under a name, such as {{"bm25": [...]}}, {OR_LEAVE_OUT}',
+        )
     places: dict[str, int] = {}
     for retriever in proposed:
         for value in _list(proposed, retriever, where):
@@ -206,5 +215,10 @@ def _list(record: dict[str, Any], name: str, where: str) -> list[Any]:
     if value is None:
         return []
     if not isinstance(value, list):
-        raise BadRecord("malformed field", f"{where} has {str(value)[:40]!r} in {name!r}", expected="a list")
+        raise BadRecord(
+            "malformed field",
+            f"{where} has {str(value)[:40]!r} in {name!r}",
+            expected="a list",
+            remedy=f"write a single one in brackets, too, {OR_LEAVE_OUT}",
+        )
     return value

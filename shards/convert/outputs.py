@@ -24,7 +24,7 @@ from shards.convert.ids import IdLog
 from shards.convert.options import Options
 from shards.formats.canonical import CORPUS, QUERIES
 from shards.formats.items import AnsweredQuery, Dropped, Item, Judgement, RunRow, Training
-from shards.formats.stream import BadRecord, place
+from shards.formats.stream import OR_LEAVE_OUT, BadRecord, place
 from shards.records import Document, Query
 
 RAW, IDS = "raw", "ids"
@@ -97,7 +97,9 @@ class Outputs:
             if isinstance(item, Document):
                 if (not item.text or item.text.isspace()) and (not item.title or item.title.isspace()):
                     raise BadRecord(
-                        "empty text", f"{place(path, line)}: document {item.id!r} has neither text nor title"
+                        "empty text",
+                        f"{place(path, line)}: document {item.id!r} has neither text nor title",
+                        remedy=f"give it one of them, {OR_LEAVE_OUT}",
                     )
                 if len(item.text) + len(item.title) > self._limit:
                     raise BadRecord(
@@ -109,7 +111,11 @@ class Outputs:
             elif isinstance(item, (Query, AnsweredQuery)):
                 query = item.query if isinstance(item, AnsweredQuery) else item
                 if not query.text.strip():
-                    raise BadRecord("empty text", f"{place(path, line)}: query {query.id!r} has no text")
+                    raise BadRecord(
+                        "empty text",
+                        f"{place(path, line)}: query {query.id!r} has no text",
+                        remedy=f"give it one, {OR_LEAVE_OUT}",
+                    )
 
     def add(self, item: Item, source: int, line: int) -> None:
         """Write an item.

@@ -9,7 +9,7 @@ from shards.convert.sources import Source
 from shards.formats import beir
 from shards.formats.items import Item, Judgement, RunRow, Training
 from shards.formats.lines import id_of
-from shards.formats.stream import BadRecord, place
+from shards.formats.stream import OR_LEAVE_OUT, BadRecord, place
 from shards.records import Query
 
 # Who proposed the negatives of a file that does not say so itself.
@@ -48,6 +48,7 @@ def run_line(source: Source, text: str, line: int) -> list[Item]:
             "wrong number of columns",
             f"{where} has {len(columns)} columns",
             expected="six (qid, Q0, docid, rank, score, tag) or three (qid, docid, rank)",
+            remedy=f"write the row again, {OR_LEAVE_OUT}",
         )
     is_short = len(columns) == 3
     qid, docid, rank = (columns[0], columns[1], columns[2]) if is_short else (columns[0], columns[2], columns[3])
@@ -59,7 +60,10 @@ def run_line(source: Source, text: str, line: int) -> list[Item]:
         value, number = math.nan, 0
     if not math.isfinite(value):
         raise BadRecord(
-            "malformed score", f"{where} has the rank {rank[:20]!r} and the score {score[:20]!r}", expected="numbers"
+            "malformed score",
+            f"{where} has the rank {rank[:20]!r} and the score {score[:20]!r}",
+            expected="numbers",
+            remedy=f"write the row again, {OR_LEAVE_OUT}",
         )
     items: list[Item] = [RunRow(source.run_name, qid, docid, number, score, tag)]
     if split := _named_split(source):
@@ -89,6 +93,7 @@ def triple(source: Source, text: str, line: int) -> list[Item]:
             "wrong number of columns",
             f"{place(source.path, line)} has {len(columns)} columns",
             expected="three: qid, positive pid, negative pid",
+            remedy=f"write the row again, {OR_LEAVE_OUT}",
         )
     training = Training(source.split, columns[0], [columns[1]])
     training.add_negative(columns[2], None, [_TRIPLES_SOURCE])
@@ -106,7 +111,12 @@ def candidate(source: Source, text: str, line: int) -> list[Item]:
         return []
     where = place(source.path, line)
     if len(columns) < 2:
-        raise BadRecord("wrong number of columns", f"{where} has no tab", expected="qid, pid, query, passage")
+        raise BadRecord(
+            "wrong number of columns",
+            f"{where} has no tab",
+            expected="qid, pid, query, passage",
+            remedy=f"write the row again, {OR_LEAVE_OUT}",
+        )
     training = Training(source.split, id_of(columns[0], "qid", where))
     training.add_negative(id_of(columns[1], "pid", where), None, [_TOP1000_SOURCE])
     return [training]
@@ -146,5 +156,10 @@ class Topic:
         number = re.sub(r"^Number:\s*", "", " ".join(self._parts.get("num", [])), flags=re.IGNORECASE)
         title = re.sub(r"^Topic:\s*", "", " ".join(self._parts.get("title", [])), flags=re.IGNORECASE)
         if not title:
-            raise BadRecord("missing field", f"{where} ends a topic without a title", expected="<num> and <title>")
+            raise BadRecord(
+                "missing field",
+                f"{where} ends a topic without a title",
+                expected="<num> and <title>",
+                remedy=f"give it one, {OR_LEAVE_OUT}",
+            )
         return Query(id_of(number.strip() or None, "num", where), title)

@@ -17,7 +17,7 @@ from shards.errors import DataError
 from shards.formats import dpr, msmarco
 from shards.formats.items import Consumed, Item, Outcome, Training, attempt, read_lines_as
 from shards.formats.lines import json_object, read_jsonl
-from shards.formats.stream import MAX_LINE_BYTES, BadRecord, Mark, decoded, place, raw_lines
+from shards.formats.stream import MAX_LINE_BYTES, OR_LEAVE_OUT, BadRecord, Mark, decoded, place, raw_lines
 from shards.formats.tables import columns_of, read_rows
 from shards.records import Document
 
@@ -202,6 +202,14 @@ def _rows(source: Source, mark: Mark, options: Options, consumed: Consumed) -> I
         mark.line = mark.row
         where = f"{source.path} row {mark.row}"
         if sum(len(value) for value in record.values() if isinstance(value, (str, bytes))) > MAX_LINE_BYTES:
-            yield mark.line, BadRecord("line too long", f"{where} has more than {MAX_LINE_BYTES} characters")
+            yield (
+                mark.line,
+                BadRecord(
+                    "line too long",
+                    f"{where} has more than {MAX_LINE_BYTES} characters",
+                    expected="a record of at most as many",
+                    remedy=f"cut the text into several documents, {OR_LEAVE_OUT}",
+                ),
+            )
         else:
             yield mark.line, attempt(lambda: make(record, where))  # noqa: B023  # called at once

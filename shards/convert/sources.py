@@ -129,7 +129,9 @@ def find_sources(paths: list[Path], options: Options, out: Path) -> tuple[list[S
         if re.match(r"[a-z0-9+.-]+:", os.fspath(path), re.IGNORECASE) and not path.exists():
             raise DataError(f"{path} is an address", expected="a file or a folder", remedy="fetch it first")
         if not path.exists():
-            raise DataError(f"there is no {path}", expected="a file or a folder with the downloads")
+            raise DataError(
+                f"there is no {path}", expected="a file or a folder with the downloads", remedy="check the path"
+            )
         for file, name in _files(path, out):
             # The folder's own name counts, too: `queries/` may hold a table of no telling name.
             kind = _kind_of(file, f"{path.name}/{name}" if path.is_dir() else name, options, is_named=path.is_file())

@@ -181,7 +181,11 @@ def _check_corpus(layout: Layout, dropped: Counter[str], *, drop_unknown: bool) 
             dropped["document without text"] += 1
     _require_unique_ids(layout, np.frombuffer(hashes, dtype=np.int64))
     if not kept:
-        raise DataError(f"{layout.corpus} has no document with text", expected="at least one")
+        raise DataError(
+            f"{layout.corpus} has no document with text",
+            expected="at least one",
+            remedy="give the documents a text or a title",
+        )
     if unknown:
         if not drop_unknown:
             docid = min(unknown, key=lambda docid: (str(named[docid][0]), named[docid][1]))

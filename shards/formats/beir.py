@@ -23,7 +23,7 @@ from shards.files import fsync, write_json
 from shards.formats.compressed import find_file
 from shards.formats.layout import Judgements, Layout, add_query, grade_of
 from shards.formats.lines import answers_of, id_of, read_jsonl, read_lines, text_of
-from shards.formats.stream import BadRecord, Mark, place
+from shards.formats.stream import OR_LEAVE_OUT, BadRecord, Mark, place
 from shards.records import Document, Qrels, Query
 
 SPLITS = ("train", "dev", "test")
@@ -152,9 +152,22 @@ def judgement_of(text: str, path: Path, line: int) -> tuple[str, str, int] | Non
             "wrong number of columns",
             f"{place(path, line)} has {len(columns)} columns",
             expected="three, separated by tabs: query-id, corpus-id, score",
+            remedy=_remedy_for_columns(text, len(columns)),
         )
     qid, docid, grade = (column.strip() for column in columns)
     return qid, docid, grade_of(grade, path, line)
+
+
+def _remedy_for_columns(text: str, num_columns: int) -> str:
+    """Say what to do with a row of another form than BEIR's, which mostly is the form of all rows."""
+    of_others = (
+        "let `sparring convert` write the folder: it reads judgements of four columns and of two, as TREC has them"
+    )
+    if num_columns == 1 and len(text.split()) == 3:
+        return "put tabs where the blanks are"
+    return {2: f"add the score, 1 for a relevant document; or {of_others}", 4: of_others}.get(
+        num_columns, f"write the row again, {OR_LEAVE_OUT}"
+    )
 
 
 def read_corpus(path: Path, mark: Mark | None = None) -> Iterator[tuple[int, Document]]:

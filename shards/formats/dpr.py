@@ -38,7 +38,7 @@ from shards.formats.items import (
 from shards.formats.json_list import read_json_list
 from shards.formats.layout import Judgements, Layout
 from shards.formats.lines import MAX_COLUMN_CHARACTERS, answers_of, id_of, quoted_rows, text_of
-from shards.formats.stream import BadRecord, Mark, place
+from shards.formats.stream import OR_LEAVE_OUT, BadRecord, Mark, place
 from shards.records import Document, GivenNegatives, Query
 
 ID_FIELDS = ("passage_id", "psg_id", "id")
@@ -61,7 +61,11 @@ def read_layout(path: Path, *, needs_queries: bool = True) -> Layout:
     """
     corpus = _only(path, "psgs*.tsv") or _only(path, "corpus*.tsv")
     if corpus is None:
-        raise DataError(f"{path} has no passages", expected="psgs_w100.tsv, or another psgs*.tsv or corpus*.tsv")
+        raise DataError(
+            f"{path} has no passages",
+            expected="psgs_w100.tsv, or another psgs*.tsv or corpus*.tsv",
+            remedy="put the passages, or a link to them, beside the questions",
+        )
     queries: dict[str, Query] = {}
     dropped: Counter[str] = Counter()
     judgements, files, answer_splits = Judgements(queries), [corpus], set()
@@ -92,6 +96,7 @@ def read_layout(path: Path, *, needs_queries: bool = True) -> Layout:
         raise DataError(
             f"{path} has passages but no questions",
             expected="biencoder-*-train.json, biencoder-*-dev.json, *-dev.qa.csv or *-test.qa.csv",
+            remedy="put the questions of at least one split there, by these names",
         )
     return Layout(
         corpus=corpus,
@@ -184,6 +189,7 @@ def _question(
             "missing field",
             f"{where}: the gold passage (the first of 'positive_ctxs') has no id",
             expected=f"one of the fields {', '.join(ID_FIELDS)}",
+            remedy=f"give it the id that it has among the passages, {OR_LEAVE_OUT}",
         )
     query, gold_id = Query(f"{split}-{row}", question, answers), id_of(gold, "passage_id", where)
     items: list[Item] = [query, Judgement(split, query.id, gold_id, 1)]
@@ -230,7 +236,10 @@ def _passages(record: dict[str, Any], name: str, where: str) -> list[dict[str, A
     passages = record.get(name)
     if not isinstance(passages, list) or not all(isinstance(passage, dict) for passage in passages):
         raise BadRecord(
-            "malformed field", f"{where} has {str(passages)[:40]!r} as {name!r}", expected="a list of passages"
+            "malformed field",
+            f"{where} has {str(passages)[:40]!r} as {name!r}",
+            expected="a list of passages",
+            remedy=f"write it as a list of objects, {OR_LEAVE_OUT}",
         )
     return passages
 
@@ -277,12 +286,16 @@ def _answered(columns: list[str], split: str, row: int, where: str, known: froze
             "wrong number of columns",
             f"{where} has {len(columns)} columns",
             expected="two: question TAB ['answer', ...]",
+            remedy=f"write the row again, {OR_LEAVE_OUT}",
         )
     try:
         value = ast.literal_eval(columns[1].strip())  # a literal only: never code
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
         raise BadRecord(
-            "malformed field", f"{where} has {columns[1][:60]!r} as answers", expected="a Python list of strings"
+            "malformed field",
+            f"{where} has {columns[1][:60]!r} as answers",
+            expected="a Python list of strings, such as ['Paris']",
+            remedy=f"write the answers so, {OR_LEAVE_OUT}",
         ) from None
     answers, question = answers_of(value, where), clean(columns[0])
     if not question:
@@ -312,7 +325,11 @@ def read_passages(
     if not isinstance(first, BadRecord) and first and first[0] == "id":
         names = first
         if not {"id", "text"} <= set(names):
-            raise DataError(f"{place(path, head.line)} is the header {names}", expected="id, text and title")
+            raise DataError(
+                f"{place(path, head.line)} is the header {names}",
+                expected="id, text and title",
+                remedy="rename the columns there",
+            )
     for columns in quoted_rows(path, mark, max_characters=max_characters, consumed=consumed):
         if isinstance(columns, BadRecord):
             yield mark.line, columns
@@ -327,6 +344,7 @@ def _passage(columns: list[str], names: list[str], where: str) -> Document:
             "wrong number of columns",
             f"{where} has {len(columns)} columns",
             expected=f"{len(names)}: {', '.join(names)}, separated by tabs",
+            remedy=f"write the row again, a text with tabs in quotes, {OR_LEAVE_OUT}",
         )
     docid = id_of(columns[names.index("id")], "id", where)
     title = columns[names.index("title")] if "title" in names else ""

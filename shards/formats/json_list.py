@@ -103,6 +103,7 @@ class _Text:
                     raise DataError(
                         f"{place(self.path, self.line)} begins an object of more than {MAX_LINE_BYTES} characters",
                         expected="one record in each object of the list",
+                        remedy="look at that line: a bracket or a quote is not closed there",
                     ) from None
                 self._read(max(_CHUNK_BYTES, len(self._window)))  # doubling: a huge object takes linear time
                 continue

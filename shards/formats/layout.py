@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shards.errors import DataError
-from shards.formats.stream import BadRecord, place
+from shards.formats.stream import OR_LEAVE_OUT, BadRecord, place
 from shards.records import Document, GivenNegatives, Qrels, Query
 
 
@@ -75,6 +75,7 @@ def grade_of(text: str, path: Path, line: int) -> int:
         "malformed grade",
         f"{place(path, line)} has the grade {text[:40]!r}",
         expected="a whole number; above 0 is relevant",
+        remedy=f"write 1 for what is relevant and 0 for what is not, or whole grades, {OR_LEAVE_OUT}",
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from shards.formats.stream import BadRecord, Mark, decoded, place, raw_lines
+from shards.formats.stream import OR_LEAVE_OUT, BadRecord, Mark, decoded, place, raw_lines
 
 # JSON can escape half of a character of two code units; such a string cannot be written to any file again.
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
@@ -178,12 +178,21 @@ def text_of(record: dict[str, Any], name: str, where: str, *, default: str | Non
             "missing field",
             f"{where} has no field {name!r}",
             expected=f"a string; the fields there are {', '.join(map(repr, record))}",
+            remedy=f"add the field, {OR_LEAVE_OUT}",
         )
     if not isinstance(value, str):
-        raise BadRecord("malformed field", f"{where} has {_shown(value)} in field {name!r}", expected="a string")
+        raise BadRecord(
+            "malformed field",
+            f"{where} has {_shown(value)} in field {name!r}",
+            expected="a string",
+            remedy=f"write the text in quotes, {OR_LEAVE_OUT}",
+        )
     if not _is_whole(value):
         raise BadRecord(
-            "not UTF-8", f"{where} has half of a surrogate pair in field {name!r}", expected="whole characters"
+            "not UTF-8",
+            f"{where} has half of a surrogate pair in field {name!r}",
+            expected="whole characters",
+            remedy=f"write the text again, as it was cut inside of a character, {OR_LEAVE_OUT}",
         )
     return value
 
@@ -202,12 +211,19 @@ def id_of(value: object, name: str, where: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if value is None:
-        raise BadRecord("missing field", f"{where} has no field {name!r}", expected="an id, as a string")
+        raise BadRecord(
+            "missing field",
+            f"{where} has no field {name!r}",
+            expected="an id, as a string",
+            remedy=f"give the record an id, {OR_LEAVE_OUT}",
+        )
     if not isinstance(value, str) or value.split() != [value] or not _is_whole(value):
         raise BadRecord(
             "malformed id",
             f"{where} has {_shown(value)} in field {name!r}",
             expected="an id: a string without white space, not empty",
+            remedy="write _ for each blank, in all files that name the id, since rows of TREC's run files are split at "
+            f"blanks; {OR_LEAVE_OUT}",
         )
     return value
 
@@ -221,7 +237,12 @@ def answers_of(value: object, where: str) -> tuple[str, ...]:
     if value is None:
         return ()
     if not isinstance(value, list) or not all(isinstance(answer, str) and _is_whole(answer) for answer in value):
-        raise BadRecord("malformed field", f"{where} has {_shown(value)} as answers", expected="a list of strings")
+        raise BadRecord(
+            "malformed field",
+            f"{where} has {_shown(value)} as answers",
+            expected='a list of strings, such as ["Paris"]',
+            remedy=f"write a single answer in brackets, too, {OR_LEAVE_OUT}",
+        )
     return tuple(value)
 
 

@@ -17,7 +17,7 @@ from shards.formats.compressed import find_file
 from shards.formats.items import Consumed, Item, Judgement, Outcome, documents_of, read_lines_as, require_good
 from shards.formats.layout import Judgements, Layout, add_query, grade_of
 from shards.formats.lines import id_of
-from shards.formats.stream import BadRecord, Mark, place
+from shards.formats.stream import OR_LEAVE_OUT, BadRecord, Mark, place
 from shards.records import Document, Query
 
 # The names a split's files may have, the better one first: published numbers are those of dev.small.
@@ -53,6 +53,7 @@ def read_layout(path: Path, *, needs_queries: bool = True) -> Layout:
         raise DataError(
             f"{path} has no judgements",
             expected="qrels.train.tsv, qrels.dev.small.tsv or qrels.test.tsv, each with its queries file",
+            remedy="put the files of at least one split there, by these names",
         )
     return Layout(
         corpus=corpus,
@@ -74,6 +75,7 @@ def _read_queries(path: Path, queries: dict[str, Query]) -> None:
             raise DataError(
                 f"{place(path, lines[qid])}: query id {qid!r} has another text than in the files read before",
                 expected="one text for each id",
+                remedy="take queries and judgements of one release, or give one of the two another id",
             )
     queries |= found
 
@@ -131,6 +133,7 @@ def read_judgements(
                 "wrong number of columns",
                 f"{place(path, line)} has {len(columns)} columns",
                 expected="four (qid, 0, pid, grade) or two (qid, pid)",
+                remedy=f"write the row again, {OR_LEAVE_OUT}",
             )
         return []
 
@@ -154,7 +157,10 @@ def id_and_text(row: str, what: str, path: Path, line: int) -> tuple[str, str] |
     identifier, tab, text = row.partition("\t")
     if not tab:
         raise BadRecord(
-            "wrong number of columns", f"{place(path, line)} has no tab", expected=f"an id, a tab and {what}"
+            "wrong number of columns",
+            f"{place(path, line)} has no tab",
+            expected=f"an id, a tab and {what}",
+            remedy=f"write the row again, with a tab and no blanks behind the id, {OR_LEAVE_OUT}",
         )
     if not identifier.isalnum():  # what is holds no white space, and to write the place down for each line takes time
         identifier = id_of(identifier, "id", place(path, line))

@@ -48,7 +48,9 @@ def read_plain_pickle(path: Path) -> dict[Any, dict[Any, float]]:
         ) from None
     if not isinstance(found, dict) or not all(isinstance(scores, dict) for scores in found.values()):
         raise DataError(
-            f"{path} holds a {type(found).__name__}", expected="a dict of dicts: query id -> document id -> score"
+            f"{path} holds a {type(found).__name__}",
+            expected="a dict of dicts: query id -> document id -> score",
+            remedy="save the scores in that form",
         )
     return {
         qid: {docid: score.item() if hasattr(score, "item") else score for docid, score in scores.items()}

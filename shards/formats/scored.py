@@ -45,6 +45,8 @@ _FORMS = (
     "pos, neg, pos_scores and neg_scores"
 )
 
+_REMEDY_FORM = "rename the fields, or write the records in one of these forms"
+
 
 @dataclass(frozen=True, slots=True)
 class ScoredRecord:
@@ -194,7 +196,10 @@ def scored_records(record: dict[str, Any], where: str) -> list[ScoredRecord]:
     if record and all(isinstance(value, dict) for value in record.values()):
         return [_mapped(id_of(qid, "the query", where), scores, where) for qid, scores in record.items()]
     raise BadRecord(
-        "unknown form", f"{where} has the fields {', '.join(map(repr, record)) or 'of no record'}", expected=_FORMS
+        "unknown form",
+        f"{where} has the fields {', '.join(map(repr, record)) or 'of no record'}",
+        expected=_FORMS,
+        remedy=_REMEDY_FORM,
     )
 
 
@@ -205,7 +210,7 @@ def _by_id(record: dict[str, Any], qid: str, where: str) -> ScoredRecord:
     if isinstance(said, dict):
         return _mapped(qid, said, where)
     if (name := _name(record, _DOCUMENT_IDS)) is None:
-        raise BadRecord("unknown form", f"{where} has no document for {qid!r}", expected=_FORMS)
+        raise BadRecord("unknown form", f"{where} has no document for {qid!r}", expected=_FORMS, remedy=_REMEDY_FORM)
     value = _listed(record[name])
     values = value if isinstance(value, list) else [value]
     return _record(where, qid, [id_of(one, name, where) for one in values], said, by_text=False)
@@ -227,6 +232,7 @@ def _hard_negatives(record: dict[str, Any], qid: str, where: str) -> ScoredRecor
                     "no score",
                     f"{where} has {str(one)[:40]!r} for {qid!r}, without a score",
                     expected=f'{{"pid": ..., "{_CE_SCORE}": ...}} for each document',
+                    remedy="score the pair, or take the document out of the record",
                 )
             found.setdefault(id_of(one.get("pid"), "pid", where), one[_CE_SCORE])
     return _record(where, qid, list(found), list(found.values()), by_text=False)
@@ -246,7 +252,7 @@ def _by_text(record: dict[str, Any], query: str, where: str) -> ScoredRecord:
         return _record(where, query, documents, said, by_text=True, may_be_margins=True)
     if (name := _name(record, _TEXTS)) is not None:
         return _record(where, query, _texts(record, name, where), said, by_text=True)
-    raise BadRecord("unknown form", f"{where} has no documents for its query", expected=_FORMS)
+    raise BadRecord("unknown form", f"{where} has no documents for its query", expected=_FORMS, remedy=_REMEDY_FORM)
 
 
 def _record(
@@ -261,6 +267,7 @@ def _record(
             "other number of scores",
             f"{where} has {len(scores)} scores for {len(documents)} documents",
             expected="a score for each document" + (", or a margin for each negative" if may_be_margins else ""),
+            remedy="score the record again, or take it out",
         )
     return ScoredRecord(where, query, documents, scores, by_text)
 
@@ -304,7 +311,12 @@ def _list_of(record: dict[str, Any], name: str, where: str) -> list[Any]:
     if value is None:
         return []
     if not isinstance(value, list):
-        raise BadRecord("malformed field", f"{where} has {str(value)[:40]!r} in {name!r}", expected="a list")
+        raise BadRecord(
+            "malformed field",
+            f"{where} has {str(value)[:40]!r} in {name!r}",
+            expected="a list",
+            remedy="write a single one in brackets, too",
+        )
     return value
 
 

@@ -32,6 +32,10 @@ class BadRecord(DataError):
         self.reason = reason
 
 
+OR_LEAVE_OUT = "or let `sparring convert --on-error drop` leave such records of a data set out"
+"""The way out for who cannot mend a record."""
+
+
 @dataclass(slots=True)
 class Mark:
     """A place in a file, between two records.

@@ -60,7 +60,11 @@ def hf_files(path: Path) -> list[Path]:
 
 def _inside(path: Path, name: object) -> Path:
     if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name:
-        raise DataError(f"{path} names {name!r} as a part of it", expected="the name of a file or folder inside it")
+        raise DataError(
+            f"{path} names {name!r} as a part of it",
+            expected="the name of a file or folder inside it",
+            remedy="save the data set again with save_to_disk",
+        )
     return path / name
 
 

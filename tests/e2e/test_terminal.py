@@ -116,7 +116,7 @@ def test_words_come_through_starters_as_they_are(tmp_path: Path) -> None:
     words = [f"data.format={word}" for word in HOSTILE]
     ended = start([*deepspeed_command(1), "--config", str(TINY), *words, "run.device=cpu"])
     assert ended.code == 2, ended.err
-    assert f"data.format: Input should be 'auto', 'beir', 'dpr' or 'msmarco', got {HOSTILE[-1]!r}" in ended.err
+    assert f"data.format: expected 'auto', 'beir', 'dpr' or 'msmarco', got {HOSTILE[-1]!r}" in ended.err
     script = tmp_path / "told.py"
     script.write_text("import json, sys\nprint(json.dumps(sys.argv[1:]))\n")
     assert json.loads(start([*mpirun_command(1)[:-1], str(script), *words]).out) == words

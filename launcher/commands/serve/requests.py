@@ -12,6 +12,7 @@ from typing import Literal, TypeVar
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
+from engine.config.expected import expected_of
 from launcher.commands.search_engine import Order
 
 B = TypeVar("B", bound="Body")
@@ -216,7 +217,7 @@ def refusal_of(error: ValidationError, kind: type[Body]) -> Refused:
         error: All that is wrong.
         kind: What it must be.
     """
-    problems = error.errors(include_url=False, include_context=False)
+    problems = error.errors(include_url=False)
     if problems[0]["type"] == "json_invalid":
         return Refused(400, f"the body is no JSON: {problems[0]['msg'].removeprefix('Invalid JSON: ')}", "validation")
     # A field that may be of several forms has a problem for each: told together, under its name.
@@ -231,7 +232,7 @@ def refusal_of(error: ValidationError, kind: type[Body]) -> Refused:
         elif problem["type"] == "extra_forbidden":
             told.append(_not_known(_joined(inside), last, kind))
         else:
-            expected.setdefault(where or "the body", []).append(problem["msg"].removeprefix("Input should be "))
+            expected.setdefault(where or "the body", []).append(expected_of(problem))
             values.setdefault(where or "the body", problem["input"])
     wrong = [f"{where}: expected {' or '.join(expected[where])}, got {_shown(values[where])}" for where in expected]
     found = [*wrong, *told]

@@ -60,6 +60,7 @@ def beir(tmp_path: Path) -> Path:
 def refusal(path: Path, **options: Any) -> str:
     with pytest.raises(DataError) as caught:
         open_dataset(path, **options)
+    assert caught.value.remedy, f"what to do about it is not told: {caught.value}"
     return str(caught.value)
 
 
@@ -169,20 +170,29 @@ def removed(name: str) -> Callable[[Path], None]:
         ),
         (appended("queries.jsonl", '{"_id": "q4"}\n'), ["queries.jsonl line 4 has no field 'text'"]),
         (appended("corpus.jsonl", '{"_id": "d4", "text": 3}\n'), ["line 4 has 3 in field 'text'", "a string"]),
-        (appended("corpus.jsonl", '{"_id": "d 4", "text": "x"}\n'), ["line 4", "'d 4'", "without white space"]),
+        (
+            appended("corpus.jsonl", '{"_id": "d 4", "text": "x"}\n'),
+            ["line 4", "'d 4'", "without white space", "_ for each blank", "run files are split"],
+        ),
         (appended("corpus.jsonl", '{"_id": "", "text": "x"}\n'), ["line 4", "not empty"]),
         (appended("corpus.jsonl", '{"_id": true, "text": "x"}\n'), ["line 4 has True in field '_id'"]),
         (appended("corpus.jsonl", '{"_id": "d4", "text": "\\ud83d"}\n'), ["line 4", "surrogate"]),
-        (appended("queries.jsonl", '{"_id": "q4", "text": "x", "answers": "a"}\n'), ["line 4", "list of strings"]),
+        (
+            appended("queries.jsonl", '{"_id": "q4", "text": "x", "answers": "a"}\n'),
+            ["line 4", "list of strings", "in brackets"],
+        ),
         (appended("corpus.jsonl", b'{"_id": "d4", "text": "\xff"}\n'), ["corpus.jsonl line 4 is not UTF-8", "0xff"]),
         (appended("corpus.jsonl", '{"_id": "d2", "text": "x"}\n'), ["document id 'd2'", "line 2", "line 4"]),
         (appended("queries.jsonl", '{"_id": "q3", "text": "x"}\n'), ["query id 'q3'", "line 3", "line 4"]),
         (appended("queries.jsonl", '{"_id": "q4", "text": " "}\n'), ["line 4", "'q4' has no text"]),
         (appended("qrels/train.tsv", "q9\td1\t1\n"), ["train.tsv line 6", "query 'q9'", "3 queries"]),
         (appended("qrels/train.tsv", "q1\td9\t1\n"), ["train.tsv line 6", "document 'd9'", "3 documents"]),
-        (appended("qrels/train.tsv", "q1 d1 1\n"), ["train.tsv line 6 has 1 columns", "tabs"]),
+        (appended("qrels/train.tsv", "q1 d1 1\n"), ["train.tsv line 6 has 1 columns", "put tabs where the blanks are"]),
+        (appended("qrels/train.tsv", "q1\td1\n"), ["train.tsv line 6 has 2 columns", "add the score", "convert"]),
+        (appended("qrels/train.tsv", "q1\t0\td1\t1\n"), ["train.tsv line 6 has 4 columns", "let `sparring convert`"]),
+        (appended("qrels/train.tsv", "q1\t0\td1\t1\t2\n"), ["train.tsv line 6 has 5 columns", "--on-error drop"]),
         (appended("qrels/train.tsv", "q1\td1\tyes\n"), ["train.tsv line 6", "'yes'", "whole number"]),
-        (appended("qrels/train.tsv", "q1\td1\t1.5\n"), ["train.tsv line 6", "'1.5'"]),
+        (appended("qrels/train.tsv", "q1\td1\t1.5\n"), ["train.tsv line 6", "'1.5'", "whole grades"]),
         (appended("qrels/train.tsv", "q1\td1\t2\n"), ["train.tsv line 6", "grade 2", "1"]),
         (replaced("qrels/test.tsv", "d3\t1", "d3\t0"), ["split 'test'", "no usable query"]),
         (replaced("qrels/test.tsv", "q3\td3\t1\n", ""), ["split 'test'", "no usable query"]),

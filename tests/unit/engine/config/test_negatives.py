@@ -68,11 +68,11 @@ def test_filters_are_read_in_their_order_and_written_back(tmp_path: Path) -> Non
     ("negatives", "message"),
     [
         ("sampler: {name: best}", "best"),
-        ("sampler: {name: simans}", r"simans\.a' is not given"),
+        ("sampler: {name: simans}", r"sampler\.a' is not given"),
         ("sampler: {name: simans, a: 3, b: 1, form: absolute}", "the form `absolute` has no shift"),
         ("sampler: {name: rank_window, first_rank: 9, last_rank: 3}", "last_rank 3 is above first_rank 9"),
         ("sampler: {name: uniform, last_rank: 3}", "unknown key .*last_rank"),
-        ("filters: [{name: additions}]", r"additions\.file' is not given"),
+        ("filters: [{name: additions}]", r"filters\.0\.file' is not given"),
         ("filters: [{name: ranker_thresholds, reject_above: 1.5}]", "less than 1"),
         ("teacher_scores: x, filters: [{name: redistributed}, {name: margin}]", "must be the last filter"),
         (

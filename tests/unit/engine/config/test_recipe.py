@@ -29,6 +29,32 @@ def test_an_unknown_key_names_the_nearest() -> None:
         parse_config(SMALLEST | {"ranker": {"name": "d", "max_lenght": 3}}, "c")
 
 
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("warmup_retriever.lr=1", ", did you mean 'warmup_retriever.optim.lr'?"),
+        ("ar2.lr=1", ", did you mean 'ar2.ranker.optim.lr' or 'ar2.retriever.optim.lr'?"),
+        ("retriever.lr=1", ", did you mean 'ar2.retriever.optim.lr' or 'warmup_retriever.optim.lr'?"),
+        ("ranker.optim.lr=1", ", did you mean 'ar2.ranker.optim' or 'warmup_ranker.optim'?"),
+        ("warmup_retriever.batch=4", ", did you mean 'warmup_retriever.batch_size'?"),
+        ("warmup_retriever.otpim.lr=1", ", did you mean 'warmup_retriever.optim'?"),
+        ("ar2.seed=1", ", did you mean 'run.seed'?"),
+        ("retriver.name=x", ", did you mean 'retriever'?"),
+        ("evaluation.foo=1", ": evaluation has metrics, relevance_threshold, depth, "),
+        ("data.foo=1", "(`sparring options data` lists them)"),
+        ("foo=1", ": the sections are recipe, run, data, "),
+        ("ar2.negatives.sampler.a=1", ": ar2.negatives.sampler has name, top_k (`"),
+        ("ar2.negatives.filters=[{name: margin, shar: 1}]", ", did you mean 'ar2.negatives.filters.0.share'?"),
+    ],
+)
+def test_a_key_that_is_nearly_right_is_told_whole(word: str, meant: str) -> None:
+    """Symptom: of `warmup_retriever.lr` the nearest was said to be `warmup_retriever`, which is right already."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(CONFIGS / "tiny.yaml", [word])
+    assert meant in str(caught.value)
+    assert "1 problem: unknown key" in str(caught.value)
+
+
 def test_all_problems_are_named_at_once() -> None:
     broken = SMALLEST | {"ranker": {"max_length": "long"}, "index": {"placement": "cloud"}}
     with pytest.raises(ConfigError) as caught:
@@ -186,6 +212,13 @@ def test_one_negative_without_r_is_refused_in_words_that_are_true_of_each_teache
         assert parse_config(SMALLEST | {"ar2": game | more}, "c").ar2.teacher == teacher
 
 
+def test_a_random_model_whose_heads_do_not_fit_is_refused_before_any_work() -> None:
+    """Symptom: data were read and written before "hidden_size 32 is no multiple of num_heads 3." with no way out."""
+    with pytest.raises(ConfigError, match=r"random_model: hidden_size 32 is no multiple of num_heads 3, .*to 33, or"):
+        load_config(CONFIGS / "tiny.yaml", ["random_model.num_heads=3"])
+    assert load_config(CONFIGS / "tiny.yaml", ["random_model.num_heads=3", "random_model.hidden_size=33"])
+
+
 def test_values_of_a_section_that_contradict_each_other_are_told_without_the_whole_section() -> None:
     """Symptom: each such message ended in the section, cut off in its midst: `got {'order': ... 'retrie...`."""
     for section, values in (
@@ -195,7 +228,7 @@ def test_values_of_a_section_that_contradict_each_other_are_told_without_the_who
         with pytest.raises(ConfigError) as caught:
             parse_config(SMALLEST | {section: values}, "c")
         assert "{" not in str(caught.value)
-    with pytest.raises(ConfigError, match=r"evaluation\.metrics: .*, got \['R@5', 'R@5'\]"):
+    with pytest.raises(ConfigError, match=r"evaluation\.metrics: .*, got \[R@5, R@5\]"):
         parse_config(SMALLEST | {"evaluation": {"metrics": ["R@5", "R@5"]}}, "c")
 
 

@@ -70,7 +70,7 @@ def test_relabels_say_what_a_document_becomes(tmp_path: Path) -> None:
 )
 def test_additions_that_do_not_fit_are_refused(tmp_path: Path, text: str, message: str) -> None:
     """Symptom guarded against: the file of another corpus filters nothing, and nobody notices."""
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=message + r".*Remedy: "):
         read_additions(file_of(tmp_path, text), DATASET, INDEX.get)
 
 
@@ -84,7 +84,7 @@ def test_additions_that_do_not_fit_are_refused(tmp_path: Path, text: str, messag
     ],
 )
 def test_relabels_that_do_not_fit_are_refused(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=message + r".*Remedy: "):
         read_relabels(file_of(tmp_path, text), DATASET, INDEX.get)
     with pytest.raises(DataError, match="missing"):
         read_relabels(tmp_path / "missing.tsv", DATASET, INDEX.get)

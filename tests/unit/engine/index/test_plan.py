@@ -142,6 +142,16 @@ def test_what_cannot_work_is_refused(factory: str, more: dict[str, Any], message
         planned(factory, **settings)
 
 
+def test_exact_search_names_all_that_it_cannot_have_at_once_as_words() -> None:
+    """Symptom: `index.factory=Flat`, a remedy itself, was refused for one key of the recipe's after the other."""
+    settings = {"nprobe": 8, "refine_factor": 4, "train_documents": 9000, "placement": "disk"}
+    with pytest.raises(ConfigError) as caught:
+        planned("Flat", num_documents=5000, dimension=16, **settings)
+    assert "index.nprobe is 8, index.refine_factor is 4, index.train_documents is 9000" in str(caught.value)
+    words = "index.nprobe=null index.refine_factor=null index.train_documents=null index.placement=auto"
+    assert f"Remedy: give {words}, too" in str(caught.value)
+
+
 def test_parts_are_contiguous_complete_and_neither_few_nor_many() -> None:
     for sizes in ([5], [1, 1, 100, 1, 1], [1000] * 21, [10] * 3 + [10_000] * 40, [4000] * 5254, [250_000] * 30):
         parts = cut_parts(sizes)

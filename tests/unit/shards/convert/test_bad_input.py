@@ -27,6 +27,7 @@ pytestmark = pytest.mark.usefixtures("no_fsync")
 def refusal(source: Path, **options: Any) -> str:
     with pytest.raises(DataError) as caught:
         convert([source], source.parent / "refused", Options(**options))
+    assert caught.value.remedy, f"what to do about it is not told: {caught.value}"
     return str(caught.value)
 
 
