@@ -62,7 +62,7 @@ MAX_DIFFERENCE = 1e-4
 Of scores, which may all be near 0, it is relative to the largest where that is above `_LEAST_SCORE`.
 """
 _LEAST_SCORE = 0.3
-"""Sums over the layers of a deep model are exact to some 1e-5 in float32, however small the logit that comes of them."""
+"""Sums over the layers of a deep model are exact to some 1e-5 in float32, however small the logit that they give."""
 
 Completion = Callable[[Path], None]
 """Is given the folder of an export under its temporary name, tried and without a README."""

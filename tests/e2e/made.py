@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-CLOCK = ("seconds", "_per_second", "slowest_rank")
+OF_THE_MACHINE = ("seconds", "_per_second", "slowest_rank", "peak_gib")
 
 
 def metrics_of(folder: Path) -> list[dict[str, Any]]:
@@ -15,12 +15,12 @@ def metrics_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def measured(folder: Path) -> dict[tuple[str, int, str], float]:
-    """(stage, step, name) -> value of all that does not come from a clock."""
+    """(stage, step, name) -> value of all that is not of the machine: its clock, its memory."""
     return {
         (line["stage"], line["step"], name): value
         for line in metrics_of(folder)
         for name, value in line.items()
-        if name not in {"time", "stage", "step"} and not any(word in name for word in CLOCK)
+        if name not in {"time", "stage", "step"} and not any(word in name for word in OF_THE_MACHINE)
     }
 
 

@@ -66,12 +66,14 @@ def test_each_start_is_recorded_with_versions_and_command_line(tiny: Finished) -
 
 
 @pytest.mark.parametrize("tag", TRAINING)
-@pytest.mark.parametrize("name", ["loss", "accuracy", "lr", "grad_norm", "tokens_per_second", "skipped_steps"])
+@pytest.mark.parametrize(
+    "name", ["loss", "accuracy", "lr", "grad_norm", "tokens_per_second", "peak_gib", "skipped_steps"]
+)
 def test_training_is_measured(tiny: Finished, tag: str, name: str) -> None:
     assert stages_in_which(tiny.folder, f"{tag}/{name}") == TRAINING[tag]
     values = [line[f"{tag}/{name}"] for line in metrics_of(tiny.folder) if f"{tag}/{name}" in line]
     assert all(math.isfinite(value) for value in values)
-    if name in {"grad_norm", "tokens_per_second", "lr"}:
+    if name in {"grad_norm", "tokens_per_second", "peak_gib", "lr"}:
         assert min(values) > 0
 
 
