@@ -31,7 +31,7 @@ _WHAT_THEY_ARE = (
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """How surely a row's first metric is what it is, and how far it lies from the row that it should be above."""
+    """How sure the metric is by which a row is compared, and how far it lies from the row that it should be above."""
 
     metric: str
     """Which one."""
@@ -78,7 +78,7 @@ class Row:
     rerank_depth: int | None = None
     """Documents of a query that were re-ranked at most; None for who searches, and in summaries written without it."""
     headline: Headline | None = None
-    """Of its first metric; None in summaries that were written without it."""
+    """Of the metric by which it is compared; None in summaries that were written without it."""
 
     @classmethod
     def of(
