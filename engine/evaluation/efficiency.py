@@ -9,7 +9,7 @@ Source: AR2 Table 4 (latency) and Table 8.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any
@@ -100,10 +100,7 @@ def efficiency_tables(costs: Mapping[str, Sequence[Cost]]) -> tuple[Table, Table
     printed: list[tuple[Value, ...]] = []
     written: list[tuple[Value, ...]] = []
     for title, section, digits in (("facts", "{}", "g"), ("seconds", "seconds: {}", ".1f"), ("rates", "{}", ".4g")):
-        keys = dict.fromkeys(key for own in costs.values() for cost in own for key in getattr(cost, title))
-        ordered = [key for key in keys if key != OVERALL] + [OVERALL] * (OVERALL in keys)
-        for key in ordered:
-            means = [_mean(own, title, key) for own in costs.values()]
+        for key, *means in _rows(costs, title):
             written.append((section.format(key), *means))
             printed.append((section.format(key), *(None if one is None else f"{one:{digits}}" for one in means)))
     notes = ["Seconds of the clock, means over the runs of a name; a step's is the median between two logged points."]
@@ -115,21 +112,17 @@ def efficiency_tables(costs: Mapping[str, Sequence[Cost]]) -> tuple[Table, Table
 
 def rates_table(costs: Mapping[str, Sequence[Cost]]) -> Table:
     """Return the rates of settings alone, with all digits for CSV; arguments as of `efficiency_tables`."""
-    keys = dict.fromkeys(key for own in costs.values() for cost in own for key in cost.rates)
-    return Table(
-        "", ("what", *costs), tuple((key, *(_mean(own, "rates", key) for own in costs.values())) for key in keys)
-    )
+    return Table("", ("what", *costs), tuple(_rows(costs, "rates")))
 
 
 def latency_of(costs: Mapping[str, Sequence[Cost]]) -> dict[str, list[Point]]:
     """Return the milliseconds of a step of each phase that was logged more than once, a point for each setting."""
-    phases = dict.fromkeys(key for own in costs.values() for cost in own for key in cost.rates if _OF_A_STEP in key)
     return {
         key.removeprefix(_OF_A_STEP): [
-            Point(name, float(place), _mean(own, "rates", key) or 0.0)
-            for place, (name, own) in enumerate(costs.items())
+            Point(name, float(place), mean or 0.0) for place, (name, mean) in enumerate(zip(costs, means, strict=True))
         ]
-        for key in phases
+        for key, *means in _rows(costs, "rates")
+        if key.startswith(_OF_A_STEP)
     }
 
 
@@ -196,6 +189,13 @@ def _rates_of_search(stages: Mapping[str, Any]) -> dict[str, float]:
         if milliseconds is not None:
             rates["milliseconds of a search, last index"] = float(milliseconds)
     return rates
+
+
+def _rows(costs: Mapping[str, Sequence[Cost]], section: str) -> Iterator[tuple[str, *tuple[float | None, ...]]]:
+    """Yield each key of a section, what is overall last, with its mean over the runs of each setting."""
+    keys = dict.fromkeys(key for own in costs.values() for cost in own for key in getattr(cost, section))
+    for key in [key for key in keys if key != OVERALL] + [OVERALL] * (OVERALL in keys):
+        yield key, *(_mean(own, section, key) for own in costs.values())
 
 
 def _mean(costs: Sequence[Cost], section: str, key: str) -> float | None:
