@@ -108,11 +108,22 @@ class Comparison:
         return [entrant.state(one) for one in rankers_in(entrant.run, self.rankers)]
 
     def settings_of(self, labels: Iterable[str]) -> dict[str, Seeded]:
-        """Return setting and seed of each system by its label, `joint:R` and 43 for `joint@43:R`."""
+        """Return setting and seed of each system by its label, `joint:R` and 43 for `joint@43:R`.
+
+        Raises:
+            ConfigError: A run file is called what seeds are called together, so that it would count as one of them.
+        """
         found = {}
         for label in labels:
             own = [one for one in self.entrants if one.name and label.startswith(one.named(""))]
             found[label] = Seeded(own[0].of_setting(label), own[0].run.config.run.seed) if own else Seeded(label, None)
+        several = {one.setting for label, one in found.items() if label != one.setting}
+        if taken := sorted(several & found.keys()):
+            raise ConfigError(
+                f"--run-file has the name {taken[0]!r}, by which the seeds of a setting stand in the table together",
+                expected="a name of its own for every run file",
+                remedy="name it: --run-file NAME=PATH",
+            )
         return found
 
     def publish(self, name: str, printed: Sequence[Table], written: Table, draw: Callable[[], Any]) -> None:

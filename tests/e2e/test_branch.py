@@ -45,6 +45,9 @@ def test_goes_on_to_the_same_end(zygote: Zygote, alone: Finished, tmp_path: Path
     assert not any(
         row["split"] == "test" or (row["system"] == "D" and row["iteration"] == 2) for row in summary_of(folder)
     )
+    rankings = {path.name for path in (folder / "results").glob("*.trec")}
+    assert {"dev-G-001.trec", "dev-D-001.trec"} <= rankings
+    assert not {"dev-G-002.trec", "dev-D-002.trec"} & rankings, "rankings of rows that it does not have are not its own"
     assert {point[0] for point in points_of(folder)} <= set(kept), (
         "curves of stages that it has not run are not its own"
     )

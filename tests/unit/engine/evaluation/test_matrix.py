@@ -88,6 +88,10 @@ def test_a_system_has_setting_and_seed_of_its_run() -> None:
     }
     assert settings_of(["a@1:R", "a@2:R"], *several[:2]) == {"a@1:R": ("a:R", 1), "a@2:R": ("a:R", 2)}
     assert settings_of(["R"], entrant("", 1, "")) == {"R": ("R", None)}
+    with pytest.raises(ConfigError, match="--run-file has the name 'a:R', by which the seeds of a setting"):
+        settings_of(["a@1:R", "a@2:R", "a:R"], *several)
+    with pytest.raises(ConfigError, match="--run-file has the name 'R'"):
+        settings_of(["a@1:R", "a@2:R", "R"], entrant("a@1", 1, ""), entrant("a@2", 2, ""))
 
 
 def pooled(columns: Sequence[str], rows: Sequence[str], measured: Mapping[tuple[str, str], dict[str, float]]) -> Cells:
