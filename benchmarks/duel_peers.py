@@ -7,7 +7,8 @@ cached loss together with DistillKLDivLoss on the cross-encoder's scores. Each p
 the run spent on what corresponds to it, and ends by the clock. It has one process, with as many threads as the run had
 ranks, on the device that the run had, and its half precision, as autocast has it.
 
-Both retrievers then encode the corpus by sentence-transformers and are searched exactly, for all queries of a split.
+Both retrievers, and what either was before the ranker's word (the peer after its contrast, the run's G0), then encode
+the corpus by sentence-transformers and are searched exactly, for all queries of a split.
 
     python benchmarks/duel_peers.py RUN [--split dev] [--seed 42] [--seconds S] [--clock processor] [--out FOLDER]
 """
@@ -268,12 +269,19 @@ def train(module: Any, lr: float, seconds: float, clock: Clock, losses: Any) -> 
     return steps
 
 
-def compete(peer: Peer, seconds: Seconds) -> dict[str, str]:
-    """Train the peer for as long as the run took; return what it did."""
+def compete(peer: Peer, seconds: Seconds, contrasted: Path) -> dict[str, str]:
+    """Train the peer for as long as the run took; return what it did.
+
+    Args:
+        peer: With the start's weights.
+        seconds: For each part.
+        contrasted: Takes the retriever as it is after its contrast.
+    """
     clock = peer.clock
     begun = clock()
     peer.mine()
     steps = {"contrast": peer.contrast(seconds.contrast)}
+    peer.retriever.save_pretrained(str(contrasted))
     peer.mine()
     mined = clock() - begun - seconds.contrast
     steps["ranker"] = peer.learn(seconds.ranker)
@@ -313,13 +321,19 @@ def main() -> None:
         clock = time.monotonic if arguments.clock == "wall" else lambda: time.process_time() / arguments.threads
         peer = Peer(config, Path(scratch), arguments.seed, device, clock)
         start = read_retriever(Path(scratch) / "retriever", config.retriever.max_length, device, "fp32")
-        did = compete(peer, seconds)
         out = arguments.out or Path(scratch) / "peer"
+        did = compete(peer, seconds, out / "contrasted")
         peer.retriever.save_pretrained(str(out / "retriever"))
         peer.ranker.save_pretrained(str(out / "ranker"))
         models = {
             "the start": start,
+            "sentence-transformers, its contrast": SentenceTransformer(
+                str(out / "contrasted"), device=arguments.device
+            ),
             "sentence-transformers": SentenceTransformer(str(out / "retriever"), device=arguments.device),
+            "the run's G0": read_retriever(
+                arguments.run / "weights/retriever/000", config.retriever.max_length, device, "fp32"
+            ),
             "the run's retriever": SentenceTransformer(
                 str(arguments.run / "export/retriever"), device=arguments.device
             ),
