@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from types import SimpleNamespace
 from typing import Any, TypeVar, get_type_hints
 
+from engine.config.timetable import iteration_name
 from shards.files import parse_record
 
 R = TypeVar("R")
@@ -172,3 +173,21 @@ def kept_shares(stages: Mapping[str, Any]) -> dict[int, float | None]:
         if kind == STALENESS and iteration.isdigit():
             found[int(iteration)] = parse_record(stage["result"], Staleness, f"the result of {name}").kept
     return found
+
+
+def ranking_names(row: Mapping[str, Any]) -> list[str]:
+    """Return the names that the TREC file of a row may have (`System.run_file_name`), those that say most first.
+
+    Args:
+        row: Of the summary, as JSON holds it.
+    """
+
+    def parts(name: str, iteration: int | None) -> list[str]:
+        return [name, *([] if iteration is None else [iteration_name(iteration)])]
+
+    own = [row["split"], *parts(row["system"], row["iteration"])]
+    stems = [[*own, "over", *parts(row["over"], row["over_iteration"])]] if row["over"] else []
+    if not row["over"] or row["over_iteration"] == row["iteration"]:
+        stems.append(own)
+    sample = f"{row.get('num_queries')}-queries"
+    return ["-".join([*stem, *end]) + ".trec" for stem in stems for end in ([sample], [])]

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from engine.config.metric_names import ANSWERED, ENTROPY, ENTROPY_DEPTH, cutoff_of, family_of
-from engine.config.timetable import iteration_name
 from engine.data.answers import AnswerFinder, haystacks_of
 from engine.data.corpus import sample_queries
 from engine.data.trec import Rankings, best_first, rankings_by_query
 from engine.evaluation.measures import query_entropies, values_by_metric
 from engine.evaluation.summary import Row
+from engine.results import ranking_names
 from shards.records import Dataset, Query
 
 Values = Mapping[str, Mapping[str, float]]
@@ -121,7 +121,7 @@ class RankingReader:
         queries = self._queries_of(row, seed)
         if isinstance(queries, Unfit):
             return queries
-        names, unfit = ranking_names(row), None
+        names, unfit = ranking_names(asdict(row)), None
         for path in (results / name for name in names):
             if path.is_file():
                 values = self._measure(path, row, queries, sought)
@@ -196,19 +196,6 @@ class RankingReader:
             raise ValueError("a metric by answers without the documents' texts")
         first = next(self._answer_finder.holding(query.answers, docids), None)
         return math.inf if first is None else docids.index(first) + 1
-
-
-def ranking_names(row: Row) -> list[str]:
-    """Return the names that the TREC file of a row may have (`System.run_file_name`), those that say most first."""
-
-    def parts(name: str, iteration: int | None) -> list[str]:
-        return [name, *([] if iteration is None else [iteration_name(iteration)])]
-
-    own = [row.split, *parts(row.system, row.iteration)]
-    stems = [[*own, "over", *parts(row.over, row.over_iteration)]] if row.over else []
-    if not row.over or row.over_iteration == row.iteration:
-        stems.append(own)
-    return ["-".join([*stem, *end]) + ".trec" for stem in stems for end in ([f"{row.num_queries}-queries"], [])]
 
 
 def _together(path: Path, depth: int) -> Iterator[dict[str, dict[str, float]]]:

@@ -25,11 +25,9 @@ from engine.config.file import differences, dump_config, load_config, with_overr
 from engine.config.recipe import Config
 from engine.config.timetable import ZERO_SHOT, Sizes, Visit, WeightsOf, iteration_name
 from engine.errors import ArtifactError, ConfigError
-from engine.evaluation.rankings import ranking_names
-from engine.evaluation.summary import Row, read_rows
 from engine.metrics import take_points
 from engine.reliability.starts import read_starts, record_start
-from engine.results import LAST_STAGE, STALENESS, Measured, kept_shares
+from engine.results import LAST_STAGE, STALENESS, Measured, kept_shares, ranking_names
 from engine.run import SIZES, RunFolder
 from shards.files import parse_record, read_json, write_json
 
@@ -314,15 +312,16 @@ def _take_results(source: RunFolder, target: RunFolder, plan: _Plan) -> None:
             result = parse_record(plan.ledger[stage]["result"], Measured, f"the result of {stage}")
             measured |= {(score.system, score.iteration) for score in result.scores}
 
-    def is_kept(row: Row) -> bool:
-        over = row.over is None or (row.over, row.over_iteration) in measured
-        return row.split != "test" and (row.system, row.iteration) in measured and over
+    def is_kept(row: dict[str, Any]) -> bool:
+        over = row["over"] is None or (row["over"], row["over_iteration"]) in measured
+        return row["split"] != "test" and (row["system"], row["iteration"]) in measured and over
 
-    rows = [row for row in read_rows(source.summary) if is_kept(row)]
+    rows = read_json(source.summary, "the summary of results") if source.summary.exists() else []
+    rows = [row for row in rows if is_kept(row)]
     if not rows:
         return
     target.results.mkdir()
-    write_json(target.summary, [asdict(row) for row in rows])
+    write_json(target.summary, rows)
     for name in dict.fromkeys(name for row in rows for name in ranking_names(row)):
         _link(source.results / name, target.results / name)
 
