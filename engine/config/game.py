@@ -67,7 +67,7 @@ class Ar2Config(Section):
     """Also take out documents that contain an answer, where the query has answers."""
     search_deeper: int = Field(1, ge=1)
     """Where less than `top_k` is left of a query's hits, it is searched deeper until `top_k` are found, to this many
-    times `top_k` at most. 1, as in the released code: no deeper than n negatives need. BM25's candidates likewise."""
+    times `top_k` at most. 1: no deeper than n negatives need (docs/negatives.md). BM25's candidates likewise."""
     adversarial: Literal["paper", "with_positive", "released"] = "paper"
     """Form of Eq. 9: as printed (softmax over the negatives), with the positive in it, or as AR2's code has it."""
     adversarial_reduction: Literal["mean", "sum"] = "mean"

@@ -77,6 +77,11 @@ class ModelConfig(Section):
     """The tau of Eq. 2 and 6 for this model's scores: it multiplies. Cosine similarity wants about 20."""
 
     @property
+    def stored_length(self) -> int:
+        """Tokens of a document that the shards must hold for it."""
+        return self.max_length
+
+    @property
     def kept_layers(self) -> int | tuple[int, ...] | None:
         """How many of the first layers are kept, or which; None for all."""
         return self.num_layers if self.layers is None else self.layers
@@ -243,7 +248,14 @@ class CondenserConfig(BottleneckConfig):
 
     max_length: int = Field(128, ge=8)
     """Tokens of a span, special tokens included (ours)."""
+    document_length: int | None = Field(None, ge=16)
+    """Tokens of a document, from its first on, of which its spans are drawn (ours); left out, four spans'."""
     decoder_layers: int = Field(2, ge=1)
     """Layers of the head, which begin as copies of the encoder's last ones (Condenser: 2, which begin at random)."""
     skip_from: int = Field(6, ge=1)
     """Layer, counted from 1, whose states the head reads (Condenser: 6 of 12)."""
+
+    @property
+    def stored_length(self) -> int:
+        """Tokens of a document of which spans are drawn, and that the shards must hold."""
+        return 4 * self.max_length if self.document_length is None else self.document_length

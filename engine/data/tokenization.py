@@ -146,7 +146,7 @@ def plan_corpus(config: Config, dataset: Dataset, texts: Mapping[str, ModelText]
     """
     lengths: dict[str, int] = {}
     for name, text in texts.items():
-        lengths[text.stream] = max(lengths.get(text.stream, 0), config.models[name].max_length)
+        lengths[text.stream] = max(lengths.get(text.stream, 0), config.models[name].stored_length)
     by_stream = {text.stream: text for text in reversed(list(texts.values()))}  # of equal ones, the first
     size = config.data.documents_per_shard
     if size is None:

@@ -69,7 +69,7 @@ class Duel:
     ranker_names: list[str]
     """What the table calls it after the warm-up, and later: D0, D; none without such a ranker."""
     num_left: int = 0
-    """Of dev, queries that were not measured."""
+    """Of dev, queries that the metric could be measured on, and was not."""
 
     @property
     def paid(self) -> bool:

@@ -69,7 +69,7 @@ def require_fusable(config: Config, dataset: Dataset) -> None:
             f"none of {len(queries)} queries of the split {DEV!r} of {dataset.path} has a relevant document, so there "
             f"is nothing to which evaluation.fuse could fit its weights",
             expected=f"a grade of at least {settings.relevance_threshold} for a document of at least one query",
-            remedy="add judgements of dev queries, or leave evaluation.fuse out",
+            remedy="add judgements of dev queries, or set evaluation.fuse=false",
         )
 
 
@@ -138,11 +138,16 @@ def evaluate_fused(
         system: The mixture, over the candidates that the weights were fitted on (`fitted_system`).
         sample: As of `evaluate_systems`.
 
+    Returns:
+        The score; nothing where the split has no queries.
+
     Raises:
         ConfigError: There are no weights, or those of other models.
         ArtifactError: As of `fit_on_dev`.
     """
     fusion = read_fusion(stage.run, system)
+    if not split_queries(stage.run, data, split):
+        return Measured()  # and no ranking of the split to read
     scored = _scored(stage, data, folder, system, split, sample)
     return _measure(stage, data, folder, system, split, scored, fusion, sample)
 
@@ -152,7 +157,7 @@ def _scored(
 ) -> dict[str, Scored]:
     """Return the scores of all parts for this rank's queries, over documents that are recorded first where need be."""
     queries = split_queries(stage.run, data, split)
-    if system.over is not None and system.orders_hybrid and queries:
+    if system.over is not None and system.orders_hybrid:
         _record_candidates(stage, data, folder, system, system.over, queries, split, sample)
     return score_parts(stage, data, folder, system, queries, split, sample)
 

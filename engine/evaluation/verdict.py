@@ -24,6 +24,7 @@ from engine.evaluation.systems import System, WeightsOf, trained_systems
 from engine.results import NOT_SHOWN
 from engine.run import Stage
 from shards.files import write_json
+from shards.records import Dataset
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +89,16 @@ def judge(stage: Stage, data: Data, taken: int) -> Duel:
         names_of(table.encoder),
         _differences(values_of(ranker), stage.seed) if ranker is not None else [],
         names_of(ranker) if ranker is not None else [],
-        num_left=max(0, len(data.dataset.qrels.get("dev", {})) - len(by_retriever[0])),
+        num_left=max(0, _num_measurable(data.dataset, measured.metric) - len(by_retriever[0])),
     )
+
+
+def _num_measurable(dataset: Dataset, metric: str) -> int:
+    """Count the queries of dev that a metric is a mean over: those with answers, or those with a relevant document."""
+    judged = dataset.qrels.get("dev", {})
+    if family_of(metric) in ANSWERED:
+        return sum(bool(dataset.queries[qid].answers) for qid in judged)
+    return sum(any(grade > 0 for grade in grades.values()) for grades in judged.values())
 
 
 def _system(systems: list[System], model: str) -> System:

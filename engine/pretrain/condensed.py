@@ -67,8 +67,9 @@ def measure_condensed(
     own = split_range(len(readings), coordinator.rank, coordinator.world_size)
     with coordinator.agreement(f"{stage.name}: measure"):
         model = frozen_condenser(section, run.folder.weights(weights.model, weights.state), run.device)
+        lengths = section.max_length, section.stored_length
         builder = SpanBuilder.of(
-            data, weights.model, model.collator(text.template), rates, max_length=section.max_length, seed=stage.seed
+            data, weights.model, model.collator(text.template), rates, lengths=lengths, seed=stage.seed
         )
         sums = torch.zeros(7, dtype=torch.float64)
         budget = run.config.evaluation.tokens_per_batch

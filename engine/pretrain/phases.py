@@ -115,7 +115,8 @@ def condense(stage: Stage, models: Models, data: Data, split: Split, rates: Span
     def contrast() -> Objective:
         section = stage.run.config.model(name, CondenserConfig)
         collate = _collator(models, data, name)
-        builder = SpanBuilder.of(data, name, collate, rates, max_length=section.max_length, seed=stage.seed)
+        lengths = section.max_length, section.stored_length
+        builder = SpanBuilder.of(data, name, collate, rates, lengths=lengths, seed=stage.seed)
         samples = _samples(ReadingSamples, stage, data, split, visit)
         return SpanContrast(samples, builder, score_scale=section.score_scale)
 

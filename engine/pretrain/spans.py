@@ -86,6 +86,8 @@ class SpanBuilder:
         collate: Makes batches in the form that the model takes.
         rates: How spans are drawn and masked.
         max_length: Tokens of a span, special tokens included.
+        document_length: Tokens of a document of which spans are drawn; what the shards hold beyond is not looked at, so
+            that deeper ones give the same spans.
         seed: Of the run.
 
     Raises:
@@ -101,15 +103,17 @@ class SpanBuilder:
         rates: SpanRates,
         *,
         max_length: int,
+        document_length: int,
         seed: int,
     ) -> None:
         self._shards, self._stream, self._collate, self._rates = shards, stream, collate, rates
         self._template, self._max_length, self._seed = collate.template, max_length, seed
+        self._document_length = document_length
         self._mask_id, self._ordinary_V = require_mask_token(tokenizer), ordinary_ids(tokenizer)
 
     @classmethod
     def of(
-        cls, data: Data, name: str, collate: Collator, rates: SpanRates, *, max_length: int, seed: int
+        cls, data: Data, name: str, collate: Collator, rates: SpanRates, *, lengths: tuple[int, int], seed: int
     ) -> SpanBuilder:
         """Build for a model of a recipe.
 
@@ -118,11 +122,20 @@ class SpanBuilder:
             name: The model.
             collate: As in the class.
             rates: As in the class.
-            max_length: As in the class.
+            lengths: `max_length` and `document_length`.
             seed: As in the class.
         """
         text = data.texts[name]
-        return cls(data.shards, text.stream, text.tokenizer, collate, rates, max_length=max_length, seed=seed)
+        return cls(
+            data.shards,
+            text.stream,
+            text.tokenizer,
+            collate,
+            rates,
+            max_length=lengths[0],
+            document_length=lengths[1],
+            seed=seed,
+        )
 
     def __call__(self, readings: Sequence[Reading], stream: str) -> MaskedSpans:
         """Draw two spans of each document, mask them and join them, a document's spans one behind the other.
@@ -135,7 +148,7 @@ class SpanBuilder:
         room = self._max_length - self._template.num_special_single
         for reading in readings:
             rng = step_rng(self._seed, f"spans/{stream}", reading.epoch, reading.document)
-            ids_L = self._shards.tokens(reading.document, self._stream)
+            ids_L = self._shards.tokens(reading.document, self._stream)[: self._document_length]
             for span in draw_spans(ids_L, self._rates.shortest, room, rng):
                 one = self._template.single(span, self._max_length)
                 ordinary = np.flatnonzero(self._ordinary_V[np.asarray(one.ids, dtype=np.int64)])
@@ -147,6 +160,6 @@ class SpanBuilder:
 
     def num_tokens(self, reading: Reading) -> int:
         """Count the tokens of a document's two inputs at most; where its spans are cut is not drawn for it."""
-        length = self._shards.num_tokens(reading.document, self._stream)
+        length = min(self._shards.num_tokens(reading.document, self._stream), self._document_length)
         special = self._template.num_special_single
         return min(max(length, 2) + 2 * special, 2 * self._max_length)

@@ -128,7 +128,7 @@ def token_streams(config: Config, corpus: Corpus, shapes: Mapping[str, ModelShap
     lengths: dict[str, int] = {}  # by the first model of each stream
     for model, section in config.models.items():
         first = next((other for other in lengths if alike(model, other)), model)
-        lengths[first] = max(lengths.get(first, 0), section.max_length)
+        lengths[first] = max(lengths.get(first, 0), section.stored_length)
     return [min(corpus.tokens, length) for length in lengths.values()]
 
 

@@ -93,7 +93,7 @@ def make_objective(recipe: str, folder: Path, module: Any, rank: int, world_size
         clozes = ClozeBuilder(*read, ClozeRates(0.1, 3), max_length=24, query_max_length=12, seed=3)
         return ClozeContrast(ReadingSamples(*taken), clozes, score_scale=0.1)
     if recipe == "cocondenser":
-        spans = SpanBuilder(*read, SpanRates(0.3, 2), max_length=16, seed=3)
+        spans = SpanBuilder(*read, SpanRates(0.3, 2), max_length=16, document_length=64, seed=3)
         return SpanContrast(ReadingSamples(*taken), spans, score_scale=0.1)
     builder = MaskedInputBuilder(*read, MaskRates(0.3, 0.5), max_length=24, seed=3)
     return BottleneckReconstruction(DocumentSamples(*taken), builder)

@@ -71,3 +71,12 @@ def test_shards_are_never_too_many(num_documents: int, size: int) -> None:
     if num_documents > 10 * MAX_SHARDS:
         with pytest.raises(ConfigError, match=r"would lie in \d+ shards"):
             plan_corpus(few, dataset, texts)
+
+
+@pytest.mark.parametrize(("words", "tokens"), [([], 128), (["encoder.document_length=50"], 50)])
+def test_shards_hold_more_of_a_document_than_one_of_its_spans(words: list[str], tokens: int) -> None:
+    """Symptom: coCondenser drew both spans of a document's first `max_length` tokens, and the rest was in no shard."""
+    config = load_config(TINY.with_name("cocondenser_tiny.yaml"), ["run.path=x", *words])
+    dataset = cast(Dataset, SimpleNamespace(num_documents=300, fingerprint="a"))
+    plan = plan_corpus(config, dataset, {"encoder": text_with(Counting(), {})})
+    assert [stream.max_tokens for stream in plan.streams] == [tokens]

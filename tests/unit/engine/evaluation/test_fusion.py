@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -27,6 +27,7 @@ from engine.evaluation.mixture import Fusion
 from engine.evaluation.part_scores import score_parts
 from engine.evaluation.summary import read_rows, summary_table
 from engine.evaluation.systems import FUSED, System, fused_system
+from engine.results import Measured
 from engine.run import Run, Stage
 from shards.files import read_record, write_json
 from shards.records import Query
@@ -239,6 +240,19 @@ def test_queries_with_one_document_or_none_go_through(make: Callable[..., Made])
     assert read_record(made.run.folder.fusion, Fusion, "it").num_queries == NUM_QUERIES, "a query without hits counts"
 
 
+@pytest.mark.parametrize("candidates", ["retriever", "hybrid"])
+def test_a_split_without_queries_has_no_mixture(
+    make: Callable[..., Made], candidates: Literal["retriever", "hybrid"]
+) -> None:
+    """Symptom: on data without a test split a run ended behind its training: test-hybrid-001.trec does not exist."""
+    made = make()
+    fit_on_dev(made.stage(), made.data, made.system)
+    made.data.queries_of = lambda split, limit, seed: []
+    system = fused_system(made.run.config, taken=2, candidates=candidates)
+    assert evaluate_fused(made.stage(), made.data, made.run.folder, "test", system) == Measured()
+    assert [row.split for row in read_rows(made.run.folder.summary)] == ["dev"]
+
+
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_ranks_share_the_queries(make: Callable[..., Made], monkeypatch: pytest.MonkeyPatch, world_size: int) -> None:
     made = make()
@@ -306,7 +320,7 @@ def test_data_without_judged_dev_queries_are_refused_before_any_work(make: Calla
     made = make()
     require_fusable(made.run.config, made.data.dataset)
     made.data.dataset.qrels["dev"] = {query.id: {} for query in made.queries}
-    with pytest.raises(DataError, match=r"leave evaluation\.fuse out"):
+    with pytest.raises(DataError, match=r"set evaluation\.fuse=false"):
         require_fusable(made.run.config, made.data.dataset)
 
 

@@ -30,6 +30,7 @@ from engine.evaluation.systems import every_system, trained_systems
 from engine.evaluation.verdict import Taken, take_iteration
 from engine.results import Measured, Score
 from engine.run import Run, Stage
+from shards.files import read_record
 from shards.records import Document, Query
 
 Open = Callable[..., Run]
@@ -260,6 +261,17 @@ def test_a_game_is_judged_by_answers_too(open_run: Open) -> None:
     assert taken.verdict.startswith(
         "The duel paid: G of iteration 1 is above G0 by 1.000 +- .000 A@1 on 40 dev queries"
     )
+
+
+@pytest.mark.parametrize(("most", "left"), [("null", 0), ("30", 10)])
+def test_questions_of_which_answers_alone_are_known_could_tell_no_more(open_run: Open, most: str, left: int) -> None:
+    """Symptom: with all of dev measured by MRR@10, "20 more dev queries would tell more"; these have answers alone."""
+    run, data = open_run(BEST, f"evaluation.max_dev_queries={most}", ON_RANKS), data_of()
+    data.dataset.qrels["dev"] |= {f"unjudged{row}": {} for row in range(15)} | {
+        f"refused{row}": {"n0": 0} for row in range(5)
+    }
+    verdict(run, {0: (ranks(0), ranks(1)), 1: (ranks(2), ranks(3))}, data)
+    assert read_record(run.folder.duel, Duel, "it").num_left == left
 
 
 def told(taken: int, *means: float, p: float = 0.001) -> str:

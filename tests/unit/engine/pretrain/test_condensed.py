@@ -55,7 +55,9 @@ def test_losses_are_means_over_all_spans_and_masked_tokens(
     found = measure(run, corpus, tokenizer, held_out)
     model = CondenserLM.load(str(folder), skip_from=1).double()
     collate = model.collator(InputTemplate.from_tokenizer(tokenizer))
-    builder = SpanBuilder(corpus, "encoder", tokenizer, collate, RATES, max_length=32, seed=run.config.run.seed)
+    builder = SpanBuilder(
+        corpus, "encoder", tokenizer, collate, RATES, max_length=32, document_length=128, seed=run.config.run.seed
+    )
     firsts, losses = [], ([], [])
     with torch.no_grad():
         for one in held_out:

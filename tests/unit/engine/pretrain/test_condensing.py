@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,9 @@ def condenser(folder: Path) -> CondenserLM:
 @pytest.fixture(scope="module")
 def builder(corpus: CorpusShards, tokenizer: Any, condenser: CondenserLM) -> SpanBuilder:
     collate = condenser.collator(InputTemplate.from_tokenizer(tokenizer))
-    return SpanBuilder(corpus, "encoder", tokenizer, collate, SpanRates(0.3, 2), max_length=12, seed=7)
+    return SpanBuilder(
+        corpus, "encoder", tokenizer, collate, SpanRates(0.3, 2), max_length=12, document_length=48, seed=7
+    )
 
 
 def objective_of(builder: SpanBuilder, micro: int, batch_size: int = DOCUMENTS) -> SpanContrast:
@@ -102,6 +105,31 @@ def test_spans_have_no_token_in_common_and_are_long_enough(length: int) -> None:
 def test_of_less_than_two_tokens_both_spans_are_the_document(length: int) -> None:
     document = np.arange(length, dtype=np.uint32)
     assert [one.tolist() for one in draw_spans(document, 4, 10, step_rng(1, "s", 0, 0))] == [document.tolist()] * 2
+
+
+def test_spans_are_of_the_documents_first_tokens_however_deep_the_shards_are(
+    corpus: CorpusShards, tokenizer: Any, condenser: CondenserLM, builder: SpanBuilder
+) -> None:
+    """Symptom: where deeper shards lay beside the data, the same run drew other spans."""
+    assert corpus.num_tokens(8, "encoder") == 29
+    collate = condenser.collator(InputTemplate.from_tokenizer(tokenizer))
+    few = SpanBuilder(
+        corpus, "encoder", tokenizer, collate, SpanRates(0.3, 2), max_length=12, document_length=16, seed=7
+    )
+    cut: Any = SimpleNamespace(
+        tokens=lambda document, stream: corpus.tokens(document, stream)[:16], num_tokens=lambda document, stream: 16
+    )
+    shallow = SpanBuilder(
+        cut, "encoder", tokenizer, collate, SpanRates(0.3, 2), max_length=12, document_length=16, seed=7
+    )
+    readings = [Reading(8, epoch) for epoch in range(20)]
+    for one in readings:
+        ours, theirs = few([one], "s"), shallow([one], "s")
+        assert ours.inputs.labels_M.tolist() == theirs.inputs.labels_M.tolist()
+        assert ours.inputs.places_M.tolist() == theirs.inputs.places_M.tolist()
+        assert ours.num_tokens == theirs.num_tokens
+        assert few.num_tokens(one) == shallow.num_tokens(one) == 20
+    assert max(builder([one], "s").num_tokens for one in readings) == 24, "two spans of full length"
 
 
 @pytest.mark.parametrize("micro", [2, 4, 9])
