@@ -152,7 +152,9 @@ def _scored(
 ) -> dict[str, Scored]:
     """Return the scores of all parts for this rank's queries, over documents that are recorded first where need be."""
     queries = split_queries(stage.run, data, split)
-    if system.over is not None and system.orders_hybrid and queries:
+    if not queries:  # no ranking was recorded
+        return {}
+    if system.over is not None and system.orders_hybrid:
         _record_candidates(stage, data, folder, system, system.over, queries, split, sample)
     return score_parts(stage, data, folder, system, queries, split, sample)
 
