@@ -199,7 +199,11 @@ def markdown_tables(rows: Sequence[Row]) -> str:
 def _group_table(rows: Sequence[Row], mark: tuple[str, str], form: str = "simple") -> str:
     """Format rows that were measured on the same queries, what stands around the best of a column given."""
     first = rows[0]
-    title = f"{first.split}, {_queries(first)} queries" if first.num_queries is not None else first.split
+    title = (
+        f"{first.split}, {_queries(first)} {'query' if first.split_queries == 1 else 'queries'}"
+        if first.num_queries is not None
+        else first.split
+    )
     title += f", relevant from grade {first.relevance_threshold}" * (first.relevance_threshold != 1)
     metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
     trained = [row for row in rows if row.iteration is not None] or list(rows)

@@ -28,7 +28,7 @@ from engine.evaluation.significance import bootstrap, randomisation_test
 from engine.evaluation.summary import summary_table
 from engine.evaluation.systems import every_system, trained_systems
 from engine.evaluation.verdict import Taken, take_iteration
-from engine.results import Measured, Score
+from engine.results import Measured, Score, one_line
 from engine.run import Run, Stage
 from shards.records import Document, Query
 
@@ -305,6 +305,17 @@ def test_an_interval_is_told_as_the_distance_is() -> None:
     """What is below may be so by less than nothing, which is above."""
     below = Difference(1, -0.01, 0.008, 0.2, -0.025, 0.006)
     assert below.told_of("G0") == "below G0 by .010 +- .008 (95 % -.006 to .025, p .200)"
+
+
+def test_an_interval_that_ends_at_nothing_has_no_sign() -> None:
+    """Symptom: `below G0 by .010 +- .010 (95 % -.000 to .030, p 1.000)`."""
+    below = Difference(1, -0.01, 0.01, 1.0, -0.03, 0.0)
+    assert below.told_of("G0") == "below G0 by .010 +- .010 (95 % .000 to .030, p 1.000)"
+
+
+def test_the_log_names_the_iteration_that_is_taken_the_warm_up_too() -> None:
+    """Symptom: `take 0.0s why best on dev by MRR@10`, since counts of 0 are left out."""
+    assert one_line(Taken(0, "best on dev by MRR@10", "told below")) == "iteration 0  why best on dev by MRR@10"
 
 
 def test_a_game_that_changed_nothing_is_level() -> None:
