@@ -147,10 +147,12 @@ def summary_table(folder: RunFolder, *, bold: bool = False) -> str:
 
     Returns:
         Splits as they are sorted, the largest sample first. What was not trained stands above the line, then rows by
-        iteration and kind, then as they were added. The last table has the rows with their standard errors.
+        iteration and kind, then as they were added. The last table has the rows with their standard errors. Where
+        nothing was measured, a line says so.
     """
     groups = rows_by_queries(folder)
     text = "\n\n".join(_group_table(own, _BOLD if bold else _STAR) for own in groups)
+    text = text or "nothing was measured: neither dev nor test has queries that the recipe measures"
     text += "\n*: the best of what was trained, and above the line what is better still" * ("*" in text)
     if differences := _differences_table([row for own in groups for row in own]):
         text += f"\n\n{differences}\n{_WHAT_THEY_ARE}"

@@ -19,6 +19,7 @@ from engine.evaluation.chosen import (
     on_dev,
     plays_iterations,
     ranker_has_led,
+    require_decidable,
     require_dev,
     taken_iteration,
     trust_on_dev,
@@ -145,6 +146,16 @@ def test_an_option_that_dev_decides_is_refused_without_dev() -> None:
     require_dev([Query("q", "text")], "x")
     with pytest.raises(ConfigError, match=r"ar2.adversarial_from=lead is decided on dev, which has no queries"):
         require_dev([], "ar2.adversarial_from=lead")
+
+
+def test_it_is_refused_before_any_work(open_run: Open) -> None:
+    """Symptom: the corpus was tokenised first, and the option refused when the game began."""
+    config = open_run("ar2.teacher=dev").config
+    dataset: Any = SimpleNamespace(queries={"q": Query("q", "text")}, qrels={"train": {"q": {"d": 1}}})
+    with pytest.raises(ConfigError, match=r"ar2.teacher=dev is decided on dev, which has no queries"):
+        require_decidable(config, dataset)
+    dataset.qrels["dev"] = dataset.qrels["train"]
+    require_decidable(config, dataset)
 
 
 # --- the verdict -----------------------------------------------------------------------------------------------------
