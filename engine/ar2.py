@@ -11,8 +11,7 @@ from __future__ import annotations
 from engine.config.ar2 import Ar2Config, Ar2Recipe
 from engine.data.corpus import Data
 from engine.data.negatives import NegativeSource
-from engine.evaluation.chosen import require_dev
-from engine.evaluation.evaluate import evaluate_iteration, split_queries
+from engine.evaluation.evaluate import evaluate_iteration
 from engine.evaluation.systems import trained_systems
 from engine.evaluation.yardsticks import evaluate_yardsticks, publish_starts
 from engine.phases import train_by_contrast, train_ranker, train_retriever
@@ -26,8 +25,6 @@ from engine.training.models import Models
 def train(models: Models, data: Data, run: Run) -> None:
     """Play the game in the order that the recipe asks for."""
     game = run.recipe(Ar2Recipe).ar2
-    for option in game.decided_on_dev:
-        require_dev(split_queries(run, data, "dev"), option)
     play = play_as_in_the_paper if game.order == "paper" else play_as_released
     if game.overlap != "none":
         play = play_overlapped

@@ -24,7 +24,8 @@ from engine.data.given import require_given, require_given_documents
 from engine.data.label_files import require_label_files, require_same_labels, with_labels
 from engine.data.requirements import require_enough_documents, require_same_files, require_training_queries
 from engine.data.tokenization import WrittenCorpus
-from engine.evaluation.chosen import plays_iterations
+from engine.data.told import tell_data
+from engine.evaluation.chosen import plays_iterations, require_decidable
 from engine.evaluation.evaluate import evaluate_systems, require_measurable_splits
 from engine.evaluation.exported import export_iteration
 from engine.evaluation.fusion import evaluate_fused, fit_on_dev, require_fusable
@@ -237,6 +238,7 @@ def check_settings(run: Run, dataset: Dataset) -> None:
         require_training_queries(dataset, finds_positives=run.config.data.fallback_positive != "none")
         require_fallback(run.config, dataset)
         require_measurable_splits(run.config, dataset, splits)
+        require_decidable(run.config, dataset)
         if run.config.evaluation.fuse:
             require_fusable(run.config, dataset)
         require_label_files(run.timetable, dataset)
@@ -333,10 +335,7 @@ def _dataset(run: Run) -> Dataset:
     with run.coordinator.agreement("check data"):
         if (written := run.result_of("shards", WrittenCorpus)) is not None:
             require_same_files(written.dataset_sha256, dataset)
-    splits = ", ".join(f"{split} {len(qrels)}" for split, qrels in dataset.qrels.items())
-    log.info("data %s: %d documents, queries: %s", path, dataset.num_documents, splits)
-    for reason, number in sorted(dataset.dropped.items()):
-        log.info("  dropped %d: %s", number, reason)
+    tell_data(dataset, warns=run.is_main and run.config.learns_from_queries)
     return dataset
 
 

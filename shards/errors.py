@@ -59,5 +59,7 @@ class FileError(SparringError):
 
 
 def counted(number: int, noun: str) -> str:
-    """Return a number with its noun, such as `1 rank` or `2 ranks`."""
-    return f"{number} {noun}{'s' * (number != 1)}"
+    """Return a number with its noun, such as `1 rank`, `2 ranks` or `2 queries`."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number} {noun[:-1]}ies" if noun.endswith("query") else f"{number} {noun}s"

@@ -74,6 +74,11 @@ class Ar2Recipe(Config):
         return "first" if game.ranker.steps else "always"
 
     @property
+    def decided_on_dev(self) -> list[str]:
+        """Of the game."""
+        return self.ar2.decided_on_dev
+
+    @property
     def refresh_devices(self) -> int:
         """Devices of each host that are kept for the refreshes of the game."""
         return self.ar2.refresh_devices

@@ -130,6 +130,11 @@ class Config(Section):
         return "never"
 
     @property
+    def decided_on_dev(self) -> list[str]:
+        """The options that ask how good models were on dev, as they would be written."""
+        return []
+
+    @property
     def refresh_devices(self) -> int:
         """Devices of each host on which no rank trains, since they are kept for refreshes beside training."""
         return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from engine.config.recipe import Config
 from engine.errors import ArtifactError, DataError
+from shards.errors import counted
 from shards.records import Dataset
 
 
@@ -48,7 +49,7 @@ def require_enough_documents(config: Config, dataset: Dataset) -> None:
     """Refuse a corpus that is too small for the negatives a step draws, before any work is done.
 
     Raises:
-        DataError: Even with all documents but the positive, n cannot be drawn; or all are held out.
+        DataError: Even with all documents but the positives of a query, n cannot be drawn; or all are held out.
     """
     needed, held_out = config.timetable.most_negatives, config.timetable.held_out
     if held_out >= dataset.num_documents:
@@ -63,3 +64,20 @@ def require_enough_documents(config: Config, dataset: Dataset) -> None:
             expected=f"more than {needed} documents",
             remedy="lower num_negatives, or use a larger corpus",
         )
+    if needed and config.learns_from_queries:
+        _require_other_documents(dataset, needed)
+
+
+def _require_other_documents(dataset: Dataset, needed: int) -> None:
+    """Refuse a training query of which too little of the corpus may be a negative."""
+    exclusions = dataset.exclusions.get("train", {})
+    for qid in dataset.qrels.get("train", {}):
+        known = set(dataset.positives("train", qid))
+        left = dataset.num_documents - len(known.union(exclusions.get(qid, ()))) if known else needed
+        if left < needed:
+            raise DataError(
+                f"training query {qid!r} has {counted(left, 'document')} left as negatives: all others of the "
+                f"{dataset.num_documents} are its positives or excluded",
+                expected=f"at least the {needed} negatives that a step draws",
+                remedy="lower num_negatives, take the query out of the train split, or use a larger corpus",
+            )

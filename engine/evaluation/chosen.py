@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 from engine.config.metric_names import compared_by
 from engine.config.recipe import Config
+from engine.data.corpus import sample_queries
 from engine.errors import ConfigError
 from engine.evaluation.systems import RANKER
 from engine.results import Measured
 from engine.run import Run
-from shards.records import Query
+from shards.records import Dataset, Query
 
 _DOUBT = 0.001
 """Keeps the odds of a metric of 0 or 1 finite."""
@@ -143,6 +144,20 @@ def trust_by(ranker: float, retriever: float) -> float:
     """
     ahead, behind = ((metric + _DOUBT) / (1 - metric + _DOUBT) for metric in (ranker, retriever))
     return ahead / (ahead + behind)
+
+
+def require_decidable(config: Config, dataset: Dataset) -> None:
+    """Refuse options that are decided on dev where dev has no queries, before any work is done.
+
+    Args:
+        config: With these options, and the sample of dev queries.
+        dataset: The data.
+
+    Raises:
+        ConfigError: As of `require_dev`.
+    """
+    for option in config.decided_on_dev:
+        require_dev(sample_queries(dataset, "dev", config.evaluation.max_dev_queries, config.run.seed), option)
 
 
 def require_dev(queries: Sequence[Query], option: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.evaluation.significance import LEVEL
+from shards.errors import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +84,14 @@ class Duel:
         shown = self.taken or max(self.retriever, key=lambda one: one.mean).iteration
         difference = next(one for one in self.retriever if one.iteration == shown)
         before, after = self.retriever_names
-        by = difference.told_of(before, f" {self.metric} on {self.num_queries} dev queries")
+        by = difference.told_of(before, f" {self.metric} on {counted(self.num_queries, 'dev query')}")
         what = "duel" if self.ranker_names else "training after the warm-up"
         if self.paid:
             text = f"The {what} paid: {after} of iteration {shown} is {by}."
         elif self.taken and difference.mean > 0:
             text = f"The {what} is NOT shown to have paid: {after} of iteration {shown} is {by}, which may be chance."
             if self.num_left:
-                text += f" {self.num_left} more dev queries would tell more (evaluation.max_dev_queries)."
+                text += f" {counted(self.num_left, 'more dev query')} would tell more (evaluation.max_dev_queries)."
         else:
             gains = any(one.is_gain for one in self.retriever)
             ahead = "is taken although another iteration" if gains else "is taken, and no iteration"
@@ -106,5 +107,5 @@ class Duel:
 
 def _short(value: float) -> str:
     """Write a number below 1 with three digits behind the point, or as many as show its first two."""
-    text = f"{value:.3f}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"
+    text = f"{value + 0.0:.3f}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"
     return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text

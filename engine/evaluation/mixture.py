@@ -22,6 +22,7 @@ from engine.config.recipe import Config
 from engine.evaluation.significance import LEVEL, randomisation_test, standard_error
 from engine.evaluation.systems import HYBRID, RANKER, System, fused_system, label_of
 from engine.reliability.run_folder import RunFolder
+from shards.errors import counted
 from shards.files import read_record
 
 Floats = npt.NDArray[np.float64]
@@ -97,7 +98,7 @@ class Fusion:
         """What a table says of it."""
         error = "" if self.standard_error is None else f" +- {self.standard_error:.3f}"
         value = f"{self.metric} {self.value:.3f}{error}"
-        queries = f"{self.num_queries} queries of {self.split}"
+        queries = f"{counted(self.num_queries, 'query')} of {self.split}"
         verdict = "NOT better by more than chance than"
         if self.p < LEVEL:
             verdict = "better than" if self.beats_its_parts else "WORSE than"
@@ -105,11 +106,14 @@ class Fusion:
             f"{self.held_out_value:.3f} on queries held out, {verdict} {self._best_part} alone "
             f"({self._best.value:.3f}, p {self.p:.2g})"
         )
+        if self.num_queries == 1:
+            held_out = "none of which can be held out"
         fused = "fused" if self.iteration is None else f"fused of iteration {self.iteration}"
         mixed = [part for part in self.parts if part.weight]
         if len(mixed) == 1:
             alone = f"{mixed[0].system} alone{self._over}"
-            return f"{fused} = {alone}: {value} on {queries}; the weights of a fit have {held_out}"
+            fitted = "" if self.num_queries == 1 else "the weights of a fit have "
+            return f"{fused} = {alone}: {value} on {queries}; {fitted}{held_out}"
         weights = " + ".join(f"{part.weight:g} {part.system}" for part in mixed)
         return f"{fused} = {weights}{self._over}, fitted on {queries}: {value}; {held_out}"
 

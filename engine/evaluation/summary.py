@@ -147,10 +147,12 @@ def summary_table(folder: RunFolder, *, bold: bool = False) -> str:
 
     Returns:
         Splits as they are sorted, the largest sample first. What was not trained stands above the line, then rows by
-        iteration and kind, then as they were added. The last table has the rows with their standard errors.
+        iteration and kind, then as they were added. The last table has the rows with their standard errors. Where
+        nothing was measured, a line says so.
     """
     groups = rows_by_queries(folder)
     text = "\n\n".join(_group_table(own, _BOLD if bold else _STAR) for own in groups)
+    text = text or "nothing was measured: neither dev nor test has queries that the recipe measures"
     text += "\n*: the best of what was trained, and above the line what is better still" * ("*" in text)
     if differences := _differences_table([row for own in groups for row in own]):
         text += f"\n\n{differences}\n{_WHAT_THEY_ARE}"
@@ -199,7 +201,11 @@ def markdown_tables(rows: Sequence[Row]) -> str:
 def _group_table(rows: Sequence[Row], mark: tuple[str, str], form: str = "simple") -> str:
     """Format rows that were measured on the same queries, what stands around the best of a column given."""
     first = rows[0]
-    title = f"{first.split}, {_queries(first)} queries" if first.num_queries is not None else first.split
+    title = (
+        f"{first.split}, {_queries(first)} {'query' if first.split_queries == 1 else 'queries'}"
+        if first.num_queries is not None
+        else first.split
+    )
     title += f", relevant from grade {first.relevance_threshold}" * (first.relevance_threshold != 1)
     metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
     trained = [row for row in rows if row.iteration is not None] or list(rows)

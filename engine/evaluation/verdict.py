@@ -8,7 +8,7 @@ by chance more often than one is. The test split takes no part.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -21,7 +21,6 @@ from engine.evaluation.evaluate import answered_in, split_queries
 from engine.evaluation.measures import query_values
 from engine.evaluation.significance import against, bootstrap, standard_error
 from engine.evaluation.systems import System, WeightsOf, trained_systems
-from engine.results import NOT_SHOWN
 from engine.run import Stage
 from shards.files import write_json
 from shards.records import Dataset
@@ -35,8 +34,12 @@ class Taken:
     """Which one."""
     why: str
     """By what."""
-    verdict: str = field(default="", metadata=NOT_SHOWN)
+    verdict: str = ""
     """Whether the game paid; empty where nothing was measured on dev."""
+
+    def shown(self) -> dict[str, str]:
+        """Return what the log tells; iteration 0, the warm-up, is one as well."""
+        return {"iteration": str(self.iteration), "why": self.why}
 
 
 def take_iteration(stage: Stage, data: Data) -> Taken:

@@ -37,6 +37,20 @@ def test_a_train_split_without_positives_is_refused(dataset: Dataset) -> None:
         require_training_queries(without)
 
 
+def test_a_query_must_leave_documents_to_draw_from(dataset: Dataset) -> None:
+    """Symptom: the run ended behind the warm-up of the retriever, at the first phase that draws so many."""
+    train = {qid: dict(judged) for qid, judged in dataset.qrels["train"].items()}
+    qid = list(train)[-1]
+    train[qid] = {f"d{number}": 1 for number in range(35)} | {f"d{number}": 0 for number in range(35, 40)}
+    many = replace(dataset, qrels=dataset.qrels | {"train": train})
+    require_enough_documents(load_config(TINY, ["ar2.num_negatives=5"]), many)
+    excluding = replace(many, exclusions={"train": {qid: ["d0", "d35"]}})
+    for data, left, needed in ((many, "5 documents", 6), (excluding, "4 documents", 5)):
+        config = load_config(TINY, [f"ar2.num_negatives={needed}"])
+        with pytest.raises(DataError, match=rf"'{qid}' has {left} left as negatives.*at least the {needed} negatives"):
+            require_enough_documents(config, data)
+
+
 def test_a_corpus_must_hold_more_documents_than_a_step_draws(dataset: Dataset) -> None:
     require_enough_documents(load_config(TINY, ["ar2.num_negatives=39", "ar2.top_k=50"]), dataset)
     for negatives in (40, 41):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,11 +15,12 @@ from engine.config.file import load_config
 from engine.config.timetable import Sizes
 from engine.data.trec import read_trec, write_trec
 from engine.evaluation import evaluate, part_scores
-from engine.evaluation.fusion import evaluate_fused, fit_on_dev
+from engine.evaluation.fusion import evaluate_fused, fit_on_dev, identity_of
 from engine.evaluation.headline import built_on
-from engine.evaluation.mixture import Fusion, fitted_system
+from engine.evaluation.mixture import Fusion, Part, fitted_system
 from engine.evaluation.summary import Row, add_row, read_rows
 from engine.evaluation.systems import HYBRID, System, behind, fused_system
+from engine.results import Measured
 from engine.run import Run, Stage
 from shards.files import read_record, write_json
 from shards.records import Query
@@ -169,6 +171,26 @@ def test_positives_that_either_has_found_are_found(run: Run, monkeypatch: pytest
     kept = read_record(run.folder.fusion, Fusion, "it")
     assert (kept.candidates, kept.weights) == (HYBRID, {"G": 0.0, "D": 1.0, "BM25": 0.0})
     assert "over what G and BM25 found" in kept.told
+
+
+@pytest.mark.parametrize("candidates", ["hybrid", "retriever"])
+def test_data_without_a_test_split_end_with_the_mixture_of_dev(
+    open_run: Open, monkeypatch: pytest.MonkeyPatch, candidates: str
+) -> None:
+    """Symptom: after all training, `test-hybrid-000.trec does not exist ... correct the path`; nothing was exported."""
+    run = open_run(f"evaluation.fusion_candidates={candidates}")
+    system = fused_system(run.config, taken=2)
+    for model in ("retriever", "ranker"):
+        write_json(run.folder.weights(model, "002") / "weights.json", {"sha256": "first", "files": {}})
+    parts = [
+        Part(one.name, one.kind, identity_of(run, one), float(place == 0), 0.5, None)
+        for place, one in enumerate(system.parts)
+    ]
+    depth = run.config.evaluation.rerank_depth
+    fusion = Fusion(1, 2, "dev", "MRR@10", 1, depth, 9, tuple(parts), 0.5, None, 0.5, "G", 1.0, candidates)
+    write_json(run.folder.fusion, asdict(fusion))
+    data: Any = SimpleNamespace(queries_of=lambda *_: [])
+    assert evaluate_fused(Stage(run, "fusion/test"), data, run.folder, "test", system) == Measured()
 
 
 def test_documents_are_those_in_turn_with_everyones_scores(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,4 +107,7 @@ def test_a_mixture_that_is_worse_than_a_part_by_its_own_ranking_is_told() -> Non
 def test_one_query_has_no_error_and_no_verdict() -> None:
     fusion = fitted([[0.0], [1.0], [1.0]], [0.0], [1.0])
     assert (fusion.standard_error, fusion.parts[0].standard_error, fusion.p) == (None, None, 1.0)
+    assert fusion.told.endswith("MRR@10 1.000 on 1 query of dev; none of which can be held out"), (
+        "a value held out would be that of weights that were fitted to nothing"
+    )
     assert "+-" not in fusion.told

@@ -19,6 +19,7 @@ from engine.evaluation.chosen import (
     on_dev,
     plays_iterations,
     ranker_has_led,
+    require_decidable,
     require_dev,
     taken_iteration,
     trust_on_dev,
@@ -28,7 +29,7 @@ from engine.evaluation.significance import bootstrap, randomisation_test
 from engine.evaluation.summary import summary_table
 from engine.evaluation.systems import every_system, trained_systems
 from engine.evaluation.verdict import Taken, take_iteration
-from engine.results import Measured, Score
+from engine.results import Measured, Score, one_line
 from engine.run import Run, Stage
 from shards.files import read_record
 from shards.records import Document, Query
@@ -146,6 +147,16 @@ def test_an_option_that_dev_decides_is_refused_without_dev() -> None:
     require_dev([Query("q", "text")], "x")
     with pytest.raises(ConfigError, match=r"ar2.adversarial_from=lead is decided on dev, which has no queries"):
         require_dev([], "ar2.adversarial_from=lead")
+
+
+def test_it_is_refused_before_any_work(open_run: Open) -> None:
+    """Symptom: the corpus was tokenised first, and the option refused when the game began."""
+    config = open_run("ar2.teacher=dev").config
+    dataset: Any = SimpleNamespace(queries={"q": Query("q", "text")}, qrels={"train": {"q": {"d": 1}}})
+    with pytest.raises(ConfigError, match=r"ar2.teacher=dev is decided on dev, which has no queries"):
+        require_decidable(config, dataset)
+    dataset.qrels["dev"] = dataset.qrels["train"]
+    require_decidable(config, dataset)
 
 
 # --- the verdict -----------------------------------------------------------------------------------------------------
@@ -317,6 +328,17 @@ def test_an_interval_is_told_as_the_distance_is() -> None:
     """What is below may be so by less than nothing, which is above."""
     below = Difference(1, -0.01, 0.008, 0.2, -0.025, 0.006)
     assert below.told_of("G0") == "below G0 by .010 +- .008 (95 % -.006 to .025, p .200)"
+
+
+def test_an_interval_that_ends_at_nothing_has_no_sign() -> None:
+    """Symptom: `below G0 by .010 +- .010 (95 % -.000 to .030, p 1.000)`."""
+    below = Difference(1, -0.01, 0.01, 1.0, -0.03, 0.0)
+    assert below.told_of("G0") == "below G0 by .010 +- .010 (95 % .000 to .030, p 1.000)"
+
+
+def test_the_log_names_the_iteration_that_is_taken_the_warm_up_too() -> None:
+    """Symptom: `take 0.0s why best on dev by MRR@10`, since counts of 0 are left out."""
+    assert one_line(Taken(0, "best on dev by MRR@10", "told below")) == "iteration 0  why best on dev by MRR@10"
 
 
 def test_a_game_that_changed_nothing_is_level() -> None:
