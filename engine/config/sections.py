@@ -276,8 +276,8 @@ class EvaluationConfig(Section):
     """Score the test split once, after the last iteration."""
     iteration: Literal["best", "last"] = "best"
     """Whose models the last table, the exports and the commands take by default: of the iteration whose retriever is
-    best on dev, the warm-up included, by `run.keep_best` or the first of `metrics` that dev allows; or of the last one.
-    Where dev has no queries, the last. The test split decides nothing."""
+    best on dev, the warm-up included, by `run.keep_best`, else MRR@10 or the first of `metrics` that dev allows; or of
+    the last one. Where dev has no queries, the last. The test split decides nothing."""
     zero_shot: bool = True
     """Also measure the retriever before any training."""
     tokens_per_batch: int = Field(16384, ge=128)
