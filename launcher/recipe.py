@@ -41,6 +41,7 @@ from engine.models.kinds import Model, load_untrained
 from engine.models.retriever import Retriever
 from engine.models.trial import Proof, require_forward
 from engine.refresh.fallback import require_fallback, trained_questions, with_fallback_positives
+from engine.refresh.sources import require_sources
 from engine.results import LAST_STAGE
 from engine.retrievers.dense import require_int8
 from engine.retrievers.kinds import dense
@@ -118,6 +119,7 @@ def play(
         check_sizes(config, dataset, modules, run.device)
         _tell(run, try_models(config, modules, texts, run.device))
     data = _data(run, dataset, texts)
+    require_sources(run, data)
     models = Models.open(run, modules)
     try:
         importlib.import_module(config.algorithm).train(models, data, run)
