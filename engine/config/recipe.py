@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 from pydantic import PrivateAttr, model_validator
 
 from engine.config.bm25 import Bm25Config
+from engine.config.distillation import DistillationConfig
 from engine.config.models import EncoderConfig, ModelConfig, RankerConfig
 from engine.config.pools import BM25, GIVEN
 from engine.config.sections import (
@@ -133,6 +134,11 @@ class Config(Section):
     def decided_on_dev(self) -> list[str]:
         """The options that ask how good models were on dev, as they would be written."""
         return []
+
+    @property
+    def distillation(self) -> DistillationConfig | None:
+        """How a student is taught; None where the recipe has none."""
+        return None
 
     @property
     def refresh_devices(self) -> int:
