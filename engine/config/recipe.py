@@ -56,6 +56,9 @@ class Config(Section):
     learns_from_queries: ClassVar[bool] = True
     """Whether it trains on judged queries and is measured by retrieval; without, a corpus is enough."""
 
+    reads_parts: ClassVar[bool] = False
+    """Whether parts of documents are read as texts of their own."""
+
     recipe: str
     """The algorithm's name."""
     run: RunConfig
