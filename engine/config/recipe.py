@@ -251,6 +251,18 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _a_batch_has_negatives(self) -> Config:
+        for phase in self.timetable_for(Sizes(1, 1)).phases:
+            alone = phase.pool != "none" and phase.batch_size == 1 and not phase.num_negatives and phase.steps > 0
+            if alone and isinstance(self.models.get(phase.model), EncoderConfig):
+                raise ValueError(
+                    f"{phase.section}.batch_size is 1 and {phase.name} draws no negatives, so that each positive would "
+                    "stand alone and the model would learn nothing: raise the batch_size"
+                    + (", or hard_negatives" if self.learns_from_queries else "")
+                )
+        return self
+
+    @model_validator(mode="after")
     def _what_is_measured_is_there(self) -> Config:
         if self.index.embeddings == "local":
             self._require_no_scattered_reads()
