@@ -96,12 +96,17 @@ class TrainingQueries:
             positives[row] = np.array([document for document in judged if document not in less], dtype=np.int64)
             false_negatives[row] = np.unique(np.concatenate([false_negatives[row], np.array(less, dtype=np.int64)]))
             if not len(positives[row]):
-                raise DataError(
-                    f"query {query.id!r} has no positive left after {len(less)} of its documents are taken out",
-                    expected="at least one positive for every training query",
-                    remedy="take the query out of the train split, or name a document that becomes positive",
-                )
+                raise no_positive_left(query.id, len(less))
         return replace(self, positives=positives, false_negatives=false_negatives)
+
+
+def no_positive_left(qid: str, num_out: int) -> DataError:
+    """Describe a training query whose positives are all relabelled."""
+    return DataError(
+        f"query {qid!r} has no positive left after {num_out} of its documents are taken out",
+        expected="at least one positive for every training query",
+        remedy="take the query out of the train split, or name a document that becomes positive",
+    )
 
 
 @dataclass(frozen=True)
