@@ -7,9 +7,10 @@ are brought to the corpus and to the training queries, which takes the shards.
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
 
-from engine.config.timetable import Mining
+from engine.config.ar2 import DENSE
+from engine.config.timetable import Mining, Visit
 from engine.data.batches import rows_drawn
 from engine.data.candidates import is_of
 from engine.data.corpus import Data
@@ -17,7 +18,11 @@ from engine.data.teacher_scores import whose_scores
 from engine.errors import ArtifactError, DataError
 from engine.retrievers.kinds import choice_of, open_searcher, stamp_of
 from engine.run import Run
+from shards.errors import listed
+from shards.records import Query
 
+_NAMED = 3
+"""Examples named in an error."""
 _PATIENCE_SECONDS = 12 * 3600.0
 """How long the ranks wait for the one that reads the files; where that one is lost, heartbeats tell it long before."""
 
@@ -34,7 +39,7 @@ def require_sources(run: Run, data: Data) -> None:
     Raises:
         ArtifactError: Teacher scores are damaged, or of another corpus.
         DataError: A file is no ranking of this corpus, or lacks a query that is searched; or a filter needs a
-            teacher's scores of which margins alone are known.
+            teacher's scores of which margins alone are known, or that lack a query.
     """
 
     def read() -> None:
@@ -53,20 +58,24 @@ def _require_ranking(run: Run, data: Data, mining: Mining) -> None:
     is_mined = run.is_finished(f"candidates/{mining.name}")
     if not visits or (is_mined and is_of(run.folder.candidates(mining.name), stamp_of(run, data, choice))):
         return
-    num_queries = len(data.train)
-    rows = np.arange(num_queries) if table.mine_all else rows_drawn(visits, run.config.run.seed, num_queries)
-    searcher = open_searcher(run, data, run.folder, choice)
-    searcher.search([data.train.queries[row] for row in rows.tolist()], 1)
+    open_searcher(run, data, run.folder, choice).search(_asked(run, data, visits), 1)
+
+
+def _asked(run: Run, data: Data, visits: Sequence[Visit]) -> list[Query]:
+    """Return the training queries that are mined for some visits."""
+    if run.timetable.mine_all:
+        return data.train.queries
+    return [data.train.queries[row] for row in rows_drawn(visits, run.config.run.seed, len(data.train)).tolist()]
 
 
 def _require_teachers(run: Run, data: Data) -> None:
     """Refuse teachers' scores by which the pools that are drawn from cannot be filtered."""
-    corpus = data.shards.manifest.sha256
-    for name, joint in run.timetable.joint.items():
-        folder = joint.negatives.teacher_scores
-        if folder is None or joint.is_cut or not run.timetable.drawn_by(name):
+    table, corpus = run.timetable, data.shards.manifest.sha256
+    for name, joint in table.joint.items():
+        folder, visits = joint.negatives.teacher_scores, table.drawn_by(name)
+        if folder is None or joint.is_cut or not visits:
             continue
-        stamp, margins_only = whose_scores(folder)
+        stamp, margins_only, qids = whose_scores(folder)
         if stamp.corpus_sha256 != corpus:
             raise ArtifactError(
                 f"the teacher scores in {folder} are of corpus {stamp.corpus_sha256[:12]}",
@@ -79,3 +88,13 @@ def _require_teachers(run: Run, data: Data) -> None:
                 expected="raw logits of single documents",
                 remedy="score the candidates with a ranker, or take the filter out",
             )
+        finds_any = any(table.mining(member).retriever == DENSE for member in joint.members)
+        if joint.negatives.asks_teacher_first and finds_any:
+            known = set(qids)
+            if lacking := [repr(query.id) for query in _asked(run, data, visits) if query.id not in known]:
+                raise DataError(
+                    f"the teacher scores in {folder} lack {len(lacking)} training queries, of which a filter is to "
+                    f"judge documents: {listed(lacking, _NAMED)}",
+                    expected="a score of every document that the filter judges",
+                    remedy="let the teacher score these queries, too, or take the filter out",
+                )

@@ -90,11 +90,11 @@ def test_a_ranking_whose_candidates_are_there_is_not_read_again(open_run: Open, 
     [
         ("f" * 64, False, ArtifactError, r"are of corpus ffffffffffff.*corpus cccccccccccc"),
         (CORPUS, True, DataError, r"of 001 in .* margins alone are known"),
-        (CORPUS, False, None, ""),
+        (CORPUS, False, DataError, r"lack 1 training queries, .*: 'q1'\. Expected"),
     ],
 )
 def test_teacher_scores_that_no_filter_can_go_by_are_refused(
-    open_run: Open, tmp_path: Path, corpus: str, margins_only: bool, error: type[Exception] | None, told: str
+    open_run: Open, tmp_path: Path, corpus: str, margins_only: bool, error: type[Exception], told: str
 ) -> None:
     """Symptom: scores of another corpus were refused at the first pool, behind a warm-up and an index."""
     pairs = [("q0", np.array([1]), np.array([2.0], dtype=np.float32))]
@@ -102,8 +102,7 @@ def test_teacher_scores_that_no_filter_can_go_by_are_refused(
     scores.save(tmp_path / "scores")
     filters = "ar2.negatives.filters=[{name: ranker_thresholds}]"
     run = open_run(*QUIET, filters, f"ar2.negatives.teacher_scores={tmp_path / 'scores'}")
-    if error is None:
-        require_sources(run, data_of(1))
-        return
     with pytest.raises(error, match=told):
+        require_sources(run, data_of(2))
+    if "lack" in told:
         require_sources(run, data_of(1))
