@@ -15,7 +15,7 @@ from engine.evaluation.evaluate import evaluate_iteration
 from engine.evaluation.systems import measured_systems
 from engine.evaluation.yardsticks import evaluate_yardsticks, publish_starts
 from engine.phases import train_by_contrast, train_ranker, train_student
-from engine.refresh.lessons import lessons_of
+from engine.refresh.lessons import lessons_of, read_lessons
 from engine.refresh.refresh import pool_of, prepare_search, refresh_index
 from engine.run import Run
 from engine.training.models import Models
@@ -24,6 +24,8 @@ from engine.training.models import Models
 def train(models: Models, data: Data, run: Run) -> None:
     """Train the retrievers, the ranker on what they find together, and measure it on what each of them finds."""
     game = run.recipe(R2ankerRecipe).r2anker
+    if run.timetable.phases_of("student"):
+        read_lessons(run, data, game.student, phase="student")
     run.once("starts", publish_starts, models, data)
     run.once("evaluate/yardsticks", evaluate_yardsticks, models, data)
     for model in run.timetable.encoders:

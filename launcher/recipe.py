@@ -23,6 +23,7 @@ from engine.data.corpus import Data, ModelText, copy_shards, model_texts, open_d
 from engine.data.given import require_given, require_given_documents
 from engine.data.label_files import require_label_files, require_same_labels, with_labels
 from engine.data.requirements import require_enough_documents, require_same_files, require_training_queries
+from engine.data.scored_files import require_readable
 from engine.data.tokenization import WrittenCorpus
 from engine.data.told import tell_data
 from engine.evaluation.chosen import plays_iterations, require_decidable
@@ -41,6 +42,7 @@ from engine.models.kinds import Model, load_untrained
 from engine.models.retriever import Retriever
 from engine.models.trial import Proof, require_forward
 from engine.refresh.fallback import require_fallback, trained_questions, with_fallback_positives
+from engine.refresh.sources import require_sources
 from engine.results import LAST_STAGE
 from engine.retrievers.dense import require_int8
 from engine.retrievers.kinds import dense
@@ -118,6 +120,7 @@ def play(
         check_sizes(config, dataset, modules, run.device)
         _tell(run, try_models(config, modules, texts, run.device))
     data = _data(run, dataset, texts)
+    require_sources(run, data)
     models = Models.open(run, modules)
     try:
         importlib.import_module(config.algorithm).train(models, data, run)
@@ -230,8 +233,8 @@ def check_settings(run: Run, dataset: Dataset) -> None:
     Raises:
         ConfigError: A batch cannot be shared by the ranks, a DeepSpeed file is not usable, this machine does not train
             in a numeric type, or a split has nothing that the metrics are made of.
-        DataError: There is no training query, no judgement reaches the threshold of relevance, or a file of labels or
-            a ranking is missing or does not fit the queries.
+        DataError: There is no training query, no judgement reaches the threshold of relevance, or a file of labels,
+            of scores or a ranking is missing or does not fit the queries.
     """
     if run.config.learns_from_queries:
         splits = ["dev", *(["test"] if run.config.evaluation.test_at_end else [])]
@@ -245,6 +248,8 @@ def check_settings(run: Run, dataset: Dataset) -> None:
         if run.is_main:  # it goes through all training records
             trained = trained_questions(run.config, dataset)
             require_given(run.timetable, dataset, trained, run.config.data.without_given)
+            if (distillation := run.config.distillation) is not None:
+                require_readable(distillation)
     for why, options in run.config.unread.items() if run.is_main else ():
         log.warning("%s, so that nothing reads %s", why, ", ".join(options))
     for name, section in run.config.models.items():

@@ -213,11 +213,18 @@ class NegativesConfig(Section):
     @property
     def needs_teacher(self) -> bool:
         """Whether a filter asks for a ranker's scores."""
-        return any(
-            isinstance(one, RankerThresholdsFilterConfig | RedistributedFilterConfig)
-            or (isinstance(one, MarginFilterConfig) and one.scores == "teacher")
-            for one in self.filters
-        )
+        return any(map(_asks_teacher, self.filters))
+
+    @property
+    def asks_teacher_first(self) -> bool:
+        """Whether the first filter does, so that it judges all that was found for a query."""
+        return any(map(_asks_teacher, self.filters[:1]))
+
+
+def _asks_teacher(one: FilterConfig) -> bool:
+    """Tell whether a filter goes by a ranker's scores."""
+    by_margin = isinstance(one, MarginFilterConfig) and one.scores == "teacher"
+    return by_margin or isinstance(one, RankerThresholdsFilterConfig | RedistributedFilterConfig)
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,6 +159,7 @@ class IctRecipe(PretrainRecipe):
     """ICT: a dual encoder is pre-trained on the corpus alone, by queries that are its sentences."""
 
     algorithm: ClassVar[str] = "engine.pretrain.ict"
+    reads_parts: ClassVar[bool] = True
     pool: ClassVar[Pool] = "world"
 
     recipe: Literal["ict"] = "ict"

@@ -140,6 +140,11 @@ class R2ankerRecipe(Config):
         return any(stage.steps is None for stage in stages)
 
     @property
+    def distillation(self) -> DistillationConfig | None:
+        """How the student is taught."""
+        return self.r2anker.student if self.student else None
+
+    @property
     def asks_for_bm25(self) -> dict[str, str]:
         """What cannot do without BM25's index."""
         game = self.r2anker

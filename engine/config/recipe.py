@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 from pydantic import PrivateAttr, model_validator
 
 from engine.config.bm25 import Bm25Config
+from engine.config.distillation import DistillationConfig
 from engine.config.models import EncoderConfig, ModelConfig, RankerConfig
 from engine.config.pools import BM25, GIVEN
 from engine.config.sections import (
@@ -54,6 +55,9 @@ class Config(Section):
 
     learns_from_queries: ClassVar[bool] = True
     """Whether it trains on judged queries and is measured by retrieval; without, a corpus is enough."""
+
+    reads_parts: ClassVar[bool] = False
+    """Whether parts of documents are read as texts of their own."""
 
     recipe: str
     """The algorithm's name."""
@@ -133,6 +137,11 @@ class Config(Section):
     def decided_on_dev(self) -> list[str]:
         """The options that ask how good models were on dev, as they would be written."""
         return []
+
+    @property
+    def distillation(self) -> DistillationConfig | None:
+        """How a student is taught; None where the recipe has none."""
+        return None
 
     @property
     def refresh_devices(self) -> int:
@@ -239,6 +248,18 @@ class Config(Section):
                         f"{', '.join(table.joint[name].members)}: lower num_negatives, or raise top_k or the sampler's "
                         "window"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _a_batch_has_negatives(self) -> Config:
+        for phase in self.timetable_for(Sizes(1, 1)).phases:
+            alone = phase.pool != "none" and phase.batch_size == 1 and not phase.num_negatives and phase.steps > 0
+            if alone and isinstance(self.models.get(phase.model), EncoderConfig):
+                raise ValueError(
+                    f"{phase.section}.batch_size is 1 and {phase.name} draws no negatives, so that each positive would "
+                    "stand alone and the model would learn nothing: raise the batch_size"
+                    + (", or hard_negatives" if self.learns_from_queries else "")
+                )
         return self
 
     @model_validator(mode="after")

@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from engine.config.models import RankerConfig
+from engine.config.models import BottleneckConfig, RankerConfig
 from engine.config.recipe import Config
 from engine.data.answers import KEPT_TEXTS, AnswerFinder, Haystack, haystacks_of
 from engine.data.identical import find_own_documents
@@ -28,6 +28,7 @@ from engine.log import get_logger
 from engine.models.loading import load_tokenizer, tokenizer_fingerprint
 from engine.models.prompts import ends_texts, prompts_of
 from engine.models.random import make_random_model
+from engine.models.readable import require_mask_token, require_parts
 from engine.models.template import InputTemplate
 from engine.models.wording import Wording
 from engine.reliability.preemption import PREEMPTION
@@ -95,12 +96,17 @@ class TrainingQueries:
             positives[row] = np.array([document for document in judged if document not in less], dtype=np.int64)
             false_negatives[row] = np.unique(np.concatenate([false_negatives[row], np.array(less, dtype=np.int64)]))
             if not len(positives[row]):
-                raise DataError(
-                    f"query {query.id!r} has no positive left after {len(less)} of its documents are taken out",
-                    expected="at least one positive for every training query",
-                    remedy="take the query out of the train split, or name a document that becomes positive",
-                )
+                raise no_positive_left(query.id, len(less))
         return replace(self, positives=positives, false_negatives=false_negatives)
+
+
+def no_positive_left(qid: str, num_out: int) -> DataError:
+    """Describe a training query whose positives are all relabelled."""
+    return DataError(
+        f"query {qid!r} has no positive left after {num_out} of its documents are taken out",
+        expected="at least one positive for every training query",
+        remedy="take the query out of the train split, or name a document that becomes positive",
+    )
 
 
 @dataclass(frozen=True)
@@ -190,7 +196,8 @@ def model_texts(config: Config, sources: Mapping[str, str | Path]) -> dict[str, 
         sources: Model's name to where its tokenizer is: a hub id, a folder, or `package:NAME`.
 
     Raises:
-        ModelError: A tokenizer cannot be loaded, or does not suit the prompts or the words of a pair.
+        ModelError: A tokenizer cannot be loaded, does not suit the prompts or the words of a pair, or lacks what
+            pre-training asks of it.
     """
     streams: dict[tuple[str, Wording, Wording], str] = {}
     texts: dict[str, ModelText] = {}
@@ -203,6 +210,10 @@ def model_texts(config: Config, sources: Mapping[str, str | Path]) -> dict[str, 
         words = section.pair_words if isinstance(section, RankerConfig) else None
         prompts = prompts_of(section, source)
         template = InputTemplate.from_tokenizer(tokenizer, prompts, words)
+        if isinstance(section, BottleneckConfig):
+            require_mask_token(tokenizer)
+        if config.reads_parts:
+            require_parts(template, name)
         if longest is None:  # one length for all, so that models with one tokenizer read the same queries
             longest = config.query_max_length - len(template.single([], config.query_max_length)[0])
         read_alike = tokenizer_fingerprint(tokenizer), template.queries, template.documents

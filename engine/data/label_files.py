@@ -12,7 +12,7 @@ from pathlib import Path
 
 from engine.config.negatives import AdditionsFilterConfig, RelabelsFilterConfig
 from engine.config.timetable import Timetable
-from engine.data.corpus import Data
+from engine.data.corpus import Data, no_positive_left
 from engine.data.teacher_scores import is_published
 from engine.errors import ArtifactError, DataError
 from engine.log import get_logger
@@ -80,9 +80,10 @@ def require_label_files(timetable: Timetable, dataset: Dataset) -> None:
     Documents are looked up later (`with_labels`), when the corpus has been read.
 
     Raises:
-        DataError: As `read_additions`; or a run file that candidates come from, or a folder of scores, does not exist.
+        DataError: As `read_additions`; a query is left without a positive; or a run file that candidates come from, or
+            a folder of scores, does not exist.
     """
-    _read_all(timetable, dataset, lambda docid: 0)
+    _require_positives(timetable, dataset)
     for joint in timetable.joint.values():
         folder = joint.negatives.teacher_scores
         if folder is not None and not is_published(folder):
@@ -98,6 +99,25 @@ def require_label_files(timetable: Timetable, dataset: Dataset) -> None:
                 expected="a TREC run file",
                 remedy="correct the path, or put the file there",
             )
+
+
+def _require_positives(timetable: Timetable, dataset: Dataset) -> None:
+    """Read all files, and refuse those that would leave a judged training query without a positive."""
+    numbers: dict[str, int] = {}
+
+    def number_of(docid: str) -> int:
+        return numbers.setdefault(docid, len(numbers))
+
+    positives: dict[str, set[int]] = {}
+    relabels = _files(timetable, RelabelsFilterConfig)
+    for path, labels in _read_all(timetable, dataset, number_of).items():
+        for qid in labels.positive.keys() | labels.out.keys() if path in relabels else ():
+            judged, out = dataset.positives("train", qid), labels.out.get(qid, [])
+            own = positives.setdefault(qid, set(map(number_of, judged)))
+            own.update(labels.positive.get(qid, ()))
+            own.difference_update(out)
+            if judged and not own:
+                raise no_positive_left(qid, len(out))
 
 
 def with_labels(data: Data, timetable: Timetable) -> Data:

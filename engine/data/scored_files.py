@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from engine.config.distillation import DistillationConfig, ScoresAre
 from engine.data.corpus import Data
-from engine.data.teacher_scores import TeacherScores
-from engine.errors import DataError
+from engine.data.teacher_scores import TeacherScores, is_published
+from engine.errors import ConfigError, DataError
 from engine.reliability.preemption import PREEMPTION
 from shards.embeddings import Stamp
 from shards.errors import listed
@@ -37,6 +37,42 @@ from shards.formats.scored import ScoredRecord, read_records, read_scored, score
 CLIPPED = 1e-6
 """Probabilities nearer to 0 or 1 than this are taken as this near, before the logit: 13.8 is its largest number."""
 _RECORDS_A_LOOK = 10_000
+
+
+def require_readable(settings: DistillationConfig) -> None:
+    """Refuse a path of scores at which there are none, or none in a known form, before any work is done.
+
+    Of each file the first record is read; of pickles, which are read whole, none.
+
+    Args:
+        settings: Names the path, and says whether a pickle may be read.
+
+    Raises:
+        DataError: There are none, a pickle is not trusted, or a first record has an unknown form.
+    """
+    if settings.scores is None or is_published(settings.scores):
+        return
+    for file in scored_files(settings.scores):
+        if not settings.trust_pickle:
+            next(read_scored(file), None)
+
+
+def require_comparable(scores: TeacherScores, settings: DistillationConfig) -> None:
+    """Refuse scores that are known up to a constant a query, where the loss compares the scores themselves.
+
+    Args:
+        scores: A teacher's.
+        settings: With the loss.
+
+    Raises:
+        ConfigError: It does.
+    """
+    if scores.margins_only and settings.loss == "mse":
+        raise ConfigError(
+            f"the scores of {scores.source} are margins between a query's documents, and loss mse compares scores",
+            expected="a loss that a constant added to a query's scores does not change",
+            remedy="set loss to kl or margin_mse, or score the pairs anew",
+        )
 
 
 def scores_stamp(settings: DistillationConfig, corpus_sha256: str) -> Stamp:

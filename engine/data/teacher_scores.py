@@ -230,6 +230,19 @@ def is_published(folder: Path) -> bool:
     return (folder / _MANIFEST).is_file()
 
 
+def whose_scores(folder: Path) -> tuple[Stamp, bool, tuple[str, ...]]:
+    """Return of which teacher and corpus published scores are, whether margins alone are known, and of which queries.
+
+    Args:
+        folder: Where they lie; of it the manifest alone is read.
+
+    Raises:
+        ArtifactError: There are none, or their manifest is damaged.
+    """
+    manifest = _read_manifest(folder, "score again, or name another folder")
+    return manifest.stamp, manifest.margins_only, manifest.qids
+
+
 def is_saved(folder: Path, stamp: Stamp, asked: str) -> bool:
     """Tell whether a folder holds what a teacher says to what is asked, so that it need not be asked again."""
     return is_of(folder, stamp) and _read_manifest(folder, "").asked == asked

@@ -47,14 +47,15 @@ def score_run(
         relevant documents in the top k and divides by the number of all relevant ones.
 
     Raises:
-        DataError: No query has a relevant document.
+        DataError: A metric is by judgements, and no query has a relevant document.
 
     Source: AR2 section 4.1, Table 2. TREC Deep Learning 2019 and 2020 take threshold 2.
     """
-    judged = _judged(qrels)
-    require_relevant(qrels, relevance_threshold)
     named = {name: _judged_measure(name, relevance_threshold) for name in metrics if family_of(name) in JUDGED}
-    return _means(named, run, judged)
+    if not named:
+        return {}  # by answers alone: judgements may be whatever they are, as `require_measurable` has it
+    require_relevant(qrels, relevance_threshold)
+    return _means(named, run, _judged(qrels))
 
 
 def query_values(

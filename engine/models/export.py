@@ -11,7 +11,6 @@ run's exports by what the run knows of them.
 
 from __future__ import annotations
 
-import importlib.util
 import secrets
 import shutil
 from collections.abc import Callable, Sequence
@@ -29,6 +28,7 @@ from engine.models.export_parts import (
     MODULES,
     compare_sides,
     describe_tower,
+    is_read_by_library,
     largest_difference,
     long_text,
     padded_documents,
@@ -356,7 +356,7 @@ def _compare_ranker(weights_folder: Path, target: Path, queries: list[str], docu
     cut = template.pair(query_ids, long_ids, metadata["max_length"])
     theirs_N = _scores_by_transformers(target, pairs, own, cut, (query, long))
     differences = {"transformers": largest_difference(ours_N, theirs_N, _LEAST_SCORE)}
-    if importlib.util.find_spec("sentence_transformers") is not None:
+    if is_read_by_library():
         from sentence_transformers import CrossEncoder
 
         scores = CrossEncoder(str(target), device="cpu", local_files_only=True).predict(

@@ -5,7 +5,8 @@ The files are written by hand in the form that the library wrote up to its versi
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,19 @@ import transformers
 from torch import Tensor
 
 from engine.errors import ArtifactError
+from engine.log import get_logger
 from engine.models.dual import DOCUMENT, QUERY
 from engine.models.packed import Pooling
 from engine.models.sides import limit_tokenizer
 from engine.models.template import Input, InputTemplate
 from shards.files import write_json
 
+log = get_logger(__name__)
 MODULES = "sentence_transformers.models."
 """Where the library's modules for dense models are, and those that all kinds of model have."""
+
+_LIBRARY, _OLDEST = "sentence-transformers", (6, 2)
+"""By which exports are tried, and from which version on: that of the extra `export`."""
 
 Chain = Sequence[tuple[str, str]]
 """The modules that a text goes through: folder below the model's, and the library's class."""
@@ -128,13 +134,33 @@ def compare_sides(
         return max(largest_difference(ours[side], theirs_of(side, texts[side])) for side in (QUERY, DOCUMENT))
 
     differences = {"transformers": over_sides(by_transformers)}
-    if importlib.util.find_spec("sentence_transformers") is not None:
+    if is_read_by_library():
         model = by_library()
         encoders = {QUERY: model.encode_query, DOCUMENT: model.encode_document}
         differences["sentence-transformers"] = over_sides(
             lambda side, given: encoders[side](given, batch_size=len(given), show_progress_bar=False, **options)
         )
     return differences
+
+
+def is_read_by_library() -> bool:
+    """Tell whether sentence-transformers is installed here in a version that reads exports of every form.
+
+    Older ones cannot load some forms, which says nothing about the export: the log tells that it was not tried.
+    """
+    try:
+        found = importlib.metadata.version(_LIBRARY)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    numbers = tuple(int(one) for one in re.findall(r"\d+", found)[:2])
+    if numbers < _OLDEST:
+        log.warning(
+            "%s %s is installed, and exports are read by %s on: it is not tried",
+            _LIBRARY,
+            found,
+            ".".join(map(str, _OLDEST)),
+        )
+    return numbers >= _OLDEST
 
 
 def padded_queries(template: InputTemplate, tokenizer: Any, texts: list[str], max_length: int) -> dict[str, Tensor]:

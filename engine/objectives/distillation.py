@@ -17,8 +17,9 @@ from torch import Tensor
 from engine import losses
 from engine.config.distillation import DistillationConfig
 from engine.data.batches import Group, InputBuilder, Samples
+from engine.data.scored_files import require_comparable
 from engine.data.teacher_scores import TeacherScores
-from engine.errors import ConfigError, DataError
+from engine.errors import DataError
 from engine.metrics import Metric
 from engine.objectives import Inputs, Means, PooledBatch, inputs_of, own_scores, pooled_backward, spread
 from engine.objectives.contrast import InBatchContrast
@@ -66,12 +67,7 @@ class _FromTeacher:
         *,
         score_scale: float,
     ) -> None:
-        if scores.margins_only and settings.loss == "mse":
-            raise ConfigError(
-                f"the scores of {scores.source} are margins between a query's documents, and loss mse compares scores",
-                expected="a loss that a constant added to a query's scores does not change",
-                remedy="set loss to kl or margin_mse, or score the pairs anew",
-            )
+        require_comparable(scores, settings)
         self.samples, self._builder, self._scores = samples, builder, scores
         self._settings, self._score_scale = settings, score_scale
         self.token_counts = (builder.tokens_of_texts,)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from engine.data.corpus import Data
 from engine.data.negatives import step_rng
-from engine.errors import ModelError
+from engine.models.readable import require_parts
 from engine.models.template import Batch, Collator
 from engine.pretrain.documents import Reading
 from shards.reader import CorpusShards
@@ -206,13 +206,7 @@ class ClozeBuilder:
             ModelError: The tokenizer joins a prompt with the text behind it, of which a part is to be read alone.
         """
         text = data.texts[name]
-        if collate.template.queries or collate.template.documents:
-            raise ModelError(
-                f"the tokenizer of {name} makes other tokens of a text behind a prompt than of the text alone, of "
-                "which parts are drawn",
-                expected="texts without prompts, or a tokenizer that begins anew behind one",
-                remedy=f"set {name}.query_prompt and {name}.document_prompt to an empty text in the recipe's file",
-            )
+        require_parts(collate.template, name)
         return cls(
             data.shards,
             text.stream,

@@ -20,9 +20,9 @@ from engine.config.timetable import Visit
 from engine.data.batches import G, StepSamples, require_equal_shares, shuffled_rows
 from engine.data.corpus import Data
 from engine.data.negatives import step_rng
-from engine.errors import ModelError
 from engine.models.batch import PackedBatch
 from engine.models.bottleneck import MaskedInputs
+from engine.models.readable import require_mask_token
 from engine.models.template import Batch, Collator, Input
 from engine.pretrain.masking import MaskRates, draw_masks, mask_rng, ordinary_ids
 from shards.docids import Docids
@@ -250,22 +250,6 @@ def masked_inputs(
     starts_N = _starts(batch)
     places_M = np.concatenate([start + where for start, where in zip(starts_N, places, strict=True)])
     return MaskedInputs(batch, torch.from_numpy(places_M.astype(np.int64)), torch.from_numpy(np.concatenate(labels)))
-
-
-def require_mask_token(tokenizer: Any) -> int:
-    """Return the id of a tokenizer's mask token.
-
-    Raises:
-        ModelError: It has none.
-    """
-    found = getattr(tokenizer, "mask_token_id", None)
-    if found is None:
-        raise ModelError(
-            f"the tokenizer {type(tokenizer).__name__} has no mask token",
-            expected="the tokenizer of a masked language model",
-            remedy="name such a model by encoder.name",
-        )
-    return int(found)
 
 
 def _starts(batch: Batch) -> list[int]:

@@ -21,7 +21,7 @@ from engine.data import teacher_scores as score_files
 from engine.data.candidates import Candidates
 from engine.data.corpus import Data, TrainingQueries
 from engine.data.negatives import NegativeSource
-from engine.data.scored_files import choose_taught, import_scores, scores_stamp
+from engine.data.scored_files import choose_taught, import_scores, require_comparable, scores_stamp
 from engine.data.teacher_scores import TeacherScores
 from engine.errors import ArtifactError
 from engine.log import get_logger
@@ -96,6 +96,25 @@ def lessons_of(
         stage, score_candidates, data, candidates, teacher, name, visit=visit if settings.score == "drawn" else None
     )
     return Lessons(data, candidates, TeacherScores.load(folder, stamp))
+
+
+def read_lessons(run: Run, data: Data, settings: DistillationConfig, *, phase: str) -> None:
+    """Read what files say before anything is trained, so that none is found to be of other data behind all training.
+
+    Args:
+        run: As of `lessons_of`.
+        data: Corpus and training queries.
+        settings: Says where the scores come from; where the run's ranker gives them, nothing is done.
+        phase: As of `lessons_of`.
+
+    Raises:
+        ArtifactError: As of `lessons_of`.
+        ConfigError: The scores are known up to a constant a query, and the loss compares the scores themselves.
+        DataError: As of `lessons_of`.
+    """
+    if settings.scores is not None:
+        read = _from_files(run, data, settings, run.timetable.phase(phase).num_negatives)
+        require_comparable(read.scores, settings)
 
 
 def _from_files(run: Run, data: Data, settings: DistillationConfig, num_negatives: int) -> Lessons:

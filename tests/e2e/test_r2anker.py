@@ -122,6 +122,7 @@ def test_one_rank_goes_on_with_what_two_began(zygote: Zygote, made: Finished, tm
     ("words", "told"),
     [
         (("r2anker.retrievers=[bm25,dence]",), r"dence does not exist"),
+        (("r2anker.student.scores=dence.jsonl",), r"there is no file .*dence\.jsonl"),
         (("r2anker.retrievers=[bm25,dense@3]",), r"names 'dense@3': expected of bm25, dense"),
         (("r2anker.ranker.num_negatives=500",), r"500 negatives are drawn by ranker from 60 candidates of bm25, dense"),
         (("r2anker.ranker.num_negatives=500", "r2anker.top_k=400"), r"300 documents, a step draws 500 negatives"),

@@ -71,6 +71,11 @@ def test_all_problems_are_named_at_once() -> None:
         ("ar2", {"num_negatives": 1, "distillation_weight": 0}, "gradient of Eq. 9 as printed is 0"),
         ("ar2", {"distillation_weight": 0, "teacher": "always", "adversarial_from": "lead"}, "learns from Eq. 9 alone"),
         ("warmup_retriever", {"hard_negatives": 5, "bm25_depth": 4}, "at most warmup_retriever.bm25_depth"),
+        (
+            "warmup_retriever",
+            {"batch_size": 1, "hard_negatives": 0},
+            "each positive would stand alone and the model would learn nothing: raise the batch_size, or hard_neg",
+        ),
         ("evaluation", {"depth": 10, "rerank_depth": 20, "metrics": ["R@5"]}, "deeper than evaluation.depth"),
         (
             "evaluation",

@@ -115,6 +115,17 @@ def test_files_are_looked_for_before_any_work(tmp_path: Path) -> None:
         require_label_files(table_of(tmp_path, additions), DATASET)
 
 
+def test_relabels_that_leave_no_positive_are_refused_before_any_work(tmp_path: Path) -> None:
+    """Symptom: the corpus was tokenised, and then a query could not be trained on."""
+    out, more = tmp_path / "out.tsv", tmp_path / "more.tsv"
+    out.write_text("q1\td2\tout\nq1\td3\tout\ndev0\td4\tout\n")
+    more.write_text("q1\td9\tpositive\n")
+    first, second = ({"name": "relabels", "file": str(path)} for path in (more, out))
+    with pytest.raises(DataError, match=r"query 'q1' has no positive left after 2 of its documents are taken out"):
+        require_label_files(table_of(tmp_path, second), DATASET)
+    require_label_files(table_of(tmp_path, first, second), DATASET)
+
+
 def test_labels_of_a_recipe_change_what_is_trained_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     shards: Any = SimpleNamespace(docids=SimpleNamespace(index_of=INDEX.get))
     train = TrainingQueries([DATASET.queries["q0"], DATASET.queries["q1"]], [np.array([1]), np.array([2, 3])], {})

@@ -175,6 +175,13 @@ def test_one_metric_that_can_be_measured_is_enough() -> None:
     require_measurable(dataset_of({"q": {"a": 1}}), "test", ["q"], EvaluationConfig())
 
 
+def test_metrics_by_answers_alone_ask_nothing_of_judgements() -> None:
+    """Symptom: a test split whose passages are judged 0 ended a run that measures answers, behind all training."""
+    settings, dataset = EvaluationConfig(metrics=("A@1",)), dataset_of({"q": {"a": 0}}, "Paris")
+    require_measurable(dataset, "test", ["q"], settings)
+    assert score_run({"q": ranking("a")}, dataset.qrels["test"], settings.metrics) == {}
+
+
 def test_average_precision_by_hand() -> None:
     qrels = {"q": {"a": 2, "b": 1, "c": 1, "x": 0}}
     run = {"q": ranking("a", "x", "b", "y")}

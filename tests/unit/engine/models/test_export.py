@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sentence_transformers
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import engine.models.export
+import engine.models.export_parts
 from engine.errors import ArtifactError
 from engine.models.export import export_ranker, export_retriever, verify_export
 from engine.models.loading import load_tokenizer
@@ -215,3 +218,32 @@ def test_lengths_that_were_not_saved_are_asked_for(base: Path, tmp_path: Path) -
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "query_max_length"}))
     with pytest.raises(ArtifactError, match="does not tell query_max_length"):
         export_retriever(weights, tmp_path / "e")
+
+
+@pytest.mark.parametrize("version", ["5.2.0", "6.1.3", "7.0.0.dev0", None])
+def test_a_library_that_is_too_old_to_read_an_export_does_not_end_a_run(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, version: str | None
+) -> None:
+    """Symptom: behind all training, the export ended in an AttributeError of sentence-transformers 4."""
+
+    def of_package(name: str) -> str:
+        if version is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version
+
+    tried = []
+    monkeypatch.setattr(engine.models.export_parts.importlib.metadata, "version", of_package)
+    monkeypatch.setattr(sentence_transformers, "SentenceTransformer", lambda *_, **__: tried.append(1) or Old())
+    source = saved_retriever(base, tmp_path / "weights")
+    if version == "7.0.0.dev0":
+        with pytest.raises(AttributeError):
+            export_retriever(source, tmp_path / "export")
+        return
+    export_retriever(source, tmp_path / "export")
+    assert (tmp_path / "export" / "modules.json").exists()
+    assert not tried
+    assert ("it is not tried" in caplog.text) == (version is not None)
+
+
+class Old:
+    """As the library was before version 5: without a side for queries."""

@@ -23,12 +23,12 @@ from engine.data import scored_files
 from engine.data.batches import Samples
 from engine.data.candidates import Candidates
 from engine.data.corpus import Data, TrainingQueries
-from engine.data.scored_files import import_scores, scores_stamp
+from engine.data.scored_files import import_scores, require_readable, scores_stamp
 from engine.data.teacher_scores import TeacherScores, scores_of_queries
-from engine.errors import ArtifactError, DataError
+from engine.errors import ArtifactError, ConfigError, DataError
 from engine.objectives.distillation import require_scores
 from engine.refresh import lessons, scoring
-from engine.refresh.lessons import Lessons, lessons_of
+from engine.refresh.lessons import Lessons, lessons_of, read_lessons
 from engine.run import Run
 from shards.embeddings import Stamp
 from shards.records import Document, Query
@@ -269,6 +269,35 @@ def test_a_file_that_teaches_no_query_is_refused(run: Run, tmp_path: Path) -> No
         lessons_from(run, settings)
     for count in ("1 queries without any", "1 queries without a scored positive", "1 queries with fewer than 2"):
         assert count in str(caught.value)
+
+
+def test_files_are_read_before_anything_is_trained(run: Run, tmp_path: Path) -> None:
+    """Symptom: retrievers and ranker were trained, and then the file was found to teach the student nothing."""
+    read_lessons(run, data_of(), DistillationConfig(), phase="student")  # the ranker's scores are not known yet
+    settings = written(tmp_path, ENOUGH)
+    read_lessons(run, data_of(), settings, phase="student")
+    assert run.is_finished("scores/from-files")
+    assert lessons_from(run, settings).scores.num_pairs == 7
+    with pytest.raises(DataError, match="teach none of the 3 training queries"):
+        read_lessons(run, data_of(), written(tmp_path, [by_id("q0", d1=4.0, d2=-1.0)]), phase="student")
+    margins = {"query": "question 0", "positive": "One first", "negatives": ["third", "same"], "score": [9.0, 12.0]}
+    told = written(tmp_path, [margins]).model_copy(update={"loss": "mse"})
+    with pytest.raises(ConfigError, match=r"are margins .* loss mse"):
+        read_lessons(run, data_of(), told, phase="student")
+
+
+def test_paths_without_scores_are_refused_before_any_work(tmp_path: Path) -> None:
+    require_readable(DistillationConfig())
+    require_readable(written(tmp_path, ENOUGH))
+    (tmp_path / "scores.pkl").write_bytes(b"")
+    written(tmp_path, [{"question": "who?"}], "other.jsonl")
+    for name, told in (
+        ("none.jsonl", "there is no file"),
+        ("scores.pkl", "is a pickle"),
+        ("other.jsonl", "the fields"),
+    ):
+        with pytest.raises(DataError, match=told):
+            require_readable(DistillationConfig(scores=tmp_path / name))
 
 
 def test_files_that_changed_are_read_again_and_others_are_not(
