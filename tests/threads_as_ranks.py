@@ -5,13 +5,29 @@ For what no second process proves better: importing torch once for each rank tak
 
 from __future__ import annotations
 
+import ast
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from engine.coordination.coordinator import Coordinator, LocalTransport, StoreTransport
 
 T = TypeVar("T")
+_ONE_AT_A_TIME, _literal_eval = threading.Lock(), ast.literal_eval
+
+
+def _evaluate(text: Any) -> Any:
+    """Read a literal, such as the header of an array's file, which all ranks open at once.
+
+    Python 3.11 counts how deep it is in a tree for the whole process: two threads that are in one upset the count, and
+    one of them gets a SystemError (python/cpython#106905), which processes do not.
+    """
+    with _ONE_AT_A_TIME:
+        return _literal_eval(text)
+
+
+ast.literal_eval = _evaluate
 
 
 def on_ranks(world_size: int, work: Callable[[Coordinator], T], timeout_seconds: float = 30.0) -> list[T | Exception]:
