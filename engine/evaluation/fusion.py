@@ -22,7 +22,7 @@ from engine.errors import ConfigError, DataError
 from engine.evaluation import fuse
 from engine.evaluation.evaluate import Ranking, record_ranking, rerank, split_queries
 from engine.evaluation.fuse import normalise
-from engine.evaluation.measures import query_values, values_of_any
+from engine.evaluation.measures import counts_in_means, query_values, values_of_any
 from engine.evaluation.mixture import Floats, Fusion, MeasuredPart, fit, recorded_fusion, simplex
 from engine.evaluation.part_scores import Scored, score_parts
 from engine.evaluation.summary import read_rows
@@ -81,7 +81,7 @@ def fusable_queries(config: Config, dataset: Dataset) -> list[str]:
         dataset: The data.
     """
     queries = sample_queries(dataset, DEV, config.evaluation.max_dev_queries, config.run.seed)
-    return [query.id for query in queries if any(grade > 0 for grade in dataset.qrels[DEV][query.id].values())]
+    return [query.id for query in queries if counts_in_means(dataset.qrels[DEV][query.id])]
 
 
 def fit_on_dev(stage: Stage, data: Data, system: System, sample: int | None = None) -> Measured:

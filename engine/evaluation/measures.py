@@ -238,9 +238,18 @@ def _judged_by_answers(answered: Mapping[str, Set[str]]) -> dict[str, dict[str, 
     return {qid: dict.fromkeys(documents, 1) for qid, documents in answered.items()}
 
 
+def counts_in_means(grades: Mapping[str, int]) -> bool:
+    """Tell whether a query is one of those over which the mean of a metric by judgements is taken: has a grade above 0.
+
+    Args:
+        grades: The query's, by document.
+    """
+    return any(grade > 0 for grade in grades.values())
+
+
 def _judged(qrels: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
-    """Return the judgements of the queries that have a grade above 0: those over which a mean is taken."""
-    return {qid: dict(grades) for qid, grades in qrels.items() if any(grade > 0 for grade in grades.values())}
+    """Return the judgements of the queries over which a mean is taken."""
+    return {qid: dict(grades) for qid, grades in qrels.items() if counts_in_means(grades)}
 
 
 def _judged_measure(name: str, threshold: int) -> Measure:

@@ -18,7 +18,7 @@ from engine.data.trec import read_trec
 from engine.evaluation.chosen import on_dev, ranker_of, taken_iteration
 from engine.evaluation.duel import Difference, Duel
 from engine.evaluation.evaluate import answered_in, split_queries
-from engine.evaluation.measures import query_values
+from engine.evaluation.measures import counts_in_means, query_values
 from engine.evaluation.significance import against, bootstrap, standard_error
 from engine.evaluation.systems import System, WeightsOf, trained_systems
 from engine.run import Stage
@@ -101,7 +101,7 @@ def _num_measurable(dataset: Dataset, metric: str) -> int:
     judged = dataset.qrels.get("dev", {})
     if family_of(metric) in ANSWERED:
         return sum(bool(dataset.queries[qid].answers) for qid in judged)
-    return sum(any(grade > 0 for grade in grades.values()) for grades in judged.values())
+    return sum(map(counts_in_means, judged.values()))
 
 
 def _system(systems: list[System], model: str) -> System:
