@@ -28,8 +28,8 @@ from engine.log import get_logger
 from engine.models.loading import load_tokenizer, tokenizer_fingerprint
 from engine.models.prompts import ends_texts, prompts_of
 from engine.models.random import make_random_model
-from engine.models.readable import require_mask_token, require_parts
 from engine.models.template import InputTemplate
+from engine.models.tokenizer_checks import require_mask_token, require_parts
 from engine.models.wording import Wording
 from engine.reliability.preemption import PREEMPTION
 from engine.reliability.progress import progress_bar

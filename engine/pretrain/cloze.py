@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from engine.data.corpus import Data
 from engine.data.negatives import step_rng
-from engine.models.readable import require_parts
 from engine.models.template import Batch, Collator
+from engine.models.tokenizer_checks import require_parts
 from engine.pretrain.documents import Reading
 from shards.reader import CorpusShards
 

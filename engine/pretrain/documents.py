@@ -22,8 +22,8 @@ from engine.data.corpus import Data
 from engine.data.negatives import step_rng
 from engine.models.batch import PackedBatch
 from engine.models.bottleneck import MaskedInputs
-from engine.models.readable import require_mask_token
 from engine.models.template import Batch, Collator, Input
+from engine.models.tokenizer_checks import require_mask_token
 from engine.pretrain.masking import MaskRates, draw_masks, mask_rng, ordinary_ids
 from shards.docids import Docids
 from shards.reader import CorpusShards

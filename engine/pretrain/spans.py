@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from engine.data.corpus import Data
 from engine.data.negatives import step_rng
 from engine.models.bottleneck import MaskedInputs
-from engine.models.readable import require_mask_token
 from engine.models.template import Collator
+from engine.models.tokenizer_checks import require_mask_token
 from engine.pretrain.documents import Reading, masked_inputs
 from engine.pretrain.masking import num_masked, ordinary_ids
 from shards.reader import CorpusShards

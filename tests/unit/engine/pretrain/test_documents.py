@@ -14,7 +14,7 @@ from engine.config.training import OptimConfig
 from engine.data.batches import rows_drawn
 from engine.errors import ConfigError, ModelError
 from engine.models.bottleneck import MaskedInputs
-from engine.models.readable import require_mask_token
+from engine.models.tokenizer_checks import require_mask_token
 from engine.pretrain.documents import DocumentSamples, MaskedInputBuilder, split_documents
 from shards.reader import CorpusShards
 from tests.unit.engine.pretrain.conftest import TEXTS
