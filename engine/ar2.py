@@ -75,7 +75,7 @@ def play_alone(models: Models, data: Data, game: Ar2Config, run: Run) -> None:
 
 def warm_up(models: Models, data: Data, game: Ar2Config, run: Run) -> NegativeSource:
     """Make the players' starting states, G0 and D0, and measure them; return what G0 retrieves."""
-    if game.ranker_restarts == "pretrained":
+    if run.timetable.starts:
         run.once("starts", publish_starts, models, data)
     run.once("evaluate/yardsticks", evaluate_yardsticks, models, data)
     hard = warmup_candidates(run, data)

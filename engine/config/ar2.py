@@ -12,7 +12,7 @@ from pydantic import PrivateAttr, model_validator
 
 from engine.config.game import Ar2Config
 from engine.config.models import ModelConfig, RankerConfig, RetrieverConfig
-from engine.config.pools import BM25, Pools, drawn_from_bm25, first_from_bm25, mining_of
+from engine.config.pools import BM25, START, Pools, drawn_from_bm25, first_from_bm25, mining_of
 from engine.config.recipe import Config, Prior
 from engine.config.refreshes import Refreshes
 from engine.config.timetable import ZERO_SHOT, Mining, Phase, Pool, Sizes, Timetable, WeightsOf, iteration_name
@@ -21,6 +21,7 @@ from engine.config.warmups import WarmupRankerConfig, WarmupRetrieverConfig
 
 __all__ = ["DENSE", "Ar2Config", "Ar2Recipe", "WarmupRankerConfig", "WarmupRetrieverConfig", "ar2_timetable"]
 
+_FOUND_AT_START = f"{START} (what the retriever finds before any training)"
 DENSE = "dense"
 """The kind of retriever that the game draws its negatives from."""
 
@@ -99,7 +100,7 @@ class Ar2Recipe(Config):
         in_batch = "or set warmup_retriever.hard_negatives=0 for in-batch negatives alone"
         return (
             super().asks_for_bm25
-            | first_from_bm25("warmup_retriever.candidates", first, in_batch)
+            | first_from_bm25("warmup_retriever.candidates", first, also=[_FOUND_AT_START], otherwise=in_batch)
             | drawn_from_bm25("ar2.further_retrievers", self.ar2.further_retrievers, self.ar2.negatives)
         )
 
@@ -133,13 +134,15 @@ def ar2_timetable(
         warm_retriever: G0.
         warm_ranker: D0.
         ended: The refresh after which a measurement has ended them; None while none has.
-        with_bm25: Whether there is BM25; without, a warm-up that draws nothing names no candidates.
+        with_bm25: Whether there is BM25; without, a warm-up that draws nothing names no candidates. Nor does it name
+            those that the start would have to encode the corpus for.
     """
     refreshes = Refreshes.of(game.iterations, game.refresh_every, may_end=game.refresh_until is not None, ended=ended)
     # Of each iteration, what its newest refresh found.
     names = [iteration_name(refreshes.newest(iteration)) for iteration in range(game.iterations + 1)]
-    warm: Mining | None = mining_of(warm_retriever.candidates, warm_retriever.bm25_depth, "warmup_retriever.bm25_depth")
-    if not with_bm25 and warm_retriever.candidates == BM25 and not warm_retriever.draws:
+    word, depth = warm_retriever.candidates, warm_retriever.bm25_depth
+    warm: Mining | None = _mining_of(word, depth, "warmup_retriever.bm25_depth")
+    if not warm_retriever.draws and (word == START or (word == BM25 and not with_bm25)):
         warm = None
     pools = _pools(game, warm, names)
     of_retriever = _phases_of_retriever(game, warm_retriever, warm.name if warm else "", names)
@@ -244,10 +247,17 @@ def _pools(game: Ar2Config, warm: Mining | None, names: list[str]) -> Pools:
         Mining(iteration_name(iteration), DENSE, WeightsOf("retriever", iteration), game.top_k, "ar2.top_k")
         for iteration in refreshed
     ]
-    pools = Pools({mining.name: mining for mining in alone}, "ar2.top_k")
+    pools = Pools({mining.name: mining for mining in alone}, "ar2.top_k", mined_by=_mining_of)
     for name in dict.fromkeys(names):
         pools.add(name, (name, *game.further_retrievers), game.top_k, game.negatives)
     return pools
+
+
+def _mining_of(word: str, top_k: int, section: str, number: int = 0) -> Mining:
+    """Return what a word stands for, as `mining_of`; here it may be the retriever before any training."""
+    if word == START:
+        return Mining(ZERO_SHOT, DENSE, WeightsOf("retriever", None), top_k, section)
+    return mining_of(word, top_k, section, number)
 
 
 def _rescored(game: Ar2Config, names: Sequence[str], newest: Sequence[int]) -> tuple[WeightsOf | None, ...]:

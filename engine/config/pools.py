@@ -11,9 +11,11 @@ from engine.config.timetable import Mining
 
 BM25, RUN_FILE, GIVEN = "bm25", "run_file", "given"
 """Kinds of retriever: words alone, a ranking in a file, and the negatives that the data give."""
+START = "zero_shot"
+"""A recipe's word for what its retriever finds before any training."""
 
 
-def mining_of(word: str, top_k: int, section: str, *, number: int = 0) -> Mining:
+def mining_of(word: str, top_k: int, section: str, number: int = 0) -> Mining:
     """Return the mining that a word of a recipe stands for, where it names no model.
 
     Args:
@@ -32,17 +34,19 @@ def mining_of(word: str, top_k: int, section: str, *, number: int = 0) -> Mining
     return Mining(f"{RUN_FILE.replace('_', '-')}-{number}", RUN_FILE, None, top_k, section, word)
 
 
-def first_from_bm25(option: str, candidates: str, otherwise: str = "") -> dict[str, str]:
+def first_from_bm25(option: str, candidates: str, *, also: Sequence[str] = (), otherwise: str = "") -> dict[str, str]:
     """Return whether the first phase cannot do without BM25's index, and what to do where there is none.
 
     Args:
         option: That names its candidates.
         candidates: Its value.
+        also: What it can be set to besides what all recipes know.
         otherwise: What can be done besides.
     """
     if candidates != BM25:
         return {}
-    remedy = "set it to the path of a TREC run file that ranks the training queries, or to given (the data's own)"
+    words = ["the path of a TREC run file that ranks the training queries", *also, "given (the data's own)"]
+    remedy = f"set it to {', '.join(words[:-1])} or to {words[-1]}"
     return {f"{option}=bm25": f"{remedy}, {otherwise}" if otherwise else remedy}
 
 
@@ -70,13 +74,19 @@ class Pools:
         minings: What phases draw from alone, by name.
         section: Key in the configuration of the number of candidates in pools, for messages.
         meant: From a recipe's word for a retriever to the name of a mining, or to the same word.
+        mined_by: Makes the mining of a word that stands for none yet, as `mining_of`.
     """
 
     def __init__(
-        self, minings: Mapping[str, Mining], section: str, meant: Callable[[str], str] = lambda word: word
+        self,
+        minings: Mapping[str, Mining],
+        section: str,
+        *,
+        meant: Callable[[str], str] = lambda word: word,
+        mined_by: Callable[[str, int, str, int], Mining] = mining_of,
     ) -> None:
         self.minings = dict(minings)
-        self._alone, self._section, self._meant = dict(minings), section, meant
+        self._alone, self._section, self._meant, self._mined_by = dict(minings), section, meant, mined_by
         self._joint: dict[str, Joint] = {}
 
     def mined(self, retriever: str, top_k: int) -> str:
@@ -89,7 +99,7 @@ class Pools:
         files = {one.path: name for name, one in self.minings.items() if one.path}
         name = files.get(retriever) or self._meant(retriever)
         if name not in self.minings:
-            mining = mining_of(retriever, top_k, self._section, number=len(files))
+            mining = self._mined_by(retriever, top_k, self._section, len(files))
             name = mining.name
             self.minings.setdefault(name, mining)
         mining = self.minings[name]

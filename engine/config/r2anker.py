@@ -16,7 +16,7 @@ from engine.config.distillation import DistillationConfig, student_phase
 from engine.config.lexical import FlopsConfig, LexicalPhaseConfig
 from engine.config.models import LexicalConfig, RankerConfig, RetrieverConfig
 from engine.config.negatives import NegativesConfig
-from engine.config.pools import BM25, GIVEN, Pools, drawn_from_bm25, first_from_bm25, mining_of
+from engine.config.pools import BM25, GIVEN, START, Pools, drawn_from_bm25, first_from_bm25, mining_of
 from engine.config.recipe import Config
 from engine.config.schedule import steps_of
 from engine.config.sections import Section
@@ -168,11 +168,16 @@ class R2ankerRecipe(Config):
             raise ValueError("neither dense nor lexical is given: expected a retriever that is trained")
         known = {BM25, *searching, *(f"{model}@{state}" for model in searching for state in (FIRST, SECOND))}
         for name in self.r2anker.retrievers or ():
-            if name.partition("@")[0] in (BM25, "dense", "lexical") and name not in known:
+            if name.partition("@")[0] in (BM25, START, "dense", "lexical") and name not in known:
                 raise ValueError(
                     f"r2anker.retrievers names {name!r}: expected of {', '.join(sorted(known))} or the path of a run "
                     "file, since the recipe has no other models"
                 )
+        if self.r2anker.candidates == START:
+            raise ValueError(
+                f"r2anker.candidates is {START}: expected {BM25}, given or the path of a run file, since each of the "
+                f"recipe's retrievers begins at a state of its own ({START} is a word of AR2's recipe)"
+            )
         return self
 
 
@@ -307,7 +312,7 @@ class _Rows:
     def pools(self, searching: Sequence[str]) -> Pools:
         """Make the pools of what has been added: the ranker's, and those of second stages that draw from two."""
         game = self._game
-        pools = Pools(self.minings, "r2anker.top_k", lambda word: _meant(word, self.minings))
+        pools = Pools(self.minings, "r2anker.top_k", meant=lambda word: _meant(word, self.minings))
         for model in searching if game.second_stage == "mined_and_bm25" else ():
             pools.add(f"{model}-hard", (game.candidates, f"{model}@{FIRST}"), game.top_k, NegativesConfig())
         pools.add(JOINT, game.retrievers or (game.candidates, *searching), game.top_k, game.negatives)

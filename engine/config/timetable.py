@@ -283,6 +283,13 @@ class Timetable:
         """The largest n of all phases."""
         return max((phase.num_negatives for phase in self.phases), default=0)
 
+    @property
+    def starts(self) -> tuple[str, ...]:
+        """The models that are needed as they came, once they have learnt: searched with, or begun from again."""
+        begun = [phase.model for phase in self.phases if phase.restarts == ZERO_SHOT]
+        searched = [one.weights.model for one in self.minings if one.weights and one.weights.iteration is None]
+        return tuple(dict.fromkeys([*searched, *begun]))
+
     def artifact(self, weights: WeightsOf) -> str:
         """Return how an index or candidates made with weights are named, such as `001` or `dense-001`."""
         return f"{weights.model}-{weights.state}" if self.several_search else weights.state

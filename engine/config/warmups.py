@@ -13,7 +13,7 @@ from engine.config.training import OptimConfig, Tokens
 
 
 class WarmupRetrieverConfig(Section):
-    """G0: contrastive warm-up with in-batch and BM25 negatives (Algorithm 1 line 2, Eq. 2)."""
+    """G0: contrastive warm-up with in-batch and BM25's (or other) negatives (Algorithm 1 line 2, Eq. 2)."""
 
     steps: int = Field(1000, ge=0)
     """Optimizer steps; 0 leaves the pre-trained retriever as G0."""
@@ -27,9 +27,10 @@ class WarmupRetrieverConfig(Section):
     hard_negatives: int = Field(1, ge=0)
     """Negatives of each query, added to the shared pool."""
     candidates: str = BM25
-    """What they are drawn from: `bm25`; `given`, the data's own negatives, as DPR's files have them; `given@NAME`,
-    those of them that NAME proposed; or the path of a TREC run file that ranks the training queries. Where there is no
-    BM25 (`bm25.enabled`), `bm25` stands for nothing, which is enough for `hard_negatives: 0`."""
+    """What they are drawn from: `bm25`; `zero_shot`, what the retriever itself finds before any training; `given`, the
+    data's own negatives, as DPR's files have them; `given@NAME`, those of them that NAME proposed; or the path of a
+    TREC run file that ranks the training queries. Where there is no BM25 (`bm25.enabled`), `bm25` stands for nothing,
+    which is enough for `hard_negatives: 0`."""
     bm25_depth: int = Field(100, ge=1)
     """Best candidates from which they are drawn, whoever found them."""
     gather_negatives: bool = True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from engine.config.timetable import ZERO_SHOT
 from engine.data.corpus import Data
 from engine.evaluation.evaluate import evaluate_system, retriever_of
 from engine.evaluation.systems import yardsticks
@@ -14,9 +13,8 @@ from engine.training.publishing import publish_start
 
 
 def publish_starts(stage: Stage, models: Models, data: Data) -> None:
-    """Publish models as they came, for phases that begin from there again."""
-    phases = stage.run.timetable.phases
-    for name in dict.fromkeys(phase.model for phase in phases if phase.restarts == ZERO_SHOT):
+    """Publish models as they came, for minings that search with them and phases that begin from there again."""
+    for name in stage.run.timetable.starts:
         with models.training(name) as model:
             publish_start(stage.run, model, data.texts[name])
 

@@ -66,7 +66,8 @@ def publish_start(run: Run, model: TrainedModel, text: ModelText) -> None:
         raise ArtifactError(
             f"{folder} is missing, and {model.name} cannot be had there as it came: it has learnt in {learnt[0]}",
             expected="the weights before any training, where they are measured or trained from again",
-            remedy="begin a run of its own, or undo the settings that ask for it (evaluation.zero_shot)",
+            remedy="begin a run of its own, or undo the settings that ask for it (evaluation.zero_shot, or candidates "
+            "that are mined with it)",
         )
 
 

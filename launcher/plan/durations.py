@@ -21,7 +21,7 @@ from launcher.plan.hardware import Gpu
 from launcher.plan.models import ModelShape, encoder_of, reranker_of
 from launcher.plan.phases import Work
 from launcher.plan.postings import PostingsUse
-from launcher.plan.storage import DiskUse, mined_queries, refreshes, shard_sizes
+from launcher.plan.storage import DiskUse, mined_queries, mining_of_start, refreshes, searches_start, shard_sizes
 from launcher.plan.traffic import ASSUMED_REFINE, gradient_bytes, pool_bytes
 
 _ASSUMED_NPROBE = 64
@@ -115,7 +115,7 @@ def phase_hours(
     nodes, ranks_per_node = machines
     context = _Context(config, corpus, shapes, stages, nodes * ranks_per_node, plan, needs, disk, gpu, rates)
     mined = len(refreshes(config.timetable))
-    encoded = mined + config.evaluation.zero_shot
+    encoded = mined + searches_start(config)
     found = [
         context.preparing(),
         *[context.training(work) for work in works],
@@ -281,7 +281,7 @@ class _Context:
             return []
         filling = max(60 * needs.add_minutes / self.world_size, reading)
         begun = {mining.model for mining in refreshes(self.config.timetable)}
-        warm = self.config.index.warm_start * max(0, times - len(begun) - self.config.evaluation.zero_shot)
+        warm = self.config.index.warm_start * max(0, times - len(begun) - searches_start(self.config))
         exchanging = self.plan.num_iterations * needs.exchange_bytes * self.world_size / rates.disk_bytes
         anew = 60 * (needs.train_minutes / self.world_size + needs.rotate_minutes) + exchanging
         followed = 60 * needs.warm_minutes / self.world_size + exchanging * needs.warm_minutes / needs.train_minutes
@@ -294,14 +294,17 @@ class _Context:
 
     def mining(self, times: int) -> list[PhaseHours]:
         """Estimate the search of the training queries; nothing where no model's index is mined."""
-        if self.mined is None:
-            return []
-        queries = mined_queries(self.config.timetable, self.corpus, self.mined)
+        of_start = mining_of_start(self.config.timetable)
+        found = [("mining search", times, self.mined), ("mining search, zero-shot", 1, of_start)]
+        return [self._mined(name, often, one) for name, often, one in found if one is not None]
+
+    def _mined(self, name: str, times: int, mining: Mining) -> PhaseHours:
+        queries = mined_queries(self.config.timetable, self.corpus, mining)
         flops = forward_flops(self.shapes[self.encoder], [Inputs(queries, self.config.query_max_length)])
         seconds = flops / self.rate(self.encoder, self.rates.inference_share)
-        seconds += self._search_seconds(queries, self.mined.top_k)
+        seconds += self._search_seconds(queries, mining.top_k)
         how = f"{queries} queries, {self._probed}"
-        return [PhaseHours("mining search", times, times * seconds, times * flops, how)]
+        return PhaseHours(name, times, times * seconds, times * flops, how)
 
     def rescoring(self) -> list[PhaseHours]:
         """Estimate new scores of older candidates: their documents encoded anew, or read where the corpus has been."""

@@ -147,8 +147,22 @@ def index_needs(config: Config, corpus: Corpus, plan: IndexPlan, dimension: int,
 
 
 def refreshes(timetable: Timetable) -> list[Mining]:
-    """Return the minings for which a model encodes the corpus anew and indexes it; postings are `plan.postings`'s."""
-    return [mining for mining in timetable.minings if mining.model is not None and mining.retriever == DENSE]
+    """Return the minings for which a trained model encodes the corpus anew; postings are `plan.postings`'s."""
+    return [one for one in timetable.minings if one.retriever == DENSE and not _is_of_start(one)]
+
+
+def mining_of_start(timetable: Timetable) -> Mining | None:
+    """Return the mining that searches with a model before any training; None without one."""
+    return next(filter(_is_of_start, timetable.minings), None)
+
+
+def searches_start(config: Config) -> bool:
+    """Tell whether a model encodes the corpus before any training: to be measured, or for a warm-up's negatives."""
+    return config.evaluation.zero_shot or mining_of_start(config.timetable) is not None
+
+
+def _is_of_start(mining: Mining) -> bool:
+    return mining.weights is not None and mining.weights.iteration is None
 
 
 def mined_queries(timetable: Timetable, corpus: Corpus, mining: Mining) -> int:
@@ -159,8 +173,11 @@ def mined_queries(timetable: Timetable, corpus: Corpus, mining: Mining) -> int:
     """
     if timetable.mine_all:
         return corpus.train
+    of_start = _is_of_start(mining)
     alike = {
-        other.name for other in timetable.minings if (other.retriever, other.model) == (mining.retriever, mining.model)
+        other.name
+        for other in timetable.minings
+        if (other.retriever, other.model, _is_of_start(other)) == (mining.retriever, mining.model, of_start)
     }
     if timetable.refreshes is not None:  # they differ in how many visits draw from them: the largest stands for all
         drawn = max(
@@ -207,7 +224,7 @@ def disk_use(
     if needs is None:
         zero_shot = sum(shape.weights for shape in shapes.values())
     else:
-        zero_shot = shapes[encoder_of(config)].weights * config.evaluation.zero_shot
+        zero_shot = shapes[encoder_of(config)].weights * searches_start(config)
     kept = sum(shape.parameters * _checkpoints_kept(config, model) for model, shape in shapes.items())
     return DiskUse(
         shards=int(documents * shard_bytes(corpus.text_bytes, token_streams(config, corpus, shapes))),
@@ -215,7 +232,7 @@ def disk_use(
         embeddings=needs.embeddings_bytes + num_shards * (_MARKER_BYTES + _HEADER_BYTES) if needs else 0,
         index=needs.merged_bytes or needs.parts_bytes if needs else 0,
         index_building=max(needs.merged_bytes + needs.parts_bytes, needs.sample_bytes) if needs else 0,
-        indexes_kept=newest + best + config.evaluation.zero_shot + (later > 0) if needs else 0,
+        indexes_kept=newest + best + searches_start(config) + (later > 0) if needs else 0,
         candidates=candidates,
         weights=_WEIGHT_BYTES * (published + zero_shot),
         checkpoints=_STATE_BYTES * kept,

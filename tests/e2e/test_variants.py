@@ -201,6 +201,22 @@ def test_bm25_left_out_and_its_candidates_from_a_run_file(
     )
 
 
+def test_negatives_that_the_retriever_found_before_any_training(runs: Runs, plain: Path, small_data: Path) -> None:
+    """G0 draws from what the start finds, which nobody measures; the game from that and from what G0 finds."""
+    words = "warmup_retriever.candidates=zero_shot", "ar2.further_retrievers=[zero_shot]", "bm25.enabled=false"
+    folder = runs.make("zero_shot", *words)
+    stages, start = list(ledger_of(folder)), json.loads((folder / "candidates/zero-shot/candidates.json").read_text())
+    made = ["starts", "encode/zero-shot", "index/zero-shot", "candidates/zero-shot", "warmup_retriever", "encode/000"]
+    assert [stage for stage in stages if stage in made] == made
+    published = json.loads((folder / "weights/retriever/zero-shot/weights.json").read_text())
+    assert start["stamp"]["weights_sha256"] == published["sha256"]
+    assert ledger_of(folder)["negatives/001"]["result"]["entries"] > 0
+    assert not (folder / "bm25").exists()
+    assert not any("zero-shot" in row for row in systems_of(folder)), "it was not asked to be measured"
+    differing = {key[0] for key, loss in losses_of(plain).items() if losses_of(folder)[key] != loss}
+    assert {"warmup_retriever", "ranker/1"} <= differing
+
+
 def test_exact_search(runs: Runs, plain: Path) -> None:
     folder = runs.make("flat", "index.factory=Flat", "index.nprobe=null", "index.refine_factor=null")
     recalls = [value for (_, _, name), value in measured(folder).items() if name == "index/recall"]

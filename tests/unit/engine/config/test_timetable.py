@@ -8,7 +8,7 @@ import pytest
 
 from engine.config.ar2 import Ar2Config, WarmupRankerConfig, WarmupRetrieverConfig, ar2_timetable
 from engine.config.schedule import Schedule
-from engine.config.timetable import Phase, Timetable
+from engine.config.timetable import Phase, Timetable, WeightsOf
 from engine.config.training import OptimConfig, PhaseConfig
 
 LINEAR = Schedule(OptimConfig(lr=1.0, warmup_ratio=0.2), 10)
@@ -88,6 +88,27 @@ def test_every_candidates_name_is_mined() -> None:
     for order in ("paper", "released"):
         game = table(order=order)
         assert {visit.candidates for visit in game.visits} <= {mining.name for mining in game.minings}
+
+
+def test_what_the_start_finds_is_mined_once_for_whoever_draws_from_it() -> None:
+    warm, ranker = WarmupRetrieverConfig(candidates="zero_shot", bm25_depth=50), WarmupRankerConfig()
+    filters = {"filters": [{"name": "constrained", "within": "zero_shot", "top_k": 200}]}
+    for game in (
+        Ar2Config(),
+        Ar2Config(further_retrievers=("zero_shot",)),
+        Ar2Config.model_validate({"negatives": filters}),
+    ):
+        found = ar2_timetable(game, warm, ranker)
+        assert found.mining("zero-shot").weights == WeightsOf("retriever", None)
+        assert len({one.name for one in found.minings}) == len(found.minings)
+        assert "bm25" not in {one.name for one in found.minings}
+        assert found.starts == ("retriever",)
+        (first,) = found.phase("warmup_retriever").visits
+        assert found.candidates_of(first) == ("zero-shot",)
+        assert found.most_drawn("zero-shot") == 50, "however deep others read"
+    assert found.mining("zero-shot").top_k == 200
+    for idle in (WarmupRetrieverConfig(), WarmupRetrieverConfig(candidates="zero_shot", hard_negatives=0)):
+        assert ar2_timetable(Ar2Config(), idle, ranker).starts == ()
 
 
 def test_without_a_ranker_the_retriever_plays_alone_on_what_it_found() -> None:

@@ -41,7 +41,8 @@ def recipe(name: str, *words: str) -> Config:
             "data.without_given=bm25",
             "set it to random",
         ),
-        ("r2anker_tiny", (), "r2anker.candidates=bm25", "path of a TREC run file"),
+        ("tiny", (), "warmup_retriever.candidates=bm25", r"zero_shot \(what the retriever finds before any training"),
+        ("r2anker_tiny", (), "r2anker.candidates=bm25", "path of a TREC run file.* or to given"),
         ("r2anker_tiny", ("r2anker.retrievers=[bm25,dense]",), r"r2anker.retrievers=\[bm25,dense\]", "in its place"),
         (
             "r2anker_tiny",
@@ -55,6 +56,13 @@ def test_what_needs_it_is_refused_with_what_to_do(name: str, words: tuple[str, .
     """Symptom guarded against: hours of shards and encoding, and then no index to draw negatives from."""
     with pytest.raises(ConfigError, match=rf"bm25.enabled is false, but .*{option}: .*{remedy}"):
         recipe(name, *words)
+
+
+@pytest.mark.parametrize("word", ["r2anker.candidates=zero_shot", "r2anker.retrievers=[zero_shot,dense]"])
+def test_several_retrievers_have_no_start_of_them_all(word: str) -> None:
+    """Symptom: the word is taken for a file's path, and the message says that there is no such file."""
+    with pytest.raises(ConfigError, match=r"zero_shot.*expected"):
+        load_config(CONFIGS / "r2anker_tiny.yaml", [word])
 
 
 @pytest.mark.parametrize("candidates", [RUN_FILE, "given", "given@ann"])

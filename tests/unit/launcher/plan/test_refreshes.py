@@ -44,6 +44,16 @@ def test_rarer_refreshes_are_fewer_indexes_searches_and_measurements(plain: Plan
     assert times(rare)["ranker phase"] == times(plain)["ranker phase"]
 
 
+def test_the_start_is_encoded_once_whoever_asks_for_it(plain: Plan) -> None:
+    word, unmeasured = "warmup_retriever.candidates=zero_shot", "evaluation.zero_shot=false"
+    both, mined, neither = planned(word), planned(word, unmeasured), planned(unmeasured)
+    assert [times(one)["encode"] for one in (plain, both, mined, neither)] == [9, 9, 9, 8]
+    assert [times(one)["mining search"] for one in (plain, both)] == [8, 8]
+    assert (times(both)["mining search, zero-shot"], "mining search, zero-shot" in times(plain)) == (1, False)
+    assert [one.disk.indexes_kept for one in (plain, both, mined)] == [plain.disk.indexes_kept] * 3
+    assert mined.disk.weights == plain.disk.weights > neither.disk.weights
+
+
 def test_a_mixture_has_the_ranker_score_what_others_found() -> None:
     """Of the ten documents of a query five are BM25's; the ranker has not scored them behind its retriever."""
     only, both = (
