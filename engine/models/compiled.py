@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from typing import Any
 
+import torch
 from torch import nn
 
-from engine.errors import ModelError
+from engine.errors import ConfigError, ModelError
 
 
 def compile_layers(model: nn.Module) -> int:
@@ -23,15 +26,33 @@ def compile_layers(model: nn.Module) -> int:
 
     Raises:
         ModelError: No list of layers was found.
+        ConfigError: This machine has no compiler that the generated code could be built with.
     """
     layers: list[Any] = [layer for found in layer_lists(model).values() for layer in found]
     if not layers:
         raise ModelError(
-            f"{type(model).__name__} has no list of layers that could be compiled", remedy="set compile to false"
+            f"{type(model).__name__} has no list of layers that could be compiled", remedy="set compile_layers to false"
         )
+    _require_compiler()
     for layer in layers:
         layer.compile(dynamic=True)
     return len(layers)
+
+
+def _require_compiler() -> None:
+    """Refuse a machine on which torch would miss a compiler, which it does at a phase's first step."""
+    if torch.cuda.is_available():  # as Triton looks for it
+        variable, names, language = "CC", ("gcc", "clang"), "C"
+    else:  # as torch's inductor
+        variable, names, language = "CXX", ("g++",), "C++"
+    asked = os.environ.get(variable)
+    if not any(map(shutil.which, [asked] if asked else names)):
+        raise ConfigError(
+            f"compile_layers is set, and this machine has no {language} compiler"
+            + (f" {asked} (the environment's {variable})" if asked else ""),
+            expected=f"{' or '.join(names)} on the PATH, or another that {variable} names",
+            remedy="install it on every host, or leave compile_layers out",
+        )
 
 
 def layer_lists(model: nn.Module) -> dict[str, nn.ModuleList]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from engine.config.models import RankerConfig
-from engine.errors import ModelError
+from engine.errors import ConfigError, ModelError
 from engine.models.compiled import compile_layers
 from engine.models.kinds import load_untrained
 from engine.models.ranker import Ranker
@@ -60,5 +60,25 @@ def test_packed_batches_of_any_layout_are_compiled_once(random_model: Path) -> N
 
 
 def test_a_model_without_layers_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"Linear has no list of layers.*set compile to false"):
+    with pytest.raises(ModelError, match=r"Linear has no list of layers.*set compile_layers to false"):
         compile_layers(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_a_machine_without_a_compiler_is_refused(
+    on_gpu: bool, random_model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Symptom: the ranker's first step ends in a compiler's message, behind a retriever that is trained."""
+    model = Ranker.load(str(random_model), dropout=0.0, seed=1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
+    variable, language, found = ("CC", "C", "gcc") if on_gpu else ("CXX", r"C\+\+", "g++")
+    monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match=f"no {language} compiler. Expected: .*leave compile_layers out"):
+        compile_layers(model)
+    monkeypatch.setenv(variable, "theirs")
+    with pytest.raises(ConfigError, match=f"compiler theirs .the environment's {variable}"):
+        compile_layers(model)
+    monkeypatch.delenv(variable)
+    (tmp_path / found).touch(mode=0o755)
+    assert compile_layers(model) == 2, "they are compiled at their first batch"
