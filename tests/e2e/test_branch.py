@@ -166,6 +166,14 @@ def test_behind_a_stage_without_steps(early: Path, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "branch" / "checkpoints").iterdir()] == ["ranker"]
 
 
+def test_a_run_ends_in_order_before_its_shards(zygote: Zygote, small_data: Path, tmp_path: Path) -> None:
+    """Symptom: before the first stages, of data and shards, it ended as one that had failed, with exit code 2."""
+    ended = zygote.recipe(f"run.path={tmp_path / 'run'}", f"data.path={small_data}", "run.stop_before=shards").wait()
+    assert ended.code == 0, ended.err
+    assert "ended before shards" in ended.err
+    assert not (tmp_path / "run" / "shards").exists()
+
+
 @pytest.mark.parametrize("option", ["ar2.teacher=dev", "ar2.adversarial_from=lead"])
 def test_what_was_decided_on_dev_would_have_been_another(early: Path, tmp_path: Path, option: str) -> None:
     """Symptom: a game went on behind a phase that its own settings would have decided otherwise, without a word."""
