@@ -30,6 +30,7 @@ from engine.reliability.run_folder import RunFolder, take_folder
 from engine.reliability.run_lock import RunLock
 from engine.reliability.watchdog import Watchdog, watch
 from engine.results import in_form, kept_shares, one_line, plain_of
+from shards.errors import listed
 from shards.files import parse_record, read_json, write_json
 
 if TYPE_CHECKING:  # not needed by who only looks at a run's folder
@@ -273,6 +274,28 @@ class Run:
         if name not in self._finished:
             return None
         return parse_record(self._finished[name]["result"], kind, f"the result of {name} in {self._ledger}")
+
+    def require_end_ahead(self) -> None:
+        """Refuse to end before a stage that the run has behind it, or never comes to.
+
+        Raises:
+            ConfigError: `run.stop_before` is finished, or its phase has no such visit.
+        """
+        name, visits = self.config.run.stop_before, [visit.stage for visit in self.timetable.visits]
+        if name is None:
+            return
+        if self.is_finished(name):
+            raise ConfigError(
+                f"run.stop_before is {name}, which {self.folder.path} has finished",
+                expected="a stage that is to come",
+                remedy="leave it out, and the run goes on to its end, or name a later one",
+            )
+        if name not in visits and name.partition("/")[0] in {visit.partition("/")[0] for visit in visits}:
+            raise ConfigError(
+                f"run.stop_before is {name}, a stage that this run does not have",
+                expected=f"such as one of {listed(visits, 20)}",
+                remedy="correct it, or leave it out",
+            )
 
     def end_before(self, name: str) -> None:
         """End the run where a stage that is due is the one before which it is to end.

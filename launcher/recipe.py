@@ -106,23 +106,23 @@ def play(
     if run.refreshers:
         log.info("kept for refreshes beside training: %s", told_of(run.refreshers))
     log.info("run folder %s", run.folder.path)
-    dataset = _dataset(run)
-    if config.counts_epochs:
-        run.size(run.once(SIZES, _count, dataset))
-        config = run.config
-    names = _model_names(run, dataset)
-    with run.coordinator.agreement("check models and sizes"):
-        check_settings(run, dataset)
-        check_starts(run, names)
-        texts = model_texts(config, names)
-        modules = load_models(_decided(run), names)
-        _tell(run, require_trained_teachers(config, modules))
-        check_sizes(config, dataset, modules, run.device)
-        _tell(run, try_models(config, modules, texts, run.device))
-    data = _data(run, dataset, texts)
-    require_sources(run, data)
-    models = Models.open(run, modules)
     try:
+        dataset = _dataset(run)
+        if config.counts_epochs:
+            run.size(run.once(SIZES, _count, dataset))
+            config = run.config
+        names = _model_names(run, dataset)
+        with run.coordinator.agreement("check models and sizes"):
+            check_settings(run, dataset)
+            check_starts(run, names)
+            texts = model_texts(config, names)
+            modules = load_models(_decided(run), names)
+            _tell(run, require_trained_teachers(config, modules))
+            check_sizes(config, dataset, modules, run.device)
+            _tell(run, try_models(config, modules, texts, run.device))
+        data = _data(run, dataset, texts)
+        require_sources(run, data)
+        models = Models.open(run, modules)
         importlib.import_module(config.algorithm).train(models, data, run)
         taken = run.timetable.iterations
         if plays_iterations(config):
@@ -232,10 +232,11 @@ def check_settings(run: Run, dataset: Dataset) -> None:
 
     Raises:
         ConfigError: A batch cannot be shared by the ranks, a DeepSpeed file is not usable, this machine does not train
-            in a numeric type, or a split has nothing that the metrics are made of.
+            in a numeric type, a split has nothing that the metrics are made of, or `run.stop_before` is not to come.
         DataError: There is no training query, no judgement reaches the threshold of relevance, or a file of labels,
             of scores or a ranking is missing or does not fit the queries.
     """
+    run.require_end_ahead()
     if run.config.learns_from_queries:
         splits = ["dev", *(["test"] if run.config.evaluation.test_at_end else [])]
         require_training_queries(dataset, finds_positives=run.config.data.fallback_positive != "none")

@@ -26,7 +26,7 @@ from engine.log import get_logger
 from engine.reliability.progress import progress_bar
 from engine.results import Measured, Score
 from engine.retrievers.choice import Choice
-from engine.retrievers.kinds import build, open_searcher
+from engine.retrievers.kinds import build, build_lost, open_searcher
 from engine.retrievers.prior import build_prior
 from engine.retrievers.scattered import answered
 from engine.run import Run, RunFolder, Stage
@@ -44,7 +44,7 @@ RERANKED_TOGETHER = 8
 
 
 def evaluate_iteration(stage: Stage, data: Data, systems: Sequence[System]) -> Measured:
-    """Measure what an iteration made on the dev split; its retrievers have their indexes.
+    """Measure what an iteration made on the dev split; its retrievers have their indexes, or get them again.
 
     Args:
         stage: Where this runs.
@@ -52,6 +52,7 @@ def evaluate_iteration(stage: Stage, data: Data, systems: Sequence[System]) -> M
         systems: A system that re-orders another's ranking stands behind it.
     """
     folder = stage.run.folder
+    build_lost(stage.run, data, folder, searchers_of(systems))
     scores = [score for system in systems for score in evaluate_system(stage, data, folder, system, "dev")]
     if scores:
         for system in systems:
@@ -74,6 +75,7 @@ def evaluate_systems(
         sample: Number of queries, where they are others than those of the recipe; the rankings have it in their names.
     """
     scores = []
+    build_lost(stage.run, data, folder, searchers_of(systems))
     for system in systems:
         if system.over is None:
             build(stage.run, data, folder, retriever_of(system))
@@ -124,6 +126,11 @@ def evaluate_system(
 def retriever_of(system: System) -> Choice:
     """Return which retriever searches for a system that searches the corpus itself."""
     return Choice(_SEARCHED_BY.get(system.kind, system.kind), system.weights)
+
+
+def searchers_of(systems: Sequence[System]) -> list[Choice]:
+    """Return which retrievers search for those of some systems that search the corpus themselves."""
+    return [retriever_of(system) for system in systems if system.over is None]
 
 
 def split_queries(run: Run, data: Data, split: str) -> list[Query]:

@@ -20,7 +20,7 @@ from engine.data.corpus import Data, sample_queries
 from engine.data.trec import Rankings, best_first, read_trec
 from engine.errors import ConfigError, DataError
 from engine.evaluation import fuse
-from engine.evaluation.evaluate import Ranking, record_ranking, rerank, split_queries
+from engine.evaluation.evaluate import Ranking, record_ranking, rerank, searchers_of, split_queries
 from engine.evaluation.fuse import normalise
 from engine.evaluation.measures import counts_in_means, query_values, values_of_any
 from engine.evaluation.mixture import Floats, Fusion, MeasuredPart, fit, recorded_fusion, simplex
@@ -31,6 +31,7 @@ from engine.log import get_logger
 from engine.models.weights import weights_sha256
 from engine.results import Measured
 from engine.retrievers.bm25_index import digest_of_settings
+from engine.retrievers.kinds import build_lost
 from engine.run import Run, RunFolder, Stage
 from shards.files import write_atomically, write_json
 from shards.records import Dataset, Query
@@ -101,6 +102,7 @@ def fit_on_dev(stage: Stage, data: Data, system: System, sample: int | None = No
     run, folder, settings = stage.run, stage.run.folder, stage.run.config.evaluation
     queries = split_queries(run, data, DEV)
     qrels = {query.id: data.dataset.qrels[DEV][query.id] for query in queries}
+    build_lost(run, data, folder, searchers_of(system.parts))
     scored = _scored(stage, data, folder, system, DEV, sample)
     points = simplex(len(system.parts))
     values = _values_together(stage, scored, qrels, [part.name for part in system.parts], points)

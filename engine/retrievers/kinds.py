@@ -86,23 +86,47 @@ def build(run: Run, data: Data, folder: RunFolder, choice: Choice) -> None:
     _kind(choice).build(run, data, folder, choice, prefix)
 
 
-def forget_what_is_lost(run: Run, folder: RunFolder, choices: Sequence[Choice]) -> None:
+def forget_what_is_lost(run: Run, folder: RunFolder, choices: Sequence[Choice]) -> list[Choice]:
     """Let indexes be built again that are older than those kept, or of other settings than now.
 
     Args:
         run: Whose ledger has them as built.
         folder: As for `build`.
         choices: Retrievers that are about to be built; those without weights look for themselves.
+
+    Returns:
+        Those that were built, and are to be built again.
     """
     prefix = "" if folder == run.folder else f"{folder.path.name}/"
     trained = [choice for choice in choices if choice.weights is not None]
 
-    def lost() -> list[str]:
-        return [run.timetable.artifact(one.trained) for one in trained if not is_built(run, folder, one)]
+    def lost() -> list[int]:
+        return [place for place, one in enumerate(trained) if not is_built(run, folder, one)]
 
-    gone = run.coordinator.only_rank_zero("look for indexes", lost)
-    names = [f"{prefix}{stage}/{state}" for state in gone for stage in ("encode", "index")]
-    run.forget([name for name in names if run.is_finished(name)])
+    gone = [trained[place] for place in run.coordinator.only_rank_zero("look for indexes", lost)]
+    forgotten = []
+    for choice in gone:
+        names = [f"{prefix}{stage}/{run.timetable.artifact(choice.trained)}" for stage in ("encode", "index")]
+        if finished := [name for name in names if run.is_finished(name)]:
+            run.forget(finished)
+            forgotten.append(choice)
+    return forgotten
+
+
+def build_lost(run: Run, data: Data, folder: RunFolder, choices: Sequence[Choice]) -> None:
+    """Build again what was built and is not there any more.
+
+    A branch wants older indexes than its source has kept (`run.keep_indexes`): what its settings reach is measured
+    again, and of fewer iterations another one may be the best.
+
+    Args:
+        run: As of `build`.
+        data: As of `build`.
+        folder: As of `build`.
+        choices: Retrievers that are about to search.
+    """
+    for choice in forget_what_is_lost(run, folder, choices):
+        build(run, data, folder, choice)
 
 
 def open_searcher(run: Run, data: Data, folder: RunFolder, choice: Choice) -> Searcher:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -39,6 +40,8 @@ _OF_KIND = {"index": "index", "encode": "index", "candidates": "candidates", "ne
 _OF_KIND |= {"scores": "teacher_scores", "rescore": "rescored"}
 """Kind of a stage -> folder of what it left, by the stage's second name."""
 _MEASURES = ("evaluate", "fusion", "take")
+_DECIDES = re.compile(r"(evaluation\.(metrics|relevance_threshold|rerank_depth|max_dev_queries)|run\.keep_best):")
+"""Settings by which dev tells how good two models are, where a phase asks for that (`Config.decided_on_dev`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class Branched:
         again: Finished stages before it that are made again, since the changed settings reach them.
         left_out: Stages of training before it that the changed recipe does not have, such as a ranker's in ANCE.
         changed: Settings, as `key: old -> new`.
+        gone: The index from which the next one would have begun, where the other run has dropped it; else empty.
     """
 
     source: str
@@ -60,6 +64,7 @@ class Branched:
     again: tuple[str, ...]
     left_out: tuple[str, ...]
     changed: tuple[str, ...]
+    gone: str = ""
 
 
 def branch_run(source: Path, target: Path, overrides: Sequence[str], before: str) -> Branched:
@@ -68,7 +73,8 @@ def branch_run(source: Path, target: Path, overrides: Sequence[str], before: str
     Args:
         source: The other run; nothing of it is changed, and no start should be working in it.
         target: The new folder, missing or empty. It appears when it is whole.
-        overrides: `key=value` words for its configuration.
+        overrides: `key=value` words for its configuration. `run.stop_before` says where one run ends, and is not taken
+            over.
         before: Stage from which on it computes itself, such as `retriever/1`, of either run.
 
     Returns:
@@ -86,12 +92,11 @@ def branch_run(source: Path, target: Path, overrides: Sequence[str], before: str
         raise ConfigError(f"the folder {target} is not empty", expected="a new or an empty one for the branch")
     ledger: dict[str, Any] = dict(read_json(folder.ledger, "the ledger of finished stages")["stages"])
     old = load_config(folder.config)
-    new = with_overrides(old, [*overrides, f"run.path={target.absolute()}"])
+    new = with_overrides(old, ["run.stop_before=null", *overrides, f"run.path={target.absolute()}"])
     plan = _Plan(folder, ledger, _sized(old, ledger), _sized(new, ledger), before)
     plan.require_same_training()
-    record = Branched(
-        str(folder.path), before, tuple(plan.kept), tuple(plan.again), tuple(plan.left_out), tuple(plan.changed)
-    )
+    kept, again, left_out, changed = map(tuple, (plan.kept, plan.again, plan.left_out, plan.changed))
+    record = Branched(str(folder.path), before, kept, again, left_out, changed, plan.gone)
     temporary = target.absolute().parent / f".{target.name}.tmp-{secrets.token_hex(6)}"
     try:
         _fill(RunFolder(temporary), plan, new, record)
@@ -102,6 +107,28 @@ def branch_run(source: Path, target: Path, overrides: Sequence[str], before: str
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return record
+
+
+def require_shareable(base: Config, setting: Config, before: str) -> None:
+    """Refuse a setting that could not begin with what its base finishes before a stage, which need not have begun.
+
+    Args:
+        base: Whose run is branched.
+        setting: Of the branch.
+        before: A stage of training of the base, such as `retriever/1`.
+
+    Raises:
+        ConfigError: As of `branch_run`, by stages of training alone.
+    """
+    base, setting = (one.sized(Sizes(1, 1)) if one.counts_epochs else one for one in (base, setting))
+    table = base.timetable
+    places = {phase.name: place for place, phase in enumerate(table.phases)}
+    visits = sorted(  # without iterations, the order of the phases is that of all
+        table.visits, key=lambda visit: (visit.iteration if table.in_each_iteration else 0, places[visit.phase.name])
+    )
+    stages = [visit.stage for visit in visits]
+    ledger: dict[str, Any] = {stage: {} for stage in ("shards", *stages[: stages.index(before)])}
+    _Plan(RunFolder(base.run.path), ledger, base, setting, before).require_same_training()
 
 
 def _sized(config: Config, ledger: dict[str, Any]) -> Config:
@@ -149,6 +176,13 @@ class _Plan:
         return differences(self.new, self.old)
 
     @property
+    def gone(self) -> str:
+        """The newest index that is kept, where the next one would begin from it and it is not there; else empty."""
+        built = [stage.partition("/")[2] for stage in self.kept if stage.startswith("index/")]
+        is_there = not built or self.folder.index(built[-1]).exists()
+        return "" if is_there or not self.new.index.warm_start else built[-1]
+
+    @property
     def visits(self) -> Iterator[Visit]:
         """The stages of training that are kept."""
         return (visit for visit in self.old.timetable.visits if visit.stage in self.kept)
@@ -194,6 +228,11 @@ class _Plan:
                 reasons.append(f"other candidates ({name})")
             if mine.mining(name).weights is None:
                 reasons += self.changes(["bm25"])
+        reads_words = any(getattr(self.old.models[one], "bm25_prior", 0) for one in models)
+        if reads_words or self.old.data.fallback_positive != "none":
+            reasons += self.changes(["bm25"])
+        if phase.opponent and self.old.decided_on_dev:
+            reasons += [one for one in self.changed if _DECIDES.match(one)]
         if (mine.remove_answers, mine.search_deeper) != (table.remove_answers, table.search_deeper):
             reasons.append("another way to mine candidates (remove_answers, search_deeper)")
         return reasons

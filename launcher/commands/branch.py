@@ -43,4 +43,10 @@ def run_command(arguments: argparse.Namespace) -> None:
         log.info("made again: %s", ", ".join(done.again))
     if done.left_out:
         log.info("left out, since the new recipe has no such stage: %s", ", ".join(done.left_out))
+    if done.gone:
+        log.warning(
+            "the index of %s is not in %s any more (run.keep_indexes): the next one begins from an older one, and may "
+            "find other documents than the one there; index.warm_start=false builds all from nothing",
+            *(done.gone, arguments.run),
+        )
     log.info("%d stages taken over; go on with --config %s", len(done.kept), arguments.new / "config.yaml")

@@ -38,6 +38,7 @@ from engine.run import Run
 from launcher.commands.comparison import publish_table, require_same_data, require_same_setting
 from launcher.commands.finished import dataset_of, place_for, require_search, shards_of
 from launcher.commands.run_groups import runs_in_groups
+from launcher.commands.words.compare import metrics_of
 from launcher.commands.words.comparison import FOLDER
 from launcher.slurm.job import finished_stages, is_finished
 from shards.reader import CorpusShards
@@ -51,7 +52,7 @@ def run_command(arguments: argparse.Namespace) -> None:
     """Read what was measured, and print, write and draw the comparison."""
     if not arguments.no_figure:
         require_matplotlib()
-    metrics = _metrics(arguments.metric)
+    metrics = metrics_of(arguments.metric)
     groups = runs_in_groups(arguments.runs)
     compared = arguments.against or next(iter(groups))
     if compared not in groups:
@@ -93,17 +94,6 @@ def _publish(
     draws: bool,
 ) -> None:
     publish_table(out, board, name, printed, written, draw if draws else None)
-
-
-def _metrics(words: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(word.strip() for word in words.split(",")))
-    for name in names:
-        if name != ENTROPY:
-            try:
-                family_of(name)
-            except ValueError as error:
-                raise ConfigError(f"--metric: {error}; or {ENTROPY}, of retrievers") from error
-    return names
 
 
 def _require_comparable(groups: Groups, *, unfinished: bool) -> None:

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from engine.config.file import differences, load_config
 from engine.errors import ConfigError
+from engine.evaluation.figures import require_matplotlib
 from engine.log import get_logger
 from engine.reliability.exit_codes import EXIT_INTERRUPTED, EXIT_LOST, EXIT_PREEMPTED
 from engine.reliability.failure import Failure
@@ -34,9 +35,9 @@ from engine.reliability.run_folder import RunFolder
 from engine.reliability.starts import newest_nonce
 from engine.reliability.traces import read_traces
 from launcher.commands.sweep_board import write_board
-from launcher.commands.sweep_file import Sweep, SweepRun, read_sweep
+from launcher.commands.sweep_file import Sweep, SweepRun, read_sweep, require_shared_alike
 from launcher.commands.sweep_slots import Slots
-from launcher.slurm.job import is_finished
+from launcher.slurm.job import finished_stages, is_finished
 from launcher.terminal.arguments import positive_whole_number, recipe_file, typed_path
 from shards.errors import listed
 from shards.files import read_record, write_json
@@ -86,6 +87,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     """Run what is left of a sweep and compare what is finished; return 0, or the first failed run's exit code."""
     sweep = read_sweep(arguments.file, arguments.overrides, arguments.out)
     require_own(sweep)
+    require_shared_alike(sweep)
     starter = shlex.split(arguments.starter)
     slots = Slots(arguments.jobs, starter)
     if arguments.prints:
@@ -98,6 +100,8 @@ def run_command(arguments: argparse.Namespace) -> int:
                 "--jobs and --slurm are both given", remedy="leave --jobs out: SLURM says what runs at once"
             )
         return submit_all(sweep, shlex.split(arguments.slurm), run_logged)
+    if not (arguments.shared_only or arguments.no_figure or "--no-figure" in sweep.compare):
+        require_matplotlib()
     outcome = play_sweep(sweep, slots, run_logged, shared_only=arguments.shared_only)
     if arguments.shared_only or outcome.stopped:
         return outcome.code
@@ -228,7 +232,7 @@ def run_logged(command: Sequence[str], file: Path) -> int:
         output.flush()
         try:
             done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False)
-        except FileNotFoundError as error:
+        except OSError as error:
             raise ConfigError(
                 f"{command[0]} cannot be started: {error.strerror}", remedy="name what starts the ranks by --starter"
             ) from error
@@ -363,7 +367,11 @@ def _read_shared(sweep: Sweep) -> dict[str, str]:
 
 
 def _is_shared(sweep: Sweep, seed: int) -> bool:
-    return _read_shared(sweep).get(f"{seed}") == sweep.share and _is_begun(sweep.shared_folder(seed))
+    """Tell whether what the settings of a seed share is there: it was computed up to that stage, or beyond it."""
+    folder = sweep.shared_folder(seed)
+    if not _is_begun(folder):
+        return False
+    return _read_shared(sweep).get(f"{seed}") == sweep.share or sweep.share in finished_stages(folder)
 
 
 def _why(code: int, told: str, sweep: Sweep, name: str) -> str:

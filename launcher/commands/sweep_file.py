@@ -15,18 +15,22 @@ run.
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from engine.config.file import load_config
 from engine.config.recipe import Config
 from engine.config.shipped import found_recipe
 from engine.config.text import absolute_path
+from engine.config.timetable import Sizes
 from engine.config.tree import read_tree_file
 from engine.errors import ConfigError
+from engine.training.branching import require_shareable
+from launcher.commands.words.compare import add_arguments, metrics_of
 
 _KEYS = ("base", "variants", "seeds", "out", "share", "compare")
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
@@ -99,7 +103,7 @@ def read_sweep(path: Path, words: Sequence[str] = (), out: Path | None = None) -
 
     Raises:
         ConfigError: The file is missing or of another form, a name cannot be a folder's, a word is the sweep's own, or
-            a setting is no valid configuration.
+            a setting is no valid configuration; the table at the end could not be made by the options for it.
     """
     if not path.is_file():
         raise ConfigError(f"there is no sweep file {path}", remedy="name one of configs/sweeps/*.yaml, or write one")
@@ -132,6 +136,7 @@ def read_sweep(path: Path, words: Sequence[str] = (), out: Path | None = None) -
     if share:
         _require_stage(share, load_config(recipe, for_all), path)
     options = _words(tree.get("compare"), f"{path}: compare", any_word=True)
+    _require_options(options, list(variants), path)
     return Sweep(recipe, for_all, tuple(runs), folder, share or None, options)
 
 
@@ -187,9 +192,57 @@ def _refuse_ours(words: Sequence[str], where: str) -> None:
 
 def _require_stage(share: str, base: Config, path: Path) -> None:
     """Refuse to share what comes before a stage that the base, which computes it, does not train."""
-    stages = [visit.stage for visit in base.timetable.visits]
+    sized = base.sized(Sizes(1, 1)) if base.counts_epochs else base  # names of stages do not depend on the data
+    stages = [visit.stage for visit in sized.timetable.visits]
     if share not in stages:
         raise ConfigError(
             f"{path}: the base has no stage {share!r} of training to share what comes before it",
             expected=f"one of {', '.join(stages)}",
+        )
+
+
+def require_shared_alike(sweep: Sweep) -> None:
+    """Refuse settings that would change what all of them are to share, before it is computed.
+
+    Args:
+        sweep: The runs; those that have begun had what they share.
+
+    Raises:
+        ConfigError: A setting could not begin with what the base computes.
+    """
+    if sweep.share is None:
+        return
+    base = load_config(sweep.recipe, [*sweep.words, f"run.path={sweep.shared_folder(sweep.seeds[0])}"])
+    waiting = {run.variant: run for run in sweep.runs if not (run.folder / "ledger.json").exists()}
+    for variant, run in waiting.items():
+        try:
+            require_shareable(base, run.config, sweep.share)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{variant} cannot share what comes before {sweep.share}: {error.fact}",
+                expected="settings that differ in later stages only",
+                remedy="name an earlier stage as share, undo the change, or leave share out of the file",
+            ) from error
+
+
+class _Options(argparse.ArgumentParser):
+    """Reads options that stand in a file."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse what argparse does not understand."""
+        raise ConfigError(f"{self.prog}: {message}", expected='options of `compare`, such as [--metric, "R@1,R@5"]')
+
+
+def _require_options(words: Sequence[str], variants: Sequence[str], path: Path) -> None:
+    """Refuse options of the table at the end that could not be followed there."""
+    parser = _Options(prog=f"{path}: compare", allow_abbrev=False)
+    add_arguments(parser)
+    options = parser.parse_args(["RUN", *words])
+    metrics_of(options.metric)
+    if len(options.runs) > 1:
+        parser.error(f"{', '.join(options.runs[1:])} is no option, and the runs are the sweep's own")
+    if options.against is not None and options.against not in variants:
+        raise ConfigError(
+            f"{path}: compare has --against {options.against}, which is no setting",
+            expected=f"one of {', '.join(variants)}",
         )

@@ -65,17 +65,31 @@ def test_goes_on_to_the_same_end(zygote: Zygote, alone: Finished, tmp_path: Path
 
 
 def test_what_came_before_training_is_measured_again_as_it_was(zygote: Zygote, alone: Finished, tmp_path: Path) -> None:
-    """The models are trained by then: their starts are the other run's, and not what they have become."""
+    """The models are trained by then: their starts are the other run's, and not what they have become.
+
+    Symptom: an index that the other run had dropped by then (`run.keep_indexes`) was missed by what measured with it.
+    """
     folder = tmp_path / "branch"
     words = ["evaluation.rerank_depth=5", "run.stop_before=ranker/2"]
     made = zygote.launcher("branch", str(alone.folder), str(folder), "--before", "ranker/2", *words)
     assert made.code == 0, made.err
     assert "made again: evaluate/yardsticks" in made.err
+    shutil.rmtree(folder / "index" / "001")
     done = zygote.recipe(config=folder / "config.yaml").wait()
     assert done.code == 0, done.err
     assert "evaluate/yardsticks" in ledger_of(folder)
     rows = [[row for row in summary_of(one) if row["system"] == "zero-shot"] for one in (folder, alone.folder)]
     assert [row for row in rows[1] if row["split"] == "dev"] == rows[0] != []
+    assert [stage for stage in ledger_of(folder) if stage.endswith("/001")] == [
+        "candidates/001",
+        "encode/001",
+        "index/001",
+    ]
+    first = [
+        [row for row in summary_of(one) if (row["system"], row["iteration"]) == ("G", 1)]
+        for one in (folder, alone.folder)
+    ]
+    assert first[0] == first[1] != [], "the index is what it was"
     shutil.rmtree(folder / "weights" / "retriever" / "zero-shot")
     ledger = json.loads((folder / "ledger.json").read_text())
     del ledger["stages"]["evaluate/yardsticks"]
@@ -110,6 +124,27 @@ def test_what_it_takes_would_have_been_another(early: Path, tmp_path: Path, chan
     assert not list(tmp_path.iterdir())
 
 
+def test_where_its_source_ended_is_not_where_it_ends(early: Path, tmp_path: Path) -> None:
+    """Symptom: a branch of a run that ended before a stage ended there as well, without a step."""
+    source = tmp_path / "run"
+    shutil.copytree(early, source)
+    ended = load_config(source / "config.yaml", ["run.stop_before=retriever/2"])
+    (source / "config.yaml").write_text(dump_config(ended), encoding="utf-8")
+    for words, before in ([], None), (["run.stop_before=ranker/2"], "ranker/2"):
+        branch_run(source, tmp_path / f"to-{before}", words, "retriever/2")
+        assert load_config(tmp_path / f"to-{before}" / "config.yaml").run.stop_before == before
+
+
+def test_an_index_that_the_next_would_have_begun_from_and_is_no_more_is_told(early: Path, tmp_path: Path) -> None:
+    """Symptom: without a change of settings, a branch had another index than its source, and nothing said why."""
+    assert branch_run(early, tmp_path / "there", [], "retriever/2").gone == ""
+    source = tmp_path / "run"
+    shutil.copytree(early, source)
+    shutil.rmtree(source / "index" / "001")
+    assert branch_run(source, tmp_path / "gone", [], "retriever/2").gone == "001"
+    assert branch_run(source, tmp_path / "cold", ["index.warm_start=false"], "retriever/2").gone == ""
+
+
 def test_settings_of_a_game_that_has_begun(early: Path, tmp_path: Path) -> None:
     """The retriever's first phase was trained with it; what only the ranker's later phases have may change."""
     with pytest.raises(ConfigError, match=r"retriever/1 .*adversarial_weight"):
@@ -129,6 +164,39 @@ def test_behind_a_stage_without_steps(early: Path, tmp_path: Path) -> None:
     done = branch_run(source, tmp_path / "branch", [], "retriever/1")
     assert "warmup_retriever" in done.kept
     assert [path.name for path in (tmp_path / "branch" / "checkpoints").iterdir()] == ["ranker"]
+
+
+def test_a_run_ends_in_order_before_its_shards(zygote: Zygote, small_data: Path, tmp_path: Path) -> None:
+    """Symptom: before the first stages, of data and shards, it ended as one that had failed, with exit code 2."""
+    ended = zygote.recipe(f"run.path={tmp_path / 'run'}", f"data.path={small_data}", "run.stop_before=shards").wait()
+    assert ended.code == 0, ended.err
+    assert "ended before shards" in ended.err
+    assert not (tmp_path / "run" / "shards").exists()
+
+
+@pytest.mark.parametrize("option", ["ar2.teacher=dev", "ar2.adversarial_from=lead"])
+def test_what_was_decided_on_dev_would_have_been_another(early: Path, tmp_path: Path, option: str) -> None:
+    """Symptom: a game went on behind a phase that its own settings would have decided otherwise, without a word."""
+    source = tmp_path / "run"
+    shutil.copytree(early, source)
+    config = load_config(source / "config.yaml", [option])
+    (source / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    for change in ("evaluation.rerank_depth=5", "run.keep_best=R@5"):
+        with pytest.raises(ConfigError, match=rf"retriever/1 .* with {change.partition('=')[0]}"):
+            branch_run(source, tmp_path / "branch", [change], "ranker/1")
+        assert "evaluate/0" in branch_run(source, tmp_path / change, [change], "retriever/1").again
+    assert "retriever/1" in branch_run(source, tmp_path / "b", ["evaluation.test_at_end=false"], "ranker/1").kept
+
+
+@pytest.mark.parametrize("reader", [["ranker.bm25_prior=2"], ["data.fallback_positive=answer"]])
+def test_what_bm25_says_beside_its_candidates(early: Path, tmp_path: Path, reader: list[str]) -> None:
+    """Symptom: where no phase drew from BM25's hits, the prior and the positives of what was taken were of another."""
+    source = tmp_path / "run"
+    shutil.copytree(early, source)
+    config = load_config(source / "config.yaml", ["warmup_retriever.hard_negatives=0", *reader])
+    (source / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"would have been another with bm25\.k1"):
+        branch_run(source, tmp_path / "branch", ["bm25.k1=0.5"], "retriever/1")
 
 
 def test_other_games_from_the_same_warm_up(early: Path, tmp_path: Path) -> None:

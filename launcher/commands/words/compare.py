@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from engine.config.metric_names import ENTROPY
+from engine.config.metric_names import ENTROPY, family_of
+from engine.errors import ConfigError
 from launcher.commands.words.comparison import FOLDER
 from launcher.terminal.arguments import positive_whole_number, typed_path
 
@@ -38,3 +39,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--unfinished", action="store_true", help="the curves of runs so far, finished or not")
     parser.add_argument("--out", type=typed_path, metavar="DIR", help=f"results folder (the first RUN's {FOLDER}/)")
     parser.add_argument("--no-figure", action="store_true", help="print and write the tables alone")
+
+
+def metrics_of(words: str) -> tuple[str, ...]:
+    """Read the value of `--metric`.
+
+    Args:
+        words: Names with commas between them.
+
+    Raises:
+        ConfigError: There is no such metric.
+    """
+    names = tuple(dict.fromkeys(word.strip() for word in words.split(",")))
+    for name in names:
+        if name != ENTROPY:
+            try:
+                family_of(name)
+            except ValueError as error:
+                raise ConfigError(f"--metric: {error}; or {ENTROPY}, of retrievers") from error
+    return names

@@ -330,6 +330,23 @@ def test_a_stage_of_a_start_that_lost_the_folder_is_not_recorded(open_run: Open)
     assert list(ledger(first)) == ["shards"]
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("warmup_ranker", r"which .* has finished\. Expected: a stage that is to come"),
+        ("retriever/9", r"a stage that this run does not have\. Expected: such as one of warmup_retriever, "),
+        ("retriever/l", "a stage that this run does not have"),
+    ],
+)
+def test_an_end_that_does_not_come_is_refused(name: str, told: str, open_run: Open) -> None:
+    """Symptom: the whole game was played, and only then, or never, it was told that there had been no such end."""
+    open_run().once("warmup_ranker", Work())
+    with pytest.raises(ConfigError, match=rf"run\.stop_before is {name}, {told}"):
+        open_run(f"run.stop_before={name}").require_end_ahead()
+    for later in ("retriever/1", "evaluate/1", "export", "null"):
+        open_run(f"run.stop_before={later}").require_end_ahead()
+
+
 def test_a_request_to_stop_is_met_before_the_next_stage(open_run: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     run, work = open_run(), Work()
     run.once("shards", Work())

@@ -18,9 +18,9 @@ from engine.evaluation.systems import RANKER, fused_system, trained_systems
 from engine.reliability.exit_codes import EXIT_PREEMPTED
 from engine.reliability.failure import record_failure
 from engine.reliability.starts import Start, record_start
-from launcher.commands.sweep import finished_groups, play_sweep, submit_all
+from launcher.commands.sweep import finished_groups, play_sweep, run_logged, submit_all
 from launcher.commands.sweep_board import metrics_of, settings_of, write_board
-from launcher.commands.sweep_file import Sweep, read_sweep
+from launcher.commands.sweep_file import Sweep, read_sweep, require_shared_alike
 from launcher.commands.sweep_slots import Slots
 from shards.records import Dataset
 from tests.distributed.processes import ROOT
@@ -208,6 +208,62 @@ def test_what_settings_share_is_computed_once_a_seed(tmp_path: Path, dataset: Da
     assert len(finished_groups(sweep)) == 2, "what is shared is no result"
 
 
+@pytest.mark.parametrize(
+    ("setting", "share", "told"),
+    [
+        ("{warmup_retriever.steps: 11}", "retriever/1", r"warmup_retriever .* with warmup_retriever\.steps: 10 -> 11"),
+        ("{ar2.top_k: 12}", "retriever/1", r"warmup_ranker .* with other candidates \(000\)"),
+        ("{ar2.objective: irgan}", "retriever/1", "another length, schedule or objective of its phase"),
+        ("{ar2.adversarial_weight: 0.9}", "ranker/1", r"retriever/1 .*adversarial_weight"),
+        ("{bm25.k1: 0.5}", "warmup_ranker", r"bm25\.k1"),
+        ("{data.template: '{text}'}", "warmup_retriever", r"cannot change data\.template"),
+    ],
+)
+def test_a_setting_that_changes_what_is_shared_is_refused_before_that_is_computed(
+    setting: str, share: str, told: str, tmp_path: Path, dataset: Dataset
+) -> None:
+    """Symptom: its branch told it, after the hours of both warm-ups. One that has begun is gone on with."""
+    sweep = read(tmp_path, dataset, share, variants=f"{{same: [], other: {setting}}}")
+    with pytest.raises(ConfigError, match=rf"other cannot share what comes before {share}: .*{told}"):
+        require_shared_alike(sweep)
+    for run in sweep.runs:
+        if run.variant == "other":
+            begin(run.folder)
+    require_shared_alike(sweep)
+
+
+def test_settings_of_a_recipe_in_epochs_share(tmp_path: Path) -> None:
+    """Symptom: epochs "cannot be turned into steps before the data is opened", though a stage's name has none in it."""
+    base = str(TINY.with_name("r2anker_tiny.yaml"))
+    words = "{a: [], b: {r2anker.student.epochs: 2}, c: {ranker.max_length: 40}}"
+    with pytest.raises(ConfigError, match=r"c cannot share .*: ranker .* with ranker\.max_length: "):
+        require_shared_alike(read_sweep(sweep_file(tmp_path, "student", base=base, variants=words)))
+    words = "{a: [], c: {ranker.max_length: 40}}"
+    require_shared_alike(read_sweep(sweep_file(tmp_path, "ranker", base=base, variants=words)))
+
+
+def test_what_goes_beyond_an_earlier_stage_is_shared_as_it_is(tmp_path: Path, dataset: Dataset) -> None:
+    """Symptom: with `share` moved to a finished stage, the base's whole game was played in the hidden folder."""
+    sweep, run = read(tmp_path, dataset, "retriever/1"), StandIn(dataset)
+    play_sweep(sweep, Slots(1, ["mpirun"]), run, shared_only=True)
+    for seed in (1, 2):
+        ledger = sweep.shared_folder(seed) / "ledger.json"
+        finished = {stage: {"seconds": 1.0, "result": None} for stage in ("warmup_retriever", "warmup_ranker")}
+        ledger.write_text(json.dumps({"stages": finished}))
+    run.calls.clear()
+    play_sweep(read(tmp_path, dataset, "warmup_ranker"), Slots(1, ["mpirun"]), run, shared_only=True)
+    assert run.calls == []
+
+
+def test_a_starter_that_cannot_be_started_is_refused(tmp_path: Path) -> None:
+    """Symptom: of a file that is no program there was a traceback of PermissionError."""
+    file = tmp_path / "start.sh"
+    file.write_text("")
+    for words in ([str(file)], [str(tmp_path / "none")], [str(file / "below")]):
+        with pytest.raises(ConfigError, match=r"cannot be started.*--starter"):
+            run_logged(words, tmp_path / "log")
+
+
 def test_a_run_that_fails_is_told_and_the_others_go_on(
     tmp_path: Path, dataset: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -356,6 +412,10 @@ def test_runs_are_handed_to_slurm_when_what_they_share_is_there(tmp_path: Path, 
         ({"base": "configs/none.yaml"}, "there is no configuration file"),
         ({"share": "evaluate/0"}, "no stage 'evaluate/0' of training"),
         ({"repeat": "3"}, "is no sweep with repeat"),
+        ({"compare": "[--against, other]"}, "--against other, which is no setting. Expected: one of with, without"),
+        ({"compare": "[--metrik, MRR@10]"}, "compare: unrecognized arguments: --metrik"),
+        ({"compare": "[MRR@10]"}, "compare: MRR@10 is no option"),
+        ({"compare": "[--metric, X@3]"}, "'X@3' is no metric"),
     ],
 )
 def test_a_file_of_another_form_is_refused_before_any_run(tmp_path: Path, keys: dict[str, str], message: str) -> None:
@@ -367,6 +427,7 @@ def test_a_file_of_another_form_is_refused_before_any_run(tmp_path: Path, keys: 
 @pytest.mark.parametrize("path", SWEEPS, ids=[path.stem for path in SWEEPS])
 def test_the_sweeps_that_come_along_are_valid(path: Path, tmp_path: Path) -> None:
     sweep = read_sweep(path, [f"data.path={tmp_path}"], tmp_path / "out")
+    require_shared_alike(sweep)
     assert len({run.variant for run in sweep.runs}) > 1
     assert sweep.share is not None
 
