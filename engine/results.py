@@ -8,16 +8,42 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar, get_type_hints
 
 from engine.config.timetable import iteration_name
-from shards.files import parse_record
+from shards.files import parse_record, read_json
 
 R = TypeVar("R")
 NOT_SHOWN = {"shown": False}
 """Metadata of a result's field that the log's line of a finished stage leaves out."""
 _HEADLINES = ("MRR@10", "R@1", "A@1")
+
+
+@dataclass(frozen=True, slots=True)
+class _Ledger:
+    stages: dict[str, dict[str, Any]]
+
+
+def read_ledger(path: Path) -> dict[str, dict[str, Any]]:
+    """Read the finished stages of a run, in their order, each with its seconds and its result.
+
+    Args:
+        path: `ledger.json` of the run.
+
+    Returns:
+        Nothing where there is no file: no stage is finished.
+
+    Raises:
+        ArtifactError: The file is no JSON, or has another form.
+    """
+    if not path.exists():
+        return {}
+    # It is not deleted like what one stage can write again: all stages have written it.
+    what = "the ledger of finished stages"
+    remedy = f"restore {path} from a copy: without it a start goes through all stages once more"
+    return parse_record(read_json(path, what, remedy=remedy), _Ledger, f"{what} {path}", remedy=remedy).stages
 
 
 def plain_of(result: object) -> Any:

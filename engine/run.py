@@ -29,9 +29,9 @@ from engine.reliability.progress import follow, format_seconds, tell_outlook
 from engine.reliability.run_folder import RunFolder, take_folder
 from engine.reliability.run_lock import RunLock
 from engine.reliability.watchdog import Watchdog, watch
-from engine.results import in_form, kept_shares, one_line, plain_of
+from engine.results import in_form, kept_shares, one_line, plain_of, read_ledger
 from shards.errors import listed
-from shards.files import parse_record, read_json, write_json
+from shards.files import parse_record, write_json
 
 if TYPE_CHECKING:  # not needed by who only looks at a run's folder
     import torch
@@ -134,7 +134,7 @@ class Run:
                 )
             )
         writer = MetricsWriter(folder.path, active=coordinator.rank == 0, plan=plan_of(config))
-        run = cls(config, folder, coordinator, device, writer, _read_ledger(folder.ledger), lock=lock)
+        run = cls(config, folder, coordinator, device, writer, read_ledger(folder.ledger), lock=lock)
         if watched:
             follow(run.outlook)
         return run
@@ -151,7 +151,7 @@ class Run:
             raise ConfigError(f"{path} holds no run", expected="a folder with a config.yaml that a run wrote")
         config = load_config(folder.config)
         silent = MetricsWriter(folder.path, active=False)
-        run = cls(config, folder, coordinator, device, silent, _read_ledger(folder.ledger))
+        run = cls(config, folder, coordinator, device, silent, read_ledger(folder.ledger))
         if (sizes := run.result_of(SIZES, Sizes)) is not None:
             run.size(sizes)
         run.learn_from_refreshes()
@@ -169,7 +169,7 @@ class Run:
             nonce: Of the start; once another has the folder, nothing is recorded any more.
         """
         metrics = KeptMetrics(ledger.with_name("metrics.jsonl"), active=coordinator.rank == 0)
-        finished = _read_ledger(folder.ledger) | _read_ledger(ledger)
+        finished = read_ledger(folder.ledger) | read_ledger(ledger)
         run = cls(load_config(folder.config), folder, coordinator, device, metrics, finished)
         run.lock, run._ledger = RunLock(folder.lock, nonce), ledger
         if (sizes := run.result_of(SIZES, Sizes)) is not None:
@@ -184,7 +184,7 @@ class Run:
             ledger: Of the companions; where there is none yet, nothing is done.
         """
         read = f"stages in {ledger.parent.name}"
-        found: dict[str, Any] = self.coordinator.only_rank_zero(read, lambda: _read_ledger(ledger))
+        found: dict[str, Any] = self.coordinator.only_rank_zero(read, lambda: read_ledger(ledger))
         new = [name for name in found if name not in self._finished]
         for name in new:
             self._finished[name] = found[name]
@@ -203,7 +203,7 @@ class Run:
 
     def keep_ledger_in(self, folder: RunFolder) -> None:
         """Record stages in a folder of their own from now on, such as an evaluation's: the run's ledger is its own."""
-        self._ledger, self._finished = folder.ledger, _read_ledger(folder.ledger)
+        self._ledger, self._finished = folder.ledger, read_ledger(folder.ledger)
         self._of_earlier_starts = frozenset(self._finished)
 
     @property
@@ -358,7 +358,3 @@ class Run:
         if self.is_main:
             tell_outlook()
         return result
-
-
-def _read_ledger(path: Path) -> dict[str, Any]:
-    return dict(read_json(path, "the ledger of finished stages")["stages"]) if path.exists() else {}

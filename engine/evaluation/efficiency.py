@@ -19,8 +19,8 @@ from engine.evaluation import figures
 from engine.evaluation.figures import Point
 from engine.evaluation.tables import Table, Value
 from engine.reliability.starts import read_starts
+from engine.results import read_ledger
 from engine.run import Run
-from shards.files import read_json
 
 WARMUP, ENCODING, INDEX, MINING, TEACHING, EVALUATION, OTHER = (
     *("warm-up", "encoding", "index", "mining", "teacher's scores", "evaluation"),
@@ -64,7 +64,7 @@ def cost_of(run: Run) -> Cost:
     Raises:
         ArtifactError: The ledger or the list of starts is damaged.
     """
-    stages: dict[str, Any] = read_json(run.folder.ledger, "the ledger of finished stages")["stages"]
+    stages = read_ledger(run.folder.ledger)
     phase_of = {visit.stage: visit.phase for visit in run.timetable.visits}
     seconds: dict[str, float] = {}
     for name, stage in stages.items():

@@ -279,7 +279,10 @@ def _differences_table(rows: Sequence[Row], form: str = "simple") -> str:
     if len(metrics := {one.metric for _, one in known}) == 1:
         headers[4:6] = metrics
         table = [[*line[:4], *line[5:]] for line in table]
-    text: str = tabulate(table, headers=headers, tablefmt=form, missingval="")
+    table = [["" if cell is None else f"{cell}" for cell in line] for line in table]
+    aligned = ["right" if name == "iteration" else "left" for name in headers]
+    # Texts stay as they are: of a single query no error stands beside a number, and +0.500 became 0.5.
+    text: str = tabulate(table, headers=headers, tablefmt=form, disable_numparse=True, colalign=aligned)
     return text
 
 

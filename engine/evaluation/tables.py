@@ -42,7 +42,7 @@ class Table:
         columns = range(len(self.headers))
         written = [place for place in columns if any(isinstance(row[place], str) for row in self.rows)]
         body: str = tabulate(
-            [list(row) for row in self.rows],
+            [[None if is_unknown(value) else value for value in row] for row in self.rows],
             headers=list(self.headers),
             floatfmt=".4f",
             missingval="",
@@ -55,7 +55,16 @@ class Table:
         with write_atomically(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(self.headers)
-            writer.writerows(["" if value is None or value != value else value for value in row] for row in self.rows)
+            writer.writerows(["" if is_unknown(value) else value for value in row] for row in self.rows)
+
+
+def is_unknown(value: Value) -> bool:
+    """Tell whether there is no number, such as the standard error over a single query, which is NaN.
+
+    Args:
+        value: Of a table.
+    """
+    return value is None or value != value
 
 
 def result_of(difference: float, p: float, *, more: str = "better", less: str = "worse") -> str:

@@ -28,7 +28,7 @@ from engine.config.timetable import ZERO_SHOT, Sizes, Visit, WeightsOf, iteratio
 from engine.errors import ArtifactError, ConfigError
 from engine.metrics import take_points
 from engine.reliability.starts import read_starts, record_start
-from engine.results import LAST_STAGE, STALENESS, Measured, kept_shares, ranking_names
+from engine.results import LAST_STAGE, STALENESS, Measured, kept_shares, ranking_names, read_ledger
 from engine.run import SIZES, RunFolder
 from shards.files import parse_record, read_json, write_json
 
@@ -90,7 +90,7 @@ def branch_run(source: Path, target: Path, overrides: Sequence[str], before: str
         raise ConfigError(f"{source} holds no run", expected="a folder with a config.yaml and a ledger.json")
     if target.exists() and any(target.iterdir()):
         raise ConfigError(f"the folder {target} is not empty", expected="a new or an empty one for the branch")
-    ledger: dict[str, Any] = dict(read_json(folder.ledger, "the ledger of finished stages")["stages"])
+    ledger: dict[str, Any] = dict(read_ledger(folder.ledger))
     old = load_config(folder.config)
     new = with_overrides(old, ["run.stop_before=null", *overrides, f"run.path={target.absolute()}"])
     plan = _Plan(folder, ledger, _sized(old, ledger), _sized(new, ledger), before)

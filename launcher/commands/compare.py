@@ -77,7 +77,9 @@ def run_command(arguments: argparse.Namespace) -> None:
         printed, written = variants.final_tables(parts, terms)
         publish(f"compare-{name}", printed, written, partial(variants.final_figure, parts, terms))
     curves = _curves(recordings, groups)
-    if len(curves) > 1:
+    if arguments.unfinished:
+        _require_curves(curves, groups, arguments.split)
+    if arguments.unfinished or len(curves) > 1:
         print()
         printed, written = variants.curve_tables(curves, terms)
         publish(f"curves-{name}", printed, written, partial(variants.curve_figure, curves, terms))
@@ -262,6 +264,21 @@ def _curves(recordings: Recordings, groups: Groups) -> dict[int, list[Part]]:
             continue
         curves.setdefault(iteration, []).append(part)
     return curves
+
+
+def _require_curves(curves: Mapping[int, Sequence[Part]], groups: Groups, split: str) -> None:
+    """Refuse to show the curves of runs that have measured no iteration yet, where nothing else is shown.
+
+    Raises:
+        ConfigError: There is no iteration that all runs of a name have measured.
+    """
+    if not curves:
+        raise ConfigError(
+            f"there are no curves of {', '.join(groups)}: on {split} no iteration is measured by all runs of a name",
+            expected="runs of a recipe with iterations, the first of which is measured by the stage evaluate/0",
+            remedy="see by `sparring status RUN` how far they are; without --unfinished finished runs are compared by "
+            "what they leave behind",
+        )
 
 
 def _part(name: str, role: str, system: System, read: Sequence[Recorded], metrics: Sequence[str]) -> Part:

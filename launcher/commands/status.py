@@ -31,7 +31,7 @@ from engine.reliability.heartbeat import ENDED, STOPPING, Beat, beat_path, read_
 from engine.reliability.progress import format_seconds, plural
 from engine.reliability.run_lock import Holder, read_holder
 from engine.reliability.traces import read_traces
-from engine.results import LAST_STAGE, kept_shares
+from engine.results import LAST_STAGE, kept_shares, read_ledger
 from engine.run import SIZES, RunFolder
 from launcher.slurm.job import Asked, ask_about, is_finished, job_lines, sweep_rows
 from launcher.terminal.arguments import typed_path
@@ -163,7 +163,7 @@ def read_state(path: Path, asked: Asked | None = None) -> State:
     if not folder.config.exists():
         raise ConfigError(f"{path} holds no run", expected="a folder with a config.yaml that a run wrote")
     config = load_config(folder.config)
-    ledger = read_json(folder.ledger, "the ledger of finished stages")["stages"] if folder.ledger.exists() else {}
+    ledger = read_ledger(folder.ledger)
     if SIZES in ledger:
         config = config.sized(parse_record(ledger[SIZES]["result"], Sizes, f"the result of {SIZES} in {folder.ledger}"))
     config = config.with_measured(kept_shares(ledger))

@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from engine.errors import ConfigError
-from engine.results import LAST_STAGE
+from engine.results import LAST_STAGE, read_ledger
 from launcher.slurm.script import recipe_path, slurm_folder
-from shards.files import read_json, read_record, write_json
+from shards.files import read_record, write_json
 
 PENDING, RUNNING = "PENDING", "RUNNING"
 _OVER = frozenset({"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"})
@@ -113,8 +113,7 @@ def read_submitted(folder: Path) -> Submitted | None:
 
 def finished_stages(run: Path) -> list[str]:
     """Return the finished stages of a run, in their order."""
-    path = run / "ledger.json"
-    return list(read_json(path, "the ledger of finished stages")["stages"]) if path.exists() else []
+    return list(read_ledger(run / "ledger.json"))
 
 
 def is_finished(run: Path) -> bool:

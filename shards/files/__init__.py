@@ -227,12 +227,13 @@ def write_json(path: Path, obj: object) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def read_json(path: Path, what: str) -> Any:
+def read_json(path: Path, what: str, *, remedy: str | None = None) -> Any:
     """Read JSON that a run wrote.
 
     Args:
         path: The file.
         what: What the file is, in words, for the error, such as "the corpus manifest".
+        remedy: For the error of a file that is no JSON; None where it can be written again.
 
     Returns:
         The object, whose shape the caller checks.
@@ -250,7 +251,7 @@ def read_json(path: Path, what: str) -> Any:
     except ValueError as error:  # includes malformed JSON and malformed UTF-8
         raise ArtifactError(
             f"{what} is damaged: {path} is not valid JSON ({error})",
-            remedy=f"delete {path} and run the step that writes it again",
+            remedy=remedy or f"delete {path} and run the step that writes it again",
         ) from error
 
 

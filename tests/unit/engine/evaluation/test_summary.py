@@ -176,6 +176,16 @@ def test_a_second_table_says_how_surely_rows_differ(open_run: Open) -> None:
     assert read_rows(run.folder.summary)[0].headline == Headline("MRR@10", 0.02)
 
 
+def test_numbers_without_an_error_keep_sign_and_digits(open_run: Open) -> None:
+    """Symptom: on a split with one query 0.500 and +0.500 were printed as 0.5, and 1.000 as 1."""
+    run = open_run()
+    compared(run, G0, 1.0, Headline("MRR@10", None, "zero-shot", None, 0.5, None, 1.0))
+    compared(run, G, 0.5, Headline("MRR@10", None, "G0", 0, -0.5, None, 1.0))
+    lines = summary_table(run.folder).split("\n\n")[-1].splitlines()[2:4]
+    cells = [re.split(r" {2,}", line.strip()) for line in lines]
+    assert [(one[4], one[6]) for one in cells] == [("1.000", "+0.500"), ("0.500", "-0.500")]
+
+
 def test_rows_that_say_nothing_of_differences_have_no_second_table(open_run: Open) -> None:
     run = open_run()
     recorded(run, [(G, "test", 0.5)])

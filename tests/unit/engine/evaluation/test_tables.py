@@ -53,3 +53,9 @@ def test_texts_that_look_like_numbers_are_printed_as_they_are() -> None:
     lines = Table("t", ("what", "a", "b"), (("n", "4", 4.0), ("seconds", "0.50", 0.5))).text().splitlines()
     assert lines[4].split() == ["n", "4", "4.0000"]
     assert lines[5].split() == ["seconds", "0.50", "0.5000"]
+
+
+def test_what_is_not_known_is_no_number() -> None:
+    """Symptom: the tables of `analyse` on a single query had `nan` for each standard error, and their CSVs nothing."""
+    table = Table("t", ("what", "mean", "error", "p"), (("n", 0.5, float("nan"), None), ("m", 0.25, float("nan"), 1.0)))
+    assert [line.split() for line in table.text().splitlines()[4:]] == [["n", "0.5000"], ["m", "0.2500", "1.0000"]]

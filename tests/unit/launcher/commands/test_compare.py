@@ -364,6 +364,23 @@ def test_a_run_that_is_not_finished_has_curves_alone(dataset: Dataset, tmp_path:
     assert {row["iteration"] for row in rows} == {"0", "1", "2"}
 
 
+def test_curves_begin_with_the_first_iteration_and_are_told_where_there_are_none(
+    dataset: Dataset, tmp_path: Path, compare: Compare, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Symptom: `--unfinished` printed nothing, with exit code 0, until the second iteration was measured."""
+    run = MadeRun(tmp_path / "a", dataset, "run.seed=1")
+    run.finish(last="evaluate/0")
+    rows = json.loads((run.folder / "results" / "summary.json").read_text())
+    for num_measured, path in ((1, tmp_path / "one"), (0, tmp_path / "none")):
+        shutil.copytree(run.folder, path)
+        kept = [row for row in rows if row["iteration"] == 0] * num_measured
+        (path / "results" / "summary.json").write_text(json.dumps(kept))
+    found = compare(f"{tmp_path}/one", "--unfinished", "--metric", "MRR@10", file="curves-dev-MRR@10")
+    assert {row["iteration"] for row in found} == {"0"}
+    assert "MRR@10 on dev by iteration" in capsys.readouterr().out
+    refused(ConfigError, f"{tmp_path}/none", "--unfinished", names=("no curves of none", "on dev", "evaluate/0"))
+
+
 def test_results_that_cannot_be_written_are_refused_first(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
