@@ -41,10 +41,8 @@ def compile_layers(model: nn.Module) -> int:
 
 def _require_compiler() -> None:
     """Refuse a machine on which torch would miss a compiler, which it does at a phase's first step."""
-    if torch.cuda.is_available():  # as Triton looks for it
-        variable, names, language = "CC", ("gcc", "clang"), "C"
-    else:  # as torch's inductor
-        variable, names, language = "CXX", ("g++",), "C++"
+    # On a GPU as Triton looks for it, else as torch's inductor.
+    variable, names, language = ("CC", ["gcc", "clang"], "C") if torch.cuda.is_available() else ("CXX", ["g++"], "C++")
     asked = os.environ.get(variable)
     if not any(map(shutil.which, [asked] if asked else names)):
         raise ConfigError(

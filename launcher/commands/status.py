@@ -252,6 +252,8 @@ def _in_words(state: State, code: int) -> str:
     if not state.beats:
         return f"not running; {go_on}"
     codes = {beat.code for beat in state.beats if beat.state == ENDED}
+    if codes == {0}:
+        return "ended where run.stop_before says; the same command without it goes on"
     how = f"ended with exit code {max(code or 0 for code in codes)}" if codes else "killed without a word"
     return f"not running: {how}; {go_on}"
 

@@ -104,6 +104,15 @@ def test_a_run_that_was_killed(made: Made, capsys: pytest.CaptureFixture[str]) -
     assert "in retriever/2, step 2 of 6" in told
 
 
+def test_a_run_that_ended_where_it_was_to(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    """Symptom: "the same command goes on", which ends at the same place once more."""
+    made.beat(0, ENDED, 0)
+    made.lock.release()
+    code, told = status(made, capsys)
+    assert code == STOPPED
+    assert "ended where run.stop_before says; the same command without it goes on" in told
+
+
 @pytest.mark.parametrize(
     ("failed_with", "message"),
     [
