@@ -212,6 +212,11 @@ class Mining:
         """Name of the model that searches; None where it needs none."""
         return self.weights.model if self.weights else None
 
+    @property
+    def is_of_start(self) -> bool:
+        """Whether a model searches as it came, before any training."""
+        return self.weights is not None and self.weights.iteration is None
+
 
 @dataclass(frozen=True, slots=True)
 class Timetable:
@@ -287,7 +292,7 @@ class Timetable:
     def starts(self) -> tuple[str, ...]:
         """The models that are needed as they came, once they have learnt: searched with, or begun from again."""
         begun = [phase.model for phase in self.phases if phase.restarts == ZERO_SHOT]
-        searched = [one.weights.model for one in self.minings if one.weights and one.weights.iteration is None]
+        searched = [mining.weights.model for mining in self.minings if mining.weights and mining.is_of_start]
         return tuple(dict.fromkeys([*searched, *begun]))
 
     def artifact(self, weights: WeightsOf) -> str:

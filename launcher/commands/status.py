@@ -37,7 +37,7 @@ from launcher.slurm.job import Asked, ask_about, is_finished, job_lines, sweep_r
 from launcher.terminal.arguments import typed_path
 from launcher.terminal.next_steps import next_steps
 from shards.errors import ArtifactError, counted
-from shards.files import parse_record, read_json
+from shards.files import parse_record
 
 RUNNING, FINISHED, STOPPED, SILENT = 0, 3, 4, 5
 """Exit codes: it runs; it has finished; it stopped before its end; it runs, but a rank gives no sign."""
@@ -225,8 +225,7 @@ def _beside(state: State) -> list[str]:
     done: list[str] = []
     for path in state.folder.beside.glob("*/ledger.json"):
         with contextlib.suppress(OSError, ArtifactError):  # taken over this moment
-            stages = read_json(path, "the ledger of what runs beside")["stages"]
-            done += [name for name in stages if name not in state.ledger]
+            done += [name for name in read_ledger(path) if name not in state.ledger]
     where = [beat.where for beat in state.beside[:1]]
     return ["; ".join([*where, *(f"{name} finished" for name in done)])] if where or done else []
 

@@ -296,9 +296,9 @@ class _Context:
         """Estimate the search of the training queries; nothing where no model's index is mined."""
         of_start = mining_of_start(self.config.timetable)
         found = [("mining search", times, self.mined), ("mining search, zero-shot", 1, of_start)]
-        return [self._mined(name, often, one) for name, often, one in found if one is not None]
+        return [self._searched_for(name, often, one) for name, often, one in found if one is not None]
 
-    def _mined(self, name: str, times: int, mining: Mining) -> PhaseHours:
+    def _searched_for(self, name: str, times: int, mining: Mining) -> PhaseHours:
         queries = mined_queries(self.config.timetable, self.corpus, mining)
         flops = forward_flops(self.shapes[self.encoder], [Inputs(queries, self.config.query_max_length)])
         seconds = flops / self.rate(self.encoder, self.rates.inference_share)

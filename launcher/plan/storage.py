@@ -148,21 +148,17 @@ def index_needs(config: Config, corpus: Corpus, plan: IndexPlan, dimension: int,
 
 def refreshes(timetable: Timetable) -> list[Mining]:
     """Return the minings for which a trained model encodes the corpus anew; postings are `plan.postings`'s."""
-    return [one for one in timetable.minings if one.retriever == DENSE and not _is_of_start(one)]
+    return [one for one in timetable.minings if one.retriever == DENSE and not one.is_of_start]
 
 
 def mining_of_start(timetable: Timetable) -> Mining | None:
     """Return the mining that searches with a model before any training; None without one."""
-    return next(filter(_is_of_start, timetable.minings), None)
+    return next((mining for mining in timetable.minings if mining.is_of_start), None)
 
 
 def searches_start(config: Config) -> bool:
     """Tell whether a model encodes the corpus before any training: to be measured, or for a warm-up's negatives."""
     return config.evaluation.zero_shot or mining_of_start(config.timetable) is not None
-
-
-def _is_of_start(mining: Mining) -> bool:
-    return mining.weights is not None and mining.weights.iteration is None
 
 
 def mined_queries(timetable: Timetable, corpus: Corpus, mining: Mining) -> int:
@@ -173,11 +169,10 @@ def mined_queries(timetable: Timetable, corpus: Corpus, mining: Mining) -> int:
     """
     if timetable.mine_all:
         return corpus.train
-    of_start = _is_of_start(mining)
     alike = {
         other.name
         for other in timetable.minings
-        if (other.retriever, other.model, _is_of_start(other)) == (mining.retriever, mining.model, of_start)
+        if (other.retriever, other.model, other.is_of_start) == (mining.retriever, mining.model, mining.is_of_start)
     }
     if timetable.refreshes is not None:  # they differ in how many visits draw from them: the largest stands for all
         drawn = max(
