@@ -26,7 +26,7 @@ from engine.log import get_logger
 from engine.reliability.progress import progress_bar
 from engine.results import Measured, Score
 from engine.retrievers.choice import Choice
-from engine.retrievers.kinds import build, build_lost, open_searcher
+from engine.retrievers.kinds import build, build_lost, forget_what_is_lost, open_searcher
 from engine.retrievers.prior import build_prior
 from engine.retrievers.scattered import answered
 from engine.run import Run, RunFolder, Stage
@@ -75,7 +75,7 @@ def evaluate_systems(
         sample: Number of queries, where they are others than those of the recipe; the rankings have it in their names.
     """
     scores = []
-    build_lost(stage.run, data, folder, searchers_of(systems))
+    forget_what_is_lost(stage.run, folder, searchers_of(systems))
     for system in systems:
         if system.over is None:
             build(stage.run, data, folder, retriever_of(system))

@@ -31,7 +31,7 @@ from engine.data.corpus import Data, sample_queries, write_shards
 from engine.errors import ConfigError, DataError
 from engine.evaluation.candidates import evaluate_candidates
 from engine.evaluation.chosen import best_iteration
-from engine.evaluation.evaluate import evaluate_systems, require_measurable_splits, retriever_of, split_queries
+from engine.evaluation.evaluate import evaluate_systems, require_measurable_splits, split_queries
 from engine.evaluation.fusion import (
     DEV,
     evaluate_fused,
@@ -47,7 +47,6 @@ from engine.evaluation.systems import BM25, CANDIDATES, System, every_system, fu
 from engine.log import get_logger, is_bold
 from engine.models.weights import MARKER
 from engine.refresh.refresh import drop_old_indexes
-from engine.retrievers.kinds import forget_what_is_lost
 from engine.run import Run, RunFolder, Stage
 from launcher.commands.finished import (
     change_settings,
@@ -150,7 +149,6 @@ def evaluate_run(path: Path, asked: Asked) -> None:
                 sets = _candidates(run, data, asked.split, given)
                 evaluate_candidates(stage, data, folder, asked.split, sets, systems, sample)
                 continue
-            forget_what_is_lost(run, folder, [retriever_of(one) for one in systems if one.over is None])
             evaluate_systems(stage, data, folder, asked.split, systems, sample)
             if fused is not None and fits:
                 fit_on_dev(stage, data, fused, sample)

@@ -75,7 +75,7 @@ def write_fusion(made: MadeRun, num_queries: int) -> None:
 @pytest.fixture
 def made(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Stubs]:
     """Return a function that makes a run whose recipe measures samples, and measures on it by `evaluate`."""
-    for name in ("forget_what_is_lost", "drop_old_indexes", "keep_others_out", "data_of"):
+    for name in ("drop_old_indexes", "keep_others_out", "data_of"):
         monkeypatch.setattr(evaluate, name, lambda *_: None)
     world = SimpleNamespace(coordinator=Coordinator(LocalTransport()), device=torch.device("cpu"))
     monkeypatch.setattr(evaluate, "open_world", lambda: world)
